@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make reproduce` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?= photos
+OUT    ?= reproduction
+ARGS   ?=
+
+.PHONY: reproduce test setup lint format bench lock clean
+.DEFAULT_GOAL := reproduce
+
+reproduce: setup
+	$(BIN)/python -m alexnet2012.reproduce data="$(DATA)" out="$(OUT)" $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.lock setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# New pins from setup.cfg's lower bounds. torch's CUDA libraries are left to torch's own pins, so
+# that one lock serves machines with and without a GPU.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet torch==2.13.0 wheel "setuptools>=77"
+	$(VENV)-lock/bin/python -m pip install --quiet ".[dev]"
+	$(VENV)-lock/bin/python -m pip list --format=freeze \
+		| grep -viE '^(alexnet2012|pip|nvidia-(cu|nccl|nvshmem|nvtx|cusparselt|nvjitlink)[^=]*|triton|cuda-[^=]*)==' \
+		| sed 's/+[a-z0-9.]*$$//' > requirements.lock
+	rm -r $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info

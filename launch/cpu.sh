@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# A net that learns on a laptop: two gloo processes, a quarter of the kernels, 112 pixels.
+#   launch/cpu.sh [overrides]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec .venv/bin/python -m alexnet2012.train recipe=code145 model=small schedule=constant \
+    data.batch_size=32 mesh.device=cpu "$@"

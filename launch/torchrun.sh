@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The paper's two processes on one machine, started by torchrun:
+#   launch/torchrun.sh [overrides]                 launch/torchrun.sh recipe=code145 model=small
+# On N machines, the same command on each (data replicas × towers):
+#   NNODES=2 MASTER=host0:29500 launch/torchrun.sh [overrides]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+
+# A mistake in an override ends here, in one line, before any process is started.
+python -m alexnet2012.launcher "$@"
+
+rendezvous=(--standalone)
+if [ "${NNODES:-1}" != 1 ]; then
+    rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "${MASTER:?host:port of one node}")
+fi
+exec torchrun "${rendezvous[@]}" --nproc-per-node "${NPROC_PER_NODE:-2}" \
+    -m alexnet2012.train "$@"

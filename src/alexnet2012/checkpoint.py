@@ -1,0 +1,144 @@
+"""Checkpoints that any mesh can load, whatever mesh saved them.
+
+Each process holds rows of a full tensor; wrapped as a DTensor at save time, they are written by
+torch.distributed.checkpoint under the full tensor's name and shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from alexnet2012.config import ConfigError, TrainConfig
+from alexnet2012.model import AlexNet
+from alexnet2012.optimizer import PaperSGD
+
+METADATA = "checkpoint.json"
+
+
+@dataclass
+class Progress:
+    """How far a run came, and of what. ``settings`` is its whole configuration, as plain data."""
+
+    step: int
+    epoch: int  # epochs finished
+    validation_errors: list[float] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    store_fingerprint: str = ""
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as JSON types."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
+    return values
+
+
+def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress) -> None:
+    """Write a checkpoint under a temporary name, then rename it. Collective."""
+    writing = folder.with_name(f"{folder.name}.writing")
+    if model.mesh.rank == 0:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+    model.mesh.barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        dcp.save(_state(model, optimizer), checkpoint_id=writing, no_dist=model.mesh.world_size == 1)
+    if model.mesh.rank == 0:
+        text = json.dumps(asdict(progress), indent=1, sort_keys=True)
+        (writing / METADATA).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(writing, folder)
+    model.mesh.barrier()
+
+
+def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Progress:
+    """Fill a model, and an optimizer where one is given. Collective."""
+    progress = read_progress(folder)
+    state = _state(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
+    if optimizer is not None:
+        model.load_random_state(
+            {key.removeprefix("random."): t for key, t in state.items() if key.startswith("random.")}
+        )
+    return progress
+
+
+def read_progress(folder: Path) -> Progress:
+    """What a checkpoint holds, without its tensors.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    file = folder / METADATA
+    if not file.is_file():
+        remedy = f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/epoch-0010"
+        raise ConfigError("checkpoint", folder, remedy)
+    return Progress(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The last checkpoint of a run directory."""
+    folders = [f for f in (run_dir / "checkpoints").glob("epoch-*") if (f / METADATA).is_file()]
+    return max(folders, key=lambda f: read_progress(f).step, default=None)
+
+
+def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
+    """Refuse to go on from a checkpoint of another net, optimizer or data order.
+
+    Raises:
+        ConfigError: names the first setting that differs.
+    """
+    here, there = _flat(plain(config)), _flat(progress.settings)
+    parts = ("recipe.", "model.", "schedule.", "precision", "seed", "data.batch_size", "data.limit")
+    for key in sorted(set(here) | set(there)):
+        if not key.startswith(parts) or key == "schedule.epochs":
+            continue
+        if here.get(key) != there.get(key):
+            remedy = f"was saved with {key}={there.get(key)}, this run has {here.get(key)}"
+            raise ConfigError("resume", folder, f"{remedy}; set {key} alike, or start a new run")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def _state(model: AlexNet, optimizer: PaperSGD | None) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state[f"model.{name}"] = _sharded(model, name, parameter.detach())
+        if optimizer is not None:
+            velocity = optimizer.velocity(parameter)
+            state[f"velocity.{name}"] = _sharded(model, name, velocity)
+    if optimizer is not None:
+        state.update({f"random.{k}": v.cpu() for k, v in model.random_state().items()})
+    return state
+
+
+def _sharded(model: AlexNet, name: str, local: Tensor) -> Tensor:
+    """The own rows as part of the full tensor; shares memory with ``local``."""
+    if model.mesh.device_mesh is None or model.mesh.towers == 1:
+        return local
+    shape = model.full_shapes()[name]
+    stride = torch.empty(shape, device="meta").stride()
+    tower_mesh = model.mesh.device_mesh["tower"]
+    return DTensor.from_local(
+        local, tower_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+    )

@@ -1,0 +1,1 @@
+"""From pictures on disk to batches: sources, the prepared store, the plan of draws, the loader."""

@@ -1,0 +1,223 @@
+"""Figures as text that stands inside a page: SVG in the page's own colours, PNG as data URIs.
+
+Colours are CSS variables (``--ink``, ``--muted``, ``--rule``, ``--paper``, ``--tower-0``,
+``--tower-1``, ``--series-0`` …), so that one figure serves light and dark pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+# matplotlib knows no CSS: these stand for the variables until the SVG is written
+_STANDINS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "rule": "#030303",
+    "series-0": "#0a0001",
+    "series-1": "#0a0002",
+    "series-2": "#0a0003",
+    "series-3": "#0a0004",
+}
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart; a None or NaN leaves a gap."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value drawn straight across a chart, as chance."""
+
+    value: float
+    label: str
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    level: Level | None = None,
+    log_y: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """An SVG of up to four curves; the y label stands on top, where it reads level."""
+    settings = {
+        "svg.fonttype": "none",  # text stays text: the page's font, selectable
+        "svg.hashsalt": alt,  # same figure, same bytes; and ids differ between figures
+        "text.parse_math": False,  # labels are not ours
+        "font.size": 9.5,
+        "axes.edgecolor": _STANDINS["rule"],
+        "axes.linewidth": 0.8,
+        "xtick.color": _STANDINS["muted"],
+        "ytick.color": _STANDINS["muted"],
+        "axes.labelcolor": _STANDINS["muted"],
+        "text.color": _STANDINS["ink"],
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(ylabel, loc="left", fontsize=9.5, color=_STANDINS["muted"], pad=8)
+        axes.set_xlabel(xlabel)
+        for i, curve in enumerate(curves):
+            y = [np.nan if value is None else float(value) for value in curve.y]
+            color, dash = _STANDINS[f"series-{i % 4}"], _DASHES[i % 4]
+            marker = "o" if len(y) < 3 else None
+            axes.plot(curve.x, y, color=color, linestyle=dash, linewidth=1.5, marker=marker,
+                      markersize=3, label=curve.label)  # fmt: skip
+        if log_y:
+            axes.set_yscale("log")
+        if y_range is not None:
+            axes.set_ylim(*y_range)
+        if level is not None:
+            axes.axhline(level.value, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
+            axes.annotate(level.label, (1, level.value), xycoords=("axes fraction", "data"),
+                          xytext=(-2, 3), textcoords="offset points", ha="right", va="bottom",
+                          fontsize=8.5, color=_STANDINS["muted"])  # fmt: skip
+        axes.grid(axis="y", color=_STANDINS["rule"], linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, pad=5)
+        axes.margins(x=0.02)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), alt)
+
+
+def kernel_pictures(weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4) -> list[str]:
+    """Conv1's kernels, one PNG data URI a tower, as the paper's figure 3 lays them out.
+
+    Each kernel is scaled by its own largest absolute weight, with zero at mid grey, so that a
+    kernel that ignores colour shows no colour.
+
+    Args:
+        weights: [K, 3, H, W] of the whole net, tower 0's kernels first.
+    """
+    kernels = weights.detach().double().cpu().nan_to_num()
+    peak = kernels.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
+    levels = ((0.5 + 0.5 * kernels / peak) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [_tiled(part, columns, zoom) for part in np.array_split(levels, towers)]
+
+
+def two_towers(
+    layers: Sequence[tuple[str, int]], crossing_bytes: Mapping[str, float], vertical: bool = False
+) -> str:
+    """The net as two rows (or columns) of boxes, with the exchanges as crossing lines.
+
+    Args:
+        layers: name and kernels or units of the whole net, in order.
+        crossing_bytes: forward bytes an image, by reading layer; ``logits`` for the gathered
+            outputs. A layer that is not there reads its own tower only.
+    """
+    step, length, width, gap = (70, 38, 112, 204) if vertical else (106, 82, 50, 126)
+    margin = 28
+    ends = margin + (len(layers) + 1) * step
+    span = gap + width  # across both towers
+    parts: list[str] = []
+
+    def point(along: float, across: float) -> tuple[float, float]:
+        return (across, along) if vertical else (along, across)
+
+    def line(along: tuple[float, float], across: tuple[float, float], kind: str) -> None:
+        (x1, y1), (x2, y2) = point(along[0], across[0]), point(along[1], across[1])
+        parts.append(f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" class="{kind}"/>')
+
+    def box(along: float, across: float, size: tuple[float, float], kind: str, *text: str) -> None:
+        (x, y), (w, h) = point(along, across), point(*size)
+        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{kind}"/>')
+        for i, words in enumerate(text):
+            style = "name" if i == 0 else "count"
+            baseline = y + h / 2 + (5 if len(text) == 1 else (-3 + 16 * i))
+            parts.append(_text(x + w / 2, baseline, words, style))
+
+    centres = [margin + width / 2, margin + gap + width / 2]
+    for i, (name, count) in enumerate((*layers, ("logits", 0))):
+        start = margin + (i + 1) * step
+        previous_end = start - step + length
+        for tower in (0, 1):
+            line((previous_end, start), (centres[tower], centres[tower]), f"own tower-{tower}")
+            if i and name in crossing_bytes:
+                line((previous_end, start), (centres[tower], centres[1 - tower]), "crossing")
+            if name != "logits":
+                unit = "kernels" if name.startswith("conv") else "units"
+                box(start, centres[tower] - width / 2, (length, width), f"box tower-{tower}",
+                    name, f"{count // 2:,} {unit}")  # fmt: skip
+        if i and name in crossing_bytes:
+            x, y = point((previous_end + start) / 2, sum(centres) / 2)
+            parts.append(_text(x, y + 4, f"{crossing_bytes[name] / 1000:.3g} kB", "bytes"))
+    box(margin, margin, (length, span), "box shared", "image")
+    box(ends, margin, (length, span), "box shared", "logits")
+    for tower in (0, 1):
+        across = (8 if tower == 0 else margin + span + 20) if not vertical else margin - 10
+        x, y = (centres[tower], across) if vertical else (margin + step, across + 10 - 8 * tower)
+        anchor = "middle" if vertical else "start"
+        parts.append(_text(x, y, f"Tower {tower}", f"tower tower-{tower}", anchor))
+    w, h = point(ends + length + margin, span + 2 * margin)
+    crossed = ", ".join(name for name, _ in layers if name in crossing_bytes) or "no layer"
+    alt = f"Two towers of {len(layers)} layers each, with exchanges at {crossed}"
+    if "logits" in crossing_bytes:
+        alt += ", and for the logits"
+    orientation = "vertical" if vertical else "horizontal"
+    return (
+        f'<svg viewBox="0 0 {w:g} {h:g}" class="towers {orientation}" role="img" '
+        f'aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+    )
+
+
+def _text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+    )
+
+
+def _tiled(kernels: np.ndarray[Any, Any], columns: int, zoom: int) -> str:
+    """[K, H, W, 3] bytes → one picture, a transparent pixel between kernels."""
+    count, height, width, _ = kernels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
+    for i, kernel in enumerate(kernels):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        sheet[top : top + height, left : left + width, :3] = kernel
+        sheet[top : top + height, left : left + width, 3] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _inline(svg: str, alt: str) -> str:
+    """An SVG file's text made part of an HTML page."""
+    body = svg[svg.index("<svg") :]
+    view = re.search(r'viewBox="([^"]*)"', body)
+    assert view is not None
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)  # matplotlib's names repeat from figure to figure
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would style the whole page
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
+    for name, standin in _STANDINS.items():
+        body = body.replace(standin, f"var(--{name})")
+    return (
+        f'<svg viewBox="{view[1]}" class="chart" role="img" aria-label="{escape(alt)}">'
+        + re.sub(r"\n\s*", "\n", body)
+    )

@@ -1,0 +1,309 @@
+"""AlexNet: any recipe, both towers in one process or one tower in each of two.
+
+Legend: N images, C channels, H×W pixels, T towers of the net, t of them in this process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet2012.collectives import (
+    TowerLink,
+    all_gather_to_replicated,
+    all_gather_to_sharded,
+    gather_rows,
+)
+from alexnet2012.config import (
+    Activation,
+    ConfigError,
+    ConvConfig,
+    ModelConfig,
+    RecipeConfig,
+    check_recipe,
+    load_recipe,
+    scaled,
+)
+from alexnet2012.layers import (
+    ColumnParallel,
+    ColumnParallelConv2d,
+    ColumnParallelLinear,
+    Dropout,
+    local_response_norm,
+    overhang_pixels,
+    spatial_norm,
+)
+from alexnet2012.mesh import Mesh, single_process
+from alexnet2012.sharding import Share, share
+from alexnet2012.streams import stream_seed
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.relu: F.relu,
+    Activation.tanh: torch.tanh,
+}
+
+
+class AlexNet(nn.Module):
+    """The net of a recipe; on a mesh of several towers, this rank's part of it.
+
+    Takes images [N, 3, S, S] (grey levels 0-255, mean subtracted) and returns the logits
+    [N, num_classes], whole, on every rank. The usual cross-entropy and ``loss.backward()`` on
+    every rank give each parameter its right gradient.
+
+    Args:
+        recipe: ``paper``, ``code145``, or a recipe of your own.
+        num_classes: any number; towers share them as evenly as it goes.
+        model: activation, width and input size; the recipe's own net without.
+        mesh: from :func:`alexnet2012.init_mesh`; one process with both towers without.
+        seed: fixes initial values and dropout, whatever the mesh.
+
+    Raises:
+        ConfigError: the net cannot be built; names the key and a remedy.
+
+    Source: paper sec. 3.5 and fig. 2.
+    """
+
+    def __init__(
+        self,
+        recipe: str | RecipeConfig = "paper",
+        num_classes: int = 1000,
+        *,
+        model: ModelConfig | None = None,
+        mesh: Mesh | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.config = model or ModelConfig()
+        self.mesh = mesh or single_process()
+        self.num_classes = num_classes
+        check_recipe(self.recipe, self.config)
+        if num_classes < 1:
+            raise ConfigError("num_classes", num_classes, "must be 1 or more")
+        if self.mesh.towers not in (1, self.recipe.towers):
+            remedy = f"must be 1 or the recipe's {self.recipe.towers} towers"
+            raise ConfigError("mesh.towers", self.mesh.towers, remedy)
+        self.towers_here = self.recipe.towers // self.mesh.towers
+        self.link = TowerLink(self.mesh.tower_group, self.mesh.towers, self.mesh.tower)
+        self.activation = ACTIVATIONS[self.config.activation]
+        self._build(seed)
+        self.to(device=self.mesh.device, dtype=dtype)
+
+    def forward(self, images: Tensor, rows: Share | None = None) -> Tensor:
+        """[N, 3, S, S] → logits [N, num_classes], on every rank.
+
+        ``rows`` says which rows of the global batch these are (for dropout); without it every
+        replica is taken to hold N rows.
+        """
+        hidden = self.features(images, rows)
+        logits_shard = self.fc8(self._read("fc8", hidden, both=True))
+        return all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
+
+    def features(self, images: Tensor, rows: Share | None = None) -> Tensor:
+        """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
+        if rows is None:
+            count = len(images)
+            start = self.mesh.replica * count
+            rows = Share(start, start + count, self.mesh.replicas * count)
+        x = images
+        for name, conv in self.recipe.convs.items():
+            x = self._convolve(name, conv, x)
+        x = x.flatten(1)  # channel, row, column; tower 0's channels first
+        for name, linear in self.recipe.hidden.items():
+            x = self._read(name, x, both=linear.reads_both_towers)
+            x = self.activation(self.get_submodule(name)(x))
+            x = self.dropouts[name](x, rows)
+        return x
+
+    def layers(self) -> dict[str, ColumnParallel]:
+        """The eight layers with parameters, by name."""
+        return {n: m for n, m in self.named_children() if isinstance(m, ColumnParallel)}
+
+    def full_shapes(self) -> dict[str, torch.Size]:
+        """Names and shapes of the whole net's parameters."""
+        owners = self.layers()
+        return {
+            name: torch.Size((owners[name.split(".")[0]].rows.total, *parameter.shape[1:]))
+            for name, parameter in self.named_parameters()
+        }
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The whole net's parameters on every rank. Collective: call it on every rank.
+
+        Names and layouts are public: ``conv2.weight`` is [256, 48, 5, 5] with tower 0's kernels
+        first; ``fc6.weight`` is [4096, 9216] and reads maps flattened channels first.
+        """
+        owners = self.layers()
+        return {
+            name: gather_rows(
+                parameter.detach(), owners[name.split(".")[0]].rows, self.link, "state", "inference"
+            )
+            for name, parameter in self.named_parameters()
+        }
+
+    def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take this rank's rows of a whole net's parameters.
+
+        Raises:
+            ConfigError: a name is missing or unknown, or a shape is another net's.
+        """
+        shapes = self.full_shapes()
+        for name in sorted(set(state) ^ set(shapes)):
+            what = "missing" if name in shapes else "not a parameter of this net"
+            raise ConfigError("state_dict", name, f"{what}; was it saved by another recipe?")
+        owners = self.layers()
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if state[name].shape != shapes[name]:
+                    remedy = f"is {tuple(state[name].shape)}, this net has {tuple(shapes[name])}"
+                    raise ConfigError("state_dict", name, f"{remedy}; use the same recipe and size")
+                parameter.copy_(owners[name.split(".")[0]].rows.of(state[name]))
+
+    def random_state(self) -> dict[str, Tensor]:
+        """Where the dropout streams stand; the same on every rank."""
+        return {name: dropout.generator.get_state() for name, dropout in self._dropouts()}
+
+    def load_random_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, dropout in self._dropouts():
+            dropout.generator.set_state(state[name].cpu())
+
+    def _dropouts(self) -> list[tuple[str, Dropout]]:
+        return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
+
+    def _convolve(self, name: str, conv: ConvConfig, x: Tensor) -> Tensor:
+        x = self._read(name, x, both=conv.reads_both_towers)
+        x = self.get_submodule(name)(x)
+        if not conv.activation_last:
+            x = self.activation(x)
+        if conv.lrn:
+            x = local_response_norm(x, self.recipe.lrn, self.towers_here)
+        if conv.spatial_norm:
+            x = spatial_norm(x, self.recipe.spatial_norm)
+        if conv.pool:
+            # Rounding up keeps a last window that is cut off by the edge, as the 2012 code does;
+            # at 224 pixels and 3/2 every window fits and nothing changes.
+            x = F.max_pool2d(x, self.recipe.pool.size, self.recipe.pool.stride, ceil_mode=True)
+        return self.activation(x) if conv.activation_last else x
+
+    def _read(self, layer: str, x: Tensor, *, both: bool) -> Tensor:
+        return all_gather_to_sharded(x, self.link, layer) if both else x
+
+    def _build(self, seed: int) -> None:
+        recipe, width = self.recipe, self.config.width
+        channels, size = 3, self.config.input_size
+        for name, conv in recipe.convs.items():
+            reads_image = name == "conv1"  # whole, on every tower
+            whole_input = conv.reads_both_towers or reads_image
+            rows = self._own(scaled(conv.kernels, width, recipe.towers))
+            layer = ColumnParallelConv2d(
+                conv,
+                rows,
+                kernel_channels=channels if whole_input else channels // recipe.towers,
+                groups=1 if whole_input else self.towers_here,
+            )
+            # A narrower net sums fewer terms: a larger std keeps its signals at the full net's size.
+            std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
+            self._add(name, layer, std, conv.init_bias, seed)
+            channels, size = rows.total, self._size_after(name, conv, size)
+        inputs, full_inputs = channels * size**2, recipe.conv5.kernels * self._full_map_size() ** 2
+        self.dropouts = nn.ModuleDict()
+        for name, linear in recipe.hidden.items():
+            both, rows = linear.reads_both_towers, self._own(scaled(linear.units, width, recipe.towers))
+            fc = ColumnParallelLinear(
+                rows,
+                (inputs if both else inputs // recipe.towers,),
+                groups=1 if both else self.towers_here,
+            )
+            self._add(
+                name,
+                fc,
+                linear.init_std * math.sqrt(full_inputs / inputs),
+                linear.init_bias,
+                seed,
+            )
+            generator = torch.Generator(self.mesh.device)
+            generator.manual_seed(stream_seed(seed, "dropout", name))
+            self.dropouts[name] = Dropout(recipe.dropout_rate, rows, generator)
+            inputs, full_inputs = rows.total, linear.units
+        head = ColumnParallelLinear(self._own(self.num_classes), (inputs,), groups=1)
+        std = recipe.fc8.init_std * math.sqrt(full_inputs / inputs)
+        self._add("fc8", head, std, recipe.fc8.init_bias, seed)
+
+    def _own(self, total: int) -> Share:
+        return share(total, self.mesh.towers, self.mesh.tower)
+
+    def _add(self, name: str, layer: ColumnParallel, std: float, bias: float, seed: int) -> None:
+        generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))
+        layer.draw(std, bias, generator)
+        self.add_module(name, layer)
+
+    def _full_map_size(self) -> int:
+        """Pixels a side of the last maps at the recipe's own input of 224."""
+        size = 224
+        for name, conv in self.recipe.convs.items():
+            size = self._size_after(name, conv, size)
+        return size
+
+    def _size_after(self, name: str, conv: ConvConfig, size: int) -> int:
+        """Pixels a side after a convolution and its pooling."""
+        padded = size + 2 * conv.padding
+        if conv.overhang:
+            padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
+        size = (padded - conv.kernel_size) // conv.stride + 1
+        if conv.pool:
+            pool = self.recipe.pool
+            size = -(-(size - pool.size) // pool.stride) + 1
+        if size < 1:
+            remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
+            raise ConfigError("model.input_size", self.config.input_size, remedy)
+        return size
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """Counts of one layer of the whole net, taken from its built tensors."""
+
+    name: str
+    weights: int
+    biases: int
+    neurons: int
+    multiply_adds: int
+
+
+@torch.no_grad()
+def audit(model: AlexNet) -> list[LayerAudit]:
+    """Count a one-process net by running one picture through it. Source of checks: PAPER's table."""
+    assert model.mesh.towers == 1, "count the whole net"
+    outputs: dict[str, int] = {}
+
+    def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            outputs[name] = output[0].numel()
+
+        return hook
+
+    handles = [m.register_forward_hook(record(n)) for n, m in model.layers().items()]
+    was_training = model.training
+    size = model.config.input_size
+    first = next(model.parameters())
+    model.eval()(torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype))
+    model.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return [
+        LayerAudit(
+            name=name,
+            weights=layer.weight.numel(),
+            biases=layer.bias.numel(),
+            neurons=outputs[name],
+            multiply_adds=outputs[name] * layer.weight[0].numel(),
+        )
+        for name, layer in model.layers().items()
+    ]

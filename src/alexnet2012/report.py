@@ -1,0 +1,251 @@
+"""The report: one self-contained page that shows a reproduction, with the ledger in full.
+
+The page is a view of files: ``python -m alexnet2012.report DIR`` renders DIR/reproduction.json
+and DIR/kernels.npy again. A section whose part of the reproduction is missing is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from alexnet2012.claims import Verdict, load_differences
+from alexnet2012.figures import Curve, Level, kernel_pictures, line_chart, two_towers
+from alexnet2012.findings import (
+    Ablation,
+    Audit,
+    Evaluation,
+    Exchange,
+    Reproduction,
+    Runs,
+    ledger_of,
+    load_reproduction,
+)
+
+
+VERDICT_MARKS = {
+    Verdict.exact: "exact",
+    Verdict.full: "full",
+    Verdict.reduced: "reduced",
+    Verdict.not_measured: "none",
+}
+
+
+def write_report(reproduction: Reproduction, directory: Path) -> Path:
+    """Render DIRECTORY/report.html: one file, nothing fetched, all foreign text escaped."""
+    environment = Environment(
+        loader=PackageLoader("alexnet2012", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=lambda n: f"{n:,.0f}", sci=scientific, fixed=lambda x, digits=1: _fixed(x, digits)
+    )
+    page = environment.get_template("report.html.jinja").render(view(reproduction))
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def view(reproduction: Reproduction) -> dict[str, Any]:
+    """What the template shows: every sum, share and judgement is made here."""
+    exchanges = _exchanges(reproduction.get("exchanges", []))
+    exactness = [
+        {**e, "ok": _number(e["worst_relative_difference"]) <= e["bound"]}
+        for e in reproduction.get("exactness", [])
+    ]
+    audit = _audit(reproduction.get("audit", {}))
+    evaluation = reproduction.get("evaluation", [])
+    return {
+        "provenance": reproduction.get("provenance", {}),
+        "warnings": reproduction.get("warnings", []),
+        "tiles": _tiles(audit, exactness, exchanges, evaluation),
+        "towers": _towers(reproduction),
+        "audit": audit,
+        "exactness": exactness,
+        "exchanges": exchanges,
+        "training": _training(reproduction.get("runs", {})),
+        "evaluation": evaluation,
+        "kernels": _kernels(reproduction),
+        "ablations": [_ablation(a) for a in reproduction.get("ablations", [])],
+        "ledger": _ledger_view(reproduction),
+        "differences": load_differences(),
+    }
+
+
+def _audit(audit: Audit) -> dict[str, Any]:
+    layers = audit.get("layers", [])
+    keys = ("weights", "biases", "neurons", "multiply_adds")
+    totals = {key: sum(layer[key] for layer in layers) for key in keys}
+    parameters = totals["weights"] + totals["biases"]
+    shares = [100 * (layer["weights"] + layer["biases"]) / parameters for layer in layers]
+    rows = [{**layer, "share_pct": share} for layer, share in zip(layers, shares, strict=True)]
+    return {
+        "recipe": audit.get("recipe"), "rows": rows, "totals": totals, "parameters": parameters
+    }  # fmt: skip
+
+
+def _exchanges(exchanges: list[Exchange]) -> dict[str, Any]:
+    """One row a layer, forward and backward side by side."""
+    rows: dict[str, dict[str, Any]] = {}
+    for e in exchanges:
+        row = rows.setdefault(e["layer"], {"layer": e["layer"], "forward": None, "backward": None})
+        row[e["direction"]] = e
+    counted = sum(e["bytes_per_image"] for e in exchanges)
+    return {
+        "rows": list(rows.values()),
+        "largest": max((e["bytes_per_image"] for e in exchanges), default=1) or 1,
+        "counted": counted,
+        "expected": sum(e["expected_bytes_per_image"] for e in exchanges),
+        "ok": all(e["bytes_per_image"] == e["expected_bytes_per_image"] for e in exchanges),
+    }
+
+
+def _tiles(
+    audit: dict[str, Any],
+    exactness: list[dict[str, Any]],
+    exchanges: dict[str, Any],
+    evaluation: list[Evaluation],
+) -> list[dict[str, str]]:
+    """The few numbers that open the page; one that was not measured has no tile."""
+    tiles = []
+    if audit["rows"]:
+        note = f"{audit['totals']['neurons']:,} neurons; the paper rounds to 60 M and 650,000"
+        tiles.append({"label": "Parameters", "value": f"{audit['parameters']:,}", "note": note})
+    if exactness:
+        worst = max(exactness, key=lambda e: _number(e["worst_relative_difference"]) / e["bound"])
+        note = f"worst relative difference: {worst['quantity']}, {worst['dtype']}"
+        value = scientific(worst["worst_relative_difference"])
+        tiles.append({"label": "Two processes against one", "value": value, "note": note})
+    if exchanges["rows"]:
+        note = "forward and backward; "
+        note += "to the byte as computed" if exchanges["ok"] else "not what the shapes say"
+        value = f"{exchanges['counted']:,.0f}"
+        tiles.append({"label": "Bytes exchanged an image", "value": value, "note": note})
+    if evaluation:
+        best = max(evaluation, key=lambda e: e["views"])
+        note = f"{best['views']} views, {best['pictures']:,} pictures"
+        if "chance_top1_error_pct" in best:
+            note += f"; chance is {_fixed(best['chance_top1_error_pct'])}%"
+        value = f"{_fixed(best['top1_error_pct'])}%"
+        tiles.append({"label": "Top-1 validation error", "value": value, "note": note})
+    return tiles
+
+
+def _towers(reproduction: Reproduction) -> list[Markup]:
+    layers = [(x["name"], x["kernels"]) for x in reproduction.get("audit", {}).get("layers", [])]
+    crossings = {
+        e["layer"]: e["bytes_per_image"]
+        for e in reproduction.get("exchanges", [])
+        if e["direction"] == "forward"
+    }
+    if not layers or not crossings:
+        return []
+    return [Markup(two_towers(layers, crossings, vertical)) for vertical in (False, True)]
+
+
+def _training(runs: Runs) -> list[dict[str, Any]]:
+    """One chart for the full-size runs, and two for the reduced one."""
+    charts = []
+    full = [run for run in (runs.get("full_paper"), runs.get("full_code145")) if run]
+    for title, group in (("At the paper's own size", full), ("Reduced", [runs.get("reduced")])):
+        present = [run for run in group if run and run.get("loss")]
+        if not present:
+            continue
+        curves = [Curve(r.get("label", "loss"), r["steps"], r["loss"]) for r in present]
+        chance = present[0].get("chance_loss")
+        level = Level(chance, f"chance, {chance:.2f}") if chance else None
+        drawn = line_chart(curves, "step", "Training loss", f"{title}: training loss", level)
+        charts.append({"title": f"{title}: training loss", "svg": Markup(drawn), "runs": present})
+    val = runs.get("reduced", {}).get("val", [])
+    if val:
+        epochs = [v["epoch"] for v in val]
+        curves = [
+            Curve(f"top-{k}", epochs, [v.get(f"top{k}_error_pct") for v in val]) for k in (1, 5)
+        ]
+        chance = runs["reduced"].get("chance_top1_error_pct")
+        level = Level(chance, f"chance, top-1 {chance:.1f}") if chance else None
+        title = "Reduced: validation error"
+        drawn = line_chart(curves, "epoch", "Error, per cent", title, level, y_range=(0, 102))
+        charts.append({"title": title, "svg": Markup(drawn), "runs": []})
+    return charts
+
+
+def _kernels(reproduction: Reproduction) -> dict[str, Any]:
+    kernels = reproduction.get("kernels")
+    pictures = [] if kernels is None else kernel_pictures(kernels)
+    count = 0 if kernels is None else kernels.shape[0] // 2
+    return {
+        "pictures": pictures, "each": count, "caption": reproduction.get("kernels_caption", "")
+    }  # fmt: skip
+
+
+def _ablation(ablation: Ablation) -> dict[str, Any]:
+    arms = ablation["arms"]
+    threshold = ablation.get("threshold_pct")
+    curves = [Curve(a["label"], a["epochs"], a["train_error_pct"]) for a in arms if a.get("epochs")]
+    title = ablation.get("title", ablation["name"])
+    level = Level(threshold, f"{threshold:g}%") if threshold is not None else None
+    alt = f"{title}: training error by epoch for {', '.join(a['label'] for a in arms)}"
+    drawn = line_chart(curves, "epoch", "Training error, per cent", alt, level) if curves else ""
+    return {**ablation, "title": title, "svg": Markup(drawn), "threshold_pct": threshold}
+
+
+def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
+    content = ledger_of(reproduction)
+    rows = [
+        {
+            **row,
+            "mark": VERDICT_MARKS[Verdict(row["verdict"])],
+            "timings": content["timings"].get(row["id"], {}),
+        }
+        for row in content["rows"]
+    ]
+    tally = [
+        {"verdict": verdict.value, "mark": mark, "count": sum(row["mark"] == mark for row in rows)}
+        for verdict, mark in VERDICT_MARKS.items()
+    ]
+    return {"rows": rows, "tally": tally}
+
+
+def scientific(value: float | None) -> str:
+    """3.1e-15 → 3.1 × 10⁻¹⁵, and words for what is no number."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{power}"
+
+
+def _fixed(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def _number(value: float | None) -> float:
+    """What JSON holds as null was not finite: worse than any bound."""
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet2012.report", description="Render DIR/report.html again."
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="of reproduction.json")
+    directory: Path = parser.parse_args().directory
+    if not (directory / "reproduction.json").exists():
+        parser.error(f"DIR={directory}: holds no reproduction.json; `make reproduce` writes one")
+    print(write_report(load_reproduction(directory), directory))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Which part of a full tensor a process owns. Pure functions of sizes and positions.
+
+Legend: T towers (or any number of parts), rows = the first dimension of a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Share(NamedTuple):
+    """Rows ``start`` to ``stop`` of ``total``."""
+
+    start: int
+    stop: int
+    total: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def of(self, full: Tensor) -> Tensor:
+        """The own rows of a full tensor: [total, ...] → [size, ...], a view."""
+        assert full.shape[0] == self.total, (full.shape, self)
+        return full[self.start : self.stop]
+
+
+def share(total: int, parts: int, index: int) -> Share:
+    """The contiguous share of part ``index``: torch's chunk rule, so that checkpoints agree with it.
+
+    Five classes on two towers: rows 0-2 and rows 3-4. A last part may be smaller, or empty.
+    """
+    assert 0 <= index < parts, (index, parts)
+    size = largest_share(total, parts)
+    start = min(index * size, total)
+    return Share(start, min(start + size, total), total)
+
+
+def largest_share(total: int, parts: int) -> int:
+    """Rows of the largest share: what a collective over uneven shares pads to."""
+    return -(-total // parts)

@@ -1,0 +1,92 @@
+"""Train a net: ``python -m alexnet2012.train [recipe=code145] [model=small] [-m seed=0,1,2] …``
+
+Starts its own two processes; under torchrun it is one of them (``launch/torchrun.sh``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
+from alexnet2012.data.store import prepare
+from alexnet2012.launcher import (
+    compose_config,
+    exit_on_error,
+    hydra_main,
+    launch,
+    reuse_memory,
+    set_threads,
+    under_torchrun,
+)
+from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging
+from alexnet2012.trainer import Trainer
+
+
+def run(config: TrainConfig, run_dir: Path) -> None:
+    """Make the store where there is none yet, then train in ``mesh.processes`` processes."""
+    prepare_store(config)
+    launch(worker, config.mesh.processes, config, run_dir)
+    print(f"run directory: {run_dir}")
+
+
+def worker(config: TrainConfig, run_dir: Path) -> None:
+    """One process of a run that :func:`run` started."""
+    mesh = init_mesh(
+        config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s
+    )
+    train(config, run_dir, mesh)
+
+
+def torchrun_worker() -> None:
+    """One process of a run that torchrun started: every rank takes rank 0's configuration."""
+    overrides = sys.argv[1:]
+    if odd := [word for word in overrides if word.startswith("-")]:
+        remedy = "takes overrides only under torchrun; sweep with python -m alexnet2012.train -m"
+        raise ConfigError("arguments", odd[0], remedy)
+    world_size = int(os.environ["WORLD_SIZE"])
+    config, run_dir = compose_config(
+        "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
+    )
+    mesh = init_mesh(
+        config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s
+    )
+    config, run_dir = mesh.broadcast_object((config, run_dir))  # type: ignore[misc]
+    if mesh.rank == 0:
+        prepare_store(config)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    mesh.barrier()
+    train(config, run_dir, mesh)
+    if mesh.rank == 0:
+        print(f"run directory: {run_dir}")
+
+
+def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
+    set_threads(int(os.environ["LOCAL_WORLD_SIZE"]))
+    reuse_memory()
+    setup_logging(mesh.rank)
+    try:
+        Trainer(config, mesh, run_dir).run()
+    finally:
+        close_mesh()
+
+
+def prepare_store(config: TrainConfig) -> None:
+    """The store that a run reads; made from ``data.source`` unless it is there already."""
+    data = config.data
+    prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
+
+
+def main() -> None:
+    if under_torchrun():
+        exit_on_error(torchrun_worker, TrainConfig)
+    else:
+        hydra_main("train", TrainConfig, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""One training run on a mesh: the same code on every rank, output on rank 0."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from alexnet2012 import checkpoint
+from alexnet2012.config import ConfigError, Precision, TrainConfig
+from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
+from alexnet2012.data.store import Store
+from alexnet2012.evaluation import Errors, evaluate
+from alexnet2012.mesh import Mesh, log
+from alexnet2012.metrics import topk_errors
+from alexnet2012.model import AlexNet
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.progress import TrainProgress
+from alexnet2012.schedule import Rates, rates
+from alexnet2012.tracking import Tracker
+
+DTYPES = {Precision.fp32: torch.float32, Precision.fp64: torch.float64}
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Sums:
+    """Running sums since the last record, on this replica."""
+
+    loss: float = 0.0
+    errors: float = 0.0
+    pictures: int = 0
+
+    def reduced(self, mesh: Mesh) -> tuple[float, float]:
+        """Mean loss and top-1 error (per cent) over all replicas. Collective."""
+        sums = torch.tensor([self.loss, self.errors, self.pictures], dtype=torch.float64)
+        if mesh.data_group is not None:
+            sums = sums.to(mesh.device)
+            dist.all_reduce(sums, group=mesh.data_group)
+        loss, errors, pictures = sums.tolist()
+        return loss / pictures, 100 * errors / pictures
+
+
+class Trainer:
+    """Holds what one run needs; :meth:`run` trains to the end and returns the summary.
+
+    Raises:
+        ConfigError: the store or the checkpoint does not go with the configuration.
+        DivergedError: the loss became NaN or infinite.
+    """
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, run_dir: Path) -> None:
+        self.config, self.mesh, self.run_dir = config, mesh, run_dir
+        self.store = Store.open(Path(config.data.store))
+        if self.store.size != config.data.store_size:
+            remedy = f"holds pictures of {self.store.size} pixels; set data.store_size alike"
+            raise ConfigError("data.store", config.data.store, remedy)
+        self.dtype = DTYPES[config.precision]
+        self.model = AlexNet(
+            config.recipe,
+            len(self.store.classes),
+            model=config.model,
+            mesh=mesh,
+            seed=config.seed,
+            dtype=self.dtype,
+        )
+        self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
+        self.train_loader, self.val_loader = self._loaders()
+        self.progress = checkpoint.Progress(
+            step=0,
+            epoch=0,
+            settings=checkpoint.plain(config),
+            classes=list(self.store.classes),
+            store_fingerprint=self.store.fingerprint,
+        )
+        self._resume()
+        self.sums = Sums()
+        self.epoch_sums = Sums()
+        # Seconds of training (without validation), and of it waiting for input.
+        self.train_s = self.input_wait_s = 0.0
+        self.pictures_seen = self.own_pictures = 0  # of all replicas; of this one
+
+    def run(self) -> dict[str, Any]:
+        """Train, validate, save; returns what summary.json holds. Collective."""
+        remedy = "start every rank with the same command, code and data"
+        same = (checkpoint.plain(self.config), self.store.fingerprint, torch.__version__)
+        self.mesh.check_same("the configuration or data", same, remedy, within_replica=False)
+        if self.mesh.rank != 0:
+            return self._train(None, None)
+        settings = self.progress.settings
+        with (
+            Tracker(
+                self.config.tracking, self.run_dir, settings, resumed_step=self.progress.step
+            ) as tracker,
+            TrainProgress(self.total_steps, self.progress.step) as display,
+        ):
+            summary = self._train(tracker, display)
+        text = json.dumps(summary, indent=1, sort_keys=True)
+        (self.run_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
+        return summary
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.config.schedule.epochs * self.train_loader.steps_per_epoch
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
+
+    def _train(self, tracker: Tracker | None, display: TrainProgress | None) -> dict[str, Any]:
+        last: Errors | None = None
+        while self.progress.step < self.total_steps:
+            epoch = self.progress.epoch
+            now = rates(self.config.schedule, epoch, self.progress.validation_errors)
+            self._train_epoch(epoch, now, tracker, display)
+            self.progress.epoch += 1
+            ended = self.progress.step >= self.total_steps
+            if ended or self.progress.epoch % self.config.eval_every_epochs == 0:
+                last = self._validate(tracker, display)
+            if ended or self.progress.epoch % self.config.checkpoint_every_epochs == 0:
+                self._save()
+        if last is None:  # resumed at the end
+            last = self._validate(None, None)
+        return self._summary(last)
+
+    def _train_epoch(
+        self, epoch: int, now: Rates, tracker: Tracker | None, display: TrainProgress | None
+    ) -> None:
+        self.model.train()
+        self.optimizer.set_rates(now)
+        self.epoch_sums = Sums()
+        began = waited_since = time.perf_counter()
+        for batch in self.train_loader.epoch(epoch, lighting=now.lighting):
+            self.input_wait_s += time.perf_counter() - waited_since
+            if self.progress.step % self.config.data.check_every_steps == 0:
+                self._check_batch(batch)
+            self._step(batch)
+            self.pictures_seen += batch.rows.total
+            self.own_pictures += batch.rows.size
+            if display is not None:
+                display.advance(epoch, batch.rows.total)
+            if self.progress.step % self.config.tracking.log_every_steps == 0:
+                self._record_training(epoch, now, tracker, display)
+            if self.progress.step >= self.total_steps:
+                break
+            waited_since = time.perf_counter()
+        self.train_s += time.perf_counter() - began
+        loss, error = self.epoch_sums.reduced(self.mesh)
+        if tracker is not None:
+            tracker.metrics(
+                "epoch", self.progress.step, epoch=epoch, loss=loss, train_error_pct=error
+            )
+
+    def _step(self, batch: Batch) -> None:
+        logits = self.model(batch.images.to(self.dtype), batch.rows)
+        # The mean over the global batch: replicas with fewer rows then weigh less.
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        self.optimizer.zero_grad()
+        (loss / batch.rows.total).backward()  # type: ignore[no-untyped-call]
+        self._sum_over_replicas()
+        self.optimizer.step()
+        self.progress.step += 1
+        errors = topk_errors(logits.detach(), batch.labels, ks=(1,))[1]
+        for sums in (self.sums, self.epoch_sums):
+            sums.loss += float(loss.detach())
+            sums.errors += errors
+            sums.pictures += batch.rows.size
+
+    def _sum_over_replicas(self) -> None:
+        """Gradients of one tower, summed over its replicas; nothing is summed between towers."""
+        group = self.mesh.data_group
+        if group is None:
+            return
+        for parameter in self.model.parameters():
+            assert isinstance(parameter.grad, Tensor)
+            dist.all_reduce(parameter.grad, group=group)
+
+    def _check_batch(self, batch: Batch) -> None:
+        remedy = "all towers must read the same store with the same seed and library versions"
+        digest = content_digest(batch.images)
+        self.mesh.check_same("the batch", digest, remedy, within_replica=True)
+
+    def _record_training(
+        self, epoch: int, now: Rates, tracker: Tracker | None, display: TrainProgress | None
+    ) -> None:
+        loss, error = self.sums.reduced(self.mesh)
+        self.sums = Sums()
+        step = self.progress.step
+        if not math.isfinite(loss):
+            raise DivergedError(f"step {step}: the loss is {loss}; lower schedule.rate={now.weight}")
+        if tracker is not None:
+            tracker.metrics(
+                "train", step, epoch=epoch, loss=loss, train_error_pct=error, rate=now.weight
+            )
+        if display is not None:
+            display.training(step, loss, error)
+
+    def _validate(self, tracker: Tracker | None, display: TrainProgress | None) -> Errors:
+        errors = evaluate([self.model], self.val_loader.batches(), self.mesh)
+        self.progress.validation_errors.append(errors.top1_error_pct)
+        if tracker is not None:
+            tracker.metrics(
+                "validation",
+                self.progress.step,
+                epoch=self.progress.epoch - 1,
+                views=self.config.eval_views,
+                pictures=errors.pictures,
+                loss=errors.loss,
+                top1_error_pct=errors.top1_error_pct,
+                top5_error_pct=errors.top5_error_pct,
+            )
+            tracker.timings("throughput", self.progress.step, **self._timings())
+        if display is not None:
+            display.validation(self.progress.epoch - 1, errors.top1_error_pct, errors.top5_error_pct)
+        return errors
+
+    def _timings(self) -> dict[str, float]:
+        trained_s = max(self.train_s, 1e-9)
+        return {
+            "images_per_s": self.pictures_seen / trained_s,
+            "input_wait_pct": 100 * self.input_wait_s / trained_s,
+            "exchange_pct": 100 * self.model.link.traffic.training_seconds() / trained_s,
+        }
+
+    def _save(self) -> None:
+        folder = self.run_dir / "checkpoints" / f"epoch-{self.progress.epoch:04d}"
+        checkpoint.save(folder, self.model, self.optimizer, self.progress)
+
+    def _resume(self) -> None:
+        if self.config.resume is None:
+            return
+        if self.config.resume == "auto":
+            folder = checkpoint.newest(self.run_dir)
+            if folder is None:
+                return
+        else:
+            folder = Path(self.config.resume)
+        found = checkpoint.read_progress(folder)
+        checkpoint.check_fits(folder, found, self.config)
+        if found.store_fingerprint != self.store.fingerprint:
+            remedy = f"was trained on another store than data.store={self.config.data.store}"
+            raise ConfigError("resume", folder, f"{remedy}; use that one, or start a new run")
+        checkpoint.load(folder, self.model, self.optimizer)
+        self.progress.step, self.progress.epoch = found.step, found.epoch
+        self.progress.validation_errors = found.validation_errors
+        log.info("going on from %s: epoch %d, step %d", folder, found.epoch, found.step)
+
+    def _loaders(self) -> tuple[TrainLoader, EvalLoader]:
+        data, mesh, augment = self.config.data, self.mesh, self.config.recipe.augment
+        train_loader = TrainLoader(
+            self.store,
+            self.store.split("train", data.limit),
+            augment,
+            input_size=self.config.model.input_size,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            replica=mesh.replica,
+            replicas=mesh.replicas,
+            device=mesh.device,
+            threads=data.decode_threads,
+        )
+        val_loader = EvalLoader(
+            self.store,
+            self.store.split("val", data.limit),
+            augment,
+            input_size=self.config.model.input_size,
+            views=self.config.eval_views,
+            batch_size=data.eval_batch_size,
+            replica=mesh.replica,
+            replicas=mesh.replicas,
+            device=mesh.device,
+            threads=data.decode_threads,
+        )
+        return train_loader, val_loader
+
+    def _summary(self, errors: Errors) -> dict[str, Any]:
+        return {
+            **asdict(errors),
+            "top1_error_pct": errors.top1_error_pct,
+            "top5_error_pct": errors.top5_error_pct,
+            "steps": self.progress.step,
+            "epochs": self.progress.epoch,
+            "world_size": self.mesh.world_size,
+            "device": str(self.mesh.device),
+            "exchange_bytes_per_image": self._exchange_bytes_per_image(),
+            **self._timings(),
+        }
+
+    def _exchange_bytes_per_image(self) -> dict[str, dict[str, float]]:
+        """By layer and direction, over all towers of a net, counted while it trained."""
+        counted: dict[str, dict[str, float]] = {}
+        for (layer, direction), sent in self.model.link.traffic.sent_bytes.items():
+            if direction != "inference" and self.own_pictures:
+                every_tower = sent * self.mesh.towers
+                counted.setdefault(layer, {})[direction] = every_tower / self.own_pictures
+        return counted

@@ -1,0 +1,91 @@
+"""An AlexNet of plain torch, independent of the package: what the towers are compared with.
+
+Written from the two sources' descriptions with grouped convolutions and torch's own
+normalisation; it shares no code with ``alexnet2012`` but the agreed names of tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, Tensor]) -> Tensor:
+    """[N, 3, S, S] → [N, K]; ``masks`` are the units that dropout keeps, empty at test time."""
+
+    def conv(name: str, x: Tensor, stride: int, padding: int, groups: int) -> Tensor:
+        return F.conv2d(
+            x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, padding, 1, groups
+        )
+
+    def lrn(x: Tensor) -> Tensor:
+        # torch divides alpha by the window; the paper does not, the 2012 code does.
+        alpha = 5e-4 if recipe == "paper" else 1e-4
+        return torch.cat([F.local_response_norm(half, 5, alpha, 0.75, 2.0) for half in x.chunk(2, 1)], 1)
+
+    def same_map_norm(x: Tensor) -> Tensor:
+        ones = torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype)
+        sums = F.conv2d(x.square(), ones, padding=2, groups=x.shape[1])
+        return x / (1 + 1e-3 / 25 * sums) ** 0.75
+
+    def drop(name: str, x: Tensor) -> Tensor:
+        return x * masks[name] if masks else 0.5 * x
+
+    if recipe == "paper":
+        x = F.max_pool2d(lrn(conv("conv1", x, 4, 2, 1).relu()), 3, 2)
+        x = F.max_pool2d(lrn(conv("conv2", x, 1, 2, 2).relu()), 3, 2)
+    else:
+        x = F.max_pool2d(lrn(conv("conv1", F.pad(x, (0, 3, 0, 3)), 4, 0, 1)), 3, 2).relu()
+        x = F.max_pool2d(same_map_norm(lrn(conv("conv2", x, 1, 2, 2).relu())), 3, 2)
+    x = conv("conv3", x, 1, 1, 1).relu()
+    x = conv("conv4", x, 1, 1, 2).relu()
+    x = F.max_pool2d(conv("conv5", x, 1, 1, 2).relu(), 3, 2).flatten(1)
+    for name in ("fc6", "fc7"):
+        x = drop(name, F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"]).relu())
+    return F.linear(x, weights["fc8.weight"], weights["fc8.bias"])
+
+
+class DropoutStreams:
+    """The masks of a seed: one stream a layer, one draw for the whole batch and all units a step."""
+
+    def __init__(self, seed: int) -> None:
+        self.generators = {}
+        for name in ("fc6", "fc7"):
+            digest = hashlib.sha256(f"{seed}/dropout/{name}".encode()).digest()
+            number = int.from_bytes(digest[:8], "little") >> 1
+            self.generators[name] = torch.Generator().manual_seed(number)
+
+    def masks(self, images: int, units: int) -> dict[str, Tensor]:
+        return {
+            name: torch.rand(images, units, generator=generator) >= 0.5
+            for name, generator in self.generators.items()
+        }
+
+
+def train(
+    weights: dict[str, Tensor],
+    batches: list[tuple[Tensor, Tensor]],
+    recipe: str,
+    seed: int,
+    rates: list[float],
+    bias_factor: float,
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Weights after the steps, and every step's gradients."""
+    weights = {name: w.clone() for name, w in weights.items()}
+    velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
+    streams, gradients = DropoutStreams(seed), []
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+        masks = streams.masks(len(images), weights["fc6.bias"].numel())
+        loss = F.cross_entropy(logits(leaves, images, recipe, masks), labels)
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+        gradients.append(dict(zip(leaves, grads, strict=True)))
+        for name, grad in gradients[-1].items():
+            bias = name.endswith(".bias")
+            step, decay = (rate * bias_factor, 0.0) if bias else (rate, 0.0005)
+            velocity[name] = 0.9 * velocity[name] - decay * step * weights[name] - step * grad
+            weights[name] = weights[name] + velocity[name]
+    return weights, gradients

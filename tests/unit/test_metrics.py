@@ -1,0 +1,115 @@
+"""Errors and intervals against brute force and printed tables."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alexnet2012.metrics import error_interval_pct, mean_interval, student_quantile, topk_errors
+
+
+def brute_force_errors(scores: list[list[int]], labels: list[int], k: int) -> float:
+    """Places left for the tied, divided among them, one picture at a time."""
+    missed = 0.0
+    for row, label in zip(scores, labels, strict=True):
+        higher = sum(score > row[label] for score in row)
+        tied = sum(score == row[label] for score in row)
+        missed += 1 - min(1.0, max(0, k - higher) / tied)
+    return missed
+
+
+@st.composite
+def scored_pictures(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
+    pictures, classes = draw(st.integers(1, 6)), draw(st.integers(1, 7))
+    few_values = st.integers(0, 3)  # so that ties are common
+    row = st.lists(few_values, min_size=classes, max_size=classes)
+    scores = draw(st.lists(row, min_size=pictures, max_size=pictures))
+    label = st.integers(0, classes - 1)
+    return scores, draw(st.lists(label, min_size=pictures, max_size=pictures))
+
+
+@settings(max_examples=150, deadline=None)
+@given(scored_pictures(), st.integers(1, 9))
+def test_errors_equal_brute_force_with_shared_ties(
+    pictures: tuple[list[list[int]], list[int]], k: int
+) -> None:
+    scores, labels = pictures
+    errors = topk_errors(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels), (k,))
+    assert errors[k] == pytest.approx(brute_force_errors(scores, labels, k), abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_pictures(), st.integers(1, 9))
+def test_without_sharing_the_lower_class_goes_first(
+    pictures: tuple[list[list[int]], list[int]], k: int
+) -> None:
+    scores, labels = pictures
+    guesses = [sorted(range(len(row)), key=lambda c, row=row: (-row[c], c))[:k] for row in scores]
+    expected = sum(label not in best for label, best in zip(labels, guesses, strict=True))
+    got = topk_errors(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels), (k,), False)
+    assert got[k] == expected
+
+
+def test_an_untrained_net_with_equal_scores_is_at_chance_whatever_the_label() -> None:
+    errors = topk_errors(torch.zeros(10, 1000), torch.arange(10))
+    assert errors == {1: pytest.approx(10 * 0.999), 5: pytest.approx(10 * 0.995)}
+
+
+def test_k_beyond_the_classes_misses_nothing() -> None:
+    assert topk_errors(torch.eye(3), torch.tensor([2, 2, 2]), (3, 5)) == {3: 0.0, 5: 0.0}
+
+
+def test_a_net_that_has_diverged_is_wrong_not_right() -> None:
+    scores = torch.full((4, 10), math.nan)
+    assert topk_errors(scores, torch.zeros(4, dtype=torch.long)) == {1: 4.0, 5: 4.0}
+
+
+def test_wrong_labels_are_named() -> None:
+    with pytest.raises(ValueError, match=r"0 … 2"):
+        topk_errors(torch.eye(3), torch.tensor([0, 1, 3]))
+    with pytest.raises(ValueError, match=r"ks=\(0,\)"):
+        topk_errors(torch.eye(3), torch.arange(3), (0,))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "confidence", "expected"),  # printed tables of Student's t
+    [(1, 0.95, 12.7062), (2, 0.95, 4.30265), (3, 0.99, 5.84091), (4, 0.95, 2.77645),
+     (9, 0.95, 2.26216), (10, 0.90, 1.81246), (30, 0.95, 2.04227), (1000, 0.95, 1.96234)],
+)  # fmt: skip
+def test_student_quantiles_are_those_of_the_tables(
+    degrees: int, confidence: float, expected: float
+) -> None:
+    assert student_quantile(degrees, confidence) == pytest.approx(expected, rel=1e-5)
+
+
+def test_three_seeds_have_a_student_interval_and_one_has_none() -> None:
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (mean, low, high) == (2, pytest.approx(2 - 2.48414, rel=1e-5), pytest.approx(4.48414))
+    assert mean_interval([7.0]) == (7.0, None, None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
+def test_the_interval_holds_the_mean(values: list[float]) -> None:
+    mean, low, high = mean_interval(values)
+    assert low is not None and high is not None
+    assert low <= mean <= high
+    assert mean == pytest.approx(fmean(values))
+
+
+def test_wilson_interval_is_that_of_the_textbook() -> None:
+    assert error_interval_pct(10, 100) == pytest.approx((5.52, 17.44), abs=0.01)
+    assert error_interval_pct(0, 10) == pytest.approx((0.0, 27.75), abs=0.01)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_an_error_rate_lies_in_its_interval_within_0_and_100(pictures: int, share: float) -> None:
+    low, high = error_interval_pct(share * pictures, pictures)
+    assert 0 <= low <= 100 * share + 1e-9
+    assert 100 * share - 1e-9 <= high <= 100
