@@ -24,7 +24,9 @@ def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, 
     def lrn(x: Tensor) -> Tensor:
         # torch divides alpha by the window; the paper does not, the 2012 code does.
         alpha = 5e-4 if recipe == "paper" else 1e-4
-        return torch.cat([F.local_response_norm(half, 5, alpha, 0.75, 2.0) for half in x.chunk(2, 1)], 1)
+        return torch.cat(
+            [F.local_response_norm(half, 5, alpha, 0.75, 2.0) for half in x.chunk(2, 1)], 1
+        )
 
     def same_map_norm(x: Tensor) -> Tensor:
         ones = torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype)
@@ -49,7 +51,7 @@ def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, 
 
 
 class DropoutStreams:
-    """The masks of a seed: one stream a layer, one draw for the whole batch and all units a step."""
+    """The masks of a seed: a stream a layer, a draw a step for the whole batch and all units."""
 
     def __init__(self, seed: int) -> None:
         self.generators = {}

@@ -7,7 +7,6 @@ torch.distributed.checkpoint under the full tensor's name and shape.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
@@ -44,6 +44,15 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
+def config_of(progress: Progress) -> TrainConfig:
+    """The configuration that a checkpoint was trained with."""
+    config = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(TrainConfig), progress.settings)
+    )
+    assert isinstance(config, TrainConfig)
+    return config
+
+
 def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress) -> None:
     """Write a checkpoint under a temporary name, then rename it. Collective."""
     writing = folder.with_name(f"{folder.name}.writing")
@@ -53,12 +62,14 @@ def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress) 
     model.mesh.barrier()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
-        dcp.save(_state(model, optimizer), checkpoint_id=writing, no_dist=model.mesh.world_size == 1)
+        dcp.save(
+            _state(model, optimizer), checkpoint_id=writing, no_dist=model.mesh.world_size == 1
+        )
     if model.mesh.rank == 0:
         text = json.dumps(asdict(progress), indent=1, sort_keys=True)
         (writing / METADATA).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(writing, folder)
+        writing.replace(folder)
     model.mesh.barrier()
 
 
@@ -71,7 +82,11 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
         dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
     if optimizer is not None:
         model.load_random_state(
-            {key.removeprefix("random."): t for key, t in state.items() if key.startswith("random.")}
+            {
+                key.removeprefix("random."): t
+                for key, t in state.items()
+                if key.startswith("random.")
+            }
         )
     return progress
 
@@ -84,7 +99,9 @@ def read_progress(folder: Path) -> Progress:
     """
     file = folder / METADATA
     if not file.is_file():
-        remedy = f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/epoch-0010"
+        remedy = (
+            f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/epoch-0010"
+        )
         raise ConfigError("checkpoint", folder, remedy)
     return Progress(**json.loads(file.read_text(encoding="utf-8")))
 

@@ -95,12 +95,10 @@ class _AllGatherToReplicated(torch.autograd.Function):
         return grad_full[:, ctx.own.start : ctx.own.stop], None, None, None, None
 
 
-def gather_rows(
-    x_shard: Tensor, own: Share, link: TowerLink, layer: str, direction: str
-) -> Tensor:
-    """[own.size, ...] → [own.total, ...], no gradient. Uneven shares travel padded to the largest."""
+def gather_rows(x_shard: Tensor, own: Share, link: TowerLink, layer: str, direction: str) -> Tensor:
+    """[own.size, ...] → [own.total, ...], no gradient. Uneven shares travel padded."""
     if link.towers == 1:
-        return x_shard.clone()
+        return x_shard.clone(memory_format=torch.contiguous_format)
     padded = x_shard.new_zeros((largest_share(own.total, link.towers), *x_shard.shape[1:]))
     padded[: own.size] = x_shard
     gathered = link.all_gather(padded, layer, direction)

@@ -12,6 +12,7 @@ from enum import Enum
 from importlib import resources
 from typing import Any, TypeVar
 
+import torch
 from omegaconf import MISSING, OmegaConf
 
 
@@ -46,6 +47,10 @@ class Precision(Enum):
 
     fp32 = "fp32"
     fp64 = "fp64"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self is Precision.fp64 else torch.float32
 
 
 class ScheduleKind(Enum):
@@ -256,7 +261,7 @@ class TrainConfig:
     max_steps: int | None = None
     eval_views: int = 1
     eval_every_epochs: int = 1
-    checkpoint_every_epochs: int = 1
+    checkpoint_every_epochs: int | None = 1  # null: none at all
     resume: str | None = None  # a checkpoint, or `auto` for the newest of the run directory
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -290,7 +295,20 @@ class EvaluateConfig:
     decode_threads: int = 2
 
 
-Schema = TypeVar("Schema", TrainConfig, PrepareConfig, EvaluateConfig)
+@dataclass
+class ReproduceConfig:
+    """The whole reproduction, from pictures to the report."""
+
+    data: str = "photos"  # or a folder of train/ and val/ with one folder a class
+    out: str = "reproduction"
+    seed: int = 0
+    full_size_steps: int = 100
+    reduced_epochs: int = 14
+    relu_epochs: int = 32
+    pictures_per_class: int | None = None  # of the reduced run; null: all
+
+
+Schema = TypeVar("Schema", TrainConfig, PrepareConfig, EvaluateConfig, ReproduceConfig)
 
 
 def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
@@ -315,7 +333,9 @@ def load_recipe(name: str) -> RecipeConfig:
         ConfigError: no such recipe.
     """
     folder = resources.files("alexnet2012.conf") / "recipe"
-    names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    names = sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
     if name not in names:
         raise ConfigError("recipe", name, f"no such recipe; use one of {', '.join(names)}")
     loaded = OmegaConf.create((folder / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -339,28 +359,29 @@ def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
         raise ConfigError("recipe.towers", recipe.towers, "must be 1 or more; the paper has 2")
     if model.width <= 0:
         raise ConfigError("model.width", model.width, "must be above 0; 1 is the paper's net")
-    for name, layer in (*recipe.convs.items(), *recipe.hidden.items()):
-        what = "kernels" if isinstance(layer, ConvConfig) else "units"
-        count = layer.kernels if isinstance(layer, ConvConfig) else layer.units
+    counts = {f"{name}.kernels": conv.kernels for name, conv in recipe.convs.items()}
+    counts |= {f"{name}.units": linear.units for name, linear in recipe.hidden.items()}
+    for key, count in counts.items():
         below = count // recipe.towers * recipe.towers
         if count < 1 or count != below:
             choices = [str(n) for n in (below, below + recipe.towers) if n > 0]
             remedy = f"must divide evenly over {recipe.towers} towers; use {' or '.join(choices)}"
-            raise ConfigError(f"recipe.{name}.{what}", count, remedy)
+            raise ConfigError(f"recipe.{key}", count, remedy)
     if not 0 <= recipe.dropout_rate < 1:
         raise ConfigError("recipe.dropout_rate", recipe.dropout_rate, "must be in [0, 1); paper .5")
-    for key, norm in (("recipe.lrn", recipe.lrn), ("recipe.spatial_norm", recipe.spatial_norm)):
+    for key, norm in (("lrn", recipe.lrn), ("spatial_norm", recipe.spatial_norm)):
         if norm.size < 1 or norm.size % 2 == 0:
-            raise ConfigError(f"{key}.size", norm.size, "must be odd; the paper has 5")
-    for key in ("size", "stride"):
-        if getattr(recipe.pool, key) < 1:
-            raise ConfigError(f"recipe.pool.{key}", getattr(recipe.pool, key), "must be 1 or more")
-    if recipe.augment.images_per_draw < 1:
-        value = recipe.augment.images_per_draw
-        raise ConfigError("recipe.augment.images_per_draw", value, "must be 1 or more")
-    if recipe.augment.train_divisor <= 0:
-        value = recipe.augment.train_divisor
-        raise ConfigError("recipe.augment.train_divisor", value, "must be above 0; 1 for none")
+            raise ConfigError(f"recipe.{key}.size", norm.size, "must be odd; the paper has 5")
+    whole = {f"{name}.kernel_size": conv.kernel_size for name, conv in recipe.convs.items()}
+    whole |= {f"{name}.stride": conv.stride for name, conv in recipe.convs.items()}
+    whole |= {"pool.size": recipe.pool.size, "pool.stride": recipe.pool.stride}
+    whole |= {"augment.images_per_draw": recipe.augment.images_per_draw}
+    for key, value in whole.items():
+        if value < 1:
+            raise ConfigError(f"recipe.{key}", value, "must be 1 or more")
+    divisor = recipe.augment.train_divisor
+    if divisor <= 0:
+        raise ConfigError("recipe.augment.train_divisor", divisor, "must be above 0; 1 for none")
 
 
 def check_world_size(world_size: int, towers: int) -> None:
@@ -371,7 +392,9 @@ def check_world_size(world_size: int, towers: int) -> None:
     """
     if world_size < 1 or (world_size != 1 and world_size % towers):
         nearest = max(1, world_size // towers) * towers
-        remedy = f"must be 1, or a multiple of mesh.towers={towers}; use {nearest} or {nearest + towers}"
+        remedy = (
+            f"must be 1, or a multiple of mesh.towers={towers}; use {nearest} or {nearest + towers}"
+        )
         raise ConfigError("mesh.processes", world_size, remedy)
 
 
@@ -394,7 +417,7 @@ def _check_train(config: TrainConfig) -> None:
         "data.decode_threads": config.data.decode_threads,
         "data.check_every_steps": config.data.check_every_steps,
         "eval_every_epochs": config.eval_every_epochs,
-        "checkpoint_every_epochs": config.checkpoint_every_epochs,
+        "checkpoint_every_epochs": config.checkpoint_every_epochs or 1,
         "mesh.towers": config.mesh.towers,
         "tracking.log_every_steps": config.tracking.log_every_steps,
     }
@@ -412,7 +435,9 @@ def _check_train(config: TrainConfig) -> None:
         raise ConfigError("mesh.towers", config.mesh.towers, remedy)
     check_world_size(config.mesh.processes, config.mesh.towers)
     if config.schedule.rate <= 0 or config.schedule.bias_rate < 0:
-        raise ConfigError("schedule.rate", config.schedule.rate, "must be above 0; the paper has .01")
+        raise ConfigError(
+            "schedule.rate", config.schedule.rate, "must be above 0; the paper has .01"
+        )
     epochs = [drop.epoch for drop in config.schedule.drops]
     if epochs != sorted(epochs):
         raise ConfigError("schedule.drops", epochs, "must be in order of their epochs")

@@ -20,7 +20,7 @@ from alexnet2012.model import AlexNet
 
 @dataclass(frozen=True)
 class Errors:
-    """Counts over a whole split, equal on every rank. Ties share the credit, so they may be halves."""
+    """Counts over a split, equal on every rank; ties share the credit, so they may be halves."""
 
     pictures: int
     top1_errors: float

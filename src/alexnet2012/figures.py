@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -89,9 +90,12 @@ def line_chart(
             axes.set_ylim(*y_range)
         if level is not None:
             axes.axhline(level.value, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
-            axes.annotate(level.label, (1, level.value), xycoords=("axes fraction", "data"),
-                          xytext=(-2, 3), textcoords="offset points", ha="right", va="bottom",
-                          fontsize=8.5, color=_STANDINS["muted"])  # fmt: skip
+            side = _free_side(curves, level.value)
+            axes.annotate(level.label, (side, level.value), xycoords=("axes fraction", "data"),
+                          xytext=(2 - 4 * side, 3), textcoords="offset points", va="bottom",
+                          ha=("left", "right")[side], fontsize=8.5,
+                          color=_STANDINS["muted"])  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.grid(axis="y", color=_STANDINS["rule"], linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -104,7 +108,9 @@ def line_chart(
     return _inline(buffer.getvalue(), alt)
 
 
-def kernel_pictures(weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4) -> list[str]:
+def kernel_pictures(
+    weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
+) -> list[str]:
     """Conv1's kernels, one PNG data URI a tower, as the paper's figure 3 lays them out.
 
     Each kernel is scaled by its own largest absolute weight, with zero at mid grey, so that a
@@ -129,10 +135,10 @@ def two_towers(
         crossing_bytes: forward bytes an image, by reading layer; ``logits`` for the gathered
             outputs. A layer that is not there reads its own tower only.
     """
-    step, length, width, gap = (70, 38, 112, 204) if vertical else (106, 82, 50, 126)
-    margin = 28
-    ends = margin + (len(layers) + 1) * step
-    span = gap + width  # across both towers
+    length, width, gap, edge = (40, 116, 92, 26) if vertical else (80, 54, 78, 26)
+    apart, closed = (26, 16) if vertical else (54, 16)  # between boxes, with a crossing and without
+    shared = 40 if vertical else 58  # length of the image and the logits
+    span = 2 * width + gap  # across both towers
     parts: list[str] = []
 
     def point(along: float, across: float) -> tuple[float, float]:
@@ -144,35 +150,43 @@ def two_towers(
 
     def box(along: float, across: float, size: tuple[float, float], kind: str, *text: str) -> None:
         (x, y), (w, h) = point(along, across), point(*size)
-        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{kind}"/>')
+        parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{kind}"/>'
+        )
         for i, words in enumerate(text):
             style = "name" if i == 0 else "count"
-            baseline = y + h / 2 + (5 if len(text) == 1 else (-3 + 16 * i))
+            baseline = y + h / 2 + (5 if len(text) == 1 else 17 * i - 3)
             parts.append(_text(x + w / 2, baseline, words, style))
 
-    centres = [margin + width / 2, margin + gap + width / 2]
-    for i, (name, count) in enumerate((*layers, ("logits", 0))):
-        start = margin + (i + 1) * step
-        previous_end = start - step + length
+    starts = [edge, edge + width + gap]  # of the towers, across
+    centres = [start + width / 2 for start in starts]
+    end = (edge if vertical else 1.0) + shared
+    box(end - shared, edge, (shared, span), "box shared", "image")
+    first = True
+    for name, count in (*layers, ("logits", 0)):
+        crosses = name in crossing_bytes
+        start = end + (apart if crosses else closed)
         for tower in (0, 1):
-            line((previous_end, start), (centres[tower], centres[tower]), f"own tower-{tower}")
-            if i and name in crossing_bytes:
-                line((previous_end, start), (centres[tower], centres[1 - tower]), "crossing")
+            line((end, start), (centres[tower], centres[tower]), f"own tower-{tower}")
+            if crosses:
+                line((end, start), (centres[tower], centres[1 - tower]), "crossing")
             if name != "logits":
                 unit = "kernels" if name.startswith("conv") else "units"
-                box(start, centres[tower] - width / 2, (length, width), f"box tower-{tower}",
+                box(start, starts[tower], (length, width), f"box tower-{tower}",
                     name, f"{count // 2:,} {unit}")  # fmt: skip
-        if i and name in crossing_bytes:
-            x, y = point((previous_end + start) / 2, sum(centres) / 2)
+        if crosses:
+            x, y = point((end + start) / 2, sum(centres) / 2)
             parts.append(_text(x, y + 4, f"{crossing_bytes[name] / 1000:.3g} kB", "bytes"))
-    box(margin, margin, (length, span), "box shared", "image")
-    box(ends, margin, (length, span), "box shared", "logits")
-    for tower in (0, 1):
-        across = (8 if tower == 0 else margin + span + 20) if not vertical else margin - 10
-        x, y = (centres[tower], across) if vertical else (margin + step, across + 10 - 8 * tower)
-        anchor = "middle" if vertical else "start"
-        parts.append(_text(x, y, f"Tower {tower}", f"tower tower-{tower}", anchor))
-    w, h = point(ends + length + margin, span + 2 * margin)
+        if first:
+            for tower in (0, 1):
+                outside = edge - 9 if tower == 0 or vertical else edge + span + 20
+                x, y = (centres[tower], edge - 9) if vertical else (start, outside)
+                anchor = "middle" if vertical else "start"
+                parts.append(_text(x, y, f"Tower {tower}", f"tower tower-{tower}", anchor))
+            first = False
+        end = start + (length if name != "logits" else shared)
+    box(end - shared, edge, (shared, span), "box shared", "logits")
+    w, h = point(end + 1, span + 2 * edge)
     crossed = ", ".join(name for name, _ in layers if name in crossing_bytes) or "no layer"
     alt = f"Two towers of {len(layers)} layers each, with exchanges at {crossed}"
     if "logits" in crossing_bytes:
@@ -184,10 +198,18 @@ def two_towers(
     )
 
 
+def _free_side(curves: Sequence[Curve], level: float) -> int:
+    """0 left, 1 right: where the curves keep away from a level."""
+    ends = [(c.y[0], c.y[-1]) for c in curves if c.y]
+    far = [
+        min((abs(y - level) for y in side if y is not None), default=0.0)
+        for side in zip(*ends, strict=True)
+    ]
+    return int(len(far) < 2 or far[1] >= far[0])
+
+
 def _text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> str:
-    return (
-        f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
-    )
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _tiled(kernels: np.ndarray[Any, Any], columns: int, zoom: int) -> str:

@@ -55,7 +55,7 @@ class Audit(TypedDict, total=False):
 
 
 class Exactness(TypedDict):
-    """Two processes against one: the worst difference over all elements of a quantity."""
+    """Two processes (a) against one (b): max |a - b| / max |b| over all elements of a quantity."""
 
     quantity: str  # "logits", "gradients", "weights after 3 steps"
     recipe: str

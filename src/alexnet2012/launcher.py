@@ -50,22 +50,36 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
-def hydra_main(
-    name: str, schema: type[Schema], work: Callable[[Schema, Path], None]
-) -> None:
-    """Run an entry point as a Hydra application: ``work(config, run_dir)`` for each job."""
+def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
+    """Run an entry point as a Hydra application: ``work(config, run_dir)`` for each job.
+
+    In a sweep a failed job does not keep the others from running; the first error ends it.
+    """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    failures: list[Exception] = []
+    started_here = os.getpid()
 
     @hydra.main(config_path=f"pkg://{CONF}", config_name=name, version_base="1.3")
     def application(cfg: Any) -> None:
-        config = from_hydra(cfg, schema)
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        work(config, run_dir)
+        try:
+            config = from_hydra(cfg, schema)
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            if HydraConfig.get().output_subdir is not None:
+                OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+            work(config, run_dir)
+        except (ConfigError, WorkerError, OmegaConfBaseException) as error:
+            if os.getpid() != started_here:  # a cluster's launcher must see its job fail
+                raise
+            failures.append(error)  # Hydra would add lines of its own to ours
 
-    # Hydra prints its own errors over many lines; with this set it raises them to us instead.
+    def run() -> None:
+        application()
+        if failures:
+            raise failures[0]
+
+    # Hydra prints errors in the overrides over many lines; with this set it raises them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    exit_on_error(application, schema)
+    exit_on_error(run, schema)
 
 
 def compose_config(
@@ -151,12 +165,21 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
     """Run ``worker(*args)`` in ``processes`` new processes that find each other as under torchrun.
 
-    ``worker`` is a module's function. When one process fails the others are ended.
+    ``worker`` is a module's function; a single one runs right here. When one process fails the
+    others are ended.
 
     Raises:
         ConfigError: a process met a user's mistake.
         WorkerError: a process failed; names its rank.
     """
+    if processes == 1:
+        try:
+            worker(*args)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise WorkerError("".join(traceback.format_exception(error))) from None
+        return
     # The launcher's own report of a failure is long and lacks the cause; ours follows.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
@@ -194,7 +217,9 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
 
 
 def _first_error(folder: Path) -> ConfigError | WorkerError | None:
-    causes = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    causes = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    ]
     for cause in causes:
         if cause["mistake"]:
             return ConfigError(*cause["mistake"])

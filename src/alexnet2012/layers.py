@@ -85,9 +85,7 @@ class _LocalResponseNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, size: int, scale: float, beta: float, k: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: int, scale: float, beta: float, k: float) -> Tensor:
         denominator = _window_sum(x * x, size).mul_(scale).add_(k)
         ctx.save_for_backward(x, denominator)
         ctx.size, ctx.scale, ctx.beta = size, scale, beta

@@ -79,7 +79,9 @@ class Mesh:
         size = self.towers if within_replica else self.world_size
         odd = [r for r, other in enumerate(values) if other != values[r - r % size]]
         if odd:
-            raise RuntimeError(f"{what} of rank {odd[0]} differs from rank {odd[0] - odd[0] % size}'s: {remedy}")
+            raise RuntimeError(
+                f"{what} of rank {odd[0]} differs from rank {odd[0] - odd[0] % size}'s: {remedy}"
+            )
 
 
 def single_process(device: Device = Device.auto) -> Mesh:
@@ -87,9 +89,7 @@ def single_process(device: Device = Device.auto) -> Mesh:
     return Mesh(device=_device(device, local_rank=0))
 
 
-def init_mesh(
-    towers: int = 2, *, device: Device | str = Device.auto, timeout_s: int = 300
-) -> Mesh:
+def init_mesh(towers: int = 2, *, device: Device | str = Device.auto, timeout_s: int = 300) -> Mesh:
     """Join the processes that torchrun started; without torchrun, this process alone.
 
     Raises:

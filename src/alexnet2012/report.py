@@ -27,7 +27,6 @@ from alexnet2012.findings import (
     load_reproduction,
 )
 
-
 VERDICT_MARKS = {
     Verdict.exact: "exact",
     Verdict.full: "full",
@@ -46,7 +45,7 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=lambda n: f"{n:,.0f}", sci=scientific, fixed=lambda x, digits=1: _fixed(x, digits)
+        count=lambda n: f"{n:,.0f}", fixed=_fixed, sci=scientific, prose=_prose
     )
     page = environment.get_template("report.html.jinja").render(view(reproduction))
     directory.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
 
 
 def _audit(audit: Audit) -> dict[str, Any]:
-    layers = audit.get("layers", [])
+    layers: list[dict[str, Any]] = [{**layer} for layer in audit.get("layers", [])]
     keys = ("weights", "biases", "neurons", "multiply_adds")
     totals = {key: sum(layer[key] for layer in layers) for key in keys}
     parameters = totals["weights"] + totals["biases"]
@@ -118,18 +117,22 @@ def _tiles(
     """The few numbers that open the page; one that was not measured has no tile."""
     tiles = []
     if audit["rows"]:
-        note = f"{audit['totals']['neurons']:,} neurons; the paper rounds to 60 M and 650,000"
+        note = f"{audit['totals']['neurons']:,} neurons"
+        if audit["parameters"] == 60_965_224:  # the paper's own net, not a smaller one
+            note += "; the paper rounds to 60 M and 650,000"
         tiles.append({"label": "Parameters", "value": f"{audit['parameters']:,}", "note": note})
     if exactness:
-        worst = max(exactness, key=lambda e: _number(e["worst_relative_difference"]) / e["bound"])
+        # float64 shows whether the two compute the same; float32 only how it rounds
+        doubles = [e for e in exactness if e["dtype"] == "float64"] or exactness
+        worst = max(doubles, key=lambda e: _number(e["worst_relative_difference"]))
         note = f"worst relative difference: {worst['quantity']}, {worst['dtype']}"
-        value = scientific(worst["worst_relative_difference"])
+        value: str = scientific(worst["worst_relative_difference"])
         tiles.append({"label": "Two processes against one", "value": value, "note": note})
     if exchanges["rows"]:
         note = "forward and backward; "
         note += "to the byte as computed" if exchanges["ok"] else "not what the shapes say"
         value = f"{exchanges['counted']:,.0f}"
-        tiles.append({"label": "Bytes exchanged an image", "value": value, "note": note})
+        tiles.append({"label": "Bytes exchanged per image", "value": value, "note": note})
     if evaluation:
         best = max(evaluation, key=lambda e: e["views"])
         note = f"{best['views']} views, {best['pictures']:,} pictures"
@@ -169,7 +172,8 @@ def _training(runs: Runs) -> list[dict[str, Any]]:
     if val:
         epochs = [v["epoch"] for v in val]
         curves = [
-            Curve(f"top-{k}", epochs, [v.get(f"top{k}_error_pct") for v in val]) for k in (1, 5)
+            Curve("top-1", epochs, [v.get("top1_error_pct") for v in val]),
+            Curve("top-5", epochs, [v.get("top5_error_pct") for v in val]),
         ]
         chance = runs["reduced"].get("chance_top1_error_pct")
         level = Level(chance, f"chance, top-1 {chance:.1f}") if chance else None
@@ -216,19 +220,24 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
     return {"rows": rows, "tally": tally}
 
 
-def scientific(value: float | None) -> str:
+def scientific(value: float | None) -> Markup:
     """3.1e-15 → 3.1 × 10⁻¹⁵, and words for what is no number."""
     if value is None or not math.isfinite(value):
-        return "not finite"
+        return Markup("not finite")
     if value == 0:
-        return "0"
+        return Markup("0")
     mantissa, exponent = f"{value:.1e}".split("e")
-    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa} × 10{power}"
+    power = str(int(exponent)).replace("-", "−")
+    return Markup("{} × 10<sup>{}</sup>").format(mantissa.removesuffix(".0"), power)
 
 
 def _fixed(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def _prose(text: str) -> str:
+    """Curly apostrophes, and pairs of errors that stay on one line."""
+    return text.replace("'", "’").replace(" / ", "\u00a0/\u00a0")
 
 
 def _number(value: float | None) -> float:

@@ -28,7 +28,7 @@ class Share(NamedTuple):
 
 
 def share(total: int, parts: int, index: int) -> Share:
-    """The contiguous share of part ``index``: torch's chunk rule, so that checkpoints agree with it.
+    """The contiguous share of part ``index``, by torch's chunk rule: checkpoints agree with it.
 
     Five classes on two towers: rows 0-2 and rows 3-4. A last part may be smaller, or empty.
     """

@@ -35,9 +35,7 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
     """One process of a run that :func:`run` started."""
-    mesh = init_mesh(
-        config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s
-    )
+    mesh = init_mesh(config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s)
     train(config, run_dir, mesh)
 
 
@@ -51,9 +49,7 @@ def torchrun_worker() -> None:
     config, run_dir = compose_config(
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
-    mesh = init_mesh(
-        config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s
-    )
+    mesh = init_mesh(config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s)
     config, run_dir = mesh.broadcast_object((config, run_dir))  # type: ignore[misc]
     if mesh.rank == 0:
         prepare_store(config)
@@ -66,7 +62,7 @@ def torchrun_worker() -> None:
 
 
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
-    set_threads(int(os.environ["LOCAL_WORLD_SIZE"]))
+    set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
     setup_logging(mesh.rank)
     try:
@@ -78,7 +74,8 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
 def prepare_store(config: TrainConfig) -> None:
     """The store that a run reads; made from ``data.source`` unless it is there already."""
     data = config.data
-    prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
+    if not Path(data.store).exists():
+        prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
 
 
 def main() -> None:

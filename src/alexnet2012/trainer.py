@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012 import checkpoint
-from alexnet2012.config import ConfigError, Precision, TrainConfig
+from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors, evaluate
@@ -26,8 +26,6 @@ from alexnet2012.optimizer import PaperSGD
 from alexnet2012.progress import TrainProgress
 from alexnet2012.schedule import Rates, rates
 from alexnet2012.tracking import Tracker
-
-DTYPES = {Precision.fp32: torch.float32, Precision.fp64: torch.float64}
 
 
 class DivergedError(RuntimeError):
@@ -66,7 +64,7 @@ class Trainer:
         if self.store.size != config.data.store_size:
             remedy = f"holds pictures of {self.store.size} pixels; set data.store_size alike"
             raise ConfigError("data.store", config.data.store, remedy)
-        self.dtype = DTYPES[config.precision]
+        self.dtype = config.precision.dtype
         self.model = AlexNet(
             config.recipe,
             len(self.store.classes),
@@ -125,7 +123,8 @@ class Trainer:
             ended = self.progress.step >= self.total_steps
             if ended or self.progress.epoch % self.config.eval_every_epochs == 0:
                 last = self._validate(tracker, display)
-            if ended or self.progress.epoch % self.config.checkpoint_every_epochs == 0:
+            every = self.config.checkpoint_every_epochs
+            if every is not None and (ended or self.progress.epoch % every == 0):
                 self._save()
         if last is None:  # resumed at the end
             last = self._validate(None, None)
@@ -147,9 +146,10 @@ class Trainer:
             self.own_pictures += batch.rows.size
             if display is not None:
                 display.advance(epoch, batch.rows.total)
-            if self.progress.step % self.config.tracking.log_every_steps == 0:
+            ended = self.progress.step >= self.total_steps
+            if ended or self.progress.step % self.config.tracking.log_every_steps == 0:
                 self._record_training(epoch, now, tracker, display)
-            if self.progress.step >= self.total_steps:
+            if ended:
                 break
             waited_since = time.perf_counter()
         self.train_s += time.perf_counter() - began
@@ -164,7 +164,7 @@ class Trainer:
         # The mean over the global batch: replicas with fewer rows then weigh less.
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         self.optimizer.zero_grad()
-        (loss / batch.rows.total).backward()  # type: ignore[no-untyped-call]
+        (loss / batch.rows.total).backward()
         self._sum_over_replicas()
         self.optimizer.step()
         self.progress.step += 1
@@ -195,7 +195,9 @@ class Trainer:
         self.sums = Sums()
         step = self.progress.step
         if not math.isfinite(loss):
-            raise DivergedError(f"step {step}: the loss is {loss}; lower schedule.rate={now.weight}")
+            raise DivergedError(
+                f"step {step}: the loss is {loss}; lower schedule.rate={now.weight}"
+            )
         if tracker is not None:
             tracker.metrics(
                 "train", step, epoch=epoch, loss=loss, train_error_pct=error, rate=now.weight
@@ -219,7 +221,9 @@ class Trainer:
             )
             tracker.timings("throughput", self.progress.step, **self._timings())
         if display is not None:
-            display.validation(self.progress.epoch - 1, errors.top1_error_pct, errors.top5_error_pct)
+            display.validation(
+                self.progress.epoch - 1, errors.top1_error_pct, errors.top5_error_pct
+            )
         return errors
 
     def _timings(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,8 @@ def sample() -> Reproduction:
             "full_paper": {"label": "paper", "config": "60,965,224 parameters, batch 16, rate 0.01",
                            "steps": steps, "loss": [2.77 + 0.04 * math.sin(i) for i in steps],
                            "chance_loss": math.log(16), "images_per_s": 6.4,
-                           "note": "Stays at chance for as long as it ran.", "command": "make reproduce"},
+                           "note": "Stays at chance for as long as it ran.",
+                           "command": "make reproduce"},
             "full_code145": {"label": "code #145", "config": "the same, recipe code145",
                              "steps": steps, "loss": curve(60, 2.8, 0.03), "images_per_s": 6.1},
             "reduced": {"label": "reduced", "config": "width 0.25, 112 pixels, 20 epochs",
@@ -133,8 +135,10 @@ def sample() -> Reproduction:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+def browser() -> Iterator[Any]:
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.skip("no chromium on PATH: the page was not opened")
     with sync_api.sync_playwright() as playwright:
@@ -147,7 +151,7 @@ def browser() -> Iterator[sync_api.Browser]:
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("content", [sample, dict], ids=["complete", "empty"])
 def test_the_page_opens_quietly_and_fits(
-    browser: sync_api.Browser, tmp_path: Path, content: type, width: int, scheme: str
+    browser: Any, tmp_path: Path, content: type, width: int, scheme: str
 ) -> None:
     path = write_report(content(), tmp_path)
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -167,9 +171,7 @@ def test_the_page_opens_quietly_and_fits(
     assert (max(channels) < 60) == (scheme == "dark")
 
 
-def test_no_text_of_a_pictures_class_becomes_markup(
-    browser: sync_api.Browser, tmp_path: Path
-) -> None:
+def test_no_text_of_a_pictures_class_becomes_markup(browser: Any, tmp_path: Path) -> None:
     page = browser.new_page()
     page.goto(write_report(sample(), tmp_path).as_uri())
     classes = page.locator("dd", has_text="astronaut")

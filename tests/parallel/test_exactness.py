@@ -112,7 +112,10 @@ def worst_difference(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) ->
 
 def differences(rank: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
     rows = rank["rows"]
-    own = {n: g[rows[n.split(".")[0]].start : rows[n.split(".")[0]].stop] for n, g in want["gradients"].items()}
+    own = {
+        n: g[rows[n.split(".")[0]].start : rows[n.split(".")[0]].stop]
+        for n, g in want["gradients"].items()
+    }
     return {
         "logits": worst_difference({"logits": rank["logits"]}, {"logits": want["logits"]}),
         "gradients": worst_difference(rank["gradients"], own),
@@ -122,9 +125,7 @@ def differences(rank: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
 @pytest.mark.parametrize(("processes", "towers"), [(1, 2), (2, 2), (2, 1), (4, 2)])
-def test_any_mesh_trains_like_the_independent_net(
-    recipe: str, processes: int, towers: int
-) -> None:
+def test_any_mesh_trains_like_the_independent_net(recipe: str, processes: int, towers: int) -> None:
     want = expected(recipe)
     for rank in run_ranks(processes, train_ten_steps, recipe, towers):
         assert all(np.array_equal(rank["initial"][n], want["initial"][n]) for n in want["initial"])

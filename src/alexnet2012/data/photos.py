@@ -49,6 +49,7 @@ _MAX_DEGREES = 10.0
 _WINDOW = (0.5, 0.85)  # longer side of a window, of the largest that fits a validation region
 _ASPECT = (0.75, 1.0)
 _PIXELS = (160, 320)  # longer side of a picture
+_FILTER_PIXELS = 6  # more than a window needs: the filters that turn and scale it reach outside
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -76,10 +77,13 @@ def regions(width: int, height: int) -> dict[str, Box]:
 def window_box(
     region: Box, width: float, height: float, degrees: float, at: tuple[float, float]
 ) -> Box:
-    """Bounding box of a rotated window; ``at`` places it, from (0, 0) top left to (1, 1)."""
+    """Bounding box of a rotated window, with what its filters need.
+
+    ``at`` places it in the region, from (0, 0), top left, to (1, 1), bottom right.
+    """
     turn = math.radians(abs(degrees))
-    wide = math.ceil(width * math.cos(turn) + height * math.sin(turn))
-    high = math.ceil(width * math.sin(turn) + height * math.cos(turn))
+    wide = math.ceil(width * math.cos(turn) + height * math.sin(turn)) + _FILTER_PIXELS
+    high = math.ceil(width * math.sin(turn) + height * math.cos(turn)) + _FILTER_PIXELS
     left, top, right, bottom = region
     x = left + int(at[0] * (right - left - wide + 1))
     y = top + int(at[1] * (bottom - top - high + 1))
@@ -94,7 +98,8 @@ def _make_class(folder: Path, sizes: dict[str, int], seed: int, numbered: tuple[
     left, top, right, bottom = parts["val"]
     # One range of window sizes for both splits, or scale would set them apart.
     turn = math.radians(_MAX_DEGREES)
-    largest = (min(right - left, bottom - top) - 2) / (math.cos(turn) + math.sin(turn))
+    room = min(right - left, bottom - top) - _FILTER_PIXELS - 1
+    largest = room / (math.cos(turn) + math.sin(turn))
     for number, (split, count) in enumerate(sizes.items()):
         (folder / split / name).mkdir(parents=True)
         for index in range(count):

@@ -1,0 +1,106 @@
+"""Errors of a trained net: ``python -m alexnet2012.evaluate checkpoint=RUN [views=10]``.
+
+Several checkpoints make an ensemble whose probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from alexnet2012 import checkpoint
+from alexnet2012.config import ConfigError, EvaluateConfig
+from alexnet2012.data.pipeline import EvalLoader
+from alexnet2012.data.store import Store
+from alexnet2012.evaluation import Errors, evaluate
+from alexnet2012.launcher import hydra_main, reuse_memory
+from alexnet2012.mesh import single_process
+from alexnet2012.metrics import error_interval_pct
+from alexnet2012.model import AlexNet
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A net read back from a checkpoint, whole, in this process."""
+
+    model: AlexNet
+    progress: checkpoint.Progress
+
+
+def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
+    """Errors on the validation pictures of the store.
+
+    Raises:
+        ConfigError: a checkpoint that is none, or that was trained on other classes.
+    """
+    reuse_memory()
+    given = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
+    nets = [load_trained(Path(str(path)), config) for path in given]
+    trained = checkpoint.config_of(nets[0].progress)
+    store = Store.open(Path(config.store or trained.data.store))
+    _check_alike(given, nets, store)
+    loader = EvalLoader(
+        store,
+        store.split("val"),
+        trained.recipe.augment,
+        input_size=trained.model.input_size,
+        views=config.views,
+        batch_size=max(1, config.batch_size // config.views),
+        device=nets[0].model.mesh.device,
+        threads=config.decode_threads,
+    )
+    mesh = nets[0].model.mesh
+    return evaluate([net.model for net in nets], loader.batches(), mesh)
+
+
+def load_trained(path: Path, config: EvaluateConfig) -> Trained:
+    """The net of a checkpoint, or of the newest checkpoint of a run directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = checkpoint.newest(path) or path
+    progress = checkpoint.read_progress(folder)
+    trained = checkpoint.config_of(progress)
+    model = AlexNet(
+        trained.recipe,
+        len(progress.classes),
+        model=trained.model,
+        mesh=single_process(config.device),
+        dtype=trained.precision.dtype,
+    )
+    checkpoint.load(folder, model)
+    return Trained(model, progress)
+
+
+def run(config: EvaluateConfig, run_dir: Path) -> None:
+    errors = evaluate_checkpoints(config)
+    table = Table(title=f"{errors.pictures} validation pictures, {config.views} views averaged")
+    for heading in ("", "error, %", "95% interval"):
+        table.add_column(heading, justify="right")
+    for name, count in (("top-1", errors.top1_errors), ("top-5", errors.top5_errors)):
+        low, high = error_interval_pct(count, errors.pictures)
+        table.add_row(name, f"{100 * count / errors.pictures:.2f}", f"{low:.2f} – {high:.2f}")
+    Console().print(table)
+
+
+def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store) -> None:
+    sizes = {net.model.config.input_size for net in nets}
+    for path, net in zip(paths, nets, strict=True):
+        if tuple(net.progress.classes) != store.classes:
+            remedy = f"was trained on other classes than those of {store.root}; set store=…"
+            raise ConfigError("checkpoint", path, remedy)
+        if len(sizes) > 1:
+            raise ConfigError("checkpoint", path, f"an ensemble needs one input size, not {sizes}")
+
+
+def main() -> None:
+    hydra_main("evaluate", EvaluateConfig, run)
+
+
+if __name__ == "__main__":
+    main()

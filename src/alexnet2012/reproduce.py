@@ -1,0 +1,282 @@
+"""The reproduction: ``make reproduce``, or ``python -m alexnet2012.reproduce [data=FOLDER] …``.
+
+From pictures to ``report.html`` and ``ledger.json``. Every training is a Hydra run of its own
+under ``OUT/runs``; a part that fails is named in the report and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from alexnet2012 import exactness, experiments
+from alexnet2012.claims import Measurement
+from alexnet2012.config import EvaluateConfig, PrepareConfig, ReproduceConfig
+from alexnet2012.data.store import Store, prepare
+from alexnet2012.evaluate import evaluate_checkpoints, load_trained
+from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
+from alexnet2012.launcher import WorkerError, hydra_main, launch
+from alexnet2012.report import write_report
+
+RECIPES = ("paper", "code145")
+SIZES = {"full_size": 256, "reduced": 128, "relu": 64}  # pixels of the stores
+RELU_RATES = (0.002, 0.01)
+RELU_THRESHOLD_PCT = 25.0  # paper fig. 1
+EXACTNESS_STEPS = 3
+
+
+class Reproduce:
+    """The parts of a reproduction, in order; each fills in what the report shows of it."""
+
+    def __init__(self, config: ReproduceConfig) -> None:
+        self.config = config
+        self.out = Path(config.out).absolute()
+        self.console = Console()
+        self.command = _command(config)
+        self.stores: dict[str, Store] = {}
+        self.measurements: list[Measurement] = []
+        self.found: Reproduction = {"warnings": [], "exactness": [], "evaluation": [], "runs": {}}
+
+    def run(self) -> int:
+        """Everything; returns how many parts failed."""
+        self._part("preparing the pictures", self.prepare, needed=True)
+        self.found["provenance"] = self.provenance()
+        self._part("counting the architecture", self.audit)
+        self._part("two processes against one, float64, full size", self.exactness)
+        self._part("the full-size net, a hundred steps of either recipe", self.full_size)
+        self._part("a reduced net, until it has learnt something", self.reduced)
+        self._part("ReLU against tanh", self.relu)
+        self.found["measurements"] = [m.to_json() for m in self.measurements]
+        save_reproduction(self.found, self.out)
+        report = write_report(self.found, self.out)
+        self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
+        self.console.print(f"report: {report}", soft_wrap=True)
+        return len(self.found["warnings"])
+
+    def prepare(self) -> None:
+        for name, size in SIZES.items():
+            store = self.out / "stores" / str(size)
+            self.stores[name] = prepare(
+                PrepareConfig(source=self.config.data, store=str(store), size=size)
+            )
+        # Runs of an earlier reproduction in the same place would be mistaken for this one's.
+        shutil.rmtree(self.out / "runs", ignore_errors=True)
+
+    def audit(self) -> None:
+        self.found["audit"], measurements = experiments.audit_measurements(self.command)
+        self.measurements += measurements
+
+    def exactness(self) -> None:
+        for recipe in RECIPES:
+            answer = self.out / f"exactness-{recipe}.json"
+            launch(exactness.worker, 2, recipe, 1.0, EXACTNESS_STEPS, self.config.seed, answer)
+            for row in json.loads(answer.read_text(encoding="utf-8")):
+                self.found["exactness"].append(
+                    Exactness(
+                        quantity=row["quantity"],
+                        recipe=recipe,
+                        dtype="float64",
+                        worst_relative_difference=row["worst_relative_difference"],
+                        bound=exactness.BOUND,
+                    )
+                )
+            answer.unlink()
+
+    def full_size(self) -> None:
+        steps = self.config.full_size_steps
+        command = self._train("full_size", [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"])
+        classes = len(self.stores["full_size"].classes)
+        config = f"full-size net, 224 pixels, batch 32, rate .01, seed {self.config.seed}"
+        paper, code = (
+            experiments.read_run(self._runs("full_size")[i], recipe, config, command, classes)
+            for i, recipe in enumerate(RECIPES)
+        )
+        paper["note"] = (
+            "With .01 in conv3-5 the signals shrink from layer to layer, and the loss stays near "
+            "chance far longer than with the 2012 code's .03."
+        )
+        self.found["runs"]["full_paper"], self.found["runs"]["full_code145"] = paper, code
+        summary = experiments.read_summary(self._runs("full_size")[1])
+        self.found["exchanges"] = experiments.expected_exchanges(summary, classes)
+        caveat = self._caveat(f"{steps} steps of batch 32")
+        hardware = self.found["provenance"]["cpu"]
+        self.measurements += [
+            experiments.recipe_measurement(paper, code, caveat, command),
+            experiments.time_measurement(code, hardware, caveat, command),
+        ]
+
+    def reduced(self) -> None:
+        epochs = self.config.reduced_epochs
+        drop = max(1, round(0.8 * epochs))
+        overrides = [
+            f"schedule.epochs={epochs}",
+            f"schedule.drops=[{{epoch: {drop}, rate: 0.001}}]",
+            f"checkpoint_every_epochs={epochs}",
+        ]
+        if self.config.pictures_per_class is not None:
+            overrides.append(f"data.limit={self.config.pictures_per_class}")
+        command = self._train("reduced", overrides)
+        (run_dir,) = self._runs("reduced")
+        store = self.stores["reduced"]
+        config = f"¼ of the kernels, 112 pixels, code145, batch 32, seed {self.config.seed}"
+        classes = len(store.classes)
+        self.found["runs"]["reduced"] = experiments.read_run(
+            run_dir, "code145, reduced", config, command, classes
+        )
+        evaluation = EvaluateConfig(checkpoint=str(run_dir))
+        for views in (1, 10):
+            evaluation.views = views
+            errors = evaluate_checkpoints(evaluation)
+            self.found["evaluation"].append(experiments.evaluation_row(errors, views, classes))
+        caveat = self._caveat(f"a net of a quarter of the kernels on 112 pixels, {epochs} epochs")
+        kernels = load_trained(run_dir, evaluation).model.layers()["conv1"].weight.detach()
+        self.found["kernels"] = kernels
+        self.found["kernels_caption"] = f"conv1 of the reduced net after {epochs} epochs."
+        self.measurements += [
+            experiments.views_measurement(self.found["evaluation"], caveat, command),
+            experiments.colour_measurement(kernels, caveat, command),
+        ]
+
+    def relu(self) -> None:
+        epochs = self.config.relu_epochs
+        rates = ",".join(map(str, RELU_RATES))
+        command = self._train(
+            "relu",
+            [
+                "model.activation=relu,tanh",
+                f"schedule.rate={rates}",
+                f"schedule.epochs={epochs}",
+                f"eval_every_epochs={epochs}",
+            ],
+        )
+        ablation = experiments.relu_ablation(self._runs("relu"), RELU_THRESHOLD_PCT, command)
+        ablation["note"] = "Each activation at the better of two rates; no regularisation."
+        self.found["ablations"] = [ablation]
+        caveat = self._caveat("an eighth of AlexNet on 64 pixels instead of a four-layer net")
+        self.measurements.append(experiments.relu_measurement(ablation, caveat))
+
+    def provenance(self) -> Provenance:
+        store = self.stores["reduced"]
+        commit, dirty = _commit()
+        return Provenance(
+            commit=commit,
+            dirty=dirty,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            dali=version("nvidia-dali-cuda130"),
+            cpu=_cpu_name(),
+            cores=len(os.sched_getaffinity(0)),
+            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            date=date.today().isoformat(),
+            command=self.command,
+            seeds=[self.config.seed],
+            data_description=store.description,
+            data_caveat=store.description,
+            classes=list(store.classes),
+            store_fingerprint=store.fingerprint,
+            processes=2,
+        )
+
+    def _part(self, title: str, work: Callable[[], None], *, needed: bool = False) -> None:
+        """One part, timed; what it fails of goes to the report unless nothing works without it."""
+        self.console.rule(f"[bold]{title}", align="left")
+        began = time.perf_counter()
+        try:
+            work()
+        except (WorkerError, subprocess.CalledProcessError) as error:
+            if needed:
+                raise
+            self.found["warnings"].append(f"{title}: {error}")
+            self.console.print(f"failed: {error}", style="red", markup=False)
+        self.console.print(f"{time.perf_counter() - began:.0f} s", style="dim")
+
+    def _train(self, experiment: str, overrides: Sequence[str]) -> str:
+        """Run a Hydra sweep of an experiment in its own processes; returns what repeats it."""
+        store = self.stores[experiment]
+        arguments = [
+            "-m",
+            "alexnet2012.train",
+            "-m",
+            f"experiment=quick/{experiment}",
+            f"seed={self.config.seed}",
+            *overrides,
+        ]
+        where = [
+            f"data.store={store.root}",
+            f"hydra.sweep.dir={self.out / 'runs' / experiment}",
+            "hydra.sweep.subdir=${hydra.job.num}",
+        ]
+        subprocess.run([sys.executable, *arguments, *where], check=True)
+        return f"python {shlex.join(arguments)}"
+
+    def _runs(self, experiment: str) -> list[Path]:
+        return sorted(
+            (d for d in (self.out / "runs" / experiment).iterdir() if d.name.isdigit()),
+            key=lambda d: int(d.name),
+        )
+
+    def _caveat(self, what: str) -> str:
+        return f"Reduced scale: {what}; one seed. {self.stores['reduced'].description}"
+
+
+def run(config: ReproduceConfig, run_dir: Path) -> None:
+    failed = Reproduce(config).run()
+    if failed:
+        raise WorkerError(f"{failed} part(s) failed; see the report's warnings")
+
+
+def _command(config: ReproduceConfig) -> str:
+    """What repeats this reproduction; without ``out``, which changes no number."""
+    default = ReproduceConfig()
+    given = [
+        f"{key}={value}"
+        for key, value in vars(config).items()
+        if key != "out" and value != getattr(default, key)
+    ]
+    return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
+
+
+def _commit() -> tuple[str, bool]:
+    """The commit of the checkout that runs, and whether it has changes; a version outside one."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(here), *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {version('alexnet2012')}", False
+
+
+def _cpu_name() -> str:
+    """The processor's name; its architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    hydra_main("reproduce", ReproduceConfig, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Training as a user starts it: real processes, real pictures, a net of a few kernels."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from programs import TINY, TORCHRUN_SCRIPT, finish, module, start, succeed
+
+from alexnet2012 import checkpoint
+from alexnet2012.config import Device, EvaluateConfig
+from alexnet2012.data.store import Store
+from alexnet2012.evaluate import evaluate_checkpoints
+from alexnet2012.metrics import error_interval_pct
+from alexnet2012.tracking import read_records
+
+STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
+VALIDATION_PICTURES = 48
+
+
+def overrides(store: Store, run_dir: Path, *more: str) -> list[str]:
+    data = [f"data.store={store.root}", f"data.source={store.root}"]
+    return [*TINY, *data, f"hydra.run.dir={run_dir}", *more]
+
+
+def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    return [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == kind]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of two epochs, in two processes of its own."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=2"))
+    ended = succeed(command, run_dir.parent)
+    assert f"run directory: {run_dir}" in ended.out
+    assert ended.err == ""
+    return run_dir
+
+
+def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
+    trained: Path, photos_store: Store
+) -> None:
+    names = {path.name for path in trained.iterdir()} - {".hydra", "wandb"}
+    files = {"config.yaml", "metrics.jsonl", "timings.jsonl", "summary.json", "checkpoints"}
+    assert names == files
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["recipe"]["name"] == "paper"
+    assert config["data"]["store"] == str(photos_store.root)
+    assert [p.name for p in sorted((trained / "checkpoints").iterdir())] == [
+        "epoch-0001",
+        "epoch-0002",
+    ]
+    progress = checkpoint.read_progress(trained / "checkpoints" / "epoch-0002")
+    assert (progress.step, progress.epoch) == (2 * STEPS_PER_EPOCH, 2)
+    assert progress.store_fingerprint == photos_store.fingerprint
+    assert list(trained.parent.iterdir()) == [trained]  # nothing beside it
+
+
+def test_metrics_hold_every_record_of_training_and_validation(trained: Path) -> None:
+    assert [r["step"] for r in records(trained, "train")] == [2, 4, 6]
+    assert [(r["step"], r["epoch"]) for r in records(trained, "epoch")] == [(3, 0), (6, 1)]
+    validations = records(trained, "validation")
+    assert [(r["step"], r["epoch"]) for r in validations] == [(3, 0), (6, 1)]
+    assert all(r["pictures"] == VALIDATION_PICTURES for r in validations)
+    assert all(0 <= r["top5_error_pct"] <= r["top1_error_pct"] <= 100 for r in validations)
+
+
+def test_the_summary_tells_the_last_errors_and_the_bytes_that_crossed(trained: Path) -> None:
+    found, last = summary(trained), records(trained, "validation")[-1]
+    assert found["top1_error_pct"] == last["top1_error_pct"]
+    assert found["top5_error_pct"] == last["top5_error_pct"]
+    assert (found["steps"], found["world_size"]) == (2 * STEPS_PER_EPOCH, 2)
+    assert found["images_per_s"] > 0
+    crossed = found["exchange_bytes_per_image"]
+    assert set(crossed) == {"conv3", "fc6", "fc7", "fc8", "logits"}
+    for layer in ("conv3", "fc6", "fc7", "fc8"):
+        assert crossed[layer]["forward"] == crossed[layer]["backward"] > 0
+    assert crossed["logits"] == {"forward": 4.0 * 16}  # sixteen classes, eight from each tower
+
+
+def test_torchrun_gives_the_same_metrics_to_the_bit(
+    trained: Path, photos_store: Store, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    command = [TORCHRUN_SCRIPT, *overrides(photos_store, run_dir, "schedule.epochs=2")]
+    ended = succeed(command, tmp_path)
+    assert f"run directory: {run_dir}" in ended.out
+    same = (trained / "metrics.jsonl").read_bytes()
+    assert (run_dir / "metrics.jsonl").read_bytes() == same
+    config, other = (
+        yaml.safe_load((d / "config.yaml").read_text()) for d in (trained, run_dir)
+    )
+    assert config == other
+
+
+def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
+    trained: Path, photos_store: Store, tmp_path: Path
+) -> None:
+    # Records every two steps of epochs of three: one covers the end of an epoch and the next.
+    for epochs in (1, 2):
+        more = (f"schedule.epochs={epochs}", "resume=auto")
+        succeed(module("train", *overrides(photos_store, tmp_path / "run", *more)), tmp_path)
+        assert summary(tmp_path / "run")["epochs"] == epochs
+    want = read_records(trained / "metrics.jsonl")
+    assert read_records(tmp_path / "run" / "metrics.jsonl") == want
+
+
+def test_a_run_cut_off_within_an_epoch_goes_on_where_it_stopped(
+    trained: Path, photos_store: Store, tmp_path: Path
+) -> None:
+    one = ("mesh=one_process", "schedule.epochs=2", "tracking.log_every_steps=1")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    succeed(module("train", *overrides(photos_store, whole, *one)), tmp_path)
+    for more in ("max_steps=2", "resume=auto"):
+        succeed(module("train", *overrides(photos_store, cut, *one, more)), tmp_path)
+    assert records(cut, "train") == records(whole, "train")
+
+
+def test_a_sweep_makes_a_run_directory_for_each_seed_which_evaluate_reads(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    sweep = ["-m", "seed=0,1", "mesh=one_process", "schedule.epochs=1"]
+    where = [f"hydra.sweep.dir={tmp_path}/sweep"]
+    succeed(module("train", *overrides(photos_store, tmp_path / "unused"), *sweep, *where), tmp_path)
+    run_dirs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert len(run_dirs) == 2
+    seeds = [yaml.safe_load((d / "config.yaml").read_text())["seed"] for d in run_dirs]
+    assert seeds == [0, 1]
+    assert records(run_dirs[0], "train") != records(run_dirs[1], "train")
+    ensemble = f"checkpoint=[{run_dirs[0]},{run_dirs[1]}]"
+    ended = succeed(module("evaluate", ensemble, "views=1", "device=cpu"), tmp_path)
+    assert f"{VALIDATION_PICTURES} validation pictures" in ended.out
+
+
+def test_a_mistake_in_one_job_of_a_sweep_does_not_stop_the_others(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    sweep = ["-m", "seed=-1,0", "mesh=one_process", "schedule.epochs=1", "max_steps=1"]
+    where = [f"hydra.sweep.dir={tmp_path}/sweep"]
+    command = module("train", *overrides(photos_store, tmp_path / "unused"), *sweep, *where)
+    ended = finish(*start(command, tmp_path))
+    assert (ended.code, ended.left) == (2, [])
+    assert ended.err == "alexnet2012: seed=-1: must be 0 or more\n"
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 1
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_evaluate_finds_the_errors_that_training_reported(trained: Path, views: int) -> None:
+    config = EvaluateConfig(checkpoint=str(trained), views=views, device=Device.cpu)
+    errors = evaluate_checkpoints(config)
+    assert errors.pictures == VALIDATION_PICTURES
+    if views == 1:  # in one process instead of two: sums in another order
+        last = summary(trained)
+        assert errors.top1_error_pct == pytest.approx(last["top1_error_pct"], abs=1e-9)
+        assert errors.loss == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_evaluate_prints_both_errors_with_their_intervals(trained: Path, tmp_path: Path) -> None:
+    ended = succeed(module("evaluate", f"checkpoint={trained}", "views=1", "device=cpu"), tmp_path)
+    found = summary(trained)
+    for count in (found["top1_errors"], found["top5_errors"]):
+        low, high = error_interval_pct(count, VALIDATION_PICTURES)
+        assert f"{100 * count / VALIDATION_PICTURES:.2f}" in ended.out
+        assert f"{low:.2f} – {high:.2f}" in ended.out
+    assert ended.err == ""
+    assert list(tmp_path.iterdir()) == []  # an answer leaves no files
+
+
+def test_an_ensemble_of_a_net_with_itself_is_that_net(trained: Path) -> None:
+    def errors(*paths: str) -> Any:
+        return evaluate_checkpoints(
+            EvaluateConfig(checkpoint=list(paths), views=1, device=Device.cpu)
+        )
+
+    assert errors(str(trained), str(trained)) == errors(str(trained))
+
+
+def test_two_replicas_of_two_towers_train_like_one_replica(
+    trained: Path, photos_store: Store, tmp_path: Path
+) -> None:
+    more = ("mesh.processes=4", "schedule.epochs=2")
+    succeed(module("train", *overrides(photos_store, tmp_path / "run", *more)), tmp_path)
+    assert summary(tmp_path / "run")["world_size"] == 4
+    for mine, other in zip(
+        records(tmp_path / "run", "train"), records(trained, "train"), strict=True
+    ):
+        # float32 and six steps: sums of gradients in another order
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    crossed = summary(tmp_path / "run")["exchange_bytes_per_image"]
+    assert crossed == summary(trained)["exchange_bytes_per_image"]
+
+
+def test_the_steps_of_a_run_that_is_ended_leave_no_process_and_no_traceback(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=10000"))
+    program, mark = start(command, tmp_path)
+    waiting_until = time.monotonic() + 60
+    while not records(run_dir, "train") and time.monotonic() < waiting_until:
+        time.sleep(0.1)
+    program.send_signal(signal.SIGINT)
+    ended = finish(program, mark)
+    assert ended.left == []
+    assert ended.code == 130
+    assert ended.err == "alexnet2012: interrupted\n"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    # Fewer steps than a record covers: the end of an epoch must notice too.
+    more = ("mesh=one_process", "schedule.epochs=1", "schedule.rate=1e6", "tracking.log_every_steps=50")
+    command = module("train", *overrides(photos_store, tmp_path / "run", *more))
+    ended = finish(*start(command, tmp_path))
+    assert ended.code != 0
+    assert "lower schedule.rate=1000000.0" in ended.err
+    assert not (tmp_path / "run" / "summary.json").exists()

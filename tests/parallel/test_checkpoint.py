@@ -1,0 +1,215 @@
+"""Checkpoints cross meshes bit for bit: saved by any number of processes, loaded by any other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from ranks import run_ranks
+
+from alexnet2012 import AlexNet, checkpoint, init_mesh
+from alexnet2012.checkpoint import Progress
+from alexnet2012.collectives import gather_rows
+from alexnet2012.config import ConfigError, ModelConfig, TrainConfig, load_recipe
+from alexnet2012.launcher import compose_config
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.schedule import Rates
+
+SMALL = ModelConfig(width=1 / 24, input_size=64)
+IMAGES = 4  # of the global batch
+PROGRESS = Progress(step=2, epoch=1, validation_errors=[50.0], classes=["a", "b"])
+
+
+def build(classes: int, seed: int) -> tuple[AlexNet, PaperSGD]:
+    model = AlexNet("code145", classes, model=SMALL, mesh=init_mesh(2, device="cpu"), seed=seed)
+    return model, PaperSGD(model, load_recipe("code145").optimizer)
+
+
+def train(model: AlexNet, optimizer: PaperSGD, steps: range) -> None:
+    model.train()
+    optimizer.set_rates(Rates(0.01, 0.02))
+    for step in steps:
+        draw = torch.Generator().manual_seed(step)
+        images = 60 * torch.randn(IMAGES, 3, 64, 64, generator=draw)
+        labels = torch.arange(IMAGES) % model.num_classes
+        own = IMAGES // model.mesh.replicas
+        rows = slice(model.mesh.replica * own, (model.mesh.replica + 1) * own)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[rows]), labels[rows]).backward()
+        if model.mesh.data_group is not None:
+            for parameter in model.parameters():
+                torch.distributed.all_reduce(parameter.grad, group=model.mesh.data_group)
+        optimizer.step()
+
+
+def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
+    """All that goes on from a checkpoint, of the whole net."""
+    found = {f"weight {name}": w.numpy() for name, w in model.full_state_dict().items()}
+    for name, parameter in model.named_parameters():
+        rows = model.layers()[name.split(".")[0]].rows
+        whole = gather_rows(optimizer.velocity(parameter), rows, model.link, "state", "inference")
+        found[f"velocity {name}"] = whole.numpy()
+    found |= {f"stream {n}": s.numpy() for n, s in model.random_state().items()}
+    return found
+
+
+def train_and_save(folder: str, classes: int) -> dict[str, np.ndarray]:
+    model, optimizer = build(classes, seed=0)
+    train(model, optimizer, range(2))
+    checkpoint.save(Path(folder), model, optimizer, PROGRESS)
+    return contents(model, optimizer)
+
+
+def load_into_another(folder: str, classes: int) -> dict[str, np.ndarray]:
+    model, optimizer = build(classes, seed=1)
+    train(model, optimizer, range(5, 6))  # nothing of what was there may be left
+    assert checkpoint.load(Path(folder), model, optimizer) == PROGRESS
+    return contents(model, optimizer)
+
+
+def on(processes: int, function: Any, *args: Any) -> list[Any]:
+    return [function(*args)] if processes == 1 else run_ranks(processes, function, *args)
+
+
+def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("classes", [7, 1])  # shares of 4 and 3, and of 1 and none
+@pytest.mark.parametrize(
+    ("saving", "loading"), [(2, (1, 2, 4)), (1, (1, 2)), (4, (1,))], ids=["2", "1", "4"]
+)
+def test_what_one_mesh_saves_another_loads_bit_for_bit(
+    tmp_path: Path, saving: int, loading: tuple[int, ...], classes: int
+) -> None:
+    if classes == 1:
+        loading = tuple(count for count in loading if count < 4)
+    folder = tmp_path / "epoch-0001"
+    saved = on(saving, train_and_save, str(folder), classes)
+    assert all(equal(rank, saved[0]) for rank in saved)
+    for processes in loading:
+        for rank in on(processes, load_into_another, str(folder), classes):
+            assert equal(rank, saved[0]), processes
+
+
+def go_on(folder: str) -> dict[str, Any]:
+    """Four steps undisturbed, and two steps after a checkpoint of the first two."""
+    undisturbed = build(7, seed=0)
+    train(*undisturbed, range(2))
+    checkpoint.save(Path(folder), *undisturbed, PROGRESS)
+    train(*undisturbed, range(2, 4))
+    resumed = build(7, seed=1)
+    checkpoint.load(Path(folder), *resumed)
+    train(*resumed, range(2, 4))
+    only_weights = build(7, seed=0)
+    checkpoint.load(Path(folder), only_weights[0])
+    train(*only_weights, range(2, 4))
+    return {
+        "undisturbed": contents(*undisturbed),
+        "resumed": contents(*resumed),
+        "only weights": contents(*only_weights),
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, processes: int) -> None:
+    for rank in on(processes, go_on, str(tmp_path / "epoch-0001")):
+        assert equal(rank["resumed"], rank["undisturbed"])
+        assert not equal(rank["only weights"], rank["undisturbed"])  # momentum and masks matter
+
+
+def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "epoch-0001"
+    (tmp_path / "checkpoints" / "epoch-0001.writing").mkdir(parents=True)  # of a killed run
+    (tmp_path / "checkpoints" / "epoch-0001.writing" / "half").touch()
+    model, optimizer = build(7, seed=0)
+    for step in (1, 2):
+        checkpoint.save(folder, model, optimizer, replace(PROGRESS, step=step))
+    assert [path.name for path in folder.parent.iterdir()] == ["epoch-0001"]
+    assert not (folder / "half").exists()
+    assert checkpoint.read_progress(folder).step == 2
+
+
+def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    for name, step in (("epoch-0009", 9), ("epoch-0010", 10), ("epoch-10000", 11)):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        text = json.dumps({"step": step, "epoch": step})
+        (tmp_path / "checkpoints" / name / checkpoint.METADATA).write_text(text)
+    (tmp_path / "checkpoints" / "epoch-99999.writing").mkdir()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.name == "epoch-10000"
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no checkpoint .*; name a folder such as"):
+        checkpoint.read_progress(tmp_path)
+
+
+def test_a_damaged_checkpoint_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / checkpoint.METADATA).write_text("{")
+    with pytest.raises(ConfigError):
+        checkpoint.read_progress(tmp_path)
+
+
+def settings(*overrides: str) -> TrainConfig:
+    return compose_config("train", TrainConfig, overrides)[0]
+
+
+def saved_with(*overrides: str) -> Progress:
+    return replace(PROGRESS, settings=json.loads(json.dumps(checkpoint.plain(settings(*overrides)))))
+
+
+def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> None:
+    overrides = ("recipe=code145", "model=small", "seed=5", "data.limit=3")
+    assert checkpoint.config_of(saved_with(*overrides)) == settings(*overrides)
+
+
+def test_another_recipe_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="recipe=paper.*recipe=code145"):
+        checkpoint.check_fits(Path("there"), saved_with(), settings("recipe=code145"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "precision=fp64",
+        "model.width=0.5",
+        "recipe.conv1.kernels=98",
+        "recipe.optimizer.momentum=0.8",
+        "schedule.rate=0.1",
+        "data.batch_size=64",
+        "data.limit=3",
+    ],
+)
+def test_a_setting_that_would_change_the_run_is_refused_with_both_values(override: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(ConfigError) as error:
+        checkpoint.check_fits(Path("there"), saved_with(), settings(override))
+    assert f"{key}=" in str(error.value)
+    assert value in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "schedule.epochs=200",
+        "max_steps=5",
+        "mesh=one_process",
+        "mesh.processes=4",
+        "data.decode_threads=1",
+        "tracking.wandb=disabled",
+        "eval_views=10",
+        "data.store=elsewhere",
+    ],
+)
+def test_a_setting_that_leaves_the_run_the_same_may_differ(override: str) -> None:
+    checkpoint.check_fits(Path("there"), saved_with(), settings(override))

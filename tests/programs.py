@@ -1,0 +1,104 @@
+"""Run an entry point as a user does, and see what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+TORCHRUN_SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")
+MARK = "ALEXNET2012_TEST_MARK"
+TIME_LIMIT_S = 120
+GONE_WITHIN_S = 10  # helpers of multiprocessing take a moment longer than who started them
+
+# A net of four to twenty-four kernels a layer: an epoch of three steps takes less than a second.
+TINY = (
+    "data=folder",
+    "model.width=0.04",
+    "model.input_size=64",
+    "data.store_size=72",
+    "data.batch_size=32",
+    "schedule=constant",
+    "tracking.wandb=disabled",
+    "tracking.log_every_steps=2",
+    "mesh.device=cpu",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended; ``left`` are the command lines of processes that outlived it."""
+
+    code: int
+    out: str
+    err: str
+    left: list[str]
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"alexnet2012.{name}", *arguments]
+
+
+def start(command: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
+    """The program, started, and the mark that all its processes carry."""
+    mark = uuid.uuid4().hex
+    under_a_launcher = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    env = {k: v for k, v in os.environ.items() if k not in under_a_launcher}
+    # Scripts take `python` and `torchrun` from the PATH.
+    env |= {MARK: mark, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True), mark
+
+
+def finish(program: subprocess.Popen[str], mark: str) -> Ended:
+    """Wait for a program; what it leaves behind is ended here."""
+    try:
+        out, err = program.communicate(timeout=TIME_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        _end(mark)
+        out, err = program.communicate()
+        raise AssertionError(f"no end within {TIME_LIMIT_S} s\n{out}\n{err}") from None
+    waiting_until = time.monotonic() + GONE_WITHIN_S
+    while _marked(mark) and time.monotonic() < waiting_until:
+        time.sleep(0.05)
+    left = list(_marked(mark).values())
+    _end(mark)
+    return Ended(program.returncode, out, err, left)
+
+
+def run(command: Sequence[str], cwd: Path) -> Ended:
+    return finish(*start(command, cwd))
+
+
+def succeed(command: Sequence[str], cwd: Path) -> Ended:
+    ended = run(command, cwd)
+    assert ended.code == 0, ended.err
+    assert ended.left == []
+    return ended
+
+
+def _marked(mark: str) -> dict[int, str]:
+    """Running processes that inherited the mark, by id."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            zombie = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes() and not zombie:
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(folder.name)] = command.decode(errors="replace")
+    return found
+
+
+def _end(mark: str) -> None:
+    for pid in _marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,207 @@
+"""The ledger's data against the sources, and verdicts that follow from measurements."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from alexnet2012.claims import (
+    Kind,
+    Measurement,
+    Scale,
+    Verdict,
+    ledger,
+    load_claims,
+    load_differences,
+    verdict,
+    write_json,
+)
+from alexnet2012.config import EvaluateConfig, PrepareConfig, TrainConfig, load_recipe
+
+IDS = [
+    "data", "size", "fig2", "conv-share", "lsvrc2010", "lsvrc2010-1crop", "table1", "table2",
+    "pretrain", "imagenet2009", "relu", "two-gpu", "lrn", "overlap", "augment", "lighting",
+    "dropout", "decay", "recipe", "time", "depth", "fig3", "fig4", "crosslinks",
+]  # fmt: skip
+CLAIMS = {claim.id: claim for claim in load_claims()}
+
+
+def measured(claim: str = "size", scale: Scale = Scale.exact, **more: Any) -> Measurement:
+    caveat = "sixteen photographs" if scale is Scale.reduced else None
+    fields = {"value": "60,965,224", "command": "make reproduce", "caveat": caveat, **more}
+    return Measurement(claim=claim, scale=scale, **fields)
+
+
+def test_every_claim_is_there_exactly_once() -> None:
+    assert [claim.id for claim in load_claims()] == IDS
+
+
+@pytest.mark.parametrize(
+    ("claim", "source", "numbers"),
+    [("data", "paper", "1.2 50,000 150,000 1,000"), ("data", "article", "1.3 1,000"),
+     ("size", "paper", "60 650,000"), ("size", "article", "60 500,000"),
+     ("fig2", "paper", "253,440"), ("conv-share", "paper", "1"),
+     ("lsvrc2010", "paper", "37.5 17.0"), ("lsvrc2010", "code", "37.47 17.00"),
+     ("lsvrc2010", "article", "39.7 18.9"), ("lsvrc2010-1crop", "paper", "39.0 18.3"),
+     ("lsvrc2010-1crop", "code", "39.02 18.30"), ("table1", "paper", "47.1 28.2 45.7 25.7"),
+     ("table2", "paper", "40.7 18.2 38.1 16.4 39.0 16.6 36.7 15.4 15.3 26.2"),
+     ("table2", "code", "40.66 18.21 38.99 16.62"), ("table2", "article", "15.3 26.2"),
+     ("pretrain", "paper", "15 22,000"), ("pretrain", "code", "146"),
+     ("imagenet2009", "paper", "67.4 40.9"), ("relu", "paper", "6"), ("relu", "article", "6"),
+     ("two-gpu", "paper", "1.7 1.2"), ("two-gpu", "code", "39.17 18.23 1.70 1.23"),
+     ("lrn", "paper", "1.4 1.2 13 11"), ("lrn", "code", "42.03 19.36 1.37 1.15"),
+     ("overlap", "paper", "0.4 0.3"), ("overlap", "code", "41.06 18.51 0.39 0.30"),
+     ("overlap", "article", "0.4 0.3"), ("augment", "paper", "2,048"), ("lighting", "paper", "0.1"),
+     ("lighting", "code", "12.2 3.7 2.0"), ("dropout", "paper", "0.5 2"),
+     ("dropout", "article", "0.5 2"), ("decay", "paper", "0.0005"), ("decay", "article", "0.0005"),
+     ("recipe", "paper", "128 0.9 0.01 3 90"), ("recipe", "article", "90 0.01 0.9 0.0005 3"),
+     ("time", "paper", "5–6 580 208–250"), ("time", "article", "5–6"), ("depth", "paper", "2"),
+     ("fig3", "paper", "96"), ("fig4", "paper", "6 4,096"), ("fig4", "code", "16"),
+     ("crosslinks", "code", "150 41.83 19.33")],
+)  # fmt: skip
+def test_a_source_holds_its_numbers(claim: str, source: str, numbers: str) -> None:
+    said = getattr(CLAIMS[claim], source).value
+    for number in numbers.split():
+        assert re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", said), (number, said)
+
+
+def test_a_source_that_says_nothing_is_null() -> None:
+    silent = {
+        (c.id, s) for c in load_claims() for s in ("paper", "code", "article") if not getattr(c, s)
+    }
+    assert ("crosslinks", "paper") in silent
+    assert ("fig2", "code") in silent
+    assert ("lrn", "article") in silent
+    assert ("lsvrc2010", "article") not in silent
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [("size", "500,000"), ("fig2", "290,400"), ("conv-share", "1.45%"), ("lsvrc2010", "39.7"),
+     ("lighting", "eigenvalues"), ("augment", "33"), ("lrn", "second normalisation")],
+)  # fmt: skip
+def test_contradictions_are_spelled_out(claim: str, words: str) -> None:
+    assert words in (CLAIMS[claim].disagreement or "")
+
+
+def test_sentences_are_whole() -> None:
+    """An unquoted ` #` in YAML silently cuts a sentence off."""
+    for claim in load_claims():
+        assert claim.sentence.endswith("."), claim.id
+        assert claim.disagreement is None or claim.disagreement.endswith("."), claim.id
+
+
+def setting_exists(key: str, schema: type) -> bool:
+    """Walk `recipe.conv1.lrn` through the configuration's dataclasses."""
+    kind: Any = schema
+    for name in key.split("."):
+        if not is_dataclass(kind) or name not in {f.name for f in fields(kind)}:
+            return False
+        kind = get_type_hints(kind)[name]
+    return True
+
+
+def test_every_command_sets_only_what_exists() -> None:
+    schemas = {"train": TrainConfig, "evaluate": EvaluateConfig, "prepare": PrepareConfig}
+    conf = resources.files("alexnet2012.conf")
+    checked = 0
+    for line in "\n".join(c.command for c in load_claims() if c.command).splitlines():
+        match = re.fullmatch(r"python -m alexnet2012\.(train|evaluate|prepare)(?: -m)? (.*)", line)
+        if match is None:
+            assert line.startswith(("make reproduce", "python -m alexnet2012.predict ")), line
+            continue
+        for override in match[2].split(" "):
+            key, _, value = override.partition("=")
+            if match[1] == "train" and (conf / key).is_dir():
+                for choice in value.split(","):
+                    assert (conf / key / f"{choice}.yaml").is_file(), override
+            else:
+                assert setting_exists(key, schemas[match[1]]), override
+            checked += 1
+    assert checked > 40
+
+
+def test_a_difference_names_settings_that_the_two_recipes_set_differently() -> None:
+    paper, code = load_recipe("paper"), load_recipe("code145")
+    for difference in load_differences():
+        for key in difference.settings:
+            assert setting_exists(key, TrainConfig), key
+            if key.startswith("recipe.") and difference.code != "the same":
+                values = []
+                for value in (paper, code):
+                    for name in key.split(".")[1:]:
+                        value = getattr(value, name)
+                    values.append(value)
+                not_said = "not said" in difference.paper
+                assert values[0] != values[1] or not_said, key
+
+
+def test_the_verdict_follows_from_the_measurement() -> None:
+    rows = ledger([measured(), measured("relu", Scale.reduced), measured("decay", Scale.full)], {})
+    verdicts = {row["id"]: row["verdict"] for row in rows["rows"]}
+    assert verdicts["size"] == Verdict.exact.value == "exact"
+    assert verdicts["decay"] == "measured at full scale"
+    assert verdicts["relu"] == "measured at reduced scale"
+    assert verdicts["lsvrc2010"] == "not measured here"
+    assert list(verdicts.values()).count("not measured here") == len(IDS) - 3
+
+
+def test_what_is_not_measured_says_what_it_takes() -> None:
+    for claim in load_claims():
+        if claim.kind is not Kind.count:
+            assert claim.needs, claim.id
+    exempt = {"table1", "pretrain", "imagenet2009", "depth"}  # nothing here could run them
+    assert {claim.id for claim in load_claims() if claim.command is None} == exempt
+
+
+def test_an_error_rate_is_never_exact_and_others_numbers_are_never_ours() -> None:
+    with pytest.raises(ValueError, match="lsvrc2010: scale=exact"):
+        verdict(CLAIMS["lsvrc2010"], measured("lsvrc2010"))
+    with pytest.raises(ValueError, match="table1"):
+        verdict(CLAIMS["table1"], measured("table1", Scale.full))
+
+
+def test_a_measurement_says_what_it_does_not_show() -> None:
+    with pytest.raises(ValueError, match="relu: a reduced measurement must carry a caveat"):
+        Measurement("relu", "6", Scale.reduced, "make reproduce")
+    with pytest.raises(ValueError, match=r"interval=\(2, 1\)"):
+        measured(interval=(2, 1))
+    with pytest.raises(ValueError, match="n_seeds=0"):
+        measured(n_seeds=0)
+
+
+def test_unknown_and_doubled_claims_are_refused() -> None:
+    with pytest.raises(ValueError, match="claim=fig5: not in claims"):
+        ledger([measured("fig5")], {})
+    with pytest.raises(ValueError, match="claim=size: measured twice"):
+        ledger([measured(), measured()], {})
+
+
+def test_rows_are_the_same_in_two_runs_of_one_seed() -> None:
+    one = measured("time", Scale.reduced, timings={"images_per_s": 40.0}, run_dirs=["runs/a"])
+    two = replace(one, timings={"images_per_s": 44.0}, run_dirs=["runs/b"])
+    first, second = ledger([one], {"date": "monday"}), ledger([two], {"date": "friday"})
+    assert first["rows"] == second["rows"]
+    assert first["timings"] == {"time": {"images_per_s": 40.0}}
+    assert first["experiments"] != second["experiments"]
+
+
+def test_a_measurement_survives_json() -> None:
+    one = measured("relu", Scale.reduced, interval=(1.5, 2.5), numbers={"ratio": 2.0}, agrees=True)
+    assert Measurement.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_json_is_readable_by_any_reader_and_sorted(tmp_path: Path) -> None:
+    write_json({"b": math.nan, "a": [math.inf, 1.5], "é": True}, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"a": [None, 1.5], "b": None, "é": True}
+    assert "NaN" not in text
+    assert text.index('"a"') < text.index('"b"')
+    assert "é" in text

@@ -1,0 +1,351 @@
+"""Settings: what is accepted, and the one line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import alexnet2012
+from alexnet2012.config import (
+    ConfigError,
+    DropConfig,
+    EvaluateConfig,
+    ModelConfig,
+    Precision,
+    PrepareConfig,
+    RecipeConfig,
+    TrainConfig,
+    check_recipe,
+    check_world_size,
+    load_recipe,
+    scaled,
+)
+from alexnet2012.launcher import compose_config, exit_on_error
+
+SOURCE = Path(alexnet2012.__file__).parent
+CONF = SOURCE.parents[1] / "conf"
+Refuse = Callable[..., str]
+PAPER = load_recipe("paper")
+
+
+def composed(*overrides: str) -> TrainConfig:
+    return compose_config("train", TrainConfig, overrides)[0]
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """The one line on standard error with which overrides are refused, and exit code 2."""
+
+    def refused(*overrides: str) -> str:
+        with pytest.raises(SystemExit) as ending:
+            exit_on_error(lambda: composed(*overrides), TrainConfig)
+        assert ending.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("alexnet2012: ")
+        assert err.count("\n") == 1
+        return err.removeprefix("alexnet2012: ").rstrip("\n")
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "recipe.conv1.kernels=97",
+            "recipe.conv1.kernels=97: must divide evenly over 2 towers; use 96 or 98",
+        ),
+        ("recipe.fc6.units=1", "recipe.fc6.units=1: must divide evenly over 2 towers; use 2"),
+        ("mesh.processes=3", "mesh.processes=3: must be 1, or a multiple of mesh.towers=2; use 2 or 4"),
+        ("recipe.dropout_rate=1", "recipe.dropout_rate=1.0: must be in [0, 1); paper .5"),
+        ("recipe.lrn.size=4", "recipe.lrn.size=4: must be odd; the paper has 5"),
+        ("eval_views=5", "eval_views=5: must be 1 or 10"),
+        ("max_steps=0", "max_steps=0: must be 1 or more, or null for no limit"),
+        ("schedule.epochs=0", "schedule.epochs=0: must be 1 or more"),
+        ("data.store_size=200", "data.store_size=200: must be at least model.input_size=224"),
+        ("mesh.towers=3", "mesh.towers=3: must be 1 or recipe.towers=2"),
+        ("+new=1", "new=1: no such key; take it out"),
+        ("+recipe.conv1.new=1", "recipe.conv1.new=1: no such key; take it out"),
+        ("recipe.conv1.kernls=96", "recipe.conv1.kernls: no such key; did you mean recipe.conv1.kernels?"),
+        ("batch_size=4", "batch_size: no such key; did you mean data.batch_size?"),
+        ("recpie=paper", "recpie: no such key; did you mean recipe?"),
+        ("data=folder", "data.source=???: has no default here; set data.source=…"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_answered_with_its_key_and_a_remedy(
+    refuse: Refuse, override: str, line: str
+) -> None:
+    assert refuse(override) == line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("recipe=papr", ["recipe=papr", "no such recipe", "code145", "paper"]),
+        ("data.batch_size=many", ["data.batch_size=many", "Integer"]),
+        ("data.batch_size=1.5", ["data.batch_size=1.5", "Integer"]),
+        ("model.activation=gelu", ["model.activation=gelu", "relu", "tanh"]),
+        ("precision=fp16", ["precision=fp16", "fp32", "fp64"]),
+        ("mesh.device=tpu", ["mesh.device=tpu", "cpu", "cuda"]),
+        ("recipe.conv1.overhang=perhaps", ["recipe.conv1.overhang=perhaps", "bool"]),
+        ("seed=null", ["seed=null"]),
+        ("seed=0,1", ["seed=0,1", "--multirun"]),
+        ("seed", ["seed", "EQUAL"]),
+        ("data.source=a=b", ["data.source=a=b"]),
+    ],
+)
+def test_a_wrong_type_or_choice_is_answered_with_what_there_is(
+    refuse: Refuse, override: str, words: list[str]
+) -> None:
+    line = refuse(override)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.width", "nan"),
+        ("model.width", "inf"),
+        ("model.width", "0"),
+        ("model.input_size", "0"),
+        ("schedule.rate", "nan"),
+        ("schedule.rate", "-1"),
+        ("schedule.bias_rate", "-1"),
+        ("schedule.factor", "0"),
+        ("schedule.factor", "0.1"),
+        ("schedule.max_drops", "-1"),
+        ("recipe.optimizer.momentum", "-1"),
+        ("recipe.optimizer.momentum", "1.5"),
+        ("recipe.optimizer.weight_decay", "-1"),
+        ("recipe.conv2.padding", "-1"),
+        ("recipe.augment.lighting_std", "-1"),
+        ("recipe.augment.train_divisor", "0"),
+        ("recipe.pool.stride", "0"),
+        ("checkpoint_every_epochs", "0"),
+        ("eval_every_epochs", "0"),
+        ("mesh.timeout_s", "0"),
+        ("data.limit", "0"),
+        ("seed", "-1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_own_key(
+    refuse: Refuse, key: str, value: str
+) -> None:
+    assert refuse(f"{key}={value}").startswith(f"{key}="), f"{key}={value}"
+
+
+@pytest.mark.parametrize(
+    ("drops", "words"),
+    [
+        ("[{epoch:3,rate:.1},{epoch:1,rate:.1}]", ["schedule.drops", "order"]),
+        ("[{rate:3}]", ["schedule.drops", "epoch"]),
+        ("[{epch:3}]", ["epch", "no such key"]),
+        ("[{epoch:1,rate:-3}]", ["schedule.drops", "-3"]),
+        ("[{epoch:1,layer_rates:{conv9:1}}]", ["conv9"]),
+    ],
+)
+def test_a_wrong_drop_is_refused(refuse: Refuse, drops: str, words: list[str]) -> None:
+    line = refuse("schedule=constant", f"schedule.drops={drops}")
+    assert all(word in line for word in words), line
+
+
+def test_drops_of_a_short_run_can_be_given_on_the_command_line() -> None:
+    config = composed(
+        "schedule=constant", "schedule.drops=[{epoch:15,rate:.001,layer_rates:{conv1:0}}]"
+    )
+    assert config.schedule.drops == [DropConfig(15, rate=0.001, layer_rates={"conv1": 0.0})]
+
+
+def test_the_run_directory_is_hydras_and_whole() -> None:
+    _, run_dir = compose_config("train", TrainConfig, ["hydra.run.dir=somewhere/else"])
+    assert run_dir == Path.cwd() / "somewhere/else"
+
+
+def test_nothing_of_omegaconf_is_left_in_a_configuration() -> None:
+    def leftovers(value: Any, at: str) -> Iterable[str]:
+        if OmegaConf.is_config(value):
+            yield at
+        elif is_dataclass(value):
+            for field in fields(value):
+                yield from leftovers(getattr(value, field.name), f"{at}.{field.name}")
+        elif isinstance(value, list | dict):
+            for index, inner in enumerate(value.values() if isinstance(value, dict) else value):
+                yield from leftovers(inner, f"{at}[{index}]")
+
+    assert list(leftovers(composed("recipe=code145"), "config")) == []
+
+
+def test_the_papers_recipe_is_the_default() -> None:
+    config = composed()
+    assert config.recipe == load_recipe("paper")
+    assert (config.mesh.processes, config.mesh.towers) == (2, 2)
+    assert (config.data.batch_size, config.schedule.rate) == (128, 0.01)  # paper sec. 5
+    optimizer = config.recipe.optimizer
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 0.0005)  # paper sec. 5
+
+
+@pytest.mark.parametrize("name", ["paper", "code145"])
+def test_a_recipe_leaves_nothing_to_defaults(name: str) -> None:
+    text = (CONF / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
+
+    def keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in values.items():
+            inner = isinstance(value, dict)
+            found |= keys(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+        return found
+
+    assert keys(yaml.safe_load(text)) == keys(OmegaConf.to_container(OmegaConf.structured(RecipeConfig)))  # fmt: skip
+
+
+def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
+    names = set()
+    for field in fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if is_dataclass(a):
+            names |= differing(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            names.add(f"{prefix}{field.name}")
+    return names
+
+
+def test_the_2012_code_differs_from_the_paper_in_these_switches_and_no_other() -> None:
+    assert differing(load_recipe("paper"), load_recipe("code145")) == {
+        "name",
+        "conv1.padding",
+        "conv1.overhang",
+        "conv1.activation_last",
+        "conv2.spatial_norm",
+        "conv3.init_std",
+        "conv4.init_std",
+        "conv5.init_std",
+        "lrn.divide_by_window",
+        "augment.include_last_position",
+        "augment.images_per_draw",
+        "augment.mean_follows_crop",
+        "augment.lighting_scale",
+        "augment.train_divisor",
+    }
+
+
+def test_a_recipe_that_is_not_there_is_answered_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="recipe=papr: .*code145, paper"):
+        load_recipe("papr")
+
+
+def test_a_recipe_brings_its_own_schedule_unless_another_is_asked_for() -> None:
+    assert composed("recipe=code145").schedule.epochs == 91
+    assert composed("recipe=code145", "schedule=paper").schedule.epochs == 90
+
+
+@given(count=st.integers(1, 5000), width=st.floats(1e-3, 4), towers=st.integers(1, 4))
+def test_scaled_counts_are_whole_on_every_tower_and_as_near_as_can_be(
+    count: int, width: float, towers: int
+) -> None:
+    result = scaled(count * towers, width, towers)
+    assert result >= towers
+    assert result % towers == 0
+    exact = count * towers * width
+    assert abs(result - exact) <= towers / 2 + 1e-9 * exact or result == towers
+
+
+@given(count=st.integers(1, 5000), towers=st.integers(1, 4))
+def test_full_width_changes_no_count(count: int, towers: int) -> None:
+    assert scaled(count, 1.0, towers) == count
+
+
+@given(
+    count=st.integers(2, 5000),
+    widths=st.tuples(st.floats(1e-3, 4), st.floats(1e-3, 4)),
+)
+def test_a_wider_net_never_has_fewer_kernels(count: int, widths: tuple[float, float]) -> None:
+    low, high = sorted(widths)
+    assert scaled(2 * count, low, 2) <= scaled(2 * count, high, 2)
+
+
+@given(world_size=st.integers(-3, 50), towers=st.integers(1, 6))
+def test_a_world_size_is_one_or_a_multiple_of_the_towers(world_size: int, towers: int) -> None:
+    fits = world_size == 1 or (world_size >= 1 and world_size % towers == 0)
+    if fits:
+        check_world_size(world_size, towers)
+        return
+    with pytest.raises(ConfigError) as error:
+        check_world_size(world_size, towers)
+    assert error.value.key == "mesh.processes"
+
+
+@given(kernels=st.integers(-3, 200), towers=st.integers(1, 8))
+def test_suggested_kernel_counts_are_themselves_accepted(kernels: int, towers: int) -> None:
+    recipe = deepcopy(PAPER)
+    recipe.towers, recipe.conv1.kernels = towers, kernels
+    for conv in (recipe.conv2, recipe.conv3, recipe.conv4, recipe.conv5):
+        conv.kernels = 8 * 7 * 5 * 3
+    recipe.fc6.units = recipe.fc7.units = 8 * 7 * 5 * 3
+    try:
+        check_recipe(recipe, ModelConfig())
+    except ConfigError as error:
+        assert error.key == "recipe.conv1.kernels"
+        for choice in error.remedy.split("; use ")[1].split(" or "):
+            recipe.conv1.kernels = int(choice)
+            check_recipe(recipe, ModelConfig())
+    else:
+        assert kernels >= 1
+        assert kernels % towers == 0
+
+
+def test_precisions_are_torchs_types() -> None:
+    assert [p.dtype for p in Precision] == [torch.float32, torch.float64]
+
+
+def test_an_error_is_one_line_of_key_value_and_remedy() -> None:
+    error = ConfigError("model.width", math.inf, "use 1")
+    assert str(error) == "model.width=inf: use 1"
+    assert isinstance(error, ValueError)
+
+
+def attributes_read(source: str) -> set[str]:
+    nodes = ast.walk(ast.parse(source))
+    return {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+
+
+def unread(schema: type, read: set[str]) -> set[str]:
+    """Fields of a schema, and of those within it, by whose name nothing is read."""
+    hints = get_type_hints(schema)
+    found = {f"{schema.__name__}.{name}" for name in hints if name not in read}
+    for hint in hints.values():
+        if isinstance(hint, type) and is_dataclass(hint):
+            found |= unread(hint, read)
+    return found
+
+
+def test_every_setting_has_a_reader() -> None:
+    read: set[str] = set()
+    for path in SOURCE.rglob("*.py"):
+        if path.name != "config.py":  # a check of its range does not make it used
+            read |= attributes_read(path.read_text(encoding="utf-8"))
+    read |= {*RecipeConfig().convs, *RecipeConfig().hidden}  # read in loops, by these names
+    schemas = (TrainConfig, PrepareConfig, EvaluateConfig, DropConfig)
+    assert set().union(*(unread(schema, read) for schema in schemas)) == set()
+
+
+def test_a_setting_that_nobody_reads_is_noticed() -> None:
+    @dataclass
+    class Made:
+        used: int = 0
+        forgotten: int = 0
+
+    read = attributes_read("print(made.used); made.forgotten = 1")
+    assert {name.split(".")[-1] for name in unread(Made, read)} == {"forgotten"}

@@ -1,0 +1,236 @@
+"""The layers of one process, each against torch's own or a plain formula, in float64.
+
+Bound: a layer here and its counterpart round the same sums in another order, some 1e-15 of the
+result; 1e-12 leaves room for sums of a few hundred terms. What they must tell apart is above 1e-6.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alexnet2012.config import ConvConfig, NormConfig
+from alexnet2012.layers import (
+    ColumnParallelConv2d,
+    ColumnParallelLinear,
+    Dropout,
+    local_response_norm,
+    overhang_pixels,
+    spatial_norm,
+)
+from alexnet2012.sharding import share
+
+BOUND = {"rtol": 1e-12, "atol": 1e-12}
+# Strong enough that the denominator moves; the paper's alpha of 1e-4 would hide a wrong window.
+LRN = NormConfig(size=5, alpha=0.3, beta=0.75, k=2.0, divide_by_window=False)
+SPATIAL = NormConfig(size=5, alpha=0.3, beta=0.75, k=1.0, divide_by_window=True)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    channels=st.integers(1, 9),
+    towers=st.integers(1, 3),
+    size=st.sampled_from([1, 3, 5, 7]),
+    divide=st.booleans(),
+)
+def test_lrn_is_torchs_within_each_tower(
+    channels: int, towers: int, size: int, divide: bool
+) -> None:
+    norm = NormConfig(size=size, alpha=0.3, beta=0.75, k=2.0, divide_by_window=divide)
+    x = numbers(2, channels * towers, 3, 2).requires_grad_()
+    torchs_alpha = 0.3 if divide else 0.3 * size  # torch divides by the window
+    want = torch.cat(
+        [F.local_response_norm(part, size, torchs_alpha, 0.75, 2.0) for part in x.chunk(towers, 1)],
+        1,
+    )
+    got = local_response_norm(x, norm, towers)
+    torch.testing.assert_close(got, want, **BOUND)
+    grad_out = numbers(*want.shape, seed=1)
+    (want_grad,) = torch.autograd.grad(want, x, grad_out)
+    (got_grad,) = torch.autograd.grad(got, x, grad_out)
+    torch.testing.assert_close(got_grad, want_grad, **BOUND)
+
+
+def test_lrns_gradient_is_that_of_its_forward() -> None:
+    x = numbers(2, 6, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: local_response_norm(x, LRN, 2), x)
+
+
+def test_lrn_reads_any_memory_layout_alike() -> None:
+    x = numbers(2, 6, 4, 4)
+    got = local_response_norm(x.to(memory_format=torch.channels_last), LRN, 2)
+    torch.testing.assert_close(got, local_response_norm(x, LRN, 2), rtol=0, atol=0)
+
+
+def test_lrn_leaves_its_input_and_the_gradient_it_is_given_as_they_are() -> None:
+    x, grad = numbers(1, 6, 2, 2).requires_grad_(), numbers(1, 6, 2, 2, seed=1)
+    x_before, grad_before = x.detach().clone(), grad.clone()
+    local_response_norm(x, LRN, 1).backward(grad)
+    assert torch.equal(x, x_before)
+    assert torch.equal(grad, grad_before)
+
+
+def test_lrn_windows_never_cross_the_towers() -> None:
+    x = numbers(1, 8, 2, 2)
+    changed = x.clone()
+    changed[:, 4:] *= 10  # the second tower's maps
+    whole, apart = local_response_norm(changed, LRN, 1), local_response_norm(changed, LRN, 2)
+    before = local_response_norm(x, LRN, 2)
+    assert torch.equal(apart[:, :4], before[:, :4])
+    assert (whole[:, 2:4] - before[:, 2:4]).abs().max() > 1e-2  # one tower would see them
+    torch.testing.assert_close(whole[:, :2], apart[:, :2], **BOUND)  # out of reach of a window
+
+
+def test_spatial_norm_sums_a_square_of_the_same_map() -> None:
+    x = numbers(2, 3, 7, 6)
+    want = torch.empty_like(x)
+    for row in range(7):
+        for column in range(6):
+            square = x[:, :, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
+            sums = square.square().sum((2, 3))
+            want[:, :, row, column] = x[:, :, row, column] / (1 + 0.3 / 25 * sums) ** 0.75
+    torch.testing.assert_close(spatial_norm(x, SPATIAL), want, **BOUND)
+
+
+def test_spatial_norm_multiplies_the_plain_sum_where_it_is_not_divided() -> None:
+    plain = NormConfig(size=3, alpha=0.3, beta=0.5, k=1.0, divide_by_window=False)
+    x = torch.full((1, 1, 3, 3), 2.0, dtype=torch.float64)
+    centre = spatial_norm(x, plain)[0, 0, 1, 1]
+    assert float(centre) == pytest.approx(2 / (1 + 0.3 * 9 * 4) ** 0.5, rel=1e-12)
+
+
+@given(
+    size=st.integers(1, 300),
+    kernel=st.integers(1, 13),
+    stride=st.integers(1, 7),
+    pad=st.integers(0, 3),
+)
+def test_overhang_makes_the_windows_those_of_a_division_rounded_up(
+    size: int, kernel: int, stride: int, pad: int
+) -> None:
+    if size + 2 * pad < kernel:
+        return
+    extra = overhang_pixels(size, kernel, stride, pad)
+    whole, rest = divmod(size + 2 * pad - kernel, stride)
+    assert 0 <= extra < stride
+    assert (size + 2 * pad + extra - kernel) // stride == whole + (rest > 0)
+
+
+def conv(config: ConvConfig, rows: int, channels: int, groups: int = 1) -> ColumnParallelConv2d:
+    layer = ColumnParallelConv2d(config, share(rows, 1, 0), channels, groups).double()
+    layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
+    return layer
+
+
+def test_conv1_of_the_2012_code_is_that_of_227_pixels_padded_right_and_below() -> None:
+    config = ConvConfig(kernels=4, kernel_size=11, stride=4, padding=0, overhang=True)
+    layer, x = conv(config, 4, 3), numbers(1, 3, 224, 224)
+    assert overhang_pixels(224, 11, 4, 0) == 3
+    padded = torch.zeros(1, 3, 227, 227, dtype=torch.float64)
+    padded[..., :224, :224] = x
+    want = F.conv2d(padded, layer.weight, layer.bias, stride=4)
+    assert want.shape[-2:] == (55, 55)
+    torch.testing.assert_close(layer(x), want, rtol=0, atol=0)
+
+
+def test_conv1_of_the_paper_gives_55_pixels_with_two_of_zeros_around() -> None:
+    config = ConvConfig(kernels=4, kernel_size=11, stride=4, padding=2)
+    layer, x = conv(config, 4, 3), numbers(1, 3, 224, 224)
+    want = F.conv2d(F.pad(x, (2, 2, 2, 2)), layer.weight, layer.bias, stride=4)
+    assert want.shape[-2:] == (55, 55)
+    torch.testing.assert_close(layer(x), want, **BOUND)
+
+
+def test_a_grouped_convolution_keeps_each_tower_to_its_own_maps() -> None:
+    config = ConvConfig(kernels=6, kernel_size=3, padding=1)
+    layer, x = conv(config, 6, 4, groups=2), numbers(2, 8, 5, 5)
+    want = torch.cat(
+        [
+            F.conv2d(own, layer.weight[rows], layer.bias[rows], padding=1)
+            for own, rows in ((x[:, :4], slice(0, 3)), (x[:, 4:], slice(3, 6)))
+        ],
+        1,
+    )
+    torch.testing.assert_close(layer(x), want, **BOUND)
+
+
+def test_a_grouped_linear_layer_is_block_diagonal() -> None:
+    layer = ColumnParallelLinear(share(6, 1, 0), (4,), groups=2).double()
+    layer.draw(1.0, 0.5, torch.Generator().manual_seed(0))
+    x = numbers(3, 8).requires_grad_()
+    blocks = torch.block_diag(layer.weight[:3], layer.weight[3:])
+    want, got = F.linear(x, blocks, layer.bias), layer(x)
+    torch.testing.assert_close(got, want, **BOUND)
+    grad_out, inputs = numbers(3, 6, seed=1), (x, layer.weight, layer.bias)
+    for mine, theirs in zip(
+        torch.autograd.grad(got, inputs, grad_out),
+        torch.autograd.grad(want, inputs, grad_out),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, **BOUND)
+
+
+def test_initial_values_of_the_parts_are_rows_of_the_whole() -> None:
+    def drawn(parts: int, index: int) -> Tensor:
+        layer = ColumnParallelLinear(share(7, parts, index), (5,), groups=1)
+        layer.draw(0.3, 1.0, torch.Generator().manual_seed(4))
+        assert (layer.bias == 1).all()
+        return layer.weight.detach()
+
+    assert torch.equal(torch.cat([drawn(2, 0), drawn(2, 1)]), drawn(1, 0))
+
+
+def dropped(rows: tuple[int, int, int], units: tuple[int, int, int], rate: float = 0.5) -> Tensor:
+    """Ones through a dropout of seed 9; (total, parts, index) of rows and of units."""
+    own_rows, own_units = share(*rows), share(*units)
+    layer = Dropout(rate, own_units, torch.Generator().manual_seed(9))
+    return layer(torch.ones(own_rows.size, own_units.size, dtype=torch.float64), own_rows)
+
+
+@given(
+    rows=st.integers(1, 12), units=st.integers(1, 12), replicas=st.integers(1, 4),
+    towers=st.integers(1, 4),
+)  # fmt: skip
+def test_dropout_masks_of_all_parts_make_up_that_of_the_whole(
+    rows: int, units: int, replicas: int, towers: int
+) -> None:
+    parts = [
+        torch.cat([dropped((rows, replicas, r), (units, towers, t)) for t in range(towers)], 1)
+        for r in range(replicas)
+    ]
+    assert torch.equal(torch.cat(parts), dropped((rows, 1, 0), (units, 1, 0)))
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_dropout_drops_its_rate_and_does_not_rescale_what_it_keeps(rate: float) -> None:
+    kept = dropped((400, 1, 0), (500, 1, 0), rate)
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    # 200,000 draws: a standard error of .001, so that .006 is more than five of them.
+    assert float(kept.mean()) == pytest.approx(1 - rate, abs=0.006)
+
+
+def test_dropout_draws_another_mask_each_step_whatever_rows_it_holds() -> None:
+    layers = [Dropout(0.5, share(50, 1, 0), torch.Generator().manual_seed(9)) for _ in range(2)]
+    full, empty = share(4, 1, 0), share(4, 5, 4)
+    assert empty.size == 0
+    first = layers[0](torch.ones(4, 50), full)
+    layers[1](torch.ones(0, 50), empty)  # a replica without a picture of this step
+    second = [layer(torch.ones(4, 50), full) for layer in layers]
+    assert torch.equal(*second)
+    assert not torch.equal(first, second[0])
+
+
+def test_at_test_time_outputs_are_halved_and_nothing_is_drawn() -> None:
+    layer = Dropout(0.5, share(3, 1, 0), torch.Generator().manual_seed(9)).eval()
+    before, x = layer.generator.get_state(), numbers(2, 3)
+    assert torch.equal(layer(x, share(2, 1, 0)), 0.5 * x)
+    assert torch.equal(layer.generator.get_state(), before)

@@ -1,0 +1,142 @@
+"""The paper's update rule, against its formula and against torch's own SGD.
+
+Bound: both sides round the same four products and sums in another order, so after a few steps
+they agree to about ten units in the last place of a float64; 1e-13 leaves room, and what the
+tests tell apart is larger than 1e-3.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alexnet2012.config import OptimizerConfig
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.schedule import Rates
+
+BOUND = 1e-13
+PAPER = {"momentum": 0.9, "weight_decay": 0.0005, "decay_biases": False}
+
+
+def small_net() -> nn.Module:
+    net = nn.ModuleDict({"conv1": nn.Conv2d(3, 4, 3), "fc8": nn.Linear(5, 2)}).double()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+    return net
+
+
+def gradients(net: nn.Module, step: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(100 + step)
+    return {
+        name: torch.randn(p.shape, generator=draw, dtype=torch.float64)
+        for name, p in net.named_parameters()
+    }
+
+
+def stepped(optimizer_config: OptimizerConfig, rates: list[Rates]) -> dict[str, Tensor]:
+    net = small_net()
+    optimizer = PaperSGD(net, optimizer_config)
+    for step, now in enumerate(rates):
+        optimizer.set_rates(now)
+        for name, grad in gradients(net, step).items():
+            net.get_parameter(name).grad = grad
+        optimizer.step()
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def by_formula(rates: list[Rates], *, decay_biases: bool) -> dict[str, Tensor]:
+    weights = {name: p.detach().clone() for name, p in small_net().named_parameters()}
+    velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for step, now in enumerate(rates):
+        for name, grad in gradients(small_net(), step).items():
+            layer, kind = name.split(".")
+            rate = now.layers.get(layer, now.bias if kind == "bias" else now.weight)
+            decay = 0.0005 if kind == "weight" or decay_biases else 0.0
+            velocity[name] = (
+                0.9 * velocity[name] - decay * rate * weights[name] - rate * grad
+            )  # paper sec. 5
+            weights[name] = weights[name] + velocity[name]
+    return weights
+
+
+def by_torch(rates: list[float]) -> dict[str, Tensor]:
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=0.0005)
+    for step, rate in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = rate
+        for name, grad in gradients(net, step).items():
+            net.get_parameter(name).grad = grad
+        optimizer.step()
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
+    return max(float((got[n] - want[n]).abs().max() / want[n].abs().max()) for n in want)
+
+
+@pytest.mark.parametrize("decay_biases", [False, True])
+def test_steps_follow_the_papers_formula_through_rate_changes(decay_biases: bool) -> None:
+    rates = [
+        Rates(0.1, 0.2),
+        Rates(0.1, 0.2),
+        Rates(0.01, 0.2),
+        Rates(0.01, 0.02, {"conv1": 0.0}),
+        Rates(0.01, 0.02, {"conv1": 0.3}),
+    ]
+    config = OptimizerConfig(**{**PAPER, "decay_biases": decay_biases})
+    assert worst(stepped(config, rates), by_formula(rates, decay_biases=decay_biases)) < BOUND
+
+
+def test_torchs_sgd_agrees_until_the_rate_changes_and_differs_right_after() -> None:
+    config = OptimizerConfig(**{**PAPER, "decay_biases": True})
+    same = [0.1] * 5
+    dropped = [0.1] * 4 + [0.01]
+    as_rates = [Rates(rate, rate) for rate in same]
+    assert worst(stepped(config, as_rates), by_torch(same)) < BOUND
+    as_rates = [Rates(rate, rate) for rate in dropped]
+    assert worst(stepped(config, as_rates), by_torch(dropped)) > 1e-3
+
+
+def test_biases_do_not_decay_unless_asked() -> None:
+    still = [Rates(0.1, 0.1)]
+    net = small_net()
+    for decay_biases in (False, True):
+        config = OptimizerConfig(momentum=0.0, weight_decay=0.5, decay_biases=decay_biases)
+        optimizer = PaperSGD(net, config)
+        optimizer.set_rates(still[0])
+        before = {n: p.detach().clone() for n, p in net.named_parameters()}
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        assert torch.equal(net.get_parameter("fc8.bias"), before["fc8.bias"]) is not decay_biases
+        shrunk = before["fc8.weight"] * (1 - 0.5 * 0.1)
+        assert torch.allclose(net.get_parameter("fc8.weight"), shrunk, rtol=BOUND, atol=0)
+
+
+def test_a_layers_own_rate_replaces_that_of_its_weights_and_its_biases() -> None:
+    weights = stepped(OptimizerConfig(**PAPER), [Rates(0.1, 0.1, {"conv1": 0.0})])
+    before = dict(small_net().named_parameters())
+    assert torch.equal(weights["conv1.weight"], before["conv1.weight"])
+    assert torch.equal(weights["conv1.bias"], before["conv1.bias"])
+    assert not torch.equal(weights["fc8.weight"], before["fc8.weight"])
+
+
+def test_a_frozen_layer_comes_to_rest_by_its_momentum() -> None:
+    rates = [Rates(0.1, 0.1), *[Rates(0.1, 0.1, {"conv1": 0.0})] * 2]
+    config = OptimizerConfig(**PAPER)
+    one, two, three = (stepped(config, rates[:count])["conv1.weight"] for count in (1, 2, 3))
+    start = small_net().get_parameter("conv1.weight")
+    assert torch.allclose(two - one, 0.9 * (one - start), rtol=1e-9)
+    assert torch.allclose(three - two, 0.9 * (two - one), rtol=1e-9)
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    net = small_net()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer = PaperSGD(net, OptimizerConfig(**PAPER))
+    optimizer.set_rates(Rates(0.1, 0.1))
+    optimizer.step()
+    assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())

@@ -1,0 +1,340 @@
+"""What DALI delivers, against the same written in NumPy, and which pictures come when.
+
+Tolerance. Stored JPEGs keep full-resolution colour, so that decoding is the inverse cosine
+transform of libjpeg alone, which its builds compute alike to the bit: one test checks this, and
+the others rely on it. What remains are three float32 roundings of values below 512, of 3e-5 each.
+"""
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig, load_recipe
+from alexnet2012.data import order
+from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
+from alexnet2012.data.store import Split, Store, prepare
+
+PAPER = load_recipe("paper").augment
+CODE = load_recipe("code145").augment
+RECIPES = pytest.mark.parametrize("augment", [PAPER, CODE], ids=["paper", "code145"])
+SIZE, INPUT = 40, 32
+ROUNDING = 1e-4
+COUNT = 42  # training pictures
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("pipeline")
+    rng = np.random.default_rng(0)
+    for split, each in (("train", COUNT // 3), ("val", 3)):
+        for name in ("cat", "dog", "owl"):
+            (folder / "source" / split / name).mkdir(parents=True)
+            for index in range(each):
+                coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                picture = coarse.resize((50, 45), Image.Resampling.BICUBIC)
+                picture.save(folder / "source" / split / name / f"{index:02d}.png")
+    config = PrepareConfig(str(folder / "source"), str(folder / "store"), size=SIZE, workers=1)
+    return prepare(config, progress=False)
+
+
+def loader(store: Store, augment: AugmentConfig = PAPER, **others: int) -> TrainLoader:
+    options = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
+    return TrainLoader(store, store.split("train"), augment, **options)
+
+
+def decoded(path: str) -> np.ndarray:
+    return simplejpeg.decode_jpeg(Path(path).read_bytes())
+
+
+def together(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.images for batch in batches])
+
+
+def test_dali_decodes_the_store_as_it_was_measured(store: Store) -> None:
+    flat = replace(store, mean_image=np.zeros_like(store.mean_image))
+    loaded = EvalLoader(flat, store.split("val"), PAPER, input_size=SIZE, views=1, batch_size=4)
+    images = together(list(loaded))[:, 0].permute(0, 2, 3, 1)
+    expected = np.stack([decoded(path) for path in store.split("val").paths])
+    assert np.array_equal(images.numpy(), expected)
+
+
+def expected_training(
+    store: Store, split: Split, augment: AugmentConfig, epoch: int, lighting: bool = True
+) -> np.ndarray:
+    """The whole epoch, picture by picture: float64 [count, 3, S, S]."""
+    count = len(split.paths)
+    drawn = order.draws(augment, count, SIZE - INPUT, 5, epoch)
+    basis = order.lighting_basis(store.rgb_covariance, augment.lighting_scale)
+    result = []
+    for at, index in enumerate(order.epoch_order(count, 5, epoch)):
+        y, x = drawn.crop_yx[at]
+        image = decoded(split.paths[index])[y : y + INPUT, x : x + INPUT].astype(np.float64)
+        if augment.mean_follows_crop:
+            image = image - store.mean_image[y : y + INPUT, x : x + INPUT]
+        if drawn.flip[at]:
+            image = image[:, ::-1]
+        if not augment.mean_follows_crop:
+            low, high = (SIZE - INPUT) // 2, (SIZE + INPUT) // 2
+            image = image - store.mean_image[low:high, low:high]
+        if lighting:
+            image = image + basis @ drawn.alpha[at]
+        result.append((image / augment.train_divisor).transpose(2, 0, 1))
+    return np.stack(result)
+
+
+@RECIPES
+@pytest.mark.parametrize("lighting", [True, False], ids=["lighting", "no lighting"])
+def test_training_pictures_are_those_of_the_numpy_version(
+    store: Store, augment: AugmentConfig, lighting: bool
+) -> None:
+    augment = replace(augment, images_per_draw=min(augment.images_per_draw, 4))
+    found = together(list(loader(store, augment).epoch(2, lighting=lighting)))
+    expected = expected_training(store, store.split("train"), augment, 2, lighting)
+    assert found.dtype == torch.float32
+    assert np.abs(found.numpy() - expected).max() < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean_follows_crop": False},
+        {"train_divisor": 1.01},
+        {"flip": False},
+        {"crop": False},
+        {"lighting_std": 0.11},
+    ],
+    ids=str,
+)
+def test_the_comparison_with_numpy_would_see(store: Store, change: dict[str, float]) -> None:
+    found = together(list(loader(store, PAPER).epoch(2)))
+    other = expected_training(store, store.split("train"), replace(PAPER, **change), 2)
+    assert np.abs(found.numpy() - other).max() > 100 * ROUNDING
+
+
+@RECIPES
+def test_all_switches_off_gives_the_centre_minus_the_mean(
+    store: Store, augment: AugmentConfig
+) -> None:
+    off = replace(augment, crop=False, flip=False, lighting=False, train_divisor=1.0)
+    batch = next(loader(store, off).epoch(0))
+    single = EvalLoader(
+        store, store.split("train"), off, input_size=INPUT, views=1, batch_size=COUNT
+    )
+    expected = next(iter(single)).images[batch.indices, 0]
+    assert torch.equal(batch.images, expected)
+
+
+@RECIPES
+def test_ten_views_are_those_of_the_numpy_version(store: Store, augment: AugmentConfig) -> None:
+    split = store.split("val")
+    loaded = EvalLoader(store, split, augment, input_size=INPUT, views=10, batch_size=4)
+    found = together(list(loaded)).numpy()
+    far, middle = SIZE - INPUT, (SIZE - INPUT) // 2
+    centre = store.mean_image[middle : middle + INPUT, middle : middle + INPUT]
+    for picture, path in zip(found, split.paths, strict=True):
+        image = decoded(path).astype(np.float32)
+        view = 0
+        for mirrored in (False, True):
+            for y, x in ((0, 0), (0, far), (far, 0), (far, far), (middle, middle)):
+                window = slice(y, y + INPUT), slice(x, x + INPUT)
+                crop, mean = image[window], store.mean_image[window]
+                if augment.mean_follows_crop:
+                    crop = crop - mean
+                crop = crop[:, ::-1] if mirrored else crop
+                if not augment.mean_follows_crop:
+                    crop = crop - centre
+                # One float32 subtraction in both: equal to the bit, and never divided.
+                assert np.array_equal(picture[view], crop.transpose(2, 0, 1))
+                view += 1
+    assert view == found.shape[1] == 10
+
+
+@pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_evaluation_reads_every_picture_once_in_order(
+    store: Store, views: int, replicas: int
+) -> None:
+    split = store.split("val")
+    loaders = [
+        EvalLoader(
+            store,
+            split,
+            PAPER,
+            input_size=INPUT,
+            views=views,
+            batch_size=4,
+            replica=replica,
+            replicas=replicas,
+        )
+        for replica in range(replicas)
+    ]
+    steps = list(zip(*loaders, strict=True))
+    assert len(steps) == len(loaders[0]) == 3
+    indices = np.concatenate([batch.indices for step in steps for batch in step])
+    assert indices.tolist() == list(range(9))
+    for batch in (batch for step in steps for batch in step):
+        n = batch.rows.size
+        assert batch.images.shape == (n, views, 3, INPUT, INPUT)
+        assert batch.labels.tolist() == split.labels[batch.indices].tolist()
+
+
+def test_an_evaluation_given_up_does_not_disturb_the_next(store: Store) -> None:
+    loaded = EvalLoader(store, store.split("val"), PAPER, input_size=INPUT, views=1, batch_size=2)
+    whole = together(list(loaded))
+    next(iter(loaded))
+    assert torch.equal(together(list(loaded)), whole)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 42, 64])
+def test_the_stream_does_not_depend_on_the_batch_size(store: Store, batch_size: int) -> None:
+    whole = together(list(loader(store).epoch(1)))
+    assert torch.equal(together(list(loader(store, batch_size=batch_size).epoch(1))), whole)
+
+
+@RECIPES
+def test_replicas_together_have_the_global_batch(store: Store, augment: AugmentConfig) -> None:
+    # 42 pictures in steps of 10: the last has 2 for three replicas, and one gets none.
+    alone = list(loader(store, augment, batch_size=10).epoch(1))
+    each = [
+        list(loader(store, augment, batch_size=10, replica=r, replicas=3).epoch(1))
+        for r in range(3)
+    ]
+    for whole, *parts in zip(alone, *each, strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+        for part in parts:
+            assert np.array_equal(whole.indices[part.rows.start : part.rows.stop], part.indices)
+            assert part.rows.total == len(whole.labels)
+    empty = each[2][-1]
+    assert empty.images.shape == (0, 3, INPUT, INPUT)
+    assert empty.labels.shape == (0,)
+    assert (empty.rows.size, empty.rows.total) == (0, 2)
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 4, 5, 6])
+def test_a_restart_gives_the_batches_of_the_undisturbed_epoch(
+    store: Store, first_step: int
+) -> None:
+    undisturbed = loader(store)
+    list(undisturbed.epoch(0))
+    expected = list(undisturbed.epoch(1))[first_step:]
+    found = list(loader(store).epoch(1, first_step=first_step))
+    assert len(found) == len(expected) == 6 - first_step
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 5, 6])
+def test_an_epoch_given_up_does_not_disturb_the_next(store: Store, taken: int) -> None:
+    expected = together(list(loader(store).epoch(1)))
+    used = loader(store)
+    given_up = used.epoch(0)
+    for _ in range(taken):
+        next(given_up)
+    assert torch.equal(together(list(used.epoch(1))), expected)
+
+
+def test_an_epoch_cannot_go_on_after_another_has_started(store: Store) -> None:
+    used = loader(store)
+    first, second = used.epoch(0), used.epoch(1)
+    next(first)
+    next(second)
+    with pytest.raises(RuntimeError, match="another one"):
+        next(first)
+    assert len(list(second)) == 5
+
+
+def test_every_picture_comes_once_an_epoch_with_its_label(store: Store) -> None:
+    split = store.split("train")
+    for epoch in range(2):
+        batches = list(loader(store).epoch(epoch))
+        indices = np.concatenate([batch.indices for batch in batches])
+        assert sorted(indices) == list(range(COUNT))
+        labels = torch.cat([batch.labels for batch in batches])
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == split.labels[indices].tolist()
+    assert loader(store).steps_per_epoch == len(batches) == 6
+
+
+def test_batches_that_are_kept_are_not_overwritten(store: Store) -> None:
+    expected = [batch.images.clone() for batch in loader(store, batch_size=2).epoch(0)]
+    used = loader(store, batch_size=2)
+    kept = list(used.epoch(0))
+    list(used.epoch(1))
+    del used
+    assert all(torch.equal(b.images, e) for b, e in zip(kept, expected, strict=True))
+
+
+def test_a_batch_that_is_written_to_leaves_the_others_as_they_are(store: Store) -> None:
+    expected = [batch.images.clone() for batch in loader(store, batch_size=2).epoch(0)]
+    for batch, images in zip(loader(store, batch_size=2).epoch(0), expected, strict=True):
+        assert torch.equal(batch.images, images)
+        batch.images.fill_(float("nan"))
+
+
+def test_an_input_larger_than_the_store_is_refused(store: Store) -> None:
+    with pytest.raises(ConfigError, match=f"input_size=41: must be 1 to {SIZE}"):
+        loader(store, input_size=41)
+    with pytest.raises(ConfigError, match="views=5"):
+        EvalLoader(store, store.split("val"), PAPER, input_size=INPUT, views=5, batch_size=4)
+
+
+@RECIPES
+def test_an_input_as_large_as_the_store_has_one_position(
+    store: Store, augment: AugmentConfig
+) -> None:
+    still = replace(augment, flip=False, lighting=False, train_divisor=1.0)
+    batch = next(loader(store, still, input_size=SIZE).epoch(0))
+    paths = store.split("train").paths
+    expected = np.stack([decoded(paths[i]) - store.mean_image for i in batch.indices])
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "text"])
+def test_a_file_that_cannot_be_read_is_named(store: Store, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(store.root, tmp_path / "store")
+    broken = Store.open(tmp_path / "store")
+    path = Path(broken.split("train").paths[17])
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:600] if damage == "cut" else b"not a picture")
+    used = loader(broken)
+    with pytest.raises(
+        RuntimeError, match=f"cannot read {path}.*prepare the store again"
+    ) as caught:
+        list(used.epoch(0))
+    assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    assert torch.equal(together(list(used.epoch(1))), together(list(loader(store).epoch(1))))
+
+
+def test_a_normal_run_prints_and_warns_nothing(
+    store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        used = loader(store, CODE)
+        next(used.epoch(0))
+        list(used.epoch(1))
+        list(EvalLoader(store, store.split("val"), CODE, input_size=INPUT, views=10, batch_size=4))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_digest_sees_a_change_of_value_and_of_order(store: Store) -> None:
+    images = next(loader(store).epoch(0)).images
+    assert content_digest(images) == content_digest(images.clone())
+    changed = images.clone()
+    changed[3, 1, 7, 7] += 1e-3
+    assert content_digest(changed) != content_digest(images)
+    assert content_digest(images.flip(0)) != content_digest(images)
+    assert content_digest(images[:0]) == content_digest(images[:0])

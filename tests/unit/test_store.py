@@ -1,0 +1,297 @@
+"""Preparation: what is written, measured and rejected, and that it is repeatable."""
+
+import json
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from alexnet2012.config import ConfigError, PrepareConfig
+from alexnet2012.data.store import Store, prepare
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def picture(seed: int) -> Image.Image:
+    """Smooth colours with some noise, of a size and shape that depend on the seed."""
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(40, 90, size=2)
+    coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=int)
+    noisy = smooth + rng.integers(-15, 16, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def make_source(root: Path, train: int = 15, val: int = 3) -> Path:
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                seed = 1000 * label + 2 * index + (split == "val")
+                picture(seed).save(root / split / name / f"{index}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return prepare(settings(source, tmp_path_factory.mktemp("made") / "store"), progress=False)
+
+
+def settings(source: Path, store: Path, **others: int) -> PrepareConfig:
+    return PrepareConfig(
+        source=str(source), store=str(store), **{"size": 32, "workers": 1, **others}
+    )
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_picture_is_stored_square_listed_and_labelled(store: Store) -> None:
+    assert store.classes == CLASSES
+    for name, each in (("train", 15), ("val", 3)):
+        split = store.split(name)
+        assert split.labels.tolist() == [label for label in range(3) for _ in range(each)]
+        for path, label in zip(split.paths, split.labels, strict=True):
+            assert Path(path).is_absolute()
+            assert Path(path).parent.name == CLASSES[label]
+            with Image.open(path) as stored:
+                assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 32))
+
+
+def test_mean_and_covariance_are_of_the_training_pixels_as_stored(store: Store) -> None:
+    pixels = np.stack(
+        [simplejpeg.decode_jpeg(Path(path).read_bytes()) for path in store.split("train").paths]
+    ).astype(np.float64)
+    # Whole numbers until one last division: the mean is exact to the rounding of float32.
+    assert np.array_equal(store.mean_image, pixels.mean(axis=0).astype(np.float32))
+    assert store.mean_image.dtype == np.float32
+    # numpy sums in floating point: relative 1e-12 is what 46,080 terms of float64 may lose.
+    expected = np.cov(pixels.reshape(-1, 3).T, bias=True)
+    assert np.allclose(store.rgb_covariance, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_is_the_same_to_the_bit_for_any_number_of_workers(
+    store: Store, source: Path, tmp_path: Path, workers: int
+) -> None:
+    again = prepare(settings(source, tmp_path / "store", workers=workers), progress=False)
+    assert content(again.root) == content(store.root)
+
+
+def test_the_fingerprint_depends_on_every_picture(store: Store, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    picture(77).save(source / "val" / "owl" / "2.jpg")
+    changed = prepare(settings(source, tmp_path / "store"), progress=False)
+    assert changed.fingerprint != store.fingerprint
+
+
+def test_limit_keeps_the_first_pictures_of_each_class(store: Store) -> None:
+    split = store.split("train", limit=2)
+    names = [Path(path).relative_to(store.root).as_posix() for path in split.paths]
+    assert names == [f"train/{name}/{index}.jpg" for name in CLASSES for index in (0, 1)]
+    assert split.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(store.split("train", limit=10**6).paths) == 45
+    with pytest.raises(ConfigError, match="limit=0"):
+        store.split("train", limit=0)
+
+
+def test_bad_files_are_named_counted_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source(tmp_path / "source")
+    cat = source / "train" / "cat"
+    whole = (cat / "0.jpg").read_bytes()
+    (cat / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (cat / "text.jpg").write_text("not a picture")
+    (cat / "zero.jpg").write_bytes(b"")
+    (cat / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (cat / "notes.txt").write_text("not even called like one")
+    picture(1).save(cat / "really_png.jpg", "PNG")
+
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    lines = (made.root / "rejects.jsonl").read_text().splitlines()
+    rejects = {json.loads(line)["file"]: json.loads(line) for line in lines}
+    bad = ("gone.jpg", "notes.txt", "text.jpg", "truncated.jpg", "zero.jpg")
+    assert sorted(rejects) == [f"train/cat/{name}" for name in bad]
+    assert "Premature end" in rejects["train/cat/truncated.jpg"]["reason"]
+    assert "known format" in rejects["train/cat/text.jpg"]["reason"]
+    assert "empty" in rejects["train/cat/zero.jpg"]["reason"]
+    assert "No such file" in rejects["train/cat/gone.jpg"]["reason"]
+    assert rejects["train/cat/zero.jpg"]["class"] == "train/cat"
+
+    stored = {Path(path).name for path in made.split("train").paths}
+    assert "really_png.jpg" in stored
+    assert not stored & {"truncated.jpg", "text.jpg", "zero.jpg", "gone.jpg"}
+    manifest = json.loads((made.root / "manifest.json").read_text())
+    assert manifest["pictures"]["train"] == {"cat": 16, "dog": 15, "owl": 15}
+    assert manifest["rejected"] == {"unusable": 4, "strays": 1}
+    assert len(list(cat.iterdir())) == 16 + 4 + 1  # what is stored and rejected is all there is
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "46 training and 9 validation pictures of 3 classes; 5 files rejected" in said
+
+
+def test_the_statistics_leave_rejected_pictures_out(store: Store, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    (source / "train" / "cat" / "text.jpg").write_text("not a picture")
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    assert np.array_equal(made.mean_image, store.mean_image)
+    assert np.array_equal(made.rgb_covariance, store.rgb_covariance)
+
+
+def test_pictures_that_would_get_one_name_are_all_kept(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", train=1, val=1)
+    for seed, name in enumerate(("0.png", "0.JPG", "0_2.png", "a\tb.png", "ä.png")):
+        picture(seed).save(source / "train" / "cat" / name)
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    names = [Path(p).name.lower() for p, y in zip(*split(made, "train"), strict=True) if y == 0]
+    assert len(set(names)) == len(names) == 6
+    assert all(Path(path).is_file() for path in made.split("train").paths)
+
+
+def split(store: Store, name: str) -> tuple[tuple[str, ...], np.ndarray]:
+    found = store.split(name)
+    return found.paths, found.labels
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_class_without_any_usable_picture_is_an_error_and_leaves_nothing(
+    tmp_path: Path, where: str
+) -> None:
+    source = make_source(tmp_path / "source", train=2, val=2)
+    for path in (source / where / "dog").iterdir():
+        path.write_text("not a picture")
+    with pytest.raises(ConfigError, match=f"no picture of {where}/dog") as caught:
+        prepare(settings(source, tmp_path / "out" / "store"), progress=False)
+    assert caught.value.key == "data.source"
+    assert "known format" in str(caught.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_store_that_is_there_is_opened_not_made_again(store: Store, source: Path) -> None:
+    before = (store.root / "manifest.json").stat().st_mtime_ns
+    again = prepare(settings(source, store.root, workers=2), progress=False)
+    assert again.fingerprint == store.fingerprint
+    assert (store.root / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_store_of_other_settings_is_refused_with_both_values(store: Store, source: Path) -> None:
+    with pytest.raises(ConfigError, match=r"size=32, asked for was 48; remove it"):
+        prepare(settings(source, store.root, size=48), progress=False)
+    with pytest.raises(ConfigError, match=r"source=.*source.*asked for was .*elsewhere"):
+        prepare(settings(source.parent / "elsewhere", store.root), progress=False)
+
+
+def test_a_folder_that_is_no_store_is_left_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no store"):
+        prepare(settings(source, tmp_path / "mine"), progress=False)
+    assert content(tmp_path / "mine") == {"thesis.tex": b"years of work"}
+
+
+def test_an_empty_folder_may_become_a_store(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert prepare(settings(source, tmp_path / "store"), progress=False).classes == CLASSES
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("size", 0), ("quality", 101), ("workers", 0), ("seed", -1)]
+)
+def test_settings_out_of_range_are_refused(
+    source: Path, tmp_path: Path, key: str, value: int
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(settings(source, tmp_path / "store", **{key: value}), progress=False)
+    assert (caught.value.key, caught.value.value) == (key, value)
+
+
+def test_a_missing_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"python -m alexnet2012\.prepare") as caught:
+        Store.open(tmp_path / "nowhere")
+    assert caught.value.key == "data.store"
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "mean_image.npy", "train.tsv", "val.tsv"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "changed"])
+def test_a_damaged_store_is_not_opened(
+    source: Path, tmp_path: Path, part: str, damage: str
+) -> None:
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    path = made.root / part
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    else:
+        path.write_bytes(b"{}" if part == "manifest.json" else whole[::-1])
+    with pytest.raises(ConfigError, match=r"alexnet2012\.prepare") as caught:
+        Store.open(made.root)
+    assert caught.value.key == "data.store"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_can_be_moved(store: Store, tmp_path: Path) -> None:
+    for name, data in content(store.root).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    moved = Store.open(tmp_path)
+    assert moved.fingerprint == store.fingerprint
+    assert all(path.startswith(str(tmp_path)) for path in moved.split("val").paths)
+
+
+def test_no_odd_picture_of_other_projects_is_lost_or_stops_the_work(tmp_path: Path) -> None:
+    trial = os.environ.get("ALEXNET2012_TRIAL_DATA")
+    if trial is None:
+        pytest.skip("ALEXNET2012_TRIAL_DATA names no folder with bad-inputs.tar")
+    with tarfile.open(Path(trial) / "bad-inputs.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = make_source(tmp_path / "source", train=1, val=1)
+    odd = [path for path in (tmp_path / "bad-inputs").rglob("*") if path.suffix.lower() != ".csv"]
+    odd = [path for path in odd if path.is_file()]
+    for path in odd:
+        path.rename(source / "train" / "cat" / f"{path.parent.name}-{path.name}")
+    made = prepare(settings(source, tmp_path / "store", workers=2), progress=False)
+    rejects = (made.root / "rejects.jsonl").read_text().splitlines()
+    kinds = Counter(json.loads(line)["file"].split("/")[-1].rsplit("-", 1)[0] for line in rejects)
+    assert len(made.split("train").paths) + len(rejects) == len(odd) + 3
+    assert len(odd) > 60
+    assert not any(kind.startswith(("exif-rotated", "cmyk", "png")) for kind in kinds)
+
+
+def test_photos_say_that_they_are_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexnet2012.data import photos
+
+    make = photos.make_photos
+    monkeypatch.setattr(
+        photos,
+        "make_photos",
+        lambda folder, seed: make(folder, seed=seed, train_per_class=2, val_per_class=1),
+    )
+    made = prepare(
+        PrepareConfig("photos", str(tmp_path / "store"), size=32, workers=1), progress=False
+    )
+    assert "no evidence about ImageNet" in made.description
+    assert len(made.classes) == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert str(tmp_path) not in (made.root / "manifest.json").read_text()
+    assert (made.root / "rejects.jsonl").read_text() == ""
