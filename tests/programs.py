@@ -55,7 +55,10 @@ def start(command: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str
     # Scripts take `python` and `torchrun` from the PATH.
     env |= {MARK: mark, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True), mark
+    program = subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    return program, mark
 
 
 def finish(program: subprocess.Popen[str], mark: str) -> Ended:

@@ -143,7 +143,7 @@ class AugmentConfig:
     lighting: bool = True
     lighting_std: float = MISSING
     lighting_scale: LightingScale = MISSING
-    train_divisor: float = MISSING
+    train_divisor: float = MISSING  # of training pictures, while lighting is on
 
 
 @dataclass

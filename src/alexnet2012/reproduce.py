@@ -133,9 +133,13 @@ class Reproduce:
         store = self.stores["reduced"]
         config = f"¼ of the kernels, 112 pixels, code145, batch 32, seed {self.config.seed}"
         classes = len(store.classes)
-        self.found["runs"]["reduced"] = experiments.read_run(
-            run_dir, "code145, reduced", config, command, classes
+        reduced = experiments.read_run(run_dir, "code145, reduced", config, command, classes)
+        reduced["note"] = (
+            "Initial standard deviations are 1/√width times the recipe's (twice, at a quarter of "
+            "the kernels; conv1, which reads the image, keeps its own; fc6 makes up for its "
+            "smaller maps too), so that signals keep the full net's size."
         )
+        self.found["runs"]["reduced"] = reduced
         evaluation = EvaluateConfig(checkpoint=str(run_dir))
         for views in (1, 10):
             evaluation.views = views

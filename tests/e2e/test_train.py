@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from programs import TINY, TORCHRUN_SCRIPT, finish, module, start, succeed
+from programs import TINY, TORCHRUN_SCRIPT, finish, module, run, start, succeed
 
 from alexnet2012 import checkpoint
-from alexnet2012.config import Device, EvaluateConfig
+from alexnet2012.config import Device, EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.evaluate import evaluate_checkpoints
+from alexnet2012.evaluate import evaluate_checkpoints, load_trained
+from alexnet2012.launcher import compose_config
+from alexnet2012.mesh import single_process
 from alexnet2012.metrics import error_interval_pct
 from alexnet2012.tracking import read_records
+from alexnet2012.trainer import DivergedError, Trainer
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
 VALIDATION_PICTURES = 48
@@ -35,6 +40,19 @@ def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def summary(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return found
+
+
+def train_here(store: Store, run_dir: Path, *more: str) -> dict[str, Any]:
+    """The same in this process, at once; two epochs unless told otherwise."""
+    run_dir.mkdir(exist_ok=True)
+    arguments = overrides(store, run_dir, "mesh=one_process", "schedule.epochs=2", *more)
+    config, _ = compose_config("train", TrainConfig, arguments)
+    return Trainer(config, single_process(Device.cpu), run_dir).run()
+
+
+def net_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    newest = load_trained(run_dir, EvaluateConfig(device=Device.cpu))
+    return newest.model.full_state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -116,43 +134,64 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
     assert read_records(tmp_path / "run" / "metrics.jsonl") == want
 
 
-def test_a_run_cut_off_within_an_epoch_goes_on_where_it_stopped(
-    trained: Path, photos_store: Store, tmp_path: Path
+@pytest.mark.parametrize("every", [1, 2, 5])  # steps a record covers, in epochs of three
+@pytest.mark.parametrize("cut", ["schedule.epochs=1", "max_steps=2", "max_steps=4"])
+def test_wherever_a_run_stopped_it_goes_on_as_if_nothing_had_happened(
+    photos_store: Store, tmp_path: Path, cut: str, every: int
 ) -> None:
-    one = ("mesh=one_process", "schedule.epochs=2", "tracking.log_every_steps=1")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    succeed(module("train", *overrides(photos_store, whole, *one)), tmp_path)
-    for more in ("max_steps=2", "resume=auto"):
-        succeed(module("train", *overrides(photos_store, cut, *one, more)), tmp_path)
-    assert records(cut, "train") == records(whole, "train")
+    logging = f"tracking.log_every_steps={every}"
+    train_here(photos_store, tmp_path / "whole", logging)
+    train_here(photos_store, tmp_path / "cut", logging, cut)
+    train_here(photos_store, tmp_path / "cut", logging, "resume=auto")
+    whole, resumed = tmp_path / "whole", tmp_path / "cut"
+    last = (records(directory, "validation")[-1] for directory in (whole, resumed))
+    assert next(last) == next(last)
+    weights = [net_of(directory) for directory in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    if cut == "schedule.epochs=1":  # within an epoch a cut leaves an early record of its own
+        assert read_records(resumed / "metrics.jsonl") == read_records(whole / "metrics.jsonl")
 
 
-def test_a_sweep_makes_a_run_directory_for_each_seed_which_evaluate_reads(
+def test_a_finished_run_that_is_taken_up_again_keeps_its_summary(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    sweep = ["-m", "seed=0,1", "mesh=one_process", "schedule.epochs=1"]
-    where = [f"hydra.sweep.dir={tmp_path}/sweep"]
-    succeed(module("train", *overrides(photos_store, tmp_path / "unused"), *sweep, *where), tmp_path)
-    run_dirs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
-    assert len(run_dirs) == 2
-    seeds = [yaml.safe_load((d / "config.yaml").read_text())["seed"] for d in run_dirs]
-    assert seeds == [0, 1]
-    assert records(run_dirs[0], "train") != records(run_dirs[1], "train")
-    ensemble = f"checkpoint=[{run_dirs[0]},{run_dirs[1]}]"
-    ended = succeed(module("evaluate", ensemble, "views=1", "device=cpu"), tmp_path)
-    assert f"{VALIDATION_PICTURES} validation pictures" in ended.out
+    train_here(photos_store, tmp_path)
+    before, metrics = summary(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()
+    train_here(photos_store, tmp_path, "resume=auto")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+    after = summary(tmp_path)
+    assert after["top1_error_pct"] == before["top1_error_pct"]
+    assert after["images_per_s"] > 0
 
 
-def test_a_mistake_in_one_job_of_a_sweep_does_not_stop_the_others(
+@pytest.mark.parametrize("every", [1, 50])  # the end of an epoch must notice too
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
+    photos_store: Store, tmp_path: Path, every: int
+) -> None:
+    more = ("schedule.rate=1e6", f"tracking.log_every_steps={every}")
+    with pytest.raises(DivergedError, match=r"lower schedule.rate=1000000\.0"):
+        train_here(photos_store, tmp_path, *more)
+    assert not (tmp_path / "summary.json").exists()
+    assert checkpoint.newest(tmp_path) is None
+    for record in read_records(tmp_path / "metrics.jsonl"):
+        json.dumps(record, allow_nan=False)
+
+
+def test_a_sweep_runs_every_job_and_ends_with_the_first_mistake(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    sweep = ["-m", "seed=-1,0", "mesh=one_process", "schedule.epochs=1", "max_steps=1"]
-    where = [f"hydra.sweep.dir={tmp_path}/sweep"]
-    command = module("train", *overrides(photos_store, tmp_path / "unused"), *sweep, *where)
-    ended = finish(*start(command, tmp_path))
+    sweep = ["seed=-1,0,1", "mesh=one_process", "schedule.epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    ended = run(module("train", "-m", *overrides(photos_store, tmp_path / "unused"), *sweep), tmp_path)
     assert (ended.code, ended.left) == (2, [])
     assert ended.err == "alexnet2012: seed=-1: must be 0 or more\n"
-    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 1
+    finished = sorted(path.parent for path in (tmp_path / "sweep").glob("*/summary.json"))
+    seeds = [yaml.safe_load((d / "config.yaml").read_text())["seed"] for d in finished]
+    assert seeds == [0, 1]
+    assert records(finished[0], "train") != records(finished[1], "train")
+    # What a sweep made can be named on a command line as it is.
+    ensemble = f"checkpoint=[{finished[0]},{finished[1]}]"
+    config, _ = compose_config("evaluate", EvaluateConfig, [ensemble, "views=1", "device=cpu"])
+    assert evaluate_checkpoints(config).pictures == VALIDATION_PICTURES
 
 
 @pytest.mark.parametrize("views", [1, 10])
@@ -201,29 +240,23 @@ def test_two_replicas_of_two_towers_train_like_one_replica(
     assert crossed == summary(trained)["exchange_bytes_per_image"]
 
 
-def test_the_steps_of_a_run_that_is_ended_leave_no_process_and_no_traceback(
-    photos_store: Store, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "kill"]
+)
+def test_a_run_that_is_interrupted_says_so_and_leaves_no_process(
+    photos_store: Store, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     run_dir = tmp_path / "run"
     command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=10000"))
     program, mark = start(command, tmp_path)
     waiting_until = time.monotonic() + 60
-    while not records(run_dir, "train") and time.monotonic() < waiting_until:
+    while not read_records(run_dir / "metrics.jsonl") and time.monotonic() < waiting_until:
         time.sleep(0.1)
-    program.send_signal(signal.SIGINT)
+    if number is signal.SIGINT:
+        os.killpg(program.pid, number)  # a terminal tells all of its processes
+    else:
+        program.send_signal(number)
     ended = finish(program, mark)
     assert ended.left == []
-    assert ended.code == 130
+    assert ended.code == code
     assert ended.err == "alexnet2012: interrupted\n"
-
-
-def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(
-    photos_store: Store, tmp_path: Path
-) -> None:
-    # Fewer steps than a record covers: the end of an epoch must notice too.
-    more = ("mesh=one_process", "schedule.epochs=1", "schedule.rate=1e6", "tracking.log_every_steps=50")
-    command = module("train", *overrides(photos_store, tmp_path / "run", *more))
-    ended = finish(*start(command, tmp_path))
-    assert ended.code != 0
-    assert "lower schedule.rate=1000000.0" in ended.err
-    assert not (tmp_path / "run" / "summary.json").exists()

@@ -84,8 +84,8 @@ def expected_training(
             low, high = (SIZE - INPUT) // 2, (SIZE + INPUT) // 2
             image = image - store.mean_image[low:high, low:high]
         if lighting:
-            image = image + basis @ drawn.alpha[at]
-        result.append((image / augment.train_divisor).transpose(2, 0, 1))
+            image = (image + basis @ drawn.alpha[at]) / augment.train_divisor
+        result.append(image.transpose(2, 0, 1))
     return np.stack(result)
 
 

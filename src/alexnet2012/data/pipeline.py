@@ -47,6 +47,7 @@ class TrainLoader:
 
     A picture is cropped, the mean image subtracted, the lighting offset added, the sum divided by
     the training divisor, and all flipped; with ``mean_follows_crop`` off the mean is not flipped.
+    Without lighting nothing is divided: the 2012 code's divisor makes up for the noise.
 
     The last step of an epoch has what is left. A replica that gets nothing of it is given an empty
     batch, so that all replicas make the same number of steps. A new iteration may start before the
@@ -90,11 +91,18 @@ class TrainLoader:
         indices = order.epoch_order(count, self._seed, epoch)
         draws = order.draws(self._augment, count, self._margin, self._seed, epoch)
         offsets = (draws.alpha @ self._basis.T * lighting).astype(np.float32)  # grey levels
+        divided = lighting and self._augment.lighting
+        divisor = np.float32(self._augment.train_divisor if divided else 1)
         parts = self._parts[first_step:]
         feeds = (
             _Feed(
                 [self._split.paths[index] for index in indices[at]],
-                (draws.crop_yx[at], draws.flip[at].astype(np.int32), -offsets[at]),
+                (
+                    draws.crop_yx[at],
+                    draws.flip[at].astype(np.int32),
+                    -offsets[at],
+                    np.full((rows.size, 3), divisor),
+                ),
             )
             for at, rows in parts
             if rows.size
@@ -174,7 +182,7 @@ class EvalLoader:
 
 
 class _Feed(NamedTuple):
-    """What DALI is given for one batch: paths and, for training, crop, flip and minus lighting."""
+    """What DALI is given for a batch: paths and, for training, crop, flip, -lighting, divisor."""
 
     paths: Sequence[str]
     draws: tuple[npt.NDArray[Any], ...]
@@ -270,11 +278,11 @@ def _augmented(
     source: Source,
 ) -> Any:
     """The pictures as they are trained on: float32 [3, S, S]."""
-    path, yx, flip, minus_offset = fn.external_source(
+    path, yx, flip, minus_offset, divisor = fn.external_source(
         source,
-        num_outputs=4,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT],
-        ndim=[1, 1, 0, 1],
+        num_outputs=5,
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
+        ndim=[1, 1, 0, 1, 1],
     )
 
     def window(image: Any, start: Any) -> Any:
@@ -291,7 +299,7 @@ def _augmented(
         fn.reinterpret(centred, layout="HWC"),
         mirror=flip if augment.mean_follows_crop else 0,
         mean=minus_offset,
-        std=[augment.train_divisor] * 3,
+        std=divisor,
         output_layout="CHW",
         dtype=types.FLOAT,
     )

@@ -1,0 +1,254 @@
+"""A user's mistake ends with exit code 2, one line that helps, and no process left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from programs import TINY, TORCHRUN_SCRIPT, Ended, module, run
+
+from alexnet2012 import checkpoint
+from alexnet2012.config import EvaluateConfig, TrainConfig
+from alexnet2012.data.store import Store
+from alexnet2012.launcher import compose_config, exit_on_error
+from alexnet2012.mesh import single_process
+from alexnet2012.train import run as train_run
+from alexnet2012.trainer import Trainer
+
+Refuse = Callable[..., str]
+
+
+def the_line(ended: Ended, *words: str) -> None:
+    """Key, value and remedy in the one line on standard error; nothing else, and nothing left."""
+    assert ended.left == []
+    assert "Traceback" not in ended.err + ended.out
+    lines = ended.err.splitlines()
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("alexnet2012: ")
+    assert all(word in lines[0] for word in words), lines[0]
+    assert ended.code == 2
+
+
+@pytest.fixture
+def refuse(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refuse:
+    """The same for a run in this process, which is refused before it starts others."""
+
+    def refused(*overrides: str, words: tuple[str, ...]) -> None:
+        def application() -> None:
+            config, _ = compose_config("train", TrainConfig, [*TINY, "mesh=one_process", *overrides])
+            train_run(config, tmp_path / "run")
+
+        with pytest.raises(SystemExit) as ending:
+            exit_on_error(application, TrainConfig)
+        out, err = capfd.readouterr()
+        assert isinstance(ending.value.code, int)
+        the_line(Ended(ending.value.code, out, err, []), *words)
+
+    return refused
+
+
+def pictures(folder: Path, source: Path) -> Path:
+    """A folder of two classes to spoil."""
+    for split in ("train", "val"):
+        for name in ("brick", "moon"):
+            shutil.copytree(source / split / name, folder / split / name)
+    return folder
+
+
+def test_a_missing_or_empty_data_folder_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    where = f"data.source={folder}"
+    refuse(where, words=(where, "does not exist", "train/CLASS"))
+    folder.mkdir()
+    refuse(where, words=(where, "is empty", "train/CLASS"))
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_class_folder_without_pictures_is_refused_by_name(
+    refuse: Refuse, photos_folder: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "pictures", photos_folder)
+    (folder / "train" / "owl").mkdir()
+    (folder / "train" / "owl" / "notes.txt").touch()
+    refuse(f"data.source={folder}", words=("data.source=", "owl", "no pictures", "add some"))
+
+
+def test_a_class_of_damaged_pictures_is_refused_with_one_of_them(
+    refuse: Refuse, photos_folder: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "pictures", photos_folder)
+    for path in (folder / "val" / "moon").iterdir():
+        path.write_bytes(path.read_bytes()[:500])
+    refuse(f"data.source={folder}", words=("data.source=", "val/moon", "0000.jpg"))
+
+
+def test_a_store_of_another_size_is_refused_before_training(
+    refuse: Refuse, photos_store: Store
+) -> None:
+    store = (f"data.store={photos_store.root}", f"data.source={photos_store.root}")
+    refuse(*store, "data.store_size=96", words=("data.store", "72", "data.store_size"))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "mean_image.npy", "train.tsv", "val.tsv"])
+def test_a_damaged_store_is_refused(
+    refuse: Refuse, photos_store: Store, tmp_path: Path, name: str
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(photos_store.root, store)
+    original = (store / name).read_bytes()
+    where = (f"data.store={store}", "data.source=unused")
+    for damaged in (original[: len(original) // 2], b"", None):
+        (store / name).unlink()
+        if damaged is not None:
+            (store / name).write_bytes(damaged)
+        refuse(*where, words=(f"data.store={store}", "prepare"))
+        (store / name).write_bytes(original)
+
+
+def test_a_picture_lost_from_the_store_is_named(
+    refuse: Refuse, photos_store: Store, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(photos_store.root, store)
+    (store / "train" / "moon" / "0003.jpg").unlink()
+    where = (f"data.store={store}", "data.source=unused", "schedule.epochs=1")
+    refuse(*where, words=("train/moon/0003.jpg", "prepare"))
+
+
+def test_an_input_too_small_for_the_net_is_refused(refuse: Refuse, photos_store: Store) -> None:
+    where = (f"data.store={photos_store.root}", "data.source=unused")
+    words = ("model.input_size=20", "too small", "64")
+    refuse(*where, "model.input_size=20", words=words)
+
+
+@pytest.fixture(scope="module")
+def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch of the paper's recipe."""
+    run_dir = tmp_path_factory.mktemp("trained")
+    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=1")
+    config, _ = compose_config("train", TrainConfig, [*TINY, "mesh=one_process", *where])
+    Trainer(config, single_process(), run_dir).run()
+    return run_dir
+
+
+def test_going_on_from_another_recipe_or_from_nothing_is_refused(
+    refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
+) -> None:
+    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=2")
+    folder = checkpoint.newest(trained)
+    words = (f"resume={folder}", "recipe=paper", "recipe=code145")
+    refuse(*where, f"resume={folder}", "recipe=code145", words=words)
+    words = (f"resume={folder}", "seed=0", "seed=1")
+    refuse(*where, f"resume={folder}", "seed=1", words=words)
+    words = (f"{tmp_path}/nowhere", "no checkpoint", "epoch-0010")
+    refuse(*where, f"resume={tmp_path}/nowhere", words=words)
+
+
+def test_a_run_directory_stands_for_its_newest_checkpoint_on_resume(
+    photos_store: Store, trained: Path, tmp_path: Path
+) -> None:
+    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=1")
+    resume = f"resume={trained}"
+    config, _ = compose_config("train", TrainConfig, [*TINY, "mesh=one_process", *where, resume])
+    assert Trainer(config, single_process(), tmp_path).run()["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["checkpoint=nowhere"], ("checkpoint=nowhere", "no checkpoint", "epoch-0010")),
+        ([], ("checkpoint=???", "set checkpoint=")),
+        (["checkpoint=TRAINED", "views=3"], ("views=3", "1", "10")),
+        (["checkpoint=TRAINED", "views=0"], ("views=0", "1", "10")),
+        (["checkpoint=TRAINED", "batch_size=0"], ("batch_size=0", "1 or more")),
+        (["checkpoint=TRAINED", "decode_threads=0"], ("decode_threads=0", "1 or more")),
+        (["checkpoint=TRAINED", "store=nowhere"], ("store=", "nowhere", "prepare")),
+        (["checkpoint=[]"], ("checkpoint=", "at least one")),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_evaluate(
+    capfd: pytest.CaptureFixture[str], trained: Path, overrides: list[str], words: tuple[str, ...]
+) -> None:
+    from alexnet2012.evaluate import run as evaluate_run
+
+    given = [text.replace("TRAINED", str(trained)) for text in overrides]
+
+    def application() -> None:
+        evaluate_run(*compose_config("evaluate", EvaluateConfig, [*given, "device=cpu"]))
+
+    with pytest.raises(SystemExit) as ending:
+        exit_on_error(application, EvaluateConfig)
+    out, err = capfd.readouterr()
+    assert isinstance(ending.value.code, int)
+    the_line(Ended(ending.value.code, out, err, []), *words)
+
+
+def test_ranks_that_meet_a_mistake_end_with_its_one_line(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    where = [f"data.store={photos_store.root}", "data.source=unused", "data.store_size=96"]
+    ended = run(module("train", *TINY, *where), tmp_path)
+    the_line(ended, f"data.store={photos_store.root}", "72 pixels", "data.store_size")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4")),
+        (["recipe=papr"], ("recipe=papr", "code145, paper")),
+        (["+new=1"], ("new=1", "no such key", "take it out")),
+    ],
+)
+def test_the_program_refuses_wrong_overrides(
+    tmp_path: Path, overrides: list[str], words: tuple[str, ...]
+) -> None:
+    the_line(run(module("train", *overrides), tmp_path), *words)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_the_torchrun_script_refuses_wrong_overrides_before_it_starts_a_process(
+    tmp_path: Path,
+) -> None:
+    ended = run([TORCHRUN_SCRIPT, "recipe.conv1.kernels=97"], tmp_path)
+    the_line(ended, "recipe.conv1.kernels=97", "96 or 98")
+
+
+def test_the_torchrun_script_refuses_a_world_that_is_no_mesh(tmp_path: Path) -> None:
+    ended = run(["env", "NPROC_PER_NODE=3", TORCHRUN_SCRIPT, *TINY, "data=photos"], tmp_path)
+    the_line(ended, "mesh.processes=3", "2 or 4")
+
+
+def test_prepare_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    ended = run(module("prepare", f"source={tmp_path}/nowhere", f"store={tmp_path}/store"), tmp_path)
+    the_line(ended, f"source={tmp_path}/nowhere", "does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(
+    refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "epoch-0001"
+    newest = checkpoint.newest(trained)
+    assert newest is not None
+    shutil.copytree(newest, folder)
+    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=2")
+    progress = json.loads((folder / checkpoint.METADATA).read_text())
+    for text in ("", "{", json.dumps({**progress, "unknown": 1}), "[]"):
+        (folder / checkpoint.METADATA).write_text(text)
+        refuse(*where, f"resume={folder}", words=(str(folder), "damaged"))
+
+
+def test_a_checkpoint_that_lost_a_file_is_refused_in_one_line(
+    refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "epoch-0001"
+    newest = checkpoint.newest(trained)
+    assert newest is not None
+    shutil.copytree(newest, folder)
+    for file in folder.glob("*.distcp"):
+        file.unlink()
+    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=2")
+    refuse(*where, f"resume={folder}", words=(str(folder), "damaged"))
