@@ -10,7 +10,7 @@ ARGS   ?=
 .DEFAULT_GOAL := reproduce
 
 reproduce: setup
-	$(BIN)/python -m alexnet2012.reproduce data="$(DATA)" out="$(OUT)" $(ARGS)
+	$(BIN)/python -m alexnet2012.reproduce 'source="$(DATA)"' 'out="$(OUT)"' $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -89,6 +89,11 @@ def succeed(command: Sequence[str], cwd: Path) -> Ended:
     return ended
 
 
+def with_rank(mark: str, rank: int) -> int:
+    """The id of a worker of a self-launched run; they are started in the order of their ranks."""
+    return sorted(pid for pid, line in _marked(mark).items() if "spawn_main" in line)[rank]
+
+
 def _marked(mark: str) -> dict[int, str]:
     """Running processes that inherited the mark, by id."""
     found = {}

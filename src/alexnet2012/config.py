@@ -299,7 +299,7 @@ class EvaluateConfig:
 class ReproduceConfig:
     """The whole reproduction, from pictures to the report."""
 
-    data: str = "photos"  # or a folder of train/ and val/ with one folder a class
+    source: str = "photos"  # or a folder of train/ and val/ with one folder a class
     out: str = "reproduction"
     seed: int = 0
     full_size_steps: int = 100

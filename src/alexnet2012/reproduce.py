@@ -1,4 +1,4 @@
-"""The reproduction: ``make reproduce``, or ``python -m alexnet2012.reproduce [data=FOLDER] …``.
+"""The reproduction: ``make reproduce``, or ``python -m alexnet2012.reproduce [source=FOLDER] …``.
 
 From pictures to ``report.html`` and ``ledger.json``. Every training is a Hydra run of its own
 under ``OUT/runs``; a part that fails is named in the report and the others go on.
@@ -70,7 +70,7 @@ class Reproduce:
         for name, size in SIZES.items():
             store = self.out / "stores" / str(size)
             self.stores[name] = prepare(
-                PrepareConfig(source=self.config.data, store=str(store), size=size)
+                PrepareConfig(source=self.config.source, store=str(store), size=size)
             )
         # Runs of an earlier reproduction in the same place would be mistaken for this one's.
         shutil.rmtree(self.out / "runs", ignore_errors=True)
@@ -219,8 +219,8 @@ class Reproduce:
             *overrides,
         ]
         where = [
-            f"data.store={store.root}",
-            f"hydra.sweep.dir={self.out / 'runs' / experiment}",
+            f"data.store={_quoted(store.root)}",
+            f"hydra.sweep.dir={_quoted(self.out / 'runs' / experiment)}",
             "hydra.sweep.subdir=${hydra.job.num}",
         ]
         subprocess.run([sys.executable, *arguments, *where], check=True)
@@ -251,6 +251,12 @@ def _command(config: ReproduceConfig) -> str:
         if key != "out" and value != getattr(default, key)
     ]
     return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of Hydra's grammar, whatever characters it holds."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _commit() -> tuple[str, bool]:

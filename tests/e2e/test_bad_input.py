@@ -13,6 +13,7 @@ from programs import TINY, TORCHRUN_SCRIPT, Ended, module, run
 from alexnet2012 import checkpoint
 from alexnet2012.config import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
+from alexnet2012.evaluate import run as evaluate_run
 from alexnet2012.launcher import compose_config, exit_on_error
 from alexnet2012.mesh import single_process
 from alexnet2012.train import run as train_run
@@ -38,7 +39,9 @@ def refuse(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refuse:
 
     def refused(*overrides: str, words: tuple[str, ...]) -> None:
         def application() -> None:
-            config, _ = compose_config("train", TrainConfig, [*TINY, "mesh=one_process", *overrides])
+            config, _ = compose_config(
+                "train", TrainConfig, [*TINY, "mesh=one_process", *overrides]
+            )
             train_run(config, tmp_path / "run")
 
         with pytest.raises(SystemExit) as ending:
@@ -147,15 +150,6 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse(*where, f"resume={tmp_path}/nowhere", words=words)
 
 
-def test_a_run_directory_stands_for_its_newest_checkpoint_on_resume(
-    photos_store: Store, trained: Path, tmp_path: Path
-) -> None:
-    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=1")
-    resume = f"resume={trained}"
-    config, _ = compose_config("train", TrainConfig, [*TINY, "mesh=one_process", *where, resume])
-    assert Trainer(config, single_process(), tmp_path).run()["epochs"] == 1
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -172,8 +166,6 @@ def test_a_run_directory_stands_for_its_newest_checkpoint_on_resume(
 def test_evaluate_refuses_what_it_cannot_evaluate(
     capfd: pytest.CaptureFixture[str], trained: Path, overrides: list[str], words: tuple[str, ...]
 ) -> None:
-    from alexnet2012.evaluate import run as evaluate_run
-
     given = [text.replace("TRAINED", str(trained)) for text in overrides]
 
     def application() -> None:
@@ -221,8 +213,16 @@ def test_the_torchrun_script_refuses_a_world_that_is_no_mesh(tmp_path: Path) -> 
     the_line(ended, "mesh.processes=3", "2 or 4")
 
 
+def test_the_torchrun_script_refuses_missing_pictures(tmp_path: Path) -> None:
+    where = f"data.source={tmp_path}/nowhere"
+    ended = run([TORCHRUN_SCRIPT, *TINY, where, f"hydra.run.dir={tmp_path}/run"], tmp_path)
+    the_line(ended, where, "does not exist")
+
+
 def test_prepare_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    ended = run(module("prepare", f"source={tmp_path}/nowhere", f"store={tmp_path}/store"), tmp_path)
+    ended = run(
+        module("prepare", f"source={tmp_path}/nowhere", f"store={tmp_path}/store"), tmp_path
+    )
     the_line(ended, f"source={tmp_path}/nowhere", "does not exist")
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from programs import TINY, TORCHRUN_SCRIPT, finish, module, run, start, succeed
+from programs import TINY, TORCHRUN_SCRIPT, finish, module, run, start, succeed, with_rank
 
 from alexnet2012 import checkpoint
 from alexnet2012.config import Device, EvaluateConfig, TrainConfig
@@ -116,9 +116,7 @@ def test_torchrun_gives_the_same_metrics_to_the_bit(
     assert f"run directory: {run_dir}" in ended.out
     same = (trained / "metrics.jsonl").read_bytes()
     assert (run_dir / "metrics.jsonl").read_bytes() == same
-    config, other = (
-        yaml.safe_load((d / "config.yaml").read_text()) for d in (trained, run_dir)
-    )
+    config, other = (yaml.safe_load((d / "config.yaml").read_text()) for d in (trained, run_dir))
     assert config == other
 
 
@@ -134,8 +132,16 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
     assert read_records(tmp_path / "run" / "metrics.jsonl") == want
 
 
-@pytest.mark.parametrize("every", [1, 2, 5])  # steps a record covers, in epochs of three
-@pytest.mark.parametrize("cut", ["schedule.epochs=1", "max_steps=2", "max_steps=4"])
+@pytest.mark.parametrize(
+    ("cut", "every"),  # steps that a record covers; epochs have three
+    [
+        ("schedule.epochs=1", 1),
+        ("schedule.epochs=1", 2),
+        ("schedule.epochs=1", 5),
+        ("max_steps=2", 2),
+        ("max_steps=4", 2),
+    ],
+)
 def test_wherever_a_run_stopped_it_goes_on_as_if_nothing_had_happened(
     photos_store: Store, tmp_path: Path, cut: str, every: int
 ) -> None:
@@ -180,8 +186,15 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
 def test_a_sweep_runs_every_job_and_ends_with_the_first_mistake(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    sweep = ["seed=-1,0,1", "mesh=one_process", "schedule.epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    ended = run(module("train", "-m", *overrides(photos_store, tmp_path / "unused"), *sweep), tmp_path)
+    sweep = [
+        "seed=-1,0,1",
+        "mesh=one_process",
+        "schedule.epochs=1",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    ]
+    ended = run(
+        module("train", "-m", *overrides(photos_store, tmp_path / "unused"), *sweep), tmp_path
+    )
     assert (ended.code, ended.left) == (2, [])
     assert ended.err == "alexnet2012: seed=-1: must be 0 or more\n"
     finished = sorted(path.parent for path in (tmp_path / "sweep").glob("*/summary.json"))
@@ -240,6 +253,26 @@ def test_two_replicas_of_two_towers_train_like_one_replica(
     assert crossed == summary(trained)["exchange_bytes_per_image"]
 
 
+def until_it_trains(run_dir: Path) -> None:
+    waiting_until = time.monotonic() + 60
+    while not read_records(run_dir / "metrics.jsonl") and time.monotonic() < waiting_until:
+        time.sleep(0.1)
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_is_named(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    program, mark = start(
+        module("train", *overrides(photos_store, run_dir, "schedule.epochs=10000")), tmp_path
+    )
+    until_it_trains(run_dir)
+    os.kill(with_rank(mark, 1), signal.SIGKILL)
+    ended = finish(program, mark)
+    assert (ended.code, ended.left) == (1, [])
+    assert ended.err.startswith("alexnet2012: rank 1 ended with exit code -9")
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "kill"]
 )
@@ -249,9 +282,7 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_process(
     run_dir = tmp_path / "run"
     command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=10000"))
     program, mark = start(command, tmp_path)
-    waiting_until = time.monotonic() + 60
-    while not read_records(run_dir / "metrics.jsonl") and time.monotonic() < waiting_until:
-        time.sleep(0.1)
+    until_it_trains(run_dir)
     if number is signal.SIGINT:
         os.killpg(program.pid, number)  # a terminal tells all of its processes
     else:

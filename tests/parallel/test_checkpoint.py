@@ -164,7 +164,9 @@ def settings(*overrides: str) -> TrainConfig:
 
 
 def saved_with(*overrides: str) -> Progress:
-    return replace(PROGRESS, settings=json.loads(json.dumps(checkpoint.plain(settings(*overrides)))))
+    return replace(
+        PROGRESS, settings=json.loads(json.dumps(checkpoint.plain(settings(*overrides))))
+    )
 
 
 def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> None:
@@ -173,7 +175,7 @@ def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> Non
 
 
 def test_another_recipe_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="recipe=paper.*recipe=code145"):
+    with pytest.raises(ConfigError, match=r"recipe=paper.*recipe=code145"):
         checkpoint.check_fits(Path("there"), saved_with(), settings("recipe=code145"))
 
 

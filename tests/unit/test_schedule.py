@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -81,7 +82,7 @@ def test_plateau_rates_never_rise_and_drop_at_most_max_drops_times(
     drops = [round(math.log10(0.01 / rate)) for rate in history]
     assert drops[0] == 0
     assert drops[-1] <= most
-    assert all(after - before in (0, 1) for before, after in zip(drops, drops[1:], strict=False))
+    assert all(after - before in (0, 1) for before, after in pairwise(drops))
 
 
 @given(errors=ERRORS, patience=st.integers(1, 5))
@@ -89,7 +90,7 @@ def test_plateau_waits_patience_epochs_between_drops(errors: list[float], patien
     config = plateau(patience)
     history = [rates(config, epoch, errors[:epoch]).weight for epoch in range(len(errors) + 1)]
     dropped_at = [e for e in range(1, len(history)) if history[e] < history[e - 1]]
-    assert all(later - sooner >= patience for sooner, later in zip([0, *dropped_at], dropped_at))  # noqa: B905
+    assert all(later - sooner >= patience for sooner, later in pairwise([0, *dropped_at]))
 
 
 def test_an_error_that_keeps_falling_never_lowers_the_rate() -> None:
