@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.config import load_recipe
+from alexnet2012.checks import load_recipe
 from alexnet2012.launcher import launch, reuse_memory, set_threads
 from alexnet2012.mesh import close_mesh
 from alexnet2012.optimizer import PaperSGD

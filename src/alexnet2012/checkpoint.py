@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
 from alexnet2012.config import ConfigError, TrainConfig
@@ -32,7 +33,9 @@ class Progress:
 
     step: int
     epoch: int  # epochs finished
-    validation_errors: list[float] = field(default_factory=list)
+    validation_errors: list[float] = field(default_factory=list)  # after each whole epoch
+    # Loss, errors and pictures of an epoch that max_steps cut short.
+    epoch_sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     settings: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     store_fingerprint: str = ""
@@ -79,7 +82,10 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
     state = _state(model, optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
+        try:
+            dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
+        except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+            raise _damaged(folder, error) from error
     if optimizer is not None:
         model.load_random_state(
             {
@@ -95,20 +101,23 @@ def read_progress(folder: Path) -> Progress:
     """What a checkpoint holds, without its tensors.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, or not all of it.
     """
     file = folder / METADATA
     if not file.is_file():
         remedy = (
-            f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/epoch-0010"
+            f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/step-0001000"
         )
         raise ConfigError("checkpoint", folder, remedy)
-    return Progress(**json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return Progress(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
 
 
 def newest(run_dir: Path) -> Path | None:
     """The last checkpoint of a run directory."""
-    folders = [f for f in (run_dir / "checkpoints").glob("epoch-*") if (f / METADATA).is_file()]
+    folders = [f for f in (run_dir / "checkpoints").glob("step-*") if (f / METADATA).is_file()]
     return max(folders, key=lambda f: read_progress(f).step, default=None)
 
 
@@ -119,6 +128,10 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
         ConfigError: names the first setting that differs.
     """
     here, there = _flat(plain(config)), _flat(progress.settings)
+    if here["recipe.name"] != there.get("recipe.name"):
+        remedy = f"was saved with recipe={there.get('recipe.name')}"
+        remedy += f", this run has recipe={here['recipe.name']}; use the same"
+        raise ConfigError("resume", folder, remedy)
     parts = ("recipe.", "model.", "schedule.", "precision", "seed", "data.batch_size", "data.limit")
     for key in sorted(set(here) | set(there)):
         if not key.startswith(parts) or key == "schedule.epochs":
@@ -126,6 +139,12 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
         if here.get(key) != there.get(key):
             remedy = f"was saved with {key}={there.get(key)}, this run has {here.get(key)}"
             raise ConfigError("resume", folder, f"{remedy}; set {key} alike, or start a new run")
+
+
+def _damaged(folder: Path, error: BaseException) -> ConfigError:
+    first_line = str(error).strip().splitlines()[:1]
+    what = first_line[0] if first_line else type(error).__name__
+    return ConfigError("checkpoint", folder, f"is damaged ({what}); use an earlier one")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

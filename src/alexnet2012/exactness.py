@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet2012.config import Device, ModelConfig, load_recipe
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import Device, ModelConfig
 from alexnet2012.mesh import close_mesh, init_mesh, single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD

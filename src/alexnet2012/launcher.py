@@ -1,26 +1,21 @@
-"""Hydra outside, processes inside: how every entry point starts, and how its errors end.
+"""Hydra outside, processes inside: how every entry point starts.
 
 ``python -m alexnet2012.train`` composes one configuration and makes one run directory, then
 starts its processes through torch's elastic launcher. Under torchrun this process *is* one of
 them: then rank 0's configuration and directory are everyone's.
-
-Exit codes: 0 done, 2 a user's mistake (one line, no traceback), 1 anything else.
 """
 
 from __future__ import annotations
 
 import ctypes
-import difflib
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +25,18 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexnet2012.config import ConfigError, Schema, TrainConfig, from_hydra
+from alexnet2012.checks import Schema, from_hydra
+from alexnet2012.config import ConfigError, RunError
+from alexnet2012.mistakes import EXIT_FAILURE, EXIT_MISTAKE, exit_on_error
 
 CONF = "alexnet2012.conf"
-EXIT_MISTAKE = 2
-
-
-class WorkerError(RuntimeError):
-    """A process of a run failed; carries its rank and traceback."""
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def under_torchrun() -> bool:
@@ -67,12 +60,13 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
             if HydraConfig.get().output_subdir is not None:
                 OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             work(config, run_dir)
-        except (ConfigError, WorkerError, OmegaConfBaseException) as error:
+        except (ConfigError, RunError, OmegaConfBaseException) as error:
             if os.getpid() != started_here:  # a cluster's launcher must see its job fail
                 raise
             failures.append(error)  # Hydra would add lines of its own to ours
 
     def run() -> None:
+        _check_grammar([word for word in sys.argv[1:] if not word.startswith("-")])
         application()
         if failures:
             raise failures[0]
@@ -90,6 +84,7 @@ def compose_config(
     Raises:
         HydraException, ConfigError: an override is wrong.
     """
+    _check_grammar(overrides)
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
@@ -100,66 +95,15 @@ def compose_config(
         return from_hydra(cfg, schema), run_dir
 
 
-def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
-    """Call ``application`` and turn its errors into one line and an exit code.
-
-    Under torchrun every rank meets the same mistake; rank 0 alone says so.
-    """
-    try:
-        application()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"alexnet2012: {explain(error, schema)}", file=sys.stderr)
-        sys.exit(EXIT_MISTAKE)
-    except WorkerError as error:
-        print(f"alexnet2012: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("alexnet2012: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def explain(error: Exception, schema: type[Any] | None = None) -> str:
-    """One line for a configuration error: the key, the value and the remedy."""
-    if isinstance(error, ConfigError):
-        return str(error)
-    text, cause = str(error), error.__cause__
-    if isinstance(error, MissingMandatoryValue):
-        key = str(error.full_key)
-        return f"{key}=???: has no default here; set {key}=…"
-    if found := re.search(r"Could not find '(.+)/(.+)'", text):
-        group, choice = found.groups()
-        choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
-        return f"{group}={choice}: no such {group}; use one of {', '.join(choices)}"
-    if found := re.search(r"Could not override '(.+)'", text):
-        if cause is not None and "full_key: " in str(cause):
-            key = re.findall(r"full_key: (\S+)", str(cause))[0]
-            return f"{key}: no such key{_did_you_mean(key, schema)}"
-        return f"{found[1]}: no such key{_did_you_mean(found[1], schema)}"
-    if found := re.search(r"Error merging override (.+)", text):
-        return f"{found[1]}: {str(cause).splitlines()[0]}"
-    return " ".join(text.split())
-
-
-def _did_you_mean(key: str, schema: type[Any] | None) -> str:
-    if schema is None:
-        return ""
-    keys = _keys(schema())
-    close = difflib.get_close_matches(key, keys, n=1)
-    if not close:  # the right name in another group
-        leaf = key.rsplit(".")[-1]
-        close = [k for k in keys if k.rsplit(".")[-1] == leaf]
-    return f"; did you mean {close[0]}?" if close else "; see --cfg job for all keys"
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for item in fields(config):
-        name, value = f"{prefix}{item.name}", getattr(config, item.name)
-        keys.append(name)
-        if is_dataclass(value):
-            keys.extend(_keys(value, f"{name}."))
-    return keys
+def _check_grammar(overrides: Sequence[str]) -> None:
+    """Hydra meets some malformed overrides with an error that does not say which one it was."""
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            parser.parse_override(override)
+        except Exception as error:
+            remedy = "cannot be read as KEY=VALUE; put odd values in quotes: KEY='\"…\"'"
+            raise ConfigError("override", override, remedy) from error
 
 
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
@@ -170,18 +114,19 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
 
     Raises:
         ConfigError: a process met a user's mistake.
-        WorkerError: a process failed; names its rank.
+        RunError: a process failed; names its rank.
     """
     if processes == 1:
         try:
             worker(*args)
-        except ConfigError:
+        except (ConfigError, RunError):
             raise
         except Exception as error:
-            raise WorkerError("".join(traceback.format_exception(error))) from None
+            raise RunError("".join(traceback.format_exception(error))) from None
         return
-    # The launcher's own report of a failure is long and lacks the cause; ours follows.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The launcher's own reports of a failure are long and lack the cause; ours follows.
+    for noisy in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -197,7 +142,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         try:
             elastic_launch(config, _guarded)(worker, folder, *args)
         except ChildFailedError as error:
-            raise _first_error(Path(folder)) or WorkerError(_signalled(error)) from None
+            raise _cause(error, Path(folder)) from None
 
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
@@ -205,35 +150,34 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     try:
         worker(*args)
     except BaseException as error:
-        mistake = isinstance(error, ConfigError)
-        cause = {
-            "rank": int(os.environ["RANK"]),
-            "mistake": [error.key, str(error.value), error.remedy] if mistake else None,  # type: ignore[attr-defined]
-            "text": "".join(traceback.format_exception(error)),
-        }
-        Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(cause), encoding="utf-8")
+        rank, mistake = os.environ["RANK"], None
+        text = "".join(traceback.format_exception(error))
+        if isinstance(error, ConfigError):
+            mistake = [error.key, str(error.value), error.remedy]
+        elif isinstance(error, RunError):  # says all there is to say
+            text = str(error)
+        cause = {"rank": int(rank), "mistake": mistake, "text": text}
+        Path(folder, f"{rank}.json").write_text(json.dumps(cause), encoding="utf-8")
         sys.stdout.flush()
-        os._exit(EXIT_MISTAKE if mistake else 1)  # a peer may be waiting in an exchange
+        # Not sys.exit: it would wait for threads, and a peer may be waiting in an exchange.
+        os._exit(EXIT_MISTAKE if mistake else EXIT_FAILURE)
 
 
-def _first_error(folder: Path) -> ConfigError | WorkerError | None:
+def _cause(error: ChildFailedError, folder: Path) -> ConfigError | RunError:
+    """What began it: the peers of a failed rank fail too, in their next exchange."""
     causes = [
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
     ]
     for cause in causes:
         if cause["mistake"]:
             return ConfigError(*cause["mistake"])
-    if not causes:
-        return None
-    # The peers of a failed rank fail too, in their next exchange: they are the less telling ones.
-    lost_peer = "Connection closed by peer"
-    first = next((cause for cause in causes if lost_peer not in cause["text"]), causes[0])
-    return WorkerError(f"rank {first['rank']} failed\n{first['text']}")
-
-
-def _signalled(error: ChildFailedError) -> str:
-    rank, failure = error.get_first_failure()
-    return f"rank {rank} ended with exit code {failure.exitcode} and left no message"
+    for cause in causes:
+        if not any(words in cause["text"] for words in LOST_PEER):
+            return RunError(f"rank {cause['rank']}: {cause['text'].strip()}")
+    told = {cause["rank"] for cause in causes}
+    silent = {rank: f.exitcode for rank, f in error.failures.items() if rank not in told}
+    rank, exitcode = next(iter(silent.items()), (error.get_first_failure()[0], None))
+    return RunError(f"rank {rank} ended with exit code {exitcode} and left no message")
 
 
 def set_threads(processes_here: int) -> None:
@@ -253,16 +197,3 @@ def reuse_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # malloc.h
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def main() -> None:
-    """Check the overrides of a run without starting it: ``python -m alexnet2012.launcher …``"""
-
-    def check() -> None:
-        compose_config("train", TrainConfig, sys.argv[1:])
-
-    exit_on_error(check, TrainConfig)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from alexnet2012.config import ConfigError, Device, check_world_size
+from alexnet2012.checks import check_world_size
+from alexnet2012.config import ConfigError, Device, RunError
 
 log = logging.getLogger("alexnet2012")
 
@@ -70,7 +71,7 @@ class Mesh:
         ``within_replica`` compares the towers of each replica only.
 
         Raises:
-            RuntimeError: names the ranks that differ.
+            RunError: names the ranks that differ.
         """
         if self.world_size == 1:
             return
@@ -79,7 +80,7 @@ class Mesh:
         size = self.towers if within_replica else self.world_size
         odd = [r for r, other in enumerate(values) if other != values[r - r % size]]
         if odd:
-            raise RuntimeError(
+            raise RunError(
                 f"{what} of rank {odd[0]} differs from rank {odd[0] - odd[0] % size}'s: {remedy}"
             )
 

@@ -12,22 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet2012.checks import check_recipe, load_recipe, scaled
 from alexnet2012.collectives import (
     TowerLink,
     all_gather_to_replicated,
     all_gather_to_sharded,
     gather_rows,
 )
-from alexnet2012.config import (
-    Activation,
-    ConfigError,
-    ConvConfig,
-    ModelConfig,
-    RecipeConfig,
-    check_recipe,
-    load_recipe,
-    scaled,
-)
+from alexnet2012.config import Activation, ConfigError, ConvConfig, ModelConfig, RecipeConfig
 from alexnet2012.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
@@ -113,6 +105,9 @@ class AlexNet(nn.Module):
             count = len(images)
             start = self.mesh.replica * count
             rows = Share(start, start + count, self.mesh.replicas * count)
+        side = self.config.input_size
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         x = images.contiguous(memory_format=torch.channels_last)
         for name, conv in self.recipe.convs.items():
             x = self._convolve(name, conv, x)
@@ -160,11 +155,12 @@ class AlexNet(nn.Module):
             what = "missing" if name in shapes else "not a parameter of this net"
             raise ConfigError("state_dict", name, f"{what}; was it saved by another recipe?")
         owners = self.layers()
+        for name, shape in shapes.items():
+            if state[name].shape != shape:
+                remedy = f"is {tuple(state[name].shape)}, this net has {tuple(shape)}"
+                raise ConfigError("state_dict", name, f"{remedy}; use the same recipe and size")
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if state[name].shape != shapes[name]:
-                    remedy = f"is {tuple(state[name].shape)}, this net has {tuple(shapes[name])}"
-                    raise ConfigError("state_dict", name, f"{remedy}; use the same recipe and size")
                 parameter.copy_(owners[name.split(".")[0]].rows.of(state[name]))
 
     def random_state(self) -> dict[str, Tensor]:
@@ -172,7 +168,11 @@ class AlexNet(nn.Module):
         return {name: dropout.generator.get_state() for name, dropout in self._dropouts()}
 
     def load_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ConfigError where the streams were those of another kind of device."""
         for name, dropout in self._dropouts():
+            if state[name].numel() != dropout.generator.get_state().numel():
+                remedy = "differs from the device that the checkpoint was trained on; use that one"
+                raise ConfigError("mesh.device", self.mesh.device, remedy)
             dropout.generator.set_state(state[name].cpu())
 
     def _dropouts(self) -> list[tuple[str, Dropout]]:
@@ -262,8 +262,10 @@ class AlexNet(nn.Module):
             padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
         size = (padded - conv.kernel_size) // conv.stride + 1
         if conv.pool:
-            pool = self.recipe.pool
+            pool, before = self.recipe.pool, size
             size = -(-(size - pool.size) // pool.stride) + 1
+            if (size - 1) * pool.stride >= before:  # torch leaves out a window wholly outside
+                size -= 1
         if size < 1:
             remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
             raise ConfigError("model.input_size", self.config.input_size, remedy)

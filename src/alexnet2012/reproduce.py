@@ -24,11 +24,11 @@ from rich.console import Console
 
 from alexnet2012 import exactness, experiments
 from alexnet2012.claims import Measurement
-from alexnet2012.config import EvaluateConfig, PrepareConfig, ReproduceConfig
+from alexnet2012.config import EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
 from alexnet2012.data.store import Store, prepare
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
-from alexnet2012.launcher import WorkerError, hydra_main, launch
+from alexnet2012.launcher import hydra_main, launch
 from alexnet2012.report import write_report
 
 RECIPES = ("paper", "code145")
@@ -200,7 +200,7 @@ class Reproduce:
         began = time.perf_counter()
         try:
             work()
-        except (WorkerError, subprocess.CalledProcessError) as error:
+        except (RunError, subprocess.CalledProcessError) as error:
             if needed:
                 raise
             self.found["warnings"].append(f"{title}: {error}")
@@ -239,7 +239,7 @@ class Reproduce:
 def run(config: ReproduceConfig, run_dir: Path) -> None:
     failed = Reproduce(config).run()
     if failed:
-        raise WorkerError(f"{failed} part(s) failed; see the report's warnings")
+        raise RunError(f"{failed} part(s) failed; see the report's warnings")
 
 
 def _command(config: ReproduceConfig) -> str:

@@ -1,6 +1,7 @@
-"""Train a net: ``python -m alexnet2012.train [recipe=code145] [model=small] [-m seed=0,1,2] …``
+"""Train a net: ``python -m alexnet2012.train [-m] [recipe=code145] [model=small] [seed=0,1,2] …``
 
 Starts its own two processes; under torchrun it is one of them (``launch/torchrun.sh``).
+``python -m alexnet2012.train check …`` checks a configuration and prepares its pictures only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.store import prepare
 from alexnet2012.launcher import (
     compose_config,
-    exit_on_error,
     hydra_main,
     launch,
     reuse_memory,
@@ -23,6 +23,7 @@ from alexnet2012.launcher import (
     under_torchrun,
 )
 from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging
+from alexnet2012.mistakes import exit_on_error
 from alexnet2012.trainer import Trainer
 
 
@@ -78,8 +79,16 @@ def prepare_store(config: TrainConfig) -> None:
         prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
 
 
+def check(overrides: list[str]) -> None:
+    """What goes before training: the configuration is right, the store is there."""
+    config, _ = compose_config("train", TrainConfig, overrides)
+    prepare_store(config)
+
+
 def main() -> None:
-    if under_torchrun():
+    if sys.argv[1:2] == ["check"]:
+        exit_on_error(lambda: check(sys.argv[2:]), TrainConfig)
+    elif under_torchrun():
         exit_on_error(torchrun_worker, TrainConfig)
     else:
         hydra_main("train", TrainConfig, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012 import checkpoint
-from alexnet2012.config import ConfigError, TrainConfig
+from alexnet2012.config import ConfigError, RunError, TrainConfig
 from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors, evaluate
@@ -28,26 +28,32 @@ from alexnet2012.schedule import Rates, rates
 from alexnet2012.tracking import Tracker
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
     """The loss is no longer a number."""
 
 
 @dataclass
 class Sums:
-    """Running sums since the last record, on this replica."""
+    """Running sums of a stretch of training, on this replica."""
 
     loss: float = 0.0
     errors: float = 0.0
-    pictures: int = 0
+    pictures: float = 0.0
 
-    def reduced(self, mesh: Mesh) -> tuple[float, float]:
-        """Mean loss and top-1 error (per cent) over all replicas. Collective."""
+    def over_replicas(self, mesh: Mesh) -> Sums:
+        """The sums of all replicas. Collective."""
+        if mesh.data_group is None:
+            return self
         sums = torch.tensor([self.loss, self.errors, self.pictures], dtype=torch.float64)
-        if mesh.data_group is not None:
-            sums = sums.to(mesh.device)
-            dist.all_reduce(sums, group=mesh.data_group)
-        loss, errors, pictures = sums.tolist()
-        return loss / pictures, 100 * errors / pictures
+        sums = sums.to(mesh.device)
+        dist.all_reduce(sums, group=mesh.data_group)
+        return Sums(*sums.tolist())
+
+    def means(self) -> dict[str, float]:
+        return {
+            "loss": self.loss / self.pictures,
+            "train_error_pct": 100 * self.errors / self.pictures,
+        }
 
 
 class Trainer:
@@ -82,9 +88,9 @@ class Trainer:
             classes=list(self.store.classes),
             store_fingerprint=self.store.fingerprint,
         )
-        self._resume()
-        self.sums = Sums()
+        self.sums = Sums()  # since the last record
         self.epoch_sums = Sums()
+        self._resume()
         # Seconds of training (without validation), and of it waiting for input.
         self.train_s = self.input_wait_s = 0.0
         self.pictures_seen = self.own_pictures = 0  # of all replicas; of this one
@@ -94,6 +100,9 @@ class Trainer:
         remedy = "start every rank with the same command, code and data"
         same = (checkpoint.plain(self.config), self.store.fingerprint, torch.__version__)
         self.mesh.check_same("the configuration or data", same, remedy, within_replica=False)
+        if self.progress.step >= self.total_steps:
+            log.info("nothing to do: %d steps are done; raise schedule.epochs", self.progress.step)
+            return {}
         if self.mesh.rank != 0:
             return self._train(None, None)
         settings = self.progress.settings
@@ -114,30 +123,38 @@ class Trainer:
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
     def _train(self, tracker: Tracker | None, display: TrainProgress | None) -> dict[str, Any]:
-        last: Errors | None = None
-        while self.progress.step < self.total_steps:
-            epoch = self.progress.epoch
+        ended = False
+        while not ended:
+            epoch, first_step = divmod(self.progress.step, self.train_loader.steps_per_epoch)
             now = rates(self.config.schedule, epoch, self.progress.validation_errors)
-            self._train_epoch(epoch, now, tracker, display)
-            self.progress.epoch += 1
+            self._train_epoch(epoch, first_step, now, tracker, display)
+            self.progress.epoch = self.progress.step // self.train_loader.steps_per_epoch
+            whole = self.progress.epoch > epoch  # not cut short by max_steps
             ended = self.progress.step >= self.total_steps
             if ended or self.progress.epoch % self.config.eval_every_epochs == 0:
-                last = self._validate(tracker, display)
+                last = self._validate(epoch, tracker, display)
+                if whole:
+                    self.progress.validation_errors.append(last.top1_error_pct)
             every = self.config.checkpoint_every_epochs
             if every is not None and (ended or self.progress.epoch % every == 0):
                 self._save()
-        if last is None:  # resumed at the end
-            last = self._validate(None, None)
         return self._summary(last)
 
     def _train_epoch(
-        self, epoch: int, now: Rates, tracker: Tracker | None, display: TrainProgress | None
+        self,
+        epoch: int,
+        first_step: int,
+        now: Rates,
+        tracker: Tracker | None,
+        display: TrainProgress | None,
     ) -> None:
         self.model.train()
         self.optimizer.set_rates(now)
-        self.epoch_sums = Sums()
+        if first_step == 0:
+            self.epoch_sums = Sums()
+        batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=now.lighting)
         began = waited_since = time.perf_counter()
-        for batch in self.train_loader.epoch(epoch, lighting=now.lighting):
+        for batch in batches:
             self.input_wait_s += time.perf_counter() - waited_since
             if self.progress.step % self.config.data.check_every_steps == 0:
                 self._check_batch(batch)
@@ -146,18 +163,17 @@ class Trainer:
             self.own_pictures += batch.rows.size
             if display is not None:
                 display.advance(epoch, batch.rows.total)
-            ended = self.progress.step >= self.total_steps
-            if ended or self.progress.step % self.config.tracking.log_every_steps == 0:
+            if self.progress.step % self.config.tracking.log_every_steps == 0:
                 self._record_training(epoch, now, tracker, display)
-            if ended:
+            if self.progress.step >= self.total_steps:
                 break
             waited_since = time.perf_counter()
         self.train_s += time.perf_counter() - began
-        loss, error = self.epoch_sums.reduced(self.mesh)
+        if self.progress.step % self.config.tracking.log_every_steps:
+            self._record_training(epoch, now, tracker, display)  # what is left of the epoch
+        means = self.epoch_sums.over_replicas(self.mesh).means()
         if tracker is not None:
-            tracker.metrics(
-                "epoch", self.progress.step, epoch=epoch, loss=loss, train_error_pct=error
-            )
+            tracker.metrics("epoch", self.progress.step, epoch=epoch, **means)
 
     def _step(self, batch: Batch) -> None:
         logits = self.model(batch.images.to(self.dtype), batch.rows)
@@ -191,28 +207,27 @@ class Trainer:
     def _record_training(
         self, epoch: int, now: Rates, tracker: Tracker | None, display: TrainProgress | None
     ) -> None:
-        loss, error = self.sums.reduced(self.mesh)
+        means = self.sums.over_replicas(self.mesh).means()
         self.sums = Sums()
-        step = self.progress.step
+        step, loss = self.progress.step, means["loss"]
         if not math.isfinite(loss):
             raise DivergedError(
                 f"step {step}: the loss is {loss}; lower schedule.rate={now.weight}"
             )
         if tracker is not None:
-            tracker.metrics(
-                "train", step, epoch=epoch, loss=loss, train_error_pct=error, rate=now.weight
-            )
+            tracker.metrics("train", step, epoch=epoch, **means, rate=now.weight)
         if display is not None:
-            display.training(step, loss, error)
+            display.training(step, loss, means["train_error_pct"])
 
-    def _validate(self, tracker: Tracker | None, display: TrainProgress | None) -> Errors:
+    def _validate(
+        self, epoch: int, tracker: Tracker | None, display: TrainProgress | None
+    ) -> Errors:
         errors = evaluate([self.model], self.val_loader.batches(), self.mesh)
-        self.progress.validation_errors.append(errors.top1_error_pct)
         if tracker is not None:
             tracker.metrics(
                 "validation",
                 self.progress.step,
-                epoch=self.progress.epoch - 1,
+                epoch=epoch,
                 views=self.config.eval_views,
                 pictures=errors.pictures,
                 loss=errors.loss,
@@ -221,9 +236,7 @@ class Trainer:
             )
             tracker.timings("throughput", self.progress.step, **self._timings())
         if display is not None:
-            display.validation(
-                self.progress.epoch - 1, errors.top1_error_pct, errors.top5_error_pct
-            )
+            display.validation(epoch, errors.top1_error_pct, errors.top5_error_pct)
         return errors
 
     def _timings(self) -> dict[str, float]:
@@ -235,7 +248,8 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        folder = self.run_dir / "checkpoints" / f"epoch-{self.progress.epoch:04d}"
+        self.progress.epoch_sums = astuple(self.epoch_sums.over_replicas(self.mesh))
+        folder = self.run_dir / "checkpoints" / f"step-{self.progress.step:07d}"
         checkpoint.save(folder, self.model, self.optimizer, self.progress)
 
     def _resume(self) -> None:
@@ -255,6 +269,8 @@ class Trainer:
         checkpoint.load(folder, self.model, self.optimizer)
         self.progress.step, self.progress.epoch = found.step, found.epoch
         self.progress.validation_errors = found.validation_errors
+        if self.mesh.replica == 0:  # they are of all replicas
+            self.epoch_sums = Sums(*found.epoch_sums)
         log.info("going on from %s: epoch %d, step %d", folder, found.epoch, found.step)
 
     def _loaders(self) -> tuple[TrainLoader, EvalLoader]:

@@ -7,7 +7,8 @@ import reference
 import torch
 
 from alexnet2012 import AlexNet
-from alexnet2012.config import AugmentConfig, ModelConfig, load_recipe
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import AugmentConfig, ModelConfig
 from alexnet2012.data.pipeline import TrainLoader
 from alexnet2012.data.store import Store
 

@@ -15,8 +15,9 @@ from ranks import run_ranks
 
 from alexnet2012 import AlexNet, checkpoint, init_mesh
 from alexnet2012.checkpoint import Progress
+from alexnet2012.checks import load_recipe
 from alexnet2012.collectives import gather_rows
-from alexnet2012.config import ConfigError, ModelConfig, TrainConfig, load_recipe
+from alexnet2012.config import ConfigError, ModelConfig, TrainConfig
 from alexnet2012.launcher import compose_config
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates

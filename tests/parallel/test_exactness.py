@@ -18,7 +18,8 @@ from ranks import run_ranks
 from torch import Tensor
 
 from alexnet2012 import AlexNet, collectives, init_mesh
-from alexnet2012.config import ModelConfig, load_recipe
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import ModelConfig
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
 

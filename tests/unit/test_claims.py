@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from alexnet2012.checks import load_recipe
 from alexnet2012.claims import (
     Kind,
     Measurement,
@@ -23,7 +24,7 @@ from alexnet2012.claims import (
     verdict,
     write_json,
 )
-from alexnet2012.config import EvaluateConfig, PrepareConfig, TrainConfig, load_recipe
+from alexnet2012.config import EvaluateConfig, PrepareConfig, TrainConfig
 
 IDS = [
     "data", "size", "fig2", "conv-share", "lsvrc2010", "lsvrc2010-1crop", "table1", "table2",

@@ -16,7 +16,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig, load_recipe
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig
 from alexnet2012.data import order
 from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.data.store import Split, Store, prepare
@@ -309,9 +310,7 @@ def test_a_file_that_cannot_be_read_is_named(store: Store, tmp_path: Path, damag
     else:
         path.write_bytes(whole[:600] if damage == "cut" else b"not a picture")
     used = loader(broken)
-    with pytest.raises(
-        RuntimeError, match=f"cannot read {path}.*prepare the store again"
-    ) as caught:
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read .*prepare it again") as caught:
         list(used.epoch(0))
     assert "\n" not in str(caught.value)
     path.write_bytes(whole)

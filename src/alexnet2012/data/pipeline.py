@@ -24,7 +24,7 @@ from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from alexnet2012.config import AugmentConfig, ConfigError
+from alexnet2012.config import AugmentConfig, ConfigError, RunError
 from alexnet2012.data import order
 from alexnet2012.data.store import Split, Store
 from alexnet2012.sharding import Share, largest_share
@@ -55,7 +55,7 @@ class TrainLoader:
 
     Raises:
         ConfigError: an input larger than the pictures of the store.
-        RuntimeError: while iterating: a file of the store cannot be read; names it.
+        ConfigError: while iterating: a file of the store cannot be read; names it.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class EvalLoader:
 
     Raises:
         ConfigError: an input larger than the pictures of the store, or another number of views.
-        RuntimeError: while iterating: a file of the store cannot be read; names it.
+        ConfigError: while iterating: a file of the store cannot be read; names it.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class _Reader:
                 return
             except RuntimeError as error:
                 self._pipe = None  # a pipeline that has failed cannot go on
-                raise RuntimeError(_blame(self._in_flight, str(error))) from error
+                raise _blame(self._in_flight, str(error)) from error
             yield output
 
     def _run(self, pipe: Pipeline) -> Tensor:
@@ -327,15 +327,16 @@ def _check_input_size(store: Store, input_size: int) -> None:
         raise ConfigError("model.input_size", input_size, remedy)
 
 
-def _blame(batches: Iterable[Sequence[str]], message: str) -> str:
+def _blame(batches: Iterable[Sequence[str]], message: str) -> Exception:
     """Which of the files under way is at fault, as far as it can be found out afterwards."""
     for path in (path for paths in batches for path in paths):
         try:
             with open(path, "rb") as file:
                 simplejpeg.decode_jpeg(file.read())
         except (OSError, ValueError) as error:
-            return f"cannot read {path} of the store: {error}; prepare the store again"
-    return f"DALI stopped: {' '.join(message.split())}"
+            remedy = f"cannot be read ({error}); remove the store and prepare it again"
+            return ConfigError("data.store", path, remedy)
+    return RunError(f"DALI stopped: {' '.join(message.split())}")
 
 
 def content_digest(images: Tensor) -> int:

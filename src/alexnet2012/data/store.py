@@ -31,6 +31,7 @@ import simplejpeg
 from rich.console import Console
 from rich.progress import Progress
 
+from alexnet2012.checks import check_values
 from alexnet2012.config import ConfigError, PrepareConfig
 from alexnet2012.data import photos
 from alexnet2012.data.sources import Labelled, Source, open_source, read_picture, square_jpeg
@@ -83,7 +84,7 @@ class Store:
                 description=manifest["description"],
             )
             listed = _fingerprint(root)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             remedy = f"is damaged ({error}); remove it and {make}"
             raise ConfigError("data.store", root, remedy) from error
         side = store.size
@@ -123,7 +124,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         ConfigError: a setting out of range, a source that cannot be used, a class without any
             usable picture, or another store at the same place.
     """
-    _check(config)
+    check_values(config)
     root = Path(config.store).expanduser()
     settings = _settings(config)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
@@ -357,15 +358,3 @@ def _existing(root: Path, settings: dict[str, Any]) -> Store:
             remedy = f"is of {key}={theirs.get(key)}, asked for was {settings.get(key)}; {other}"
             raise ConfigError("data.store", root, remedy)
     return store
-
-
-def _check(config: PrepareConfig) -> None:
-    for key, value, low, high in (
-        ("size", config.size, 16, 4096),
-        ("quality", config.quality, 1, 100),
-        ("workers", config.workers, 1, 1024),
-    ):
-        if not low <= value <= high:
-            raise ConfigError(key, value, f"must be {low} to {high}")
-    if config.seed < 0:
-        raise ConfigError("seed", config.seed, "must be 0 or more")

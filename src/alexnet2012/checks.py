@@ -1,0 +1,157 @@
+"""From a composed configuration to plain, checked dataclasses; no OmegaConf goes further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from alexnet2012.config import (
+    ConfigError,
+    EvaluateConfig,
+    ModelConfig,
+    PrepareConfig,
+    RecipeConfig,
+    ReproduceConfig,
+    ScheduleKind,
+    TrainConfig,
+)
+
+Schema = TypeVar("Schema", TrainConfig, PrepareConfig, EvaluateConfig, ReproduceConfig)
+
+
+def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
+    """The plain dataclass of a composed configuration, checked.
+
+    Raises:
+        ConfigError: a key that no code reads, or a value that cannot work.
+    """
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, schema)
+    check_values(config)
+    if isinstance(config, TrainConfig):
+        check_recipe(config.recipe, config.model)
+        _check_train(config)
+    elif isinstance(config, EvaluateConfig):
+        _check_views("views", config.views)
+        if config.checkpoint == []:
+            raise ConfigError("checkpoint", "[]", "names none; give one or several")
+    return config
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Refuse numbers out of the range that their field gives, and keys that Hydra's ``+`` added.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for key, value, allowed in _settings(config, prefix):
+        if allowed is None:
+            raise ConfigError(key, value, "no such key; take it out")
+        if value is not None and allowed != "any" and value not in allowed:
+            raise ConfigError(key, value, f"must be {allowed}")
+
+
+def _settings(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and range of each setting: ``any`` without one, None for an unknown key."""
+    known = {item.name: item.metadata.get("range", "any") for item in fields(config)}
+    for name, value in vars(config).items():
+        key = f"{prefix}{name}"
+        if is_dataclass(value):
+            yield from _settings(value, f"{key}.")
+        elif isinstance(value, list) and value and is_dataclass(value[0]):
+            for index, inner in enumerate(value):
+                yield from _settings(inner, f"{key}[{index}].")
+        else:
+            yield key, value, known.get(name)
+
+
+def load_recipe(name: str) -> RecipeConfig:
+    """The recipe of ``conf/recipe/<name>.yaml``, without Hydra.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    folder = resources.files("alexnet2012.conf") / "recipe"
+    files = (file.name for file in folder.iterdir())
+    names = sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml"))
+    if name not in names:
+        raise ConfigError("recipe", name, f"no such recipe; use one of {', '.join(names)}")
+    loaded = OmegaConf.create((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RecipeConfig), loaded))
+    assert isinstance(recipe, RecipeConfig)
+    return recipe
+
+
+def scaled(count: int, width: float, towers: int) -> int:
+    """A kernel or unit count under the width multiplier, rounded to whole kernels a tower."""
+    return count if width == 1 else max(1, round(count * width / towers)) * towers
+
+
+def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
+    """Refuse a net that cannot be built.
+
+    Raises:
+        ConfigError: names the first key that is wrong.
+    """
+    check_values(recipe, "recipe.")
+    check_values(model, "model.")
+    counts = {f"{name}.kernels": conv.kernels for name, conv in recipe.convs.items()}
+    counts |= {f"{name}.units": linear.units for name, linear in recipe.hidden.items()}
+    for key, count in counts.items():
+        below = count // recipe.towers * recipe.towers
+        if count < 1 or count != below:
+            choices = [str(n) for n in (below, below + recipe.towers) if n > 0]
+            use = " or ".join(choices or [str(recipe.towers)])
+            remedy = f"must divide evenly over {recipe.towers} towers; use {use}"
+            raise ConfigError(f"recipe.{key}", count, remedy)
+    for key, norm in (("lrn", recipe.lrn), ("spatial_norm", recipe.spatial_norm)):
+        if norm.size < 1 or norm.size % 2 == 0:
+            raise ConfigError(f"recipe.{key}.size", norm.size, "must be odd; the paper has 5")
+
+
+def check_world_size(world_size: int, towers: int) -> None:
+    """Refuse a number of processes that makes no data × tower mesh.
+
+    Raises:
+        ConfigError: neither one process nor a multiple of the towers.
+    """
+    if world_size < 1 or (world_size != 1 and world_size % towers):
+        near = max(1, world_size // towers) * towers
+        remedy = f"must be 1, or a multiple of mesh.towers={towers}; use {near} or {near + towers}"
+        raise ConfigError("mesh.processes", world_size, remedy)
+
+
+def _check_train(config: TrainConfig) -> None:
+    _check_views("eval_views", config.eval_views)
+    if config.mesh.towers not in (1, config.recipe.towers):
+        remedy = f"must be 1 or recipe.towers={config.recipe.towers}"
+        raise ConfigError("mesh.towers", config.mesh.towers, remedy)
+    check_world_size(config.mesh.processes, config.mesh.towers)
+    if config.data.store_size < config.model.input_size:
+        remedy = f"must be at least model.input_size={config.model.input_size}"
+        raise ConfigError("data.store_size", config.data.store_size, remedy)
+    if config.schedule.kind is ScheduleKind.plateau and config.eval_every_epochs != 1:
+        remedy = "must be 1 with a plateau schedule, which waits for each epoch's error"
+        raise ConfigError("eval_every_epochs", config.eval_every_epochs, remedy)
+    _check_drops(config)
+
+
+def _check_drops(config: TrainConfig) -> None:
+    drops = config.schedule.drops
+    epochs = [drop.epoch for drop in drops]
+    if epochs != sorted(epochs):
+        raise ConfigError("schedule.drops", epochs, "must be in order of their epochs")
+    layers = [*config.recipe.convs, *config.recipe.hidden, "fc8"]
+    for name, rate in ((n, r) for drop in drops for n, r in drop.layer_rates.items()):
+        if name not in layers or not rate >= 0:
+            remedy = f"must be a rate of at least 0 for one of {', '.join(layers)}"
+            raise ConfigError("schedule.drops.layer_rates", f"{name}: {rate}", remedy)
+
+
+def _check_views(key: str, views: int) -> None:
+    if views not in (1, 10):
+        raise ConfigError(key, views, "must be 1 or 10")

@@ -1,0 +1,96 @@
+"""How an entry point ends when it cannot go on: one line that helps, and an exit code.
+
+0 done; 2 a user's mistake (one line, no traceback); 128 + n ended by signal n; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from alexnet2012.config import ConfigError, RunError
+
+EXIT_FAILURE = 1
+EXIT_MISTAKE = 2
+MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
+
+
+def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
+    """Call ``application``; what it raises becomes one line and an exit code.
+
+    Under torchrun every rank meets the same mistake; rank 0 alone says so.
+    """
+    try:
+        application()
+    except MISTAKES as error:
+        _end(explain(error, schema), EXIT_MISTAKE)
+    except RunError as error:
+        _end(str(error), EXIT_FAILURE)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end(f"{error.filename}: {error.strerror}", EXIT_MISTAKE)
+    except SignalException as error:
+        _end(f"ended by {error.sigval.name}", 128 + error.sigval)
+    except KeyboardInterrupt:
+        _end("interrupted", 128 + signal.SIGINT)
+
+
+def _end(line: str, code: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"alexnet2012: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def explain(error: Exception, schema: type[Any] | None = None) -> str:
+    """One line for a configuration error: the key, the value and the remedy."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    text, cause = str(error), error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: has no default here; set {error.full_key}=…"
+    if found := re.search(r"Could not find '(.+)/(.+)'", text):
+        group, choice = found.groups()
+        choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
+        return f"{group}={choice}: no such {group}; use one of {', '.join(choices)}"
+    if found := re.search(r"Could not override '(.+)'", text):
+        key = found[1]
+        if inner := re.search(r"full_key: (\S+)", str(cause)):
+            key = inner[1]
+        return f"{key}: no such key{_did_you_mean(key, schema)}"
+    if found := re.search(r"Error merging override (.+)", text):
+        return f"{found[1]}: {str(cause).splitlines()[0]}"
+    if found := re.search(r"^\w+Exception: (.+)", text):  # of the parser
+        return f"{found[1].strip()}: cannot be read as KEY=VALUE; put odd values in quotes"
+    return " ".join(text.split())
+
+
+def _did_you_mean(key: str, schema: type[Any] | None) -> str:
+    if schema is None:
+        return ""
+    keys = _keys(schema())
+    close = difflib.get_close_matches(key, keys, n=1)
+    if not close:  # the right name in another group
+        leaf = key.rsplit(".")[-1]
+        close = [k for k in keys if k.rsplit(".")[-1] == leaf]
+    return f"; did you mean {close[0]}?" if close else "; see --cfg job for all keys"
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        keys.append(name)
+        if is_dataclass(value):
+            keys.extend(_keys(value, f"{name}."))
+    return keys
