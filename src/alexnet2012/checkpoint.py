@@ -25,6 +25,7 @@ from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 
 METADATA = "checkpoint.json"
+WRITING = ".writing"  # suffix of one that is not complete
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Progress:
     epoch: int  # epochs finished
     validation_errors: list[float] = field(default_factory=list)  # after each whole epoch
     # Loss, errors and pictures of an epoch that max_steps cut short.
-    epoch_sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     settings: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     store_fingerprint: str = ""
@@ -58,7 +59,7 @@ def config_of(progress: Progress) -> TrainConfig:
 
 def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress) -> None:
     """Write a checkpoint under a temporary name, then rename it. Collective."""
-    writing = folder.with_name(f"{folder.name}.writing")
+    writing = folder.with_name(folder.name + WRITING)
     if model.mesh.rank == 0:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
@@ -116,8 +117,12 @@ def read_progress(folder: Path) -> Progress:
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The last checkpoint of a run directory."""
-    folders = [f for f in (run_dir / "checkpoints").glob("step-*") if (f / METADATA).is_file()]
+    """The last checkpoint of a run directory; one whose writing was cut off is none."""
+    folders = [
+        folder
+        for folder in (run_dir / "checkpoints").glob("step-*")
+        if (folder / METADATA).is_file() and folder.suffix != WRITING
+    ]
     return max(folders, key=lambda f: read_progress(f).step, default=None)
 
 
@@ -137,7 +142,7 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
         if not key.startswith(parts) or key == "schedule.epochs":
             continue
         if here.get(key) != there.get(key):
-            remedy = f"was saved with {key}={there.get(key)}, this run has {here.get(key)}"
+            remedy = f"was saved with {key}={there.get(key)}, this run has {key}={here.get(key)}"
             raise ConfigError("resume", folder, f"{remedy}; set {key} alike, or start a new run")
 
 

@@ -38,7 +38,7 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     elif isinstance(config, EvaluateConfig):
         _check_views("views", config.views)
         if config.checkpoint == []:
-            raise ConfigError("checkpoint", "[]", "names none; give one or several")
+            raise ConfigError("checkpoint", "[]", "names none; give at least one")
     return config
 
 

@@ -27,13 +27,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexnet2012.checks import Schema, from_hydra
 from alexnet2012.config import ConfigError, RunError
-from alexnet2012.mistakes import EXIT_FAILURE, EXIT_MISTAKE, exit_on_error
+from alexnet2012.mistakes import (
+    EXIT_FAILURE,
+    EXIT_MISTAKE,
+    MISTAKES,
+    end_interrupted,
+    exit_on_error,
+)
 
 CONF = "alexnet2012.conf"
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -60,7 +66,9 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
             if HydraConfig.get().output_subdir is not None:
                 OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             work(config, run_dir)
-        except (ConfigError, RunError, OmegaConfBaseException) as error:
+        except SignalException as error:  # no further job of a sweep
+            end_interrupted(error.sigval)
+        except (*MISTAKES, RunError) as error:
             if os.getpid() != started_here:  # a cluster's launcher must see its job fail
                 raise
             failures.append(error)  # Hydra would add lines of its own to ours
@@ -124,9 +132,6 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         except Exception as error:
             raise RunError("".join(traceback.format_exception(error))) from None
         return
-    # The launcher's own reports of a failure are long and lack the cause; ours follows.
-    for noisy in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -139,10 +144,14 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
             monitor_interval=0.1,
             max_restarts=0,
         )
+        # torch's own reports of a failure are long and lack the cause; ours follows.
+        logging.disable(logging.CRITICAL)
         try:
             elastic_launch(config, _guarded)(worker, folder, *args)
         except ChildFailedError as error:
-            raise _cause(error, Path(folder)) from None
+            raise _cause(error, Path(folder), processes) from None
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
@@ -163,7 +172,7 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
         os._exit(EXIT_MISTAKE if mistake else EXIT_FAILURE)
 
 
-def _cause(error: ChildFailedError, folder: Path) -> ConfigError | RunError:
+def _cause(error: ChildFailedError, folder: Path, processes: int) -> ConfigError | RunError:
     """What began it: the peers of a failed rank fail too, in their next exchange."""
     causes = [
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
@@ -174,10 +183,12 @@ def _cause(error: ChildFailedError, folder: Path) -> ConfigError | RunError:
     for cause in causes:
         if not any(words in cause["text"] for words in LOST_PEER):
             return RunError(f"rank {cause['rank']}: {cause['text'].strip()}")
+    # Only lost peers have spoken: whoever they lost was killed and could not.
     told = {cause["rank"] for cause in causes}
-    silent = {rank: f.exitcode for rank, f in error.failures.items() if rank not in told}
-    rank, exitcode = next(iter(silent.items()), (error.get_first_failure()[0], None))
-    return RunError(f"rank {rank} ended with exit code {exitcode} and left no message")
+    seen = {rank: failure.exitcode for rank, failure in error.failures.items() if rank not in told}
+    silent = ", ".join(str(rank) for rank in seen or set(range(processes)) - told)
+    codes = "".join(f" with exit code {code}" for code in seen.values())
+    return RunError(f"rank {silent} ended{codes} and left no message; was it killed?")
 
 
 def set_threads(processes_here: int) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -41,12 +41,17 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
             raise
         _end(f"{error.filename}: {error.strerror}", EXIT_MISTAKE)
     except SignalException as error:
-        _end(f"ended by {error.sigval.name}", 128 + error.sigval)
+        end_interrupted(error.sigval)
     except KeyboardInterrupt:
-        _end("interrupted", 128 + signal.SIGINT)
+        end_interrupted(signal.SIGINT)
 
 
-def _end(line: str, code: int) -> None:
+def end_interrupted(number: signal.Signals) -> NoReturn:
+    """Leave as a shell expects of a program that a signal has ended."""
+    _end("interrupted", 128 + number)
+
+
+def _end(line: str, code: int) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"alexnet2012: {line}", file=sys.stderr)
     sys.exit(code)

@@ -24,6 +24,7 @@ class Tracker:
         self, config: TrackingConfig, run_dir: Path, settings: Record, *, resumed_step: int = 0
     ) -> None:
         self.run_dir = run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics", "timings"):
             _keep_until(run_dir / f"{name}.jsonl", resumed_step)
         self._wandb = None

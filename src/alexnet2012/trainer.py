@@ -248,7 +248,7 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        self.progress.epoch_sums = astuple(self.epoch_sums.over_replicas(self.mesh))
+        self.progress.epoch_sums = list(astuple(self.epoch_sums.over_replicas(self.mesh)))
         folder = self.run_dir / "checkpoints" / f"step-{self.progress.step:07d}"
         checkpoint.save(folder, self.model, self.optimizer, self.progress)
 

@@ -146,21 +146,21 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse(*where, f"resume={folder}", "recipe=code145", words=words)
     words = (f"resume={folder}", "seed=0", "seed=1")
     refuse(*where, f"resume={folder}", "seed=1", words=words)
-    words = (f"{tmp_path}/nowhere", "no checkpoint", "epoch-0010")
+    words = (f"{tmp_path}/nowhere", "no checkpoint", "step-0001000")
     refuse(*where, f"resume={tmp_path}/nowhere", words=words)
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["checkpoint=nowhere"], ("checkpoint=nowhere", "no checkpoint", "epoch-0010")),
+        (["checkpoint=nowhere"], ("checkpoint=nowhere", "no checkpoint", "step-0001000")),
         ([], ("checkpoint=???", "set checkpoint=")),
         (["checkpoint=TRAINED", "views=3"], ("views=3", "1", "10")),
         (["checkpoint=TRAINED", "views=0"], ("views=0", "1", "10")),
-        (["checkpoint=TRAINED", "batch_size=0"], ("batch_size=0", "1 or more")),
-        (["checkpoint=TRAINED", "decode_threads=0"], ("decode_threads=0", "1 or more")),
+        (["checkpoint=TRAINED", "batch_size=0"], ("batch_size=0", "at least 1")),
+        (["checkpoint=TRAINED", "decode_threads=0"], ("decode_threads=0", "at least 1")),
         (["checkpoint=TRAINED", "store=nowhere"], ("store=", "nowhere", "prepare")),
-        (["checkpoint=[]"], ("checkpoint=", "at least one")),
+        (["checkpoint=[]"], ("checkpoint=", "give at least one")),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_evaluate(
@@ -230,7 +230,7 @@ def test_prepare_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "epoch-0001"
+    folder = tmp_path / "step-0000001"
     newest = checkpoint.newest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
@@ -244,7 +244,7 @@ def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(
 def test_a_checkpoint_that_lost_a_file_is_refused_in_one_line(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "epoch-0001"
+    folder = tmp_path / "step-0000001"
     newest = checkpoint.newest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)

@@ -91,7 +91,7 @@ def test_what_one_mesh_saves_another_loads_bit_for_bit(
 ) -> None:
     if classes == 1:
         loading = tuple(count for count in loading if count < 4)
-    folder = tmp_path / "epoch-0001"
+    folder = tmp_path / "step-0000001"
     saved = on(saving, train_and_save, str(folder), classes)
     assert all(equal(rank, saved[0]) for rank in saved)
     for processes in loading:
@@ -120,33 +120,33 @@ def go_on(folder: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, processes: int) -> None:
-    for rank in on(processes, go_on, str(tmp_path / "epoch-0001")):
+    for rank in on(processes, go_on, str(tmp_path / "step-0000001")):
         assert equal(rank["resumed"], rank["undisturbed"])
         assert not equal(rank["only weights"], rank["undisturbed"])  # momentum and masks matter
 
 
 def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints" / "epoch-0001"
-    (tmp_path / "checkpoints" / "epoch-0001.writing").mkdir(parents=True)  # of a killed run
-    (tmp_path / "checkpoints" / "epoch-0001.writing" / "half").touch()
+    folder = tmp_path / "checkpoints" / "step-0000001"
+    (tmp_path / "checkpoints" / "step-0000001.writing").mkdir(parents=True)  # of a killed run
+    (tmp_path / "checkpoints" / "step-0000001.writing" / "half").touch()
     model, optimizer = build(7, seed=0)
     for step in (1, 2):
         checkpoint.save(folder, model, optimizer, replace(PROGRESS, step=step))
-    assert [path.name for path in folder.parent.iterdir()] == ["epoch-0001"]
+    assert [path.name for path in folder.parent.iterdir()] == ["step-0000001"]
     assert not (folder / "half").exists()
     assert checkpoint.read_progress(folder).step == 2
 
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
-    for name, step in (("epoch-0009", 9), ("epoch-0010", 10), ("epoch-10000", 11)):
+    for name, step in (("step-0000009", 9), ("step-0000010", 10), ("step-10000000", 11)):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         text = json.dumps({"step": step, "epoch": step})
         (tmp_path / "checkpoints" / name / checkpoint.METADATA).write_text(text)
-    (tmp_path / "checkpoints" / "epoch-99999.writing").mkdir()
+    (tmp_path / "checkpoints" / "step-99999999.writing").mkdir()
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
-    assert newest.name == "epoch-10000"
+    assert newest.name == "step-10000000"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
