@@ -350,6 +350,7 @@ class ReproduceConfig:
 
     source: str = "photos"  # or a folder of train/ and val/ with one folder a class
     out: str = "reproduction"
+    caveat: str = ""  # what to say of your pictures wherever a number of theirs is shown
     seed: int = ranged(0, low=0)
     full_size_steps: int = ranged(100, low=1)
     reduced_epochs: int = ranged(14, low=1)

@@ -188,7 +188,7 @@ class Reproduce:
             command=self.command,
             seeds=[self.config.seed],
             data_description=store.description,
-            data_caveat=store.description,
+            data_caveat=self._data_caveat(),
             classes=list(store.classes),
             store_fingerprint=store.fingerprint,
             processes=2,
@@ -233,7 +233,10 @@ class Reproduce:
         )
 
     def _caveat(self, what: str) -> str:
-        return f"Reduced scale: {what}; one seed. {self.stores['reduced'].description}"
+        return f"Reduced scale: {what}; one seed. {self._data_caveat()}"
+
+    def _data_caveat(self) -> str:
+        return f"{self.stores['reduced'].description} {self.config.caveat}".strip()
 
 
 def run(config: ReproduceConfig, run_dir: Path) -> None:
@@ -245,10 +248,14 @@ def run(config: ReproduceConfig, run_dir: Path) -> None:
 def _command(config: ReproduceConfig) -> str:
     """What repeats this reproduction; without ``out``, which changes no number."""
     default = ReproduceConfig()
+    shown = {
+        **vars(config),
+        "source": Path(config.source).name,
+    }  # where it lies is nobody's concern
     given = [
         f"{key}={value}"
-        for key, value in vars(config).items()
-        if key != "out" and value != getattr(default, key)
+        for key, value in shown.items()
+        if key not in ("out", "caveat") and value != getattr(default, key)
     ]
     return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
 

@@ -91,7 +91,7 @@ def open_source(name: str) -> Source:
         train=_labelled(train),
         val=_labelled(val),
         strays=tuple(strays),
-        description=f"Pictures of the folder {root.resolve()}.",
+        description=f"Pictures of the folder {root.resolve().name}.",
     )
 
 
