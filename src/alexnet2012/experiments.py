@@ -156,6 +156,23 @@ def views_measurement(rows: Sequence[Evaluation], caveat: str, command: str) -> 
     )
 
 
+def step_off_chance(run: Run) -> int | None:
+    """The first recorded step whose loss is a tenth below that of guessing, if any."""
+    below = [
+        step
+        for step, loss in zip(run["steps"], run["loss"], strict=True)
+        if loss < 0.9 * run["chance_loss"]
+    ]
+    return below[0] if below else None
+
+
+def off_chance_note(run: Run) -> str:
+    """What there is to see at the start of a run's curve."""
+    step, last = step_off_chance(run), run["steps"][-1]
+    where = f"at step {step}" if step is not None else f"not within {last} steps"
+    return f"The loss falls a tenth below chance {where}."
+
+
 def recipe_measurement(paper: Run, code: Run, caveat: str, command: str) -> Measurement:
     """How far either recipe comes in the same short run at full size."""
     losses = {"paper": paper["loss"][-1], "code145": code["loss"][-1]}
@@ -166,7 +183,14 @@ def recipe_measurement(paper: Run, code: Run, caveat: str, command: str) -> Meas
         f"`paper` and {losses['code145']:.3f} with `code145`; chance is {chance:.3f}",
         scale=Scale.reduced,
         command=command,
-        numbers={f"{name}_final_loss": loss for name, loss in losses.items()},
+        numbers={
+            **{f"{name}_final_loss": loss for name, loss in losses.items()},
+            **{
+                f"{name}_step_off_chance": step
+                for name, run in (("paper", paper), ("code145", code))
+                if (step := step_off_chance(run)) is not None
+            },
+        },
         caveat=caveat,
         agreement_note="the start of the recipe only: no drop of the rate, not 90 cycles",
     )

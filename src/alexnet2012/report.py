@@ -220,6 +220,45 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
     return {"rows": rows, "tally": tally}
 
 
+def summary_table(reproduction: Reproduction) -> str:
+    """The few numbers of a README, as a Markdown table; every cell from the reproduction."""
+    audit, runs = _audit(reproduction["audit"]), reproduction["runs"]
+    worst = max(_number(e["worst_relative_difference"]) for e in reproduction["exactness"])
+    exchanges = _exchanges(reproduction["exchanges"])
+    paper, code = runs["full_paper"], runs["full_code145"]
+    one, ten = sorted(reproduction["evaluation"], key=lambda row: row["views"])
+    relu = next(m for m in reproduction["measurements"] if m["claim"] == "relu")
+    rows = [
+        ("parameters", f"{audit['parameters']:,}", "60 M"),
+        ("neurons", f"{audit['totals']['neurons']:,}", "650,000"),
+        ("two processes against one: worst relative difference", f"{worst:.1e}", ""),
+        (
+            "bytes between the towers per image, forward and backward",
+            f"{exchanges['counted']:,.0f}, {'as' if exchanges['ok'] else 'not as'} computed",
+            "",
+        ),
+        (
+            f"full size, loss after {code['steps'][-1]} steps (chance {code['chance_loss']:.2f})",
+            f"`paper` {paper['loss'][-1]:.2f}, `code145` {code['loss'][-1]:.2f}",
+            "",
+        ),
+        (
+            f"reduced net, top-1 error, 1 view (chance {_fixed(one['chance_top1_error_pct'])}%)",
+            _with_interval(one),
+            "",
+        ),
+        ("the same, 10 views", _with_interval(ten), ""),
+        ("ReLU reaches 25% training error sooner than tanh", relu["value"], "6 ×"),
+    ]
+    lines = ["| quantity | measured here | paper |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def _with_interval(row: Evaluation) -> str:
+    low, high = row["top1_interval_pct"]
+    return f"{row['top1_error_pct']:.1f}% ({low:.1f} – {high:.1f})"
+
+
 def scientific(value: float | None) -> Markup:
     """3.1e-15 → 3.1 × 10⁻¹⁵, and words for what is no number."""
     if value is None or not math.isfinite(value):
@@ -247,13 +286,17 @@ def _number(value: float | None) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.report", description="Render DIR/report.html again."
+        prog="python -m alexnet2012.report",
+        description="Render DIR/report.html again, or print its numbers.",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="of reproduction.json")
-    directory: Path = parser.parse_args().directory
+    parser.add_argument("--table", action="store_true", help="print the summary as Markdown")
+    arguments = parser.parse_args()
+    directory: Path = arguments.directory
     if not (directory / "reproduction.json").exists():
         parser.error(f"DIR={directory}: holds no reproduction.json; `make reproduce` writes one")
-    print(write_report(load_reproduction(directory), directory))
+    reproduction = load_reproduction(directory)
+    print(summary_table(reproduction) if arguments.table else write_report(reproduction, directory))
 
 
 if __name__ == "__main__":
