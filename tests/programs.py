@@ -21,7 +21,7 @@ GONE_WITHIN_S = 10  # helpers of multiprocessing take a moment longer than who s
 
 # A net of four to twenty-four kernels a layer: an epoch of three steps takes less than a second.
 TINY = (
-    "data=folder",
+    "data=store",
     "model.width=0.04",
     "model.input_size=64",
     "data.store_size=72",

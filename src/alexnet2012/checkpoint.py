@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
@@ -25,6 +27,7 @@ from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 
 METADATA = "checkpoint.json"
+MEAN_IMAGE = "mean_image.npy"
 WRITING = ".writing"  # suffix of one that is not complete
 
 
@@ -57,8 +60,18 @@ def config_of(progress: Progress) -> TrainConfig:
     return config
 
 
-def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress) -> None:
-    """Write a checkpoint under a temporary name, then rename it. Collective."""
+def save(
+    folder: Path,
+    model: AlexNet,
+    optimizer: PaperSGD,
+    progress: Progress,
+    mean_image: npt.NDArray[np.float32],
+) -> None:
+    """Write a checkpoint under a temporary name, then rename it. Collective.
+
+    The mean image [P, P, 3] that the net was trained with goes along: it belongs to the net, not
+    to the pictures that it may be shown later.
+    """
     writing = folder.with_name(folder.name + WRITING)
     if model.mesh.rank == 0:
         shutil.rmtree(writing, ignore_errors=True)
@@ -72,6 +85,7 @@ def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress) 
     if model.mesh.rank == 0:
         text = json.dumps(asdict(progress), indent=1, sort_keys=True)
         (writing / METADATA).write_text(text, encoding="utf-8")
+        np.save(writing / MEAN_IMAGE, mean_image)
         shutil.rmtree(folder, ignore_errors=True)
         writing.replace(folder)
     model.mesh.barrier()
@@ -116,6 +130,15 @@ def read_progress(folder: Path) -> Progress:
         raise _damaged(folder, error) from error
 
 
+def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
+    """The mean image [P, P, 3] of the pictures that a net was trained on."""
+    try:
+        mean_image: npt.NDArray[np.float32] = np.load(folder / MEAN_IMAGE, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    return mean_image
+
+
 def newest(run_dir: Path) -> Path | None:
     """The last checkpoint of a run directory; one whose writing was cut off is none."""
     folders = [
@@ -147,6 +170,8 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
 
 
 def _damaged(folder: Path, error: BaseException) -> ConfigError:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]  # of the first rank that failed
     first_line = str(error).strip().splitlines()[:1]
     what = first_line[0] if first_line else type(error).__name__
     return ConfigError("checkpoint", folder, f"is damaged ({what}); use an earlier one")

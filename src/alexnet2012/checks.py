@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from alexnet2012.config import (
     ConfigError,
+    DataConfig,
     EvaluateConfig,
     ModelConfig,
     PrepareConfig,
@@ -33,6 +36,8 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     assert isinstance(config, schema)
     check_values(config)
     if isinstance(config, TrainConfig):
+        if config.data.store is None:
+            config.data.store = default_store(config.data)
         check_recipe(config.recipe, config.model)
         _check_train(config)
     elif isinstance(config, EvaluateConfig):
@@ -40,6 +45,20 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "names none; give at least one")
     return config
+
+
+def default_store(data: DataConfig) -> str:
+    """Where the store of a source is made when no place is given.
+
+    Raises:
+        ConfigError: neither a source nor a store.
+    """
+    if data.source is None:
+        raise ConfigError("data.store", None, "set it to a store, or data.source to pictures")
+    if data.source != "photos":
+        return f"{Path(data.source).expanduser()}-store-{data.store_size}"
+    home = os.environ.get("ALEXNET2012_HOME") or Path.home() / ".cache" / "alexnet2012"
+    return str(Path(home, f"photos-{data.store_size}"))
 
 
 def check_values(config: Any, prefix: str = "") -> None:

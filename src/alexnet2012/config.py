@@ -268,8 +268,8 @@ class ScheduleConfig:
 class DataConfig:
     """The prepared pictures, and what they are prepared from where the store is not there yet."""
 
-    source: str = MISSING  # `photos`, or a folder of train/ and val/ with one folder a class
-    store: str = MISSING
+    source: str | None = MISSING  # `photos`, or a folder of class folders; null: a store as it is
+    store: str | None = None  # null: beside the source, or the user's cache for photos
     store_size: int = ranged(256, low=1)
     batch_size: int = ranged(128, low=1)  # pictures a step, over all data replicas
     eval_batch_size: int = ranged(64, low=1)

@@ -6,9 +6,11 @@ Several checkpoints make an ensemble whose probabilities are averaged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +31,7 @@ class Trained:
 
     model: AlexNet
     progress: checkpoint.Progress
+    mean_image: npt.NDArray[np.float32]  # [P, P, 3] of the training pictures
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
@@ -41,11 +44,11 @@ def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
     given = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
     nets = [load_trained(Path(str(path)), config) for path in given]
     trained = checkpoint.config_of(nets[0].progress)
-    store = Store.open(Path(config.store or trained.data.store))
+    store = Store.open(Path(config.store or str(trained.data.store)))
     _check_alike(given, nets, store)
     loader = EvalLoader(
-        store,
-        store.split("val"),
+        replace(store, mean_image=nets[0].mean_image),
+        store.split("val", None if config.store else trained.data.limit),
         trained.recipe.augment,
         input_size=trained.model.input_size,
         views=config.views,
@@ -74,7 +77,7 @@ def load_trained(path: Path, config: EvaluateConfig) -> Trained:
         dtype=trained.precision.dtype,
     )
     checkpoint.load(folder, model)
-    return Trained(model, progress)
+    return Trained(model, progress, checkpoint.read_mean_image(folder))
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:
@@ -89,13 +92,27 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
 
 
 def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store) -> None:
-    sizes = {net.model.config.input_size for net in nets}
+    """Refuse nets that cannot be shown the same pictures."""
+    first = checkpoint.config_of(nets[0].progress)
     for path, net in zip(paths, nets, strict=True):
         if tuple(net.progress.classes) != store.classes:
             remedy = f"was trained on other classes than those of {store.root}; set store=…"
             raise ConfigError("checkpoint", path, remedy)
-        if len(sizes) > 1:
-            raise ConfigError("checkpoint", path, f"an ensemble needs one input size, not {sizes}")
+        if len(net.mean_image) != store.size:
+            remedy = f"was trained on pictures of {len(net.mean_image)} pixels, {store.root} has "
+            raise ConfigError("checkpoint", path, f"{remedy}{store.size}; set store=…")
+        config = checkpoint.config_of(net.progress)
+        alike = (
+            config.model.input_size == first.model.input_size
+            and config.precision is first.precision
+            and config.recipe.augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
+            and np.array_equal(net.mean_image, nets[0].mean_image)
+        )
+        if not alike:
+            remedy = (
+                f"differs from {paths[0]} in input size, precision, recipe or training pictures"
+            )
+            raise ConfigError("checkpoint", path, f"{remedy}; an ensemble needs them alike")
 
 
 def main() -> None:

@@ -259,7 +259,7 @@ def relu_measurement(ablation: Ablation, caveat: str) -> Measurement:
         value=value,
         scale=Scale.reduced,
         command=ablation["command"],
-        numbers={} if ratio is None else {"ratio": ratio},
+        numbers={} if ratio is None else {"ratio" if tanh else "ratio_at_least": ratio},
         caveat=caveat,
         agreement_note="one seed: the direction, not the factor",
     )

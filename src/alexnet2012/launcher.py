@@ -22,6 +22,7 @@ from typing import Any
 import hydra
 import torch
 from hydra import compose, initialize_config_module
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -62,10 +63,7 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
     def application(cfg: Any) -> None:
         try:
             config = from_hydra(cfg, schema)
-            run_dir = Path(HydraConfig.get().runtime.output_dir)
-            if HydraConfig.get().output_subdir is not None:
-                OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-            work(config, run_dir)
+            work(config, Path(HydraConfig.get().runtime.output_dir))
         except SignalException as error:  # no further job of a sweep
             end_interrupted(error.sigval)
         except (*MISTAKES, RunError) as error:
@@ -74,7 +72,7 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
             failures.append(error)  # Hydra would add lines of its own to ours
 
     def run() -> None:
-        _check_grammar([word for word in sys.argv[1:] if not word.startswith("-")])
+        _check_grammar(get_args_parser().parse_args().overrides)
         application()
         if failures:
             raise failures[0]

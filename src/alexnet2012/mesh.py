@@ -130,10 +130,12 @@ def setup_logging(rank: int) -> None:
 
 
 def _device(kind: Device, local_rank: int) -> torch.device:
-    if kind is Device.cpu or (kind is Device.auto and not torch.cuda.is_available()):
-        return torch.device("cpu")
+    """Every process of a machine answers alike: all have a GPU of their own, or none uses one."""
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= count:
-        remedy = f"process {local_rank} needs a GPU of its own and {count} are visible; use cpu"
+    if kind is Device.cuda and count < processes_here:
+        remedy = f"{processes_here} processes need a GPU each and {count} are visible; use cpu"
         raise ConfigError("mesh.device", kind.value, f"{remedy}, or fewer processes")
+    if kind is Device.cpu or count < processes_here:
+        return torch.device("cpu")
     return torch.device("cuda", local_rank)

@@ -10,8 +10,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from types import FrameType
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -30,6 +32,8 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
 
     Under torchrun every rank meets the same mistake; rank 0 alone says so.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _raise_signal)  # so that what was begun is cleaned up
     try:
         application()
     except MISTAKES as error:
@@ -44,6 +48,10 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
         end_interrupted(error.sigval)
     except KeyboardInterrupt:
         end_interrupted(signal.SIGINT)
+
+
+def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SignalException("ended", signal.Signals(number))
 
 
 def end_interrupted(number: signal.Signals) -> NoReturn:

@@ -43,6 +43,8 @@ class PaperSGD(Optimizer):
         assert closure is None
         for group in self.param_groups:
             rate = group["lr"]
+            if rate == 0:  # frozen: the 2012 code does not let the old momentum run on either
+                continue
             for weight in group["params"]:
                 if weight.grad is None:
                     continue

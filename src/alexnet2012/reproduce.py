@@ -6,6 +6,7 @@ under ``OUT/runs``; a part that fails is named in the report and the others go o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from alexnet2012 import exactness, experiments
 from alexnet2012.claims import Measurement
-from alexnet2012.config import EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
+from alexnet2012.config import ConfigError, EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
 from alexnet2012.data.store import Store, prepare
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
@@ -68,7 +69,7 @@ class Reproduce:
 
     def prepare(self) -> None:
         for name, size in SIZES.items():
-            store = self.out / "stores" / str(size)
+            store = self.out / "stores" / f"{_source_name(self.config.source)}-{size}"
             self.stores[name] = prepare(
                 PrepareConfig(source=self.config.source, store=str(store), size=size)
             )
@@ -198,7 +199,13 @@ class Reproduce:
         began = time.perf_counter()
         try:
             work()
-        except (RunError, subprocess.CalledProcessError) as error:
+        except (
+            ConfigError,
+            RunError,
+            subprocess.CalledProcessError,
+            OSError,
+            LookupError,
+        ) as error:
             if needed:
                 raise
             self.found["warnings"].append(f"{title}: {error}")
@@ -217,11 +224,14 @@ class Reproduce:
             *overrides,
         ]
         where = [
+            "data=store",
             f"data.store={_quoted(store.root)}",
             f"hydra.sweep.dir={_quoted(self.out / 'runs' / experiment)}",
             "hydra.sweep.subdir=${hydra.job.num}",
         ]
-        subprocess.run([sys.executable, *arguments, *where], check=True)
+        _run_child([sys.executable, *arguments, *where])
+        if self.config.source != "photos":
+            arguments += ["data=folder", f"data.source=PATH/{Path(self.config.source).name}"]
         return f"python {shlex.join(arguments)}"
 
     def _runs(self, experiment: str) -> list[Path]:
@@ -256,6 +266,27 @@ def _command(config: ReproduceConfig) -> str:
         if key not in ("out", "caveat") and value != getattr(default, key)
     ]
     return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
+
+
+def _run_child(command: Sequence[str]) -> None:
+    """Run a training to its end; whatever ends this process first ends it and its workers too."""
+    with subprocess.Popen(command) as child:
+        try:
+            code = child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, shlex.join(command))
+
+
+def _source_name(source: str) -> str:
+    """A name for stores of a source: two folders of one name are still two sources."""
+    if source == "photos":
+        return source
+    path = Path(source).expanduser().resolve()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _quoted(path: Path) -> str:

@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import torch
 
-from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
+from alexnet2012.config import ConfigError, Device, PrepareConfig, TrainConfig
 from alexnet2012.data.store import prepare
 from alexnet2012.launcher import (
     compose_config,
@@ -22,9 +22,10 @@ from alexnet2012.launcher import (
     set_threads,
     under_torchrun,
 )
-from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging
+from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import exit_on_error
-from alexnet2012.trainer import Trainer
+from alexnet2012.model import AlexNet
+from alexnet2012.trainer import Trainer, check_run
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
@@ -54,8 +55,6 @@ def torchrun_worker() -> None:
     config, run_dir = mesh.broadcast_object((config, run_dir))  # type: ignore[misc]
     if mesh.rank == 0:
         prepare_store(config)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
     mesh.barrier()
     train(config, run_dir, mesh)
     if mesh.rank == 0:
@@ -65,6 +64,7 @@ def torchrun_worker() -> None:
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
     set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     setup_logging(mesh.rank)
     try:
         Trainer(config, mesh, run_dir).run()
@@ -73,16 +73,19 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
 
 
 def prepare_store(config: TrainConfig) -> None:
-    """The store that a run reads; made from ``data.source`` unless it is there already."""
+    """The store that a run reads, made unless it is there; one of another source is refused."""
     data = config.data
-    if not Path(data.store).exists():
+    if data.source is not None:
+        assert data.store is not None
         prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
 
 
 def check(overrides: list[str]) -> None:
     """What goes before training: the configuration is right, the store is there."""
-    config, _ = compose_config("train", TrainConfig, overrides)
+    config, run_dir = compose_config("train", TrainConfig, overrides)
     prepare_store(config)
+    store, _ = check_run(config, run_dir)
+    AlexNet(config.recipe, len(store.classes), model=config.model, mesh=single_process(Device.cpu))
 
 
 def main() -> None:

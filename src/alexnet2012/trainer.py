@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from alexnet2012 import checkpoint
@@ -56,6 +57,37 @@ class Sums:
         }
 
 
+def check_run(config: TrainConfig, run_dir: Path) -> tuple[Store, Path | None]:
+    """The store of a run, and the checkpoint that it goes on from, if any.
+
+    Raises:
+        ConfigError: they do not go with the configuration, or the run directory is another run's.
+    """
+    assert config.data.store is not None
+    store = Store.open(Path(config.data.store))
+    if store.size != config.data.store_size:
+        remedy = f"holds pictures of {store.size} pixels; set data.store_size alike"
+        raise ConfigError("data.store", config.data.store, remedy)
+    newest = checkpoint.newest(run_dir)
+    if config.resume is None:
+        if (run_dir / "metrics.jsonl").exists():
+            remedy = "holds a run already; set resume=auto to go on with it, or another directory"
+            raise ConfigError("hydra.run.dir", run_dir, remedy)
+        return store, None
+    folder = newest if config.resume == "auto" else Path(config.resume)
+    if folder is None:
+        return store, None
+    found = checkpoint.read_progress(folder)
+    checkpoint.check_fits(folder, found, config)
+    if found.store_fingerprint != store.fingerprint:
+        remedy = f"was trained on another store than data.store={config.data.store}"
+        raise ConfigError("resume", folder, f"{remedy}; use that one, or start a new run")
+    if newest is not None and checkpoint.read_progress(newest).step > found.step:
+        remedy = f"{newest} is later; set resume=auto, or another hydra.run.dir"
+        raise ConfigError("resume", folder, remedy)
+    return store, folder
+
+
 class Trainer:
     """Holds what one run needs; :meth:`run` trains to the end and returns the summary.
 
@@ -66,10 +98,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, mesh: Mesh, run_dir: Path) -> None:
         self.config, self.mesh, self.run_dir = config, mesh, run_dir
-        self.store = Store.open(Path(config.data.store))
-        if self.store.size != config.data.store_size:
-            remedy = f"holds pictures of {self.store.size} pixels; set data.store_size alike"
-            raise ConfigError("data.store", config.data.store, remedy)
+        self.store, resumed = check_run(config, run_dir)
         self.dtype = config.precision.dtype
         self.model = AlexNet(
             config.recipe,
@@ -90,7 +119,8 @@ class Trainer:
         )
         self.sums = Sums()  # since the last record
         self.epoch_sums = Sums()
-        self._resume()
+        if resumed is not None:
+            self._resume(resumed)
         # Seconds of training (without validation), and of it waiting for input.
         self.train_s = self.input_wait_s = 0.0
         self.pictures_seen = self.own_pictures = 0  # of all replicas; of this one
@@ -106,6 +136,8 @@ class Trainer:
         if self.mesh.rank != 0:
             return self._train(None, None)
         settings = self.progress.settings
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(settings), self.run_dir / "config.yaml")
         with (
             Tracker(
                 self.config.tracking, self.run_dir, settings, resumed_step=self.progress.step
@@ -250,23 +282,11 @@ class Trainer:
     def _save(self) -> None:
         self.progress.epoch_sums = list(astuple(self.epoch_sums.over_replicas(self.mesh)))
         folder = self.run_dir / "checkpoints" / f"step-{self.progress.step:07d}"
-        checkpoint.save(folder, self.model, self.optimizer, self.progress)
+        mean_image = self.store.mean_image
+        checkpoint.save(folder, self.model, self.optimizer, self.progress, mean_image)
 
-    def _resume(self) -> None:
-        if self.config.resume is None:
-            return
-        if self.config.resume == "auto":
-            folder = checkpoint.newest(self.run_dir)
-            if folder is None:
-                return
-        else:
-            folder = Path(self.config.resume)
-        found = checkpoint.read_progress(folder)
-        checkpoint.check_fits(folder, found, self.config)
-        if found.store_fingerprint != self.store.fingerprint:
-            remedy = f"was trained on another store than data.store={self.config.data.store}"
-            raise ConfigError("resume", folder, f"{remedy}; use that one, or start a new run")
-        checkpoint.load(folder, self.model, self.optimizer)
+    def _resume(self, folder: Path) -> None:
+        found = checkpoint.load(folder, self.model, self.optimizer)
         self.progress.step, self.progress.epoch = found.step, found.epoch
         self.progress.validation_errors = found.validation_errors
         if self.mesh.replica == 0:  # they are of all replicas

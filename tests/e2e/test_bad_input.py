@@ -102,7 +102,7 @@ def test_a_damaged_store_is_refused(
     store = tmp_path / "store"
     shutil.copytree(photos_store.root, store)
     original = (store / name).read_bytes()
-    where = (f"data.store={store}", "data.source=unused")
+    where = f"data.store={store}"
     for damaged in (original[: len(original) // 2], b"", None):
         (store / name).unlink()
         if damaged is not None:
@@ -117,12 +117,12 @@ def test_a_picture_lost_from_the_store_is_named(
     store = tmp_path / "store"
     shutil.copytree(photos_store.root, store)
     (store / "train" / "moon" / "0003.jpg").unlink()
-    where = (f"data.store={store}", "data.source=unused", "schedule.epochs=1")
+    where = (f"data.store={store}", "schedule.epochs=1")
     refuse(*where, words=("train/moon/0003.jpg", "prepare"))
 
 
 def test_an_input_too_small_for_the_net_is_refused(refuse: Refuse, photos_store: Store) -> None:
-    where = (f"data.store={photos_store.root}", "data.source=unused")
+    where = f"data.store={photos_store.root}"
     words = ("model.input_size=20", "too small", "64")
     refuse(*where, "model.input_size=20", words=words)
 
@@ -131,7 +131,7 @@ def test_an_input_too_small_for_the_net_is_refused(refuse: Refuse, photos_store:
 def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch of the paper's recipe."""
     run_dir = tmp_path_factory.mktemp("trained")
-    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=1")
+    where = (f"data.store={photos_store.root}", "schedule.epochs=1")
     config, _ = compose_config("train", TrainConfig, [*TINY, "mesh=one_process", *where])
     Trainer(config, single_process(), run_dir).run()
     return run_dir
@@ -140,7 +140,7 @@ def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
-    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=2")
+    where = (f"data.store={photos_store.root}", "schedule.epochs=2")
     folder = checkpoint.newest(trained)
     words = (f"resume={folder}", "recipe=paper", "recipe=code145")
     refuse(*where, f"resume={folder}", "recipe=code145", words=words)
@@ -181,7 +181,7 @@ def test_evaluate_refuses_what_it_cannot_evaluate(
 def test_ranks_that_meet_a_mistake_end_with_its_one_line(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    where = [f"data.store={photos_store.root}", "data.source=unused", "data.store_size=96"]
+    where = [f"data.store={photos_store.root}", "data.store_size=96"]
     ended = run(module("train", *TINY, *where), tmp_path)
     the_line(ended, f"data.store={photos_store.root}", "72 pixels", "data.store_size")
 
@@ -234,7 +234,7 @@ def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(
     newest = checkpoint.newest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
-    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=2")
+    where = (f"data.store={photos_store.root}", "schedule.epochs=2")
     progress = json.loads((folder / checkpoint.METADATA).read_text())
     for text in ("", "{", json.dumps({**progress, "unknown": 1}), "[]"):
         (folder / checkpoint.METADATA).write_text(text)
@@ -250,5 +250,5 @@ def test_a_checkpoint_that_lost_a_file_is_refused_in_one_line(
     shutil.copytree(newest, folder)
     for file in folder.glob("*.distcp"):
         file.unlink()
-    where = (f"data.store={photos_store.root}", "data.source=unused", "schedule.epochs=2")
+    where = (f"data.store={photos_store.root}", "schedule.epochs=2")
     refuse(*where, f"resume={folder}", words=(str(folder), "damaged"))

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Two towers share one card where there is only one."""
+"""What only a GPU can show."""
 
 from __future__ import annotations
 

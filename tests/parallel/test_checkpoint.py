@@ -24,6 +24,7 @@ from alexnet2012.schedule import Rates
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 IMAGES = 4  # of the global batch
+MEAN_IMAGE = np.zeros((8, 8, 3), np.float32)
 PROGRESS = Progress(step=2, epoch=1, validation_errors=[50.0], classes=["a", "b"])
 
 
@@ -63,7 +64,7 @@ def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
 def train_and_save(folder: str, classes: int) -> dict[str, np.ndarray]:
     model, optimizer = build(classes, seed=0)
     train(model, optimizer, range(2))
-    checkpoint.save(Path(folder), model, optimizer, PROGRESS)
+    checkpoint.save(Path(folder), model, optimizer, PROGRESS, MEAN_IMAGE)
     return contents(model, optimizer)
 
 
@@ -103,7 +104,7 @@ def go_on(folder: str) -> dict[str, Any]:
     """Four steps undisturbed, and two steps after a checkpoint of the first two."""
     undisturbed = build(7, seed=0)
     train(*undisturbed, range(2))
-    checkpoint.save(Path(folder), *undisturbed, PROGRESS)
+    checkpoint.save(Path(folder), *undisturbed, PROGRESS, MEAN_IMAGE)
     train(*undisturbed, range(2, 4))
     resumed = build(7, seed=1)
     checkpoint.load(Path(folder), *resumed)
@@ -131,7 +132,7 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
     (tmp_path / "checkpoints" / "step-0000001.writing" / "half").touch()
     model, optimizer = build(7, seed=0)
     for step in (1, 2):
-        checkpoint.save(folder, model, optimizer, replace(PROGRESS, step=step))
+        checkpoint.save(folder, model, optimizer, replace(PROGRESS, step=step), MEAN_IMAGE)
     assert [path.name for path in folder.parent.iterdir()] == ["step-0000001"]
     assert not (folder / "half").exists()
     assert checkpoint.read_progress(folder).step == 2

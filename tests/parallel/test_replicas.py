@@ -1,0 +1,114 @@
+"""Data replicas: uneven last batches weigh as in one process, and odd ranks are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import (
+    DataConfig,
+    Device,
+    MeshConfig,
+    ModelConfig,
+    Precision,
+    RunError,
+    ScheduleConfig,
+    ScheduleKind,
+    TrackingConfig,
+    TrainConfig,
+    WandbMode,
+)
+from alexnet2012.data.pipeline import Batch
+from alexnet2012.data.store import Store
+from alexnet2012.mesh import init_mesh
+from alexnet2012.sharding import Share
+from alexnet2012.trainer import Trainer
+
+# 32 pictures in batches of 31: the last step has one picture, and the second replica none of it.
+PICTURES_PER_CLASS, BATCH = 2, 31
+
+
+def config(store: str) -> TrainConfig:
+    schedule = ScheduleConfig(kind=ScheduleKind.fixed, epochs=1, rate=0.01, bias_rate=0.01)
+    return TrainConfig(
+        precision=Precision.fp64,
+        recipe=load_recipe("paper"),
+        model=ModelConfig(width=0.04, input_size=64),
+        schedule=schedule,
+        data=DataConfig(
+            source=None,
+            store=store,
+            store_size=72,
+            batch_size=BATCH,
+            limit=PICTURES_PER_CLASS,
+        ),
+        mesh=MeshConfig(device=Device.cpu),
+        tracking=TrackingConfig(wandb=WandbMode.disabled),
+        checkpoint_every_epochs=None,
+    )
+
+
+def train(store: str, run_dir: str) -> dict[str, np.ndarray]:
+    trainer = Trainer(config(store), init_mesh(2, device="cpu"), Path(run_dir))
+    trainer.run()
+    return {name: w.numpy() for name, w in trainer.model.full_state_dict().items()}
+
+
+def test_a_replica_without_pictures_in_the_last_step_trains_like_one_process(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    store = str(photos_store.root)
+    (want,) = run_ranks(1, train, store, str(tmp_path / "one"))
+    for got in run_ranks(4, train, store, str(tmp_path / "four")):
+        # Sums over pictures and channels in another order: the last bits of float64.
+        worst = max(float(np.abs(got[n] - want[n]).max() / np.abs(want[n]).max()) for n in want)
+        assert worst < 1e-10
+
+
+def check_a_batch(store: str, run_dir: str, odd_rank: int | None) -> str:
+    """What this rank is told when ``odd_rank`` has been fed another picture than its peers."""
+    mesh = init_mesh(2, device="cpu")
+    trainer = Trainer(config(store), mesh, Path(run_dir))
+    images = torch.full((1, 3, 64, 64), 1.0 if mesh.rank == odd_rank else 0.0)
+    batch = Batch(images, torch.zeros(1, dtype=torch.int64), np.zeros(1, np.int64), Share(0, 1, 1))
+    try:
+        trainer._check_batch(batch)
+    except RunError as error:
+        return str(error)
+    return "alike"
+
+
+@pytest.mark.parametrize("odd_rank", [None, 1, 3])
+def test_every_rank_is_told_when_a_tower_sees_another_batch(
+    photos_store: Store, tmp_path: Path, odd_rank: int | None
+) -> None:
+    answers = run_ranks(4, check_a_batch, str(photos_store.root), str(tmp_path), odd_rank)
+    if odd_rank is None:
+        assert answers == ["alike"] * 4
+    else:
+        assert len(set(answers)) == 1
+        assert f"the batch of rank {odd_rank} differs from rank {odd_rank - 1}'s" in answers[0]
+
+
+def configure_differently(store: str, run_dir: str) -> str:
+    mesh = init_mesh(2, device="cpu")
+    mine = replace(config(store), seed=mesh.rank)
+    try:
+        Trainer(mine, mesh, Path(run_dir)).run()
+    except RunError as error:
+        return str(error)
+    return "alike"
+
+
+def test_ranks_with_other_settings_are_refused_on_every_rank(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    answers = run_ranks(2, configure_differently, str(photos_store.root), str(tmp_path))
+    assert len(set(answers)) == 1
+    assert "differs from rank 0's" in answers[0]
