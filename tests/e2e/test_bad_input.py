@@ -91,7 +91,7 @@ def test_a_class_of_damaged_pictures_is_refused_with_one_of_them(
 def test_a_store_of_another_size_is_refused_before_training(
     refuse: Refuse, photos_store: Store
 ) -> None:
-    store = (f"data.store={photos_store.root}", f"data.source={photos_store.root}")
+    store = (f"data.store={photos_store.root}",)
     refuse(*store, "data.store_size=96", words=("data.store", "72", "data.store_size"))
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_store_is_refused(
     store = tmp_path / "store"
     shutil.copytree(photos_store.root, store)
     original = (store / name).read_bytes()
-    where = f"data.store={store}"
+    where = (f"data.store={store}",)
     for damaged in (original[: len(original) // 2], b"", None):
         (store / name).unlink()
         if damaged is not None:
@@ -122,7 +122,7 @@ def test_a_picture_lost_from_the_store_is_named(
 
 
 def test_an_input_too_small_for_the_net_is_refused(refuse: Refuse, photos_store: Store) -> None:
-    where = f"data.store={photos_store.root}"
+    where = (f"data.store={photos_store.root}",)
     words = ("model.input_size=20", "too small", "64")
     refuse(*where, "model.input_size=20", words=words)
 

@@ -29,7 +29,7 @@ VALIDATION_PICTURES = 48
 
 
 def overrides(store: Store, run_dir: Path, *more: str) -> list[str]:
-    data = [f"data.store={store.root}", f"data.source={store.root}"]
+    data = [f"data.store={store.root}"]
     return [*TINY, *data, f"hydra.run.dir={run_dir}", *more]
 
 
