@@ -9,7 +9,8 @@ import pytest
 
 from alexnet2012.config import PrepareConfig
 from alexnet2012.data.photos import make_photos
-from alexnet2012.data.store import Store, prepare
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.store import Store
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from alexnet2012.config import (
+    NAMED_SOURCES,
     ConfigError,
     DataConfig,
     EvaluateConfig,
@@ -55,10 +56,14 @@ def default_store(data: DataConfig) -> str:
     """
     if data.source is None:
         raise ConfigError("data.store", None, "set it to a store, or data.source to pictures")
-    if data.source != "photos":
-        return f"{Path(data.source).expanduser()}-store-{data.store_size}"
-    home = os.environ.get("ALEXNET2012_HOME") or Path.home() / ".cache" / "alexnet2012"
-    return str(Path(home, f"photos-{data.store_size}"))
+    if data.source in NAMED_SOURCES:
+        return str(home() / f"{data.source}-{data.store_size}")
+    return f"{Path(data.source).expanduser()}-store-{data.store_size}"
+
+
+def home() -> Path:
+    """Where stores of named sources and downloads lie: $ALEXNET2012_HOME, or the user's cache."""
+    return Path(os.environ.get("ALEXNET2012_HOME") or Path.home() / ".cache" / "alexnet2012")
 
 
 def check_values(config: Any, prefix: str = "") -> None:

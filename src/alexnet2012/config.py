@@ -111,6 +111,32 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+# Sources that need no path: made from a package, or downloaded.
+NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
+
+
+class Feed(Enum):
+    """How the towers of a net come by the same pictures: each decodes all, or each its share."""
+
+    duplicate = "duplicate"
+    split = "split"
+
+
+class Decoder(Enum):
+    """Where JPEGs are decoded; ``auto`` is the device of the mesh."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class OnReject(Enum):
+    """What a picture that cannot be used does to a preparation: listed, or its end."""
+
+    skip = "skip"
+    fail = "fail"
+
+
 class Device(Enum):
     """Where the towers compute; ``auto`` takes CUDA where there is one."""
 
@@ -268,11 +294,13 @@ class ScheduleConfig:
 class DataConfig:
     """The prepared pictures, and what they are prepared from where the store is not there yet."""
 
-    source: str | None = MISSING  # `photos`, or a folder of class folders; null: a store as it is
+    source: str | None = MISSING  # as for `prepare`; null: a store as it is
     store: str | None = None  # null: beside the source, or the user's cache for photos
     store_size: int = ranged(256, low=1)
     batch_size: int = ranged(128, low=1)  # pictures a step, over all data replicas
     eval_batch_size: int = ranged(64, low=1)
+    feed: Feed = Feed.split
+    decoder: Decoder = Decoder.auto
     decode_threads: int = ranged(2, low=1)
     limit: int | None = ranged(None, low=1)  # first pictures of each class only
     check_every_steps: int = ranged(
@@ -322,14 +350,16 @@ class TrainConfig:
 
 @dataclass
 class PrepareConfig:
-    """A store from a folder of pictures."""
+    """A store from pictures."""
 
-    source: str = "photos"
+    source: str = "photos"  # or another name, a folder, or an archive
     store: str = MISSING
     size: int = ranged(256, low=16, high=4096)
     quality: int = ranged(95, low=1, high=100)
-    workers: int = ranged(2, low=1, high=1024)
-    seed: int = ranged(0, low=0)
+    workers: int | None = ranged(None, low=1, high=1024)  # null: one a core
+    on_reject: OnReject = OnReject.skip
+    val_percent: float = ranged(10.0, above=0, below=100)  # of folders without a split of their own
+    seed: int = ranged(0, low=0)  # of that split, and of the photos
 
 
 @dataclass
@@ -348,7 +378,7 @@ class EvaluateConfig:
 class ReproduceConfig:
     """The whole reproduction, from pictures to the report."""
 
-    source: str = "photos"  # or a folder of train/ and val/ with one folder a class
+    source: str = "photos"  # or another, as for `prepare`
     out: str = "reproduction"
     caveat: str = ""  # what to say of your pictures wherever a number of theirs is shown
     seed: int = ranged(0, low=0)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from alexnet2012 import checkpoint
 from alexnet2012.config import ConfigError, EvaluateConfig
-from alexnet2012.data.pipeline import EvalLoader
+from alexnet2012.data.loaders import EvalLoader, Place
 from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.launcher import hydra_main, reuse_memory
@@ -53,8 +53,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
         input_size=trained.model.input_size,
         views=config.views,
         batch_size=max(1, config.batch_size // config.views),
-        device=nets[0].model.mesh.device,
-        threads=config.decode_threads,
+        place=Place(device=nets[0].model.mesh.device, threads=config.decode_threads),
     )
     mesh = nets[0].model.mesh
     return evaluate([net.model for net in nets], loader.batches(), mesh)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from alexnet2012.data.pipeline import Batch
+from alexnet2012.data.loaders import Batch
 from alexnet2012.mesh import Mesh
 from alexnet2012.metrics import topk_errors
 from alexnet2012.model import AlexNet

@@ -1,11 +1,14 @@
-"""Make a store: ``python -m alexnet2012.prepare source=FOLDER store=STORE [size=256]``."""
+"""Make a store: ``python -m alexnet2012.prepare source=SOURCE store=STORE [size=256]``.
+
+SOURCE is `photos`, `cifar10`, `imagenette`, a folder, a tar, or the folder with ILSVRC's tars.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from alexnet2012.config import PrepareConfig
-from alexnet2012.data.store import prepare
+from alexnet2012.data.preparing import prepare
 from alexnet2012.launcher import hydra_main
 
 

@@ -25,8 +25,16 @@ from rich.console import Console
 
 from alexnet2012 import exactness, experiments
 from alexnet2012.claims import Measurement
-from alexnet2012.config import ConfigError, EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
-from alexnet2012.data.store import Store, prepare
+from alexnet2012.config import (
+    NAMED_SOURCES,
+    ConfigError,
+    EvaluateConfig,
+    PrepareConfig,
+    ReproduceConfig,
+    RunError,
+)
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
 from alexnet2012.launcher import hydra_main, launch
@@ -231,7 +239,9 @@ class Reproduce:
         ]
         _run_child([sys.executable, *arguments, *where])
         if self.config.source != "photos":
-            arguments += ["data=folder", f"data.source=PATH/{Path(self.config.source).name}"]
+            source = self.config.source
+            shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
+            arguments += ["data=folder", f"data.source={shown}"]
         return f"python {shlex.join(arguments)}"
 
     def _runs(self, experiment: str) -> list[Path]:
@@ -283,7 +293,7 @@ def _run_child(command: Sequence[str]) -> None:
 
 def _source_name(source: str) -> str:
     """A name for stores of a source: two folders of one name are still two sources."""
-    if source == "photos":
+    if source in NAMED_SOURCES:
         return source
     path = Path(source).expanduser().resolve()
     return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from alexnet2012.config import ConfigError, Device, PrepareConfig, TrainConfig
-from alexnet2012.data.store import prepare
+from alexnet2012.data.preparing import prepare
 from alexnet2012.launcher import (
     compose_config,
     hydra_main,

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from alexnet2012 import checkpoint
-from alexnet2012.config import ConfigError, RunError, TrainConfig
-from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
+from alexnet2012.collectives import TowerLink
+from alexnet2012.config import ConfigError, Feed, RunError, TrainConfig
+from alexnet2012.data.loaders import Batch, EvalLoader, Place, TrainLoader, content_digest
 from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.mesh import Mesh, log
@@ -295,6 +296,15 @@ class Trainer:
 
     def _loaders(self) -> tuple[TrainLoader, EvalLoader]:
         data, mesh, augment = self.config.data, self.mesh, self.config.recipe.augment
+        split = data.feed is Feed.split
+        place = Place(
+            replica=mesh.replica,
+            replicas=mesh.replicas,
+            device=mesh.device,
+            threads=data.decode_threads,
+            decoder=data.decoder,
+            link=TowerLink(mesh.tower_group, mesh.towers, mesh.tower) if split else None,
+        )
         train_loader = TrainLoader(
             self.store,
             self.store.split("train", data.limit),
@@ -302,10 +312,7 @@ class Trainer:
             input_size=self.config.model.input_size,
             batch_size=data.batch_size,
             seed=self.config.seed,
-            replica=mesh.replica,
-            replicas=mesh.replicas,
-            device=mesh.device,
-            threads=data.decode_threads,
+            place=place,
         )
         val_loader = EvalLoader(
             self.store,
@@ -314,10 +321,7 @@ class Trainer:
             input_size=self.config.model.input_size,
             views=self.config.eval_views,
             batch_size=data.eval_batch_size,
-            replica=mesh.replica,
-            replicas=mesh.replicas,
-            device=mesh.device,
-            threads=data.decode_threads,
+            place=place,
         )
         return train_loader, val_loader
 

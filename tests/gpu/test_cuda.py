@@ -9,7 +9,7 @@ import torch
 from alexnet2012 import AlexNet
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import AugmentConfig, ModelConfig
-from alexnet2012.data.pipeline import TrainLoader
+from alexnet2012.data.loaders import Place, TrainLoader
 from alexnet2012.data.store import Store
 
 pytestmark = [
@@ -42,7 +42,7 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
             input_size=64,
             batch_size=8,
             seed=0,
-            device=torch.device(device),
+            place=Place(device=torch.device(device)),
         )
         return next(iter(loader.epoch(0))).images.cpu()
 

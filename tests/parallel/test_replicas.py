@@ -24,7 +24,7 @@ from alexnet2012.config import (
     TrainConfig,
     WandbMode,
 )
-from alexnet2012.data.pipeline import Batch
+from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
 from alexnet2012.mesh import init_mesh
 from alexnet2012.sharding import Share

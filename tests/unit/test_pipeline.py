@@ -19,8 +19,9 @@ from PIL import Image
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig
 from alexnet2012.data import order
-from alexnet2012.data.pipeline import Batch, EvalLoader, TrainLoader, content_digest
-from alexnet2012.data.store import Split, Store, prepare
+from alexnet2012.data.loaders import HERE, Batch, EvalLoader, Place, TrainLoader, content_digest
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.store import Split, Store
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
@@ -45,9 +46,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return prepare(config, progress=False)
 
 
-def loader(store: Store, augment: AugmentConfig = PAPER, **others: int) -> TrainLoader:
+def loader(
+    store: Store, augment: AugmentConfig = PAPER, place: Place = HERE, **others: int
+) -> TrainLoader:
     options = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
-    return TrainLoader(store, store.split("train"), augment, **options)
+    return TrainLoader(store, store.split("train"), augment, **options, place=place)
 
 
 def decoded(path: str) -> np.ndarray:
@@ -171,8 +174,7 @@ def test_evaluation_reads_every_picture_once_in_order(
             input_size=INPUT,
             views=views,
             batch_size=4,
-            replica=replica,
-            replicas=replicas,
+            place=Place(replica=replica, replicas=replicas),
         )
         for replica in range(replicas)
     ]
@@ -204,7 +206,7 @@ def test_replicas_together_have_the_global_batch(store: Store, augment: AugmentC
     # 42 pictures in steps of 10: the last has 2 for three replicas, and one gets none.
     alone = list(loader(store, augment, batch_size=10).epoch(1))
     each = [
-        list(loader(store, augment, batch_size=10, replica=r, replicas=3).epoch(1))
+        list(loader(store, augment, Place(replica=r, replicas=3), batch_size=10).epoch(1))
         for r in range(3)
     ]
     for whole, *parts in zip(alone, *each, strict=True):

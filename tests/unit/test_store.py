@@ -1,5 +1,6 @@
 """Preparation: what is written, measured and rejected, and that it is repeatable."""
 
+import errno
 import json
 import os
 import tarfile
@@ -11,8 +12,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from alexnet2012.config import ConfigError, PrepareConfig
-from alexnet2012.data.store import Store, prepare
+from alexnet2012.config import ConfigError, OnReject, PrepareConfig
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.source import Entry
+from alexnet2012.data.store import Store
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -103,7 +106,8 @@ def test_the_fingerprint_depends_on_every_picture(store: Store, tmp_path: Path) 
 def test_limit_keeps_the_first_pictures_of_each_class(store: Store) -> None:
     split = store.split("train", limit=2)
     names = [Path(path).relative_to(store.root).as_posix() for path in split.paths]
-    assert names == [f"train/{name}/{index}.jpg" for name in CLASSES for index in (0, 1)]
+    firsts = [(name, 15 * label + index) for label, name in enumerate(CLASSES) for index in (0, 1)]
+    assert names == [f"train/{name}/{number:07d}.jpg" for name, number in firsts]
     assert split.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(store.split("train", limit=10**6).paths) == 45
     with pytest.raises(ConfigError, match="limit=0"):
@@ -134,16 +138,20 @@ def test_bad_files_are_named_counted_and_left_out(
     assert "No such file" in rejects["train/cat/gone.jpg"]["reason"]
     assert rejects["train/cat/zero.jpg"]["class"] == "train/cat"
 
-    stored = {Path(path).name for path in made.split("train").paths}
-    assert "really_png.jpg" in stored
-    assert not stored & {"truncated.jpg", "text.jpg", "zero.jpg", "gone.jpg"}
+    stored = {json.loads(row[3]) for row in rows(made, "train")}
+    assert "train/cat/really_png.jpg" in stored
+    assert not stored & rejects.keys()
     manifest = json.loads((made.root / "manifest.json").read_text())
     assert manifest["pictures"]["train"] == {"cat": 16, "dog": 15, "owl": 15}
     assert manifest["rejected"] == {"unusable": 4, "strays": 1}
+    assert manifest["listed"] == 45 + 1 + 9 + 4
+    assert manifest["traits"]["png"] == 1
     assert len(list(cat.iterdir())) == 16 + 4 + 1  # what is stored and rejected is all there is
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "46 training and 9 validation pictures of 3 classes; 5 files rejected" in said
+    assert "46 training and 9 validation pictures of 3 classes" in said
+    assert "1 png" in said
+    assert "; 5 files rejected, see rejects.jsonl" in said
 
 
 def test_the_statistics_leave_rejected_pictures_out(store: Store, tmp_path: Path) -> None:
@@ -154,19 +162,27 @@ def test_the_statistics_leave_rejected_pictures_out(store: Store, tmp_path: Path
     assert np.array_equal(made.rgb_covariance, store.rgb_covariance)
 
 
-def test_pictures_that_would_get_one_name_are_all_kept(tmp_path: Path) -> None:
+def test_names_that_could_clash_or_confuse_are_all_kept(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=1, val=1)
-    for seed, name in enumerate(("0.png", "0.JPG", "0_2.png", "a\tb.png", "ä.png")):
+    names = [
+        "0.png",
+        "0.JPG",
+        "0.jpg.png",
+        "a\tb.png",
+        "a\nb.png",
+        "ä.png",
+        os.fsdecode(b"\xff.png"),
+    ]
+    for seed, name in enumerate(names):
         picture(seed).save(source / "train" / "cat" / name)
     made = prepare(settings(source, tmp_path / "store"), progress=False)
-    names = [Path(p).name.lower() for p, y in zip(*split(made, "train"), strict=True) if y == 0]
-    assert len(set(names)) == len(names) == 6
+    kept = [json.loads(name) for _, label, _, name in rows(made, "train") if label == "0"]
+    assert sorted(kept) == sorted(f"train/cat/{name}" for name in ["0.jpg", *names])
     assert all(Path(path).is_file() for path in made.split("train").paths)
 
 
-def split(store: Store, name: str) -> tuple[tuple[str, ...], np.ndarray]:
-    found = store.split(name)
-    return found.paths, found.labels
+def rows(store: Store, split: str) -> list[list[str]]:
+    return [line.split("\t") for line in (store.root / f"{split}.tsv").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("where", ["train", "val"])
@@ -193,8 +209,51 @@ def test_a_store_that_is_there_is_opened_not_made_again(store: Store, source: Pa
 def test_a_store_of_other_settings_is_refused_with_both_values(store: Store, source: Path) -> None:
     with pytest.raises(ConfigError, match=r"size=32, asked for was 48; remove it"):
         prepare(settings(source, store.root, size=48), progress=False)
+    make_source(source.parent / "elsewhere")
     with pytest.raises(ConfigError, match=r"source=.*source.*asked for was .*elsewhere"):
         prepare(settings(source.parent / "elsewhere", store.root), progress=False)
+
+
+def test_a_store_of_pictures_that_have_changed_since_is_refused(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    prepare(settings(source, tmp_path / "store"), progress=False)
+    picture(77).save(source / "train" / "owl" / "new.jpg")
+    with pytest.raises(ConfigError, match="other pictures than source holds now; remove it"):
+        prepare(settings(source, tmp_path / "store"), progress=False)
+
+
+def test_on_reject_fail_stops_at_the_first_and_names_it(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    (source / "train" / "dog" / "bad.jpg").write_text("not a picture")
+    strict = PrepareConfig(
+        source=str(source), store=str(tmp_path / "out" / "store"), size=32, workers=1
+    )
+    strict.on_reject = OnReject.fail
+    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg cannot be used: not a picture"):
+        prepare(strict, progress=False)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_failure_of_the_machine_drops_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    real, failing = Entry.read, True
+
+    def read(entry: Entry) -> bytes:
+        if failing and entry.name == "train/owl/1.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(entry)
+
+    monkeypatch.setattr(Entry, "read", read)
+    with pytest.raises(OSError, match="Input/output"):
+        prepare(settings(source, tmp_path / "store"), progress=False)
+    assert not (tmp_path / "store").exists()
+    failing = False
+    assert (
+        len(prepare(settings(source, tmp_path / "store"), progress=False).split("train").paths) == 6
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_folder_that_is_no_store_is_left_alone(source: Path, tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""ILSVRC's tars as they are downloaded: a tar of class tars, a flat tar of validation pictures,
+and a development kit that says what is what.
+
+Labels are the classes' places in the sorted WordNet ids, as is the custom; the kits number them
+in another order.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from scipy.io import loadmat
+
+from alexnet2012.data.archives import entry, members, readable
+from alexnet2012.data.source import Entry, Source, check_classes, source_error
+
+
+@dataclass(frozen=True)
+class Edition:
+    """The file names of a year."""
+
+    year: int
+    train: str
+    val: str
+    devkit: str
+    patches: str | None = None  # pictures that replace blank ones, where that tar is there too
+
+
+EDITIONS = (
+    Edition(
+        2012,
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        "ILSVRC2012_devkit_t12.tar.gz",
+    ),
+    Edition(
+        2010,
+        "ILSVRC2010_images_train.tar",
+        "ILSVRC2010_images_val.tar",
+        "ILSVRC2010_devkit-1.0.tar.gz",
+        "patch_images.tar",
+    ),
+)
+
+
+def edition_in(folder: Path) -> Edition | None:
+    """The edition whose training tar lies in a folder."""
+    return next((year for year in EDITIONS if (folder / year.train).is_file()), None)
+
+
+def open_ilsvrc(folder: Path, edition: Edition) -> Source:
+    """The pictures of an edition, read from its tars where they lie.
+
+    Raises:
+        ConfigError: a file is missing, cut short, or does not go with the others.
+    """
+    for name in (edition.train, edition.val, edition.devkit):
+        if not (folder / name).is_file():
+            raise source_error(folder, f"has {edition.train} but not {name}; put it there too")
+    train, val = folder / edition.train, folder / edition.val
+    kit = _read_devkit(folder / edition.devkit)
+    class_tars = _class_tars(train)
+    check_classes(train, set(class_tars), set(kit.titles), "class tars")
+    classes = tuple(sorted(class_tars))
+    labels = {wnid: label for label, wnid in enumerate(classes)}
+    pictures = _count(val)
+    if pictures != len(kit.val_wnids):
+        remedy = f"holds {pictures} pictures, the development kit has {len(kit.val_wnids)} labels"
+        raise source_error(val, f"{remedy}; get it again from where it is published")
+
+    patches = _patches(folder / edition.patches) if edition.patches else {}
+
+    def entries(split: str) -> Iterator[Entry]:
+        if split == "train":
+            found = _train_entries(train, [class_tars[wnid] for wnid in classes])
+        else:
+            found = _val_entries(val, [labels[wnid] for wnid in kit.val_wnids])
+        for picture in found:
+            patch = patches.get(f"{split}/{PurePosixPath(picture.name).name}")
+            yield patch._replace(label=picture.label) if patch else picture
+
+    return Source(
+        where=str(folder),
+        classes=classes,
+        entries=entries,
+        total_bytes=train.stat().st_size + val.stat().st_size,
+        description=f"ILSVRC-{edition.year}, {len(classes)} classes.",
+        titles=tuple(kit.titles[wnid] for wnid in classes),
+    )
+
+
+class _Kit(NamedTuple):
+    titles: dict[str, str]  # words by WordNet id
+    val_wnids: list[str]  # of validation picture 1, 2, …
+
+
+class _Place(NamedTuple):
+    offset: int
+    size: int
+
+
+def _read_devkit(path: Path) -> _Kit:
+    content: dict[str, bytes] = {}
+    with readable(path), tarfile.open(path) as tar:
+        for member in members(tar, path):
+            name = PurePosixPath(member.name).name
+            if name == "meta.mat" or name.endswith("validation_ground_truth.txt"):
+                file = tar.extractfile(member)
+                assert file is not None, member
+                content[name] = file.read()
+    if "meta.mat" not in content or len(content) != 2:
+        raise source_error(path, "lacks data/meta.mat or the validation ground truth")
+    try:
+        titles, wnids = _read_meta(content.pop("meta.mat"))
+        (ground_truth,) = content.values()
+        val_wnids = [wnids[int(line)] for line in ground_truth.split()]
+    except Exception as error:  # loadmat raises almost anything on bad bytes
+        raise source_error(path, f"cannot be understood ({error!r}); get it again") from error
+    return _Kit(titles, val_wnids)
+
+
+def _read_meta(mat: bytes) -> tuple[dict[str, str], dict[int, str]]:
+    """Words by WordNet id, and WordNet ids by the kit's own numbers, of classes with pictures."""
+    synsets = loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
+    number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
+    titles, wnids = {}, {}
+    for synset in synsets:
+        if int(synset["num_children"]) == 0:  # the others group these
+            wnid = str(synset["WNID"])
+            titles[wnid] = str(synset["words"])
+            wnids[int(synset[number])] = wnid
+    return titles, wnids
+
+
+def _class_tars(train: Path) -> dict[str, _Place]:
+    """Where each class's tar lies in the training tar."""
+    places = {}
+    with readable(train), tarfile.open(train, "r:") as tar:
+        for member in members(tar, train):
+            if member.name.endswith(".tar"):
+                wnid = PurePosixPath(member.name).stem
+                places[wnid] = _Place(member.offset_data, member.size)
+    return places
+
+
+def _train_entries(path: Path, class_tars: list[_Place]) -> Iterator[Entry]:
+    with readable(path), open(path, "rb") as file:
+        for label, place in enumerate(class_tars):
+            with tarfile.open(fileobj=_Part(file, place), mode="r:") as tar:
+                for member in members(tar, path):
+                    offset = place.offset + member.offset_data
+                    yield Entry(member.name, label, str(path), offset, member.size)
+
+
+def _patches(path: Path) -> dict[str, Entry]:
+    """The replacing pictures by ``train/NAME.JPEG`` or ``val/NAME.JPEG``."""
+    if not path.is_file():
+        return {}
+    found = {}
+    with readable(path), tarfile.open(path, "r:") as tar:
+        for member in members(tar, path):
+            found["/".join(PurePosixPath(member.name).parts[-2:])] = entry(tar, path, member, -1)
+    return found
+
+
+def _val_entries(path: Path, labels: list[int]) -> Iterator[Entry]:
+    with readable(path), tarfile.open(path, "r:") as tar:
+        for member in members(tar, path):
+            found = re.search(r"_(\d+)\.JPEG$", member.name)
+            number = int(found[1]) if found else 0
+            if not 1 <= number <= len(labels):
+                raise source_error(path, f"member {member.name!r} has no label in the kit")
+            yield entry(tar, path, member, labels[number - 1])
+
+
+def _count(path: Path) -> int:
+    with readable(path), tarfile.open(path, "r:") as tar:
+        return sum(1 for _ in members(tar, path))
+
+
+class _Part(io.RawIOBase):
+    """A part of an open file as a file of its own: a tar within a tar."""
+
+    def __init__(self, file: IO[bytes], place: _Place) -> None:
+        self._file, self._place, self._at = file, place, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._place.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._place.size - self._at)
+        self._file.seek(self._place.offset + self._at)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(data)
+        return data

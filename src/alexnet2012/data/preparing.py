@@ -1,0 +1,232 @@
+"""Makes a store of any source: in parallel, in constant memory, to the same bytes each time.
+
+Work goes on in a hidden folder beside the store, which gets its name when it is complete. A
+preparation that was ended in any way is taken up again where it was.
+
+Legend: P pixels a side of a stored picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from alexnet2012.checks import check_values
+from alexnet2012.config import ConfigError, PrepareConfig, RunError
+from alexnet2012.data.convert import store_picture, sum_of_products
+from alexnet2012.data.locks import locked
+from alexnet2012.data.source import Entry, Source
+from alexnet2012.data.sources import opened_source, source_identity
+from alexnet2012.data.store import SPLITS, Store
+from alexnet2012.data.tally import Outcome, Tally
+
+_FORMAT = 2  # of the layout on disk
+_PICTURES_PER_JOB = 64
+# What is wrong with one file; any other failure to read is the machine's, and must not drop it.
+_OF_THE_FILE = (ENOENT, EACCES, EPERM, EISDIR, ELOOP)
+
+
+def prepare(config: PrepareConfig, progress: bool = True) -> Store:
+    """Make the store, or open it where it was made of the same pictures and settings.
+
+    Each picture is read strictly, its centre square scaled to P × P, and written as JPEG. The
+    store appears complete or not at all. The result, to the bit, depends on the pictures, the
+    settings and the libraries' versions, not on the number of workers or on interruptions. A
+    second process that wants the same store waits for the first.
+
+    Raises:
+        ConfigError: a setting out of range, a source that cannot be used, a class without any
+            usable picture, a reject with ``on_reject=fail``, or another store at the same place.
+        RunError: a download failed, or a worker was killed.
+    """
+    check_values(config)
+    root = Path(config.store).expanduser().absolute()
+    settings = {"format": _FORMAT, "size": config.size, "quality": config.quality}
+    settings |= source_identity(config)
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        return _existing(root, settings)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    work = root.parent / f".{root.name}.partial"
+    with locked(root.parent / f".{root.name}.lock"):
+        if (root / "manifest.json").is_file():
+            return _existing(root, settings)  # somebody else has made it meanwhile
+        try:
+            with opened_source(config, work / "photos", progress) as source:
+                summary = _fill(work, source, config, settings, progress)
+        except ConfigError:
+            shutil.rmtree(work, ignore_errors=True)  # what is mended will be another source
+            raise
+        os.sync()  # a store of hours should outlast a power cut
+        os.replace(work / "store", root)
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"store {root}: {summary}")
+    return Store.open(root)
+
+
+class _Job(NamedTuple):
+    """Some consecutive pictures of one split, for a worker; the first has number ``first``."""
+
+    root: Path  # of the store in the making
+    split: str
+    first: int
+    entries: list[Entry]
+    classes: tuple[str, ...]
+    size: int
+    quality: int
+
+    def target(self, index: int) -> str:
+        """The path in the store of the picture at ``index``: numbers cannot clash, names can."""
+        name = self.classes[self.entries[index].label]
+        return f"{self.split}/{name}/{self.first + index:07d}.jpg"
+
+
+class _Done(NamedTuple):
+    """A job's outcome, with sums over training pixels."""
+
+    outcomes: list[Outcome]
+    bytes_read: int
+    sums: npt.NDArray[np.uint32]  # [P, P, 3]
+    products: npt.NDArray[np.int64]  # [3, 3]
+
+
+def _work(job: _Job) -> _Done:
+    outcomes = []
+    bytes_read = 0
+    sums = np.zeros((job.size, job.size, 3), dtype=np.uint32)
+    products = np.zeros((3, 3), dtype=np.int64)
+    for index, entry in enumerate(job.entries):
+        try:
+            data = entry.read()
+            bytes_read += len(data)
+            stored = store_picture(data, job.size, job.quality)
+        except OSError as error:
+            if error.errno not in _OF_THE_FILE:
+                raise
+            outcomes.append(Outcome(reason=str(error.strerror)))
+            continue
+        except ValueError as error:
+            outcomes.append(Outcome(reason=str(error)))
+            continue
+        (job.root / job.target(index)).write_bytes(stored.jpeg)
+        sha256 = hashlib.sha256(stored.jpeg).hexdigest()
+        outcomes.append(Outcome(job.target(index), sha256, sorted(stored.traits)))
+        if job.split == "train":
+            sums += stored.pixels
+            products += sum_of_products(stored.pixels)
+    return _Done(outcomes, bytes_read, sums, products)
+
+
+def _fill(
+    work: Path, source: Source, config: PrepareConfig, settings: dict[str, Any], progress: bool
+) -> str:
+    """Write a whole store to ``work/store``; returns what came of it, in one line."""
+    tally = Tally.resumed(work, source, settings) or Tally.new(work, source, settings)
+    for split in SPLITS:
+        for name in source.classes:
+            (tally.root / split / name).mkdir(parents=True, exist_ok=True)
+    jobs = islice(_jobs(tally.root, source, config), tally.state.jobs, None)
+    workers = config.workers or len(os.sched_getaffinity(0))
+
+    console = Console(stderr=True)
+    columns = (TextColumn("preparing"), BarColumn(), TextColumn("{task.fields[pictures]}"))
+    more = (DownloadColumn(), TimeRemainingColumn())
+    hidden = not (progress and console.is_terminal)
+    with (
+        closing(tally),
+        Progress(*columns, *more, console=console, transient=True, disable=hidden) as bar,
+        closing(_in_order(jobs, workers)) as finished,
+    ):
+        task = bar.add_task("", total=source.total_bytes, pictures="")
+        for job, done in finished:
+            tally.add(job.split, job.entries, done.outcomes, done.sums, done.products)
+            for entry, outcome in zip(job.entries, done.outcomes, strict=True):
+                if outcome.reason and config.on_reject.value == "fail":
+                    remedy = f"on_reject=fail: {entry.name} cannot be used: {outcome.reason}"
+                    raise ConfigError("data.source", source.where, remedy)
+            tally.save_at_times()
+            bar.update(task, advance=done.bytes_read, pictures=f"{tally.state.listed:,} pictures")
+        return tally.finish()
+
+
+def _jobs(root: Path, source: Source, config: PrepareConfig) -> Iterator[_Job]:
+    for split in SPLITS:
+        entries, first = source.entries(split), 0
+        while part := list(islice(entries, _PICTURES_PER_JOB)):
+            yield _Job(root, split, first, part, source.classes, config.size, config.quality)
+            first += len(part)
+
+
+def _in_order(jobs: Iterable[_Job], workers: int) -> Generator[tuple[_Job, _Done], None, None]:
+    """Each job with what came of it, in order, a few ahead at a time."""
+    if workers == 1:
+        yield from ((job, _work(job)) for job in jobs)
+        return
+    # Not fork: the caller may have threads, of torch or of DALI, which a fork would cut off.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    waiting: deque[tuple[_Job, Future[_Done]]] = deque()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(_work, job)))
+                if len(waiting) > 2 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        except BrokenProcessPool as error:
+            remedy = "a worker was killed, for want of memory perhaps; lower workers"
+            raise RunError(f"{remedy}; the same command goes on from where it was") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """A worker leaves interrupts to its parent, and ends when the parent does, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _existing(root: Path, settings: dict[str, Any]) -> Store:
+    other = "remove it, or give another place"
+    if not (root / "manifest.json").is_file():
+        raise ConfigError("data.store", root, f"is there already and is no store; {other}")
+    store = Store.open(root)
+    theirs = json.loads((root / "manifest.json").read_text(encoding="utf-8"))["settings"]
+    plain = ("format", "size", "quality", "source", "seed", "val_percent")
+    for key in (*plain, *sorted((theirs.keys() | settings) - set(plain))):
+        if theirs.get(key) == settings.get(key):
+            continue
+        if key in plain:
+            remedy = f"is of {key}={theirs.get(key)}, asked for was {settings.get(key)}; {other}"
+        else:
+            remedy = f"was made of other pictures than {settings['source']} holds now; {other}"
+        raise ConfigError("data.store", root, remedy)
+    return store

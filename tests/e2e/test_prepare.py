@@ -1,0 +1,138 @@
+"""`prepare` as a person meets it: killed, interrupted, started twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet2012.data.store import Store
+
+PICTURES = 600  # of each class
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough pictures for a few seconds of work, and one that is none."""
+    root = tmp_path_factory.mktemp("many") / "source"
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (200, 220, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name / "0.jpg")
+        for index in range(1, PICTURES):
+            os.link(root / name / "0.jpg", root / name / f"{index}.jpg")
+    (root / "dog" / "none.jpg").write_text("not a picture")
+    return root
+
+
+def start(source: Path, store: Path) -> subprocess.Popen[str]:
+    words = [f"source={source}", f"store={store}", "size=64", "workers=2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "alexnet2012.prepare", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def prepared(source: Path, store: Path) -> str:
+    with start(source, store) as running:
+        out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
+    return out
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    said = prepared(source, store)
+    # 10% of 600 and of 601 names, `none.jpg` among those held out.
+    assert "1,081 training and 119 validation pictures of 2 classes" in said
+    assert "1 files rejected" in said
+    return store
+
+
+def left_of_session(session: int, patience_s: float = 10) -> list[int]:
+    """Processes that a program has left behind."""
+    deadline = time.monotonic() + patience_s
+    while (found := alive_in_session(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def alive_in_session(session: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def test_a_killed_preparation_goes_on_to_the_same_bytes(
+    source: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    store, draw = tmp_path / "store", random.Random(0)
+    resumed = 0
+    for _ in range(4):
+        running = start(source, store)
+        # From the moment on when there is something to lose.
+        deadline = time.monotonic() + draw.uniform(3, 7)
+        while time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.02)
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate()
+        resumed += (tmp_path / ".store.partial" / "state.npz").exists()
+        assert left_of_session(running.pid) == []  # the workers end with their parent
+        if store.exists():
+            break
+    prepared(source, store)
+    assert content(store) == content(undisturbed)
+    assert resumed or store.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) in (
+        ["store"],
+        [".store.lock", "store"],
+    )
+
+
+def test_an_interrupted_preparation_says_so_and_leaves_no_process(
+    source: Path, tmp_path: Path
+) -> None:
+    running = start(source, tmp_path / "store")
+    while not (tmp_path / ".store.partial" / "store" / "train.tsv").exists():
+        time.sleep(0.02)
+        assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err.count("\n") == 1
+    assert "interrupted" in err
+    assert left_of_session(running.pid) == []
+
+
+def test_two_that_want_one_store_share_it(source: Path, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    both = [start(source, store) for _ in range(2)]
+    said = [running.communicate(timeout=120) for running in both]
+    assert [running.returncode for running in both] == [0, 0], said
+    assert Store.open(store).fingerprint == Store.open(undisturbed).fingerprint
+    assert sum("training and" in out for out, _ in said) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -1,0 +1,160 @@
+"""Two ways to feed towers: the same batches to the bit, every picture once, from any step on."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.collectives import TowerLink
+from alexnet2012.config import ConfigError, Decoder
+from alexnet2012.data.loaders import Batch, EvalLoader, Place, TrainLoader
+from alexnet2012.data.store import Store
+from alexnet2012.mesh import init_mesh
+
+INPUT = 64
+# 96 pictures in batches of 19: the last has one picture, of which the second tower decodes none.
+BATCH, STEPS = 19, 6
+
+
+def place(split: bool) -> Place:
+    mesh = init_mesh(2, device="cpu")
+    link = TowerLink(mesh.tower_group, mesh.towers, mesh.tower) if split else None
+    return Place(mesh.replica, mesh.replicas, threads=1, link=link)
+
+
+def told(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[int, ...]]]:
+    """What identifies batches, small enough to send."""
+    return [
+        (
+            hashlib.sha256(batch.images.contiguous().numpy().tobytes()).hexdigest(),
+            batch.labels.tolist(),
+            batch.indices.tolist(),
+            tuple(batch.rows),
+        )
+        for batch in batches
+    ]
+
+
+def train_batches(root: str, recipe: str, split: bool, first_step: int, given_up: int) -> object:
+    store = Store.open(Path(root))
+    augment = load_recipe(recipe).augment
+    loader = TrainLoader(
+        store,
+        store.split("train"),
+        augment,
+        input_size=INPUT,
+        batch_size=BATCH,
+        seed=3,
+        place=place(split),
+    )
+    earlier = loader.epoch(0)
+    for _ in range(given_up):
+        next(earlier)
+    return told(list(loader.epoch(1, first_step=first_step)))
+
+
+def eval_batches(root: str, recipe: str, split: bool, views: int) -> object:
+    store = Store.open(Path(root))
+    loader = EvalLoader(
+        store,
+        store.split("val"),
+        load_recipe(recipe).augment,
+        input_size=INPUT,
+        views=views,
+        batch_size=7,
+        place=place(split),
+    )
+    first = told(list(loader.batches()))
+    assert told(list(loader.batches())) == first
+    return first
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code145"])
+def test_split_towers_see_what_one_process_sees(photos_store: Store, recipe: str) -> None:
+    root = str(photos_store.root)
+    (alone,) = run_ranks(1, train_batches, root, recipe, False, 0, 0)
+    for tower in run_ranks(2, train_batches, root, recipe, True, 0, 0):
+        assert tower == alone
+    assert len(alone) == STEPS
+    assert sorted(i for _, _, indices, _ in alone for i in indices) == list(range(96))
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_split_towers_evaluate_what_one_process_evaluates(photos_store: Store, views: int) -> None:
+    root = str(photos_store.root)
+    for recipe in ("paper", "code145"):
+        (alone,) = run_ranks(1, eval_batches, root, recipe, False, views)
+        for tower in run_ranks(2, eval_batches, root, recipe, True, views):
+            assert tower == alone
+        assert [i for _, _, indices, _ in alone for i in indices] == list(range(48))
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["split", "duplicate"])
+@pytest.mark.parametrize(("first_step", "given_up"), [(2, 0), (3, 2), (5, STEPS), (6, 1)])
+def test_a_restart_gives_the_batches_of_the_undisturbed_epoch(
+    photos_store: Store, split: bool, first_step: int, given_up: int
+) -> None:
+    root = str(photos_store.root)
+    (undisturbed,) = run_ranks(1, train_batches, root, "paper", False, 0, 0)
+    for tower in run_ranks(2, train_batches, root, "paper", split, first_step, given_up):
+        assert tower == undisturbed[first_step:]
+
+
+def test_towers_of_replicas_share_their_replica_s_part(photos_store: Store) -> None:
+    root = str(photos_store.root)
+    (alone,) = run_ranks(1, train_batches, root, "paper", False, 0, 0)
+    ranks = run_ranks(4, train_batches, root, "paper", True, 0, 0)
+    assert ranks[0] == ranks[1]
+    assert ranks[2] == ranks[3]
+    for whole, first, second in zip(alone, ranks[0], ranks[2], strict=True):
+        assert first[2] + second[2] == whole[2]
+        assert first[1] + second[1] == whole[1]
+
+
+def damaged(root: str) -> str:
+    try:
+        return str(train_batches(root, "paper", True, 0, 0))
+    except ConfigError as error:
+        return str(error)
+    except RuntimeError as error:  # the peer is gone, or fails in turn
+        return f"lost: {error}"
+
+
+def test_a_file_that_a_tower_cannot_read_is_named_by_that_tower(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    shutil.copytree(photos_store.root, tmp_path / "store")
+    victim = Store.open(tmp_path / "store").split("train").paths[17]
+    Path(victim).write_bytes(b"not a picture")
+    answers = run_ranks(2, damaged, str(tmp_path / "store"))
+    assert any(victim in answer for answer in answers), answers
+
+
+def test_gpu_decoding_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.decoder=gpu: the pictures go to the cpu"):
+        Place(decoder=Decoder.gpu)
+    assert replace(Place(), decoder=Decoder.cpu).device == torch.device("cpu")
+
+
+def test_the_gather_keeps_the_order_of_pictures() -> None:
+    for tower in run_ranks(2, gathered_rows):
+        assert np.array_equal(tower, np.arange(5, dtype=np.uint8)[:, None])
+
+
+def gathered_rows() -> np.ndarray:
+    from alexnet2012.collectives import gather_rows
+    from alexnet2012.sharding import share
+
+    mesh = init_mesh(2, device="cpu")
+    own = share(5, 2, mesh.tower)
+    rows = torch.arange(5, dtype=torch.uint8)[own.start : own.stop, None]
+    link = TowerLink(mesh.tower_group, 2, mesh.tower)
+    return gather_rows(rows, own, link, "input", "input").numpy()

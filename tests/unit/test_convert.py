@@ -1,0 +1,167 @@
+"""Pictures of every kind become upright RGB squares, or are refused with a reason."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from alexnet2012.data.convert import (
+    MAX_PIXELS,
+    read_picture,
+    square_jpeg,
+    store_picture,
+    sum_of_products,
+)
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def quadrants(width: int = 60, height: int = 40) -> Image.Image:
+    """Red, green, blue and white quarters: every turn and mirror image of it is different."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2, 0] = 250
+    pixels[: height // 2, width // 2 :, 1] = 250
+    pixels[height // 2 :, : width // 2, 2] = 250
+    pixels[height // 2 :, width // 2 :] = 250
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_honoured(orientation: int, kind: str) -> None:
+    # What a viewer must do to see it upright, undone: applied twice the inverse gives the same.
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = quadrants().transpose(undo[orientation]) if orientation > 1 else quadrants()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    data = encoded(stored, kind, exif=exif.tobytes(), **lossless.get(kind, {}))
+    found = np.asarray(read_picture(data).picture).astype(int)
+    assert found.shape == (40, 60, 3)
+    assert np.abs(found - np.asarray(quadrants())).max() <= 4  # JPEG of quality 100
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("L", (100, 100, 100)), ("1", (255, 255, 255)), ("LA", (178, 178, 178)), ("P", (100,) * 3)],
+)
+def test_other_kinds_of_pixels_become_rgb(mode: str, expected: tuple[int, int, int]) -> None:
+    colour = {"1": 1, "LA": (100, 127)}.get(mode, 100)  # LA: half transparent, so half white
+    palette = Image.new("P", (20, 20), 100)
+    palette.putpalette([level for level in range(256) for _ in range(3)])
+    picture = palette if mode == "P" else Image.new(mode, (20, 20), colour)
+    found = read_picture(encoded(picture, "PNG")).picture
+    assert found.mode == "RGB"
+    assert np.abs(np.subtract(found.getpixel((10, 10)), expected)).max() <= 1
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+    picture = Image.fromarray(np.full((8, 8), 0x6543, np.uint16))
+    assert read_picture(encoded(picture, "PNG")).picture.getpixel((0, 0)) == (0x65,) * 3
+
+
+def test_cmyk_jpeg_reads_as_pillow_reads_it() -> None:
+    data = encoded(quadrants().convert("CMYK"), "JPEG", quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(np.asarray(read_picture(data).picture) - expected).max() <= 2
+    assert expected[5, 5, 0] > 200 > 50 > expected[5, 5, 1]  # red, not its inverse
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    jpeg = bytearray(encoded(quadrants(), "JPEG"))
+    size = jpeg.index(b"\xff\xc0") + 5
+    jpeg[size : size + 4] = struct.pack(">HH", 65_000, 65_000)
+    for data in (bytes(jpeg), png_of(12_000, 12_000), png_of(100_000, 100_000)):
+        with pytest.raises(ValueError, match=r"pixels|exceeds limit") as caught:
+            read_picture(data)
+        assert "\n" not in str(caught.value)
+    assert MAX_PIXELS < 12_000**2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", b"\xff\xd8\xff", encoded(quadrants(600, 400), "JPEG")[:2000], png_of(20, 20)],
+    ids=["zero bytes", "text", "JPEG start", "truncated JPEG", "PNG without pixels"],
+)
+def test_bytes_that_are_no_picture_give_a_reason_of_one_line(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        read_picture(data)
+    assert "\n" not in str(caught.value)
+    assert "0x7" not in str(caught.value)  # no address in memory: reasons are compared
+
+
+def test_the_stored_square_is_the_centre_of_the_picture() -> None:
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[:, 100:200] = 200  # the centre square, and nothing else
+    stored = simplejpeg.decode_jpeg(square_jpeg(Image.fromarray(pixels), 64, 95))
+    assert stored.shape == (64, 64, 3)
+    # The filter is two source pixels wide and lets in half of one at each edge at most.
+    assert np.abs(stored[:, 2:-2].astype(int) - 200).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture", "traits"),
+    [
+        ("JPEG", quadrants(), {"enlarged"}),
+        ("JPEG", quadrants(800, 700), set()),
+        ("JPEG", quadrants(800, 160), {"elongated", "enlarged"}),
+        ("JPEG", quadrants().convert("L"), {"grey", "enlarged"}),
+        ("JPEG", quadrants().convert("CMYK"), {"cmyk", "enlarged"}),
+        ("PNG", quadrants(300, 300), {"png"}),
+        ("GIF", quadrants(300, 300), {"gif"}),
+        ("PNG", Image.new("LA", (300, 300), (9, 99)), {"png", "grey", "transparent"}),
+    ],
+)
+def test_what_is_odd_about_a_picture_is_told(
+    kind: str, picture: Image.Image, traits: set[str]
+) -> None:
+    stored = store_picture(encoded(picture, kind), 256, 95)
+    assert stored.traits == traits
+    assert np.array_equal(stored.pixels, simplejpeg.decode_jpeg(stored.jpeg))
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", exhausted)
+    with pytest.raises(MemoryError):
+        read_picture(encoded(quadrants(), "JPEG"))
+
+
+@pytest.mark.parametrize("side", [3, 32, 256, 300])
+def test_the_sum_of_products_is_exact(side: int) -> None:
+    rng = np.random.default_rng(side)
+    for pixels in (rng.integers(0, 256, (side, side, 3)), np.full((side, side, 3), 255)):
+        flat = pixels.reshape(-1, 3)
+        assert np.array_equal(sum_of_products(pixels.astype(np.uint8)), flat.T @ flat)
