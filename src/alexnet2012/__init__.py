@@ -1,6 +1,20 @@
 """The 2012 AlexNet as it was built: two towers, two processes, every claim measured."""
 
-from alexnet2012.mesh import init_mesh
-from alexnet2012.model import AlexNet
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alexnet2012.mesh import init_mesh
+    from alexnet2012.model import AlexNet
 
 __all__ = ["AlexNet", "init_mesh"]
+_HOMES = {"AlexNet": "alexnet2012.model", "init_mesh": "alexnet2012.mesh"}
+
+
+def __getattr__(name: str) -> object:
+    """Load torch only for what needs it: preparation's workers do not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-import torch
 from omegaconf import MISSING
 
 
@@ -90,10 +89,6 @@ class Precision(Enum):
 
     fp32 = "fp32"
     fp64 = "fp64"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float64 if self is Precision.fp64 else torch.float32
 
 
 class ScheduleKind(Enum):

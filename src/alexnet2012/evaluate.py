@@ -22,7 +22,7 @@ from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.launcher import hydra_main, reuse_memory
 from alexnet2012.mesh import single_process
 from alexnet2012.metrics import error_interval_pct
-from alexnet2012.model import AlexNet
+from alexnet2012.model import DTYPES, AlexNet
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_trained(path: Path, config: EvaluateConfig) -> Trained:
         len(progress.classes),
         model=trained.model,
         mesh=single_process(config.device),
-        dtype=trained.precision.dtype,
+        dtype=DTYPES[trained.precision],
     )
     checkpoint.load(folder, model)
     return Trained(model, progress, checkpoint.read_mean_image(folder))

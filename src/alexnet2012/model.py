@@ -19,7 +19,14 @@ from alexnet2012.collectives import (
     all_gather_to_sharded,
     gather_rows,
 )
-from alexnet2012.config import Activation, ConfigError, ConvConfig, ModelConfig, RecipeConfig
+from alexnet2012.config import (
+    Activation,
+    ConfigError,
+    ConvConfig,
+    ModelConfig,
+    Precision,
+    RecipeConfig,
+)
 from alexnet2012.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
@@ -37,6 +44,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.relu: F.relu,
     Activation.tanh: torch.tanh,
 }
+DTYPES = {Precision.fp32: torch.float32, Precision.fp64: torch.float64}
 
 
 class AlexNet(nn.Module):

@@ -5,9 +5,10 @@ Legend: T towers (or any number of parts), rows = the first dimension of a tenso
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Share(NamedTuple):

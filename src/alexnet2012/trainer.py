@@ -23,7 +23,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.metrics import topk_errors
-from alexnet2012.model import AlexNet
+from alexnet2012.model import DTYPES, AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.progress import TrainProgress
 from alexnet2012.schedule import Rates, rates
@@ -100,7 +100,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, mesh: Mesh, run_dir: Path) -> None:
         self.config, self.mesh, self.run_dir = config, mesh, run_dir
         self.store, resumed = check_run(config, run_dir)
-        self.dtype = config.precision.dtype
+        self.dtype = DTYPES[config.precision]
         self.model = AlexNet(
             config.recipe,
             len(self.store.classes),

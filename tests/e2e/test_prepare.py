@@ -16,7 +16,7 @@ from PIL import Image
 
 from alexnet2012.data.store import Store
 
-PICTURES = 600  # of each class
+PICTURES = 1500  # of each class
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def content(root: Path) -> dict[str, bytes]:
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     said = prepared(source, store)
-    # 10% of 600 and of 601 names, `none.jpg` among those held out.
-    assert "1,081 training and 119 validation pictures of 2 classes" in said
+    # 10% of 1500 and of 1501 names, `none.jpg` among those held out.
+    assert "2,701 training and 299 validation pictures of 2 classes" in said
     assert "1 files rejected" in said
     return store
 
@@ -92,13 +92,12 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
 ) -> None:
     store, draw = tmp_path / "store", random.Random(0)
     resumed = 0
-    for _ in range(4):
+    for _ in range(3):
         running = start(source, store)
-        # From the moment on when there is something to lose.
-        deadline = time.monotonic() + draw.uniform(3, 7)
-        while time.monotonic() < deadline and running.poll() is None:
+        while running.poll() is None and not (tmp_path / ".store.partial" / "store").exists():
             time.sleep(0.02)
-        os.kill(running.pid, signal.SIGKILL)
+        time.sleep(draw.uniform(0.2, 1.2))  # from the moment on when there is something to lose
+        running.kill()
         running.communicate()
         resumed += (tmp_path / ".store.partial" / "state.npz").exists()
         assert left_of_session(running.pid) == []  # the workers end with their parent
@@ -136,3 +135,19 @@ def test_two_that_want_one_store_share_it(source: Path, undisturbed: Path, tmp_p
     assert Store.open(store).fingerprint == Store.open(undisturbed).fingerprint
     assert sum("training and" in out for out, _ in said) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_program_without_a_guard_is_told_so_and_does_not_hang(
+    source: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from alexnet2012.config import PrepareConfig\n"
+        "from alexnet2012.data.preparing import prepare\n"
+        f"prepare(PrepareConfig({str(source)!r}, {str(tmp_path / 'store')!r}, workers=2))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode != 0
+    assert "must stand under `if __name__ == '__main__':`" in ended.stderr

@@ -30,6 +30,7 @@ from alexnet2012.config import (
     TrainConfig,
 )
 from alexnet2012.launcher import compose_config, exit_on_error
+from alexnet2012.model import DTYPES
 
 SOURCE = Path(alexnet2012.__file__).parent
 CONF = SOURCE.parents[1] / "conf"
@@ -310,7 +311,7 @@ def test_suggested_kernel_counts_are_themselves_accepted(kernels: int, towers: i
 
 
 def test_precisions_are_torchs_types() -> None:
-    assert [p.dtype for p in Precision] == [torch.float32, torch.float64]
+    assert [DTYPES[p] for p in Precision] == [torch.float32, torch.float64]
 
 
 def test_an_error_is_one_line_of_key_value_and_remedy() -> None:

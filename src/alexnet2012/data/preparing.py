@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,9 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         RunError: a download failed, or a worker was killed.
     """
     check_values(config)
+    if getattr(current_process(), "_inheriting", False):
+        # A worker of ours imports the program that started it, and this would wait for itself.
+        raise RunError("prepare() must stand under `if __name__ == '__main__':` in a program")
     root = Path(config.store).expanduser().absolute()
     settings = {"format": _FORMAT, "size": config.size, "quality": config.quality}
     settings |= source_identity(config)
