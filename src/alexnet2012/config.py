@@ -364,6 +364,7 @@ class EvaluateConfig:
     checkpoint: Any = MISSING  # a path or a list of paths
     store: str | None = None  # None: the store it was trained on
     views: int = 10  # or 1
+    out: str | None = None  # a JSON file for the result
     batch_size: int = ranged(64, low=1)
     device: Device = Device.auto
     decode_threads: int = ranged(2, low=1)

@@ -1,12 +1,13 @@
-"""Errors of a trained net: ``python -m alexnet2012.evaluate checkpoint=RUN [views=10]``.
+"""Errors of a trained net: ``python -m alexnet2012.evaluate checkpoint=RUN [views=10] …``.
 
 Several checkpoints make an ensemble whose probabilities are averaged.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,15 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
         low, high = error_interval_pct(count, errors.pictures)
         table.add_row(name, f"{100 * count / errors.pictures:.2f}", f"{low:.2f} – {high:.2f}")
     Console().print(table)
+    if config.out is not None:
+        found = {
+            "checkpoint": config.checkpoint,
+            "views": config.views,
+            **asdict(errors),
+            "top1_error_pct": errors.top1_error_pct,
+            "top5_error_pct": errors.top5_error_pct,
+        }
+        Path(config.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store) -> None:

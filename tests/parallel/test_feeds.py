@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,22 +44,27 @@ def told(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[in
     ]
 
 
-def train_batches(root: str, recipe: str, split: bool, first_step: int, given_up: int) -> object:
+def train_batches(root: str, recipe: str, split: bool, *cases: tuple[int, int]) -> object:
+    """For each (first step, steps of an epoch given up before) what the epoch then has."""
     store = Store.open(Path(root))
-    augment = load_recipe(recipe).augment
     loader = TrainLoader(
         store,
         store.split("train"),
-        augment,
+        load_recipe(recipe).augment,
         input_size=INPUT,
         batch_size=BATCH,
         seed=3,
         place=place(split),
     )
-    earlier = loader.epoch(0)
-    for _ in range(given_up):
-        next(earlier)
-    return told(list(loader.epoch(1, first_step=first_step)))
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for first_step, given_up in cases:
+            earlier = loader.epoch(0)
+            for _ in range(given_up):
+                next(earlier)
+            found.append(told(list(loader.epoch(1, first_step=first_step))))
+    return found
 
 
 def eval_batches(root: str, recipe: str, split: bool, views: int) -> object:
@@ -80,9 +86,9 @@ def eval_batches(root: str, recipe: str, split: bool, views: int) -> object:
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
 def test_split_towers_see_what_one_process_sees(photos_store: Store, recipe: str) -> None:
     root = str(photos_store.root)
-    (alone,) = run_ranks(1, train_batches, root, recipe, False, 0, 0)
-    for tower in run_ranks(2, train_batches, root, recipe, True, 0, 0):
-        assert tower == alone
+    ((alone,),) = run_ranks(1, train_batches, root, recipe, False, (0, 0))
+    for tower in run_ranks(2, train_batches, root, recipe, True, (0, 0)):
+        assert tower == [alone]
     assert len(alone) == STEPS
     assert sorted(i for _, _, indices, _ in alone for i in indices) == list(range(96))
 
@@ -98,20 +104,20 @@ def test_split_towers_evaluate_what_one_process_evaluates(photos_store: Store, v
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["split", "duplicate"])
-@pytest.mark.parametrize(("first_step", "given_up"), [(2, 0), (3, 2), (5, STEPS), (6, 1)])
 def test_a_restart_gives_the_batches_of_the_undisturbed_epoch(
-    photos_store: Store, split: bool, first_step: int, given_up: int
+    photos_store: Store, split: bool
 ) -> None:
     root = str(photos_store.root)
-    (undisturbed,) = run_ranks(1, train_batches, root, "paper", False, 0, 0)
-    for tower in run_ranks(2, train_batches, root, "paper", split, first_step, given_up):
-        assert tower == undisturbed[first_step:]
+    cases = ((2, 0), (3, 2), (5, STEPS), (6, 1))
+    ((undisturbed,),) = run_ranks(1, train_batches, root, "paper", False, (0, 0))
+    for tower in run_ranks(2, train_batches, root, "paper", split, *cases):
+        assert tower == [undisturbed[first_step:] for first_step, _ in cases]
 
 
 def test_towers_of_replicas_share_their_replica_s_part(photos_store: Store) -> None:
     root = str(photos_store.root)
-    (alone,) = run_ranks(1, train_batches, root, "paper", False, 0, 0)
-    ranks = run_ranks(4, train_batches, root, "paper", True, 0, 0)
+    ((alone,),) = run_ranks(1, train_batches, root, "paper", False, (0, 0))
+    ranks = [found for (found,) in run_ranks(4, train_batches, root, "paper", True, (0, 0))]
     assert ranks[0] == ranks[1]
     assert ranks[2] == ranks[3]
     for whole, first, second in zip(alone, ranks[0], ranks[2], strict=True):
@@ -121,7 +127,7 @@ def test_towers_of_replicas_share_their_replica_s_part(photos_store: Store) -> N
 
 def damaged(root: str) -> str:
     try:
-        return str(train_batches(root, "paper", True, 0, 0))
+        return str(train_batches(root, "paper", True, (0, 0)))
     except ConfigError as error:
         return str(error)
     except RuntimeError as error:  # the peer is gone, or fails in turn

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -107,9 +108,12 @@ def sum_of_products(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     # Row by row every sum stays a whole number below 2²⁴ up to 256 pixels, and float32 holds
     # those exactly; longer rows need float64. Integer products would take several times as long.
     exact = np.float32 if pixels.shape[1] <= 256 else np.float64
-    rows: npt.NDArray[np.floating] = pixels.astype(exact)  # [P, P, 3]
-    products = np.matmul(rows.transpose(0, 2, 1), rows)  # [P, 3, 3]
-    return np.asarray(products.sum(axis=0, dtype=np.float64), dtype=np.int64)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(exact)  # [3, P, P]
+    products = np.empty((3, 3), dtype=np.int64)
+    for i, j in combinations_with_replacement(range(3), 2):
+        of_rows = np.einsum("yx,yx->y", planes[i], planes[j])
+        products[i, j] = products[j, i] = of_rows.sum(dtype=np.float64)
+    return products
 
 
 def _unpacked(data: bytes) -> bytes:

@@ -107,6 +107,7 @@ class TrainLoader:
             alone=partial(pipeline.augmented, mean, augment, input_size, place.decoder),
             first=partial(pipeline.cut, input_size, place.decoder),
             then=partial(pipeline.finish, mean, augment, input_size),
+            recuts=augment.mean_follows_crop,
         )
 
     @property
@@ -238,7 +239,9 @@ class _Input:
         alone: Callable[[str, pipeline.Source], Any],
         first: Callable[[str, pipeline.Source], Any],
         then: Callable[[str, pipeline.Source], Any],
+        recuts: bool = False,  # `then` cuts something at the same place
     ) -> None:
+        self._recuts = recuts
         self._link = place.link if place.link and place.link.towers > 1 else None
         where = place.device, place.threads
         if self._link is None:
@@ -251,7 +254,7 @@ class _Input:
     def read(self, steps: Sequence[_Step]) -> Iterator[Tensor]:
         if self._link is None:
             return self._alone.read(
-                Feed(step.paths, (*step.to_cut, *step.to_finish)) for step in steps
+                Feed(step.paths, (*step.to_finish, *step.to_cut)) for step in steps
             )
         return self._then.read(self._gathered(steps, self._link))
 
@@ -268,7 +271,7 @@ class _Input:
         for step, own in zip(steps, owns, strict=True):
             windows = next(own_windows) if own.size else self._none
             gathered = gather_rows(windows, own, link, "input", "input")
-            yield Feed((), (gathered, *step.to_cut, *step.to_finish))
+            yield Feed((), (gathered, *step.to_finish, *(step.to_cut if self._recuts else ())))
 
 
 def _batch(images: Tensor, split: Split, indices: npt.NDArray[np.int64], rows: Share) -> Batch:

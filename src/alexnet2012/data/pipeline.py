@@ -126,14 +126,14 @@ def augmented(
     source: Source,
 ) -> Any:
     """The pictures of files as they are trained on: float32 [3, S, S]."""
-    path, yx, *draws = fn.external_source(
+    path, flip, minus_offset, divisor, yx = fn.external_source(
         source,
         num_outputs=5,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
-        ndim=[1, 1, 0, 1, 1],
+        dtype=[types.UINT8, types.INT32, types.FLOAT, types.FLOAT, types.INT32],
+        ndim=[1, 0, 1, 1, 1],
     )
     crop = _window(_decoded(path, decoder, place), yx, size)
-    return _finished(mean_image, augment, size, place, crop, yx, *draws)
+    return _finished(mean_image, augment, size, place, crop, flip, minus_offset, divisor, yx)
 
 
 def cut(size: int, decoder: Decoder, place: str, source: Source) -> Any:
@@ -153,14 +153,14 @@ def finish(
 ) -> Any:
     """What :func:`cut` made, as it is trained on: uint8 [S, S, 3] → float32 [3, S, S]."""
     of_pictures, of_draws = _parted(source)
-    yx, *draws = fn.external_source(
+    flip, minus_offset, divisor, *yx = fn.external_source(
         of_draws,
-        num_outputs=4,
-        dtype=[types.INT32, types.INT32, types.FLOAT, types.FLOAT],
-        ndim=[1, 0, 1, 1],
+        num_outputs=3 + augment.mean_follows_crop,  # DALI warns of inputs that nobody reads
+        dtype=[types.INT32, types.FLOAT, types.FLOAT, types.INT32][: 3 + augment.mean_follows_crop],
+        ndim=[0, 1, 1, 1][: 3 + augment.mean_follows_crop],
     )
     crop = _pictures(of_pictures, place)
-    return _finished(mean_image, augment, size, place, crop, yx, *draws)
+    return _finished(mean_image, augment, size, place, crop, flip, minus_offset, divisor, *yx)
 
 
 def whole(decoder: Decoder, place: str, source: Source) -> Any:
@@ -192,10 +192,10 @@ def _finished(
     size: int,
     place: str,
     crop: Any,
-    yx: Any,
     flip: Any,
     minus_offset: Any,
     divisor: Any,
+    yx: Any = None,
 ) -> Any:
     mean = types.Constant(mean_image, device=place)
     if augment.mean_follows_crop:

@@ -1,0 +1,111 @@
+"""A rehearsal of ImageNet at its full shape: a thousand classes, from tars to ten views.
+
+    python benchmarks/rehearsal.py [train_per_class=10] [val=5000]
+
+Makes archives of the exact shape of ILSVRC-2012's (tests/fakes.py) with few and small pictures,
+and takes them through what a person would run: prepare, train on two processes, evaluate. Checks
+every count, and that each stored picture has the label that its kit gives it. Prints them and
+writes results/rehearsal.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from fakes import Contents, fake_ilsvrc2012
+
+CLASSES = 1000
+NET = ("recipe=code145", "model.width=0.125", "model.input_size=64", "schedule=constant")
+
+
+def run(*words: str) -> float:
+    """A command of the package; returns its seconds."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def mislabelled(store: Path, known: Contents) -> int:
+    """Stored pictures whose class is not that of the archives."""
+    wnids = json.loads((store / "manifest.json").read_text(encoding="utf-8"))["classes"]
+    of_picture = {name: wnid for wnid, names in known["train"].items() for name in names}
+    of_picture |= dict(known["val"])
+    rows = [
+        line.split("\t")
+        for split in ("train", "val")
+        for line in (store / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+    ]
+    return sum(of_picture[json.loads(name)] != wnids[int(label)] for _, label, _, name in rows)
+
+
+def rehearse(folder: Path, train_per_class: int, val: int) -> list[dict[str, Any]]:
+    """Each count with what it must be."""
+    known = fake_ilsvrc2012(
+        folder / "tars", classes=CLASSES, train_per_class=train_per_class, val=val, oddities=True
+    )
+    store, run_dir, out = folder / "store", folder / "run", folder / "evaluation.json"
+    train = CLASSES * train_per_class
+    prepare_s = run("alexnet2012.prepare", f"source={folder / 'tars'}", f"store={store}", "size=72")
+    manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
+    stored = {split: sum(counts.values()) for split, counts in manifest["pictures"].items()}
+
+    words = ("data=store", f"data.store={store}", "data.store_size=72", *NET)
+    more = ("schedule.epochs=1", "tracking.wandb=disabled", f"hydra.run.dir={run_dir}")
+    train_s = run("alexnet2012.train", *words, *more)
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    evaluate_s = run("alexnet2012.evaluate", f"checkpoint={run_dir}", "views=10", f"out={out}")
+    ten_views = json.loads(out.read_text(encoding="utf-8"))
+    print(f"prepare {prepare_s:.0f} s, train {train_s:.0f} s, evaluate {evaluate_s:.0f} s")
+    rows = (
+        ("classes", len(manifest["classes"]), CLASSES),
+        ("training pictures stored", stored["train"], train),
+        ("validation pictures stored", stored["val"], val),
+        ("pictures rejected", sum(manifest["rejected"].values()), 0),
+        ("pictures with another label", mislabelled(store, known), 0),
+        ("processes", summary["world_size"], 2),
+        ("steps of an epoch", summary["steps"], -(-train // 128)),
+        ("whole epochs", summary["epochs"], 1),
+        ("validated, 1 view", summary["pictures"], val),
+        ("evaluated, 10 views", ten_views["pictures"], val),
+    )
+    return [{"what": what, "found": found, "expected": expected} for what, found, expected in rows]
+
+
+def main() -> int:
+    given = dict(word.split("=") for word in sys.argv[1:])
+    train_per_class, val = int(given.get("train_per_class", 10)), int(given.get("val", 5000))
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = rehearse(Path(scratch), train_per_class, val)
+    table = Table(title="ILSVRC-2012's shape, from tars to ten views")
+    for heading in ("", "found", "expected"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row["what"], f"{row['found']:,}", f"{row['expected']:,}")
+    Console().print(table)
+    result = {
+        "question": "are the counts exact at ImageNet's shape",
+        "command": "python benchmarks/rehearsal.py " + " ".join(sys.argv[1:]),
+        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "rows": rows,
+    }
+    out = Path(__file__).parent / "results" / "rehearsal.json"
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(any(row["found"] != row["expected"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
