@@ -165,3 +165,24 @@ def test_the_sum_of_products_is_exact(side: int) -> None:
     for pixels in (rng.integers(0, 256, (side, side, 3)), np.full((side, side, 3), 255)):
         flat = pixels.reshape(-1, 3)
         assert np.array_equal(sum_of_products(pixels.astype(np.uint8)), flat.T @ flat)
+
+
+def test_a_broken_colour_profile_does_not_cost_the_picture() -> None:
+    whole = encoded(quadrants(), "JPEG", quality=95)
+    broken = b"ICC_PROFILE\0" + bytes([9, 1]) + b"not a profile"  # part 9 of 1
+    segment = b"\xff\xe2" + struct.pack(">H", len(broken) + 2) + broken
+    odd = whole[:2] + segment + whole[2:]
+    with pytest.raises(ValueError, match="ICC"):
+        simplejpeg.decode_jpeg_header(odd, strict=True)
+    assert np.array_equal(read_picture(odd).picture, read_picture(whole).picture)
+    with pytest.raises(ValueError, match="Premature end"):  # what else is wrong is still seen
+        read_picture(odd[:-200])
+
+
+def test_a_picture_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+    progressive = encoded(quadrants(600, 600), "JPEG", progressive=True)
+    read_picture(progressive)
+    last = progressive.rindex(b"\xff\xda")
+    bomb = progressive[:-2] + progressive[last:-2] * 200 + progressive[-2:]
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        read_picture(bomb)

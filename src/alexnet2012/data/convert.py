@@ -22,6 +22,8 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 _OTHER_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _LONG = 4  # times as long as high: little of such a picture is in its centre square
+_JPEG, _SCAN, _END, _APP2 = b"\xff\xd8", b"\xff\xda", b"\xff\xd9", b"\xff\xe2"
+_MAX_SCANS = 100  # progressive pictures have about ten; each goes over the whole picture again
 _GZIP = b"\x1f\x8b"
 _MAX_UNPACKED_BYTES = 64 * 2**20
 _EXIF_ORIENTATION = 0x0112
@@ -66,7 +68,7 @@ def read_picture(data: bytes) -> Opened:
         if data.startswith(_GZIP):  # one of ILSVRC-2010's is packed
             picture, traits = read_picture(_unpacked(data))
             return Opened(picture, traits | {"gzip"})
-        return _read_jpeg(data) if data.startswith(b"\xff\xd8\xff") else _read_other(data)
+        return _read_jpeg(data) if data.startswith(_JPEG) else _read_other(data)
     except UnidentifiedImageError:
         raise ValueError("not a picture of a known format") from None
     except MemoryError:  # of the machine, not of the picture
@@ -116,6 +118,17 @@ def sum_of_products(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return products
 
 
+def _without_profile(jpeg: bytes) -> bytes:
+    """A JPEG without its colour profile."""
+    kept, at = [jpeg[:2]], 2
+    while (marker := jpeg[at : at + 2]) not in (_SCAN, _END, b""):
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if not (marker == _APP2 and jpeg[at + 4 : end].startswith(b"ICC_PROFILE")):
+            kept.append(jpeg[at:end])
+        at = end
+    return b"".join([*kept, jpeg[at:]])
+
+
 def _unpacked(data: bytes) -> bytes:
     unpacked = zlib.decompressobj(wbits=31).decompress(data, _MAX_UNPACKED_BYTES)
     if unpacked.startswith(_GZIP):
@@ -124,7 +137,15 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _read_jpeg(data: bytes) -> Opened:
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+    if data.count(_SCAN) > _MAX_SCANS:
+        raise ValueError(f"more than {_MAX_SCANS} scans")
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+    except ValueError as error:
+        if "ICC" not in str(error):
+            raise
+        data = _without_profile(data)  # it is not used here, and the rest may be whole
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     _check_pixels(width, height)
     traits = set()
     if colorspace in ("CMYK", "YCCK"):

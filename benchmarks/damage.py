@@ -1,0 +1,355 @@
+"""Does anything damaged reach training, and does anything stop the work?
+
+    python benchmarks/damage.py [pictures=500] [seed=0] [workers=2] [bad_inputs=…/bad-inputs.tar]
+
+Good JPEGs are made of scikit-image's photographs, and nine damaged copies of each. What
+``read_picture`` decodes must equal, to the bit, what ``djpeg -strict -memsrc`` makes of the same
+bytes (Debian: libjpeg-turbo-progs), to which every warning is an error. Pillow, which ignores
+warnings, is the weaker second opinion, and the only one where djpeg is missing. Then all files,
+good and damaged, are prepared as one data set, and the store goes once through the training loader.
+``bad_inputs`` adds files of the test suites of decoders, by the categories of their MANIFEST.csv.
+
+``undetectable`` is what strictness cannot catch: it decodes without a warning, as another picture
+than the undamaged, by so many grey levels in the mean over its pixels. ``refused in pieces``: the
+same djpeg does warn where it reads a pipe. What libjpeg-turbo notices depends a little on how it is
+fed: with much data in memory its fast Huffman decoder passes bad codes and has read ahead a few
+bytes too many.
+
+Exits with 1 if anything is wrong; prints tables and writes results/damage.json.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import skimage
+from PIL import Image, ImageOps, features
+from rich.console import Console
+from rich.table import Table
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import PrepareConfig
+from alexnet2012.data.convert import read_picture
+from alexnet2012.data.loaders import TrainLoader
+from alexnet2012.data.order import stream
+from alexnet2012.data.photos import CLASSES
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.store import SPLITS
+
+KINDS = ["none", "cut", "1 bit", "4 bits", "16 bits", "64 bits", "header bits"]
+KINDS += ["zeroed block", "random block", "swapped blocks"]
+DJPEG = shutil.which("djpeg")
+ORIENTATION = 0x0112  # of EXIF
+
+
+class Verdict(NamedTuple):
+    """What came of one file."""
+
+    file: str  # below the source folder
+    kind: str
+    reason: str  # why it was rejected, or empty
+    wrong: str  # what should not have come of it, or empty
+    djpeg_decodes: bool
+    djpeg_refuses_in_pieces: bool
+    pillow_decodes: bool
+    harm_grey_levels: float | None  # None: not decoded; NaN: of another size than the undamaged
+    read_ms: float
+
+
+def good_jpeg(index: int, rng: np.random.Generator) -> bytes:
+    """A crop of about 500×375 as cameras and web sites write them."""
+    file = list(CLASSES.values())[index % len(CLASSES)]
+    with Image.open(Path(skimage.__file__).parent / "data" / file) as opened:
+        photo = opened.convert("L" if rng.random() < 0.15 else "RGB")
+    width, height = int(rng.integers(480, 521)), int(rng.integers(360, 391))
+    wide = rng.uniform(0.6, 1.0) * min(photo.width, photo.height * width / height)
+    high = wide * height / width
+    left, top = rng.uniform(0, photo.width - wide), rng.uniform(0, photo.height - high)
+    box = (left, top, left + wide, top + high)
+    exif = Image.Exif()
+    if rng.random() < 0.25:
+        exif[ORIENTATION] = int(rng.integers(1, 9))
+    buffer = io.BytesIO()
+    photo.resize((width, height), Image.Resampling.BICUBIC, box=box).save(
+        buffer,
+        "JPEG",
+        quality=int(rng.integers(70, 96)),
+        subsampling=str(rng.choice(["4:4:4", "4:2:0"])),
+        progressive=bool(rng.random() < 0.3),
+        restart_marker_rows=int(rng.random() < 0.2),
+        exif=exif,
+    )
+    return buffer.getvalue()
+
+
+def damaged(good: bytes, kind: str, rng: np.random.Generator) -> bytes:
+    if kind == "none":
+        return good
+    if kind == "cut":
+        return good[: rng.integers(len(good))]
+    data = np.frombuffer(good, np.uint8).copy()
+    if "bit" in kind:
+        count, end = int(rng.integers(1, 9)), good.index(b"\xff\xda")  # where the first scan starts
+        if kind != "header bits":
+            count, end = int(kind.split()[0]), len(good)
+        for bit in rng.choice(8 * end, count, replace=False):
+            data[bit // 8] ^= 1 << (bit % 8)
+        return data.tobytes()
+    size = int(rng.integers(64, min(4096, len(good) // 3) + 1))
+    first = rng.integers(len(good) - 2 * size + 1)
+    second = rng.integers(first + size, len(good) - size + 1)
+    one, other = data[first : first + size], data[second : second + size]
+    if kind == "zeroed block":
+        one[:] = 0
+    elif kind == "random block":
+        one[:] = rng.integers(256, size=size)
+    else:
+        one[:], other[:] = other.copy(), one.copy()
+    return data.tobytes()
+
+
+def by_djpeg(data: bytes, *options: str) -> Image.Image | None:
+    """What ``djpeg -strict`` makes of a JPEG, or None where it refuses."""
+    assert DJPEG is not None
+    command = [DJPEG, "-strict", *options]
+    done = subprocess.run(command, input=data, capture_output=True, timeout=60)
+    return None if done.returncode else Image.open(io.BytesIO(done.stdout)).convert("RGB")
+
+
+def by_pillow(data: bytes) -> tuple[Image.Image | None, Any]:
+    """What Pillow makes of a picture, or None where it refuses; and its EXIF orientation."""
+    picture, orientation = None, 1
+    with warnings.catch_warnings(), suppress(Exception):  # it raises almost anything
+        warnings.simplefilter("ignore")
+        opened = Image.open(io.BytesIO(data))
+        with suppress(Exception):  # a broken note is no reason to refuse the picture
+            orientation = opened.getexif().get(ORIENTATION, 1)
+        picture = Image.fromarray(np.asarray(opened.convert("RGB")))
+    return picture, orientation
+
+
+def judge(file: str, kind: str, data: bytes, undamaged: Image.Image | None = None) -> Verdict:
+    """Read a file as preparation does, and compare with other decoders."""
+    picture, reason, wrong, harm = None, "", "", None
+    began = time.perf_counter()
+    try:
+        picture = read_picture(data).picture
+    except ValueError as error:
+        reason = str(error)
+        wrong = "" if reason and reason.isprintable() else "the reason is not one line"
+    except Exception as error:
+        wrong = f"raised {type(error).__name__}: {error}"
+    read_ms = 1e3 * (time.perf_counter() - began)
+
+    pillow, orientation = by_pillow(data)
+    ask_djpeg = DJPEG is not None and data.startswith(b"\xff\xd8")
+    djpeg = by_djpeg(data, "-memsrc") if ask_djpeg else None
+    in_pieces = False
+    if picture is not None:
+        in_pieces = ask_djpeg and by_djpeg(data) is None
+        if ask_djpeg and djpeg is None:
+            wrong = "decoded what djpeg -strict refuses"
+        for name, other in (("djpeg", djpeg), ("Pillow", pillow)):
+            if other is not None:
+                other.getexif()[ORIENTATION] = orientation
+                if difference(picture, ImageOps.exif_transpose(other)) != 0:
+                    wrong = wrong or f"pixels unlike those of {name}"
+        harm = difference(picture, picture if undamaged is None else undamaged)
+    decodes = (djpeg is not None, in_pieces, pillow is not None)
+    return Verdict(file, kind, reason, wrong, *decodes, harm, read_ms)
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean absolute difference in grey levels; NaN between sizes."""
+    if one.size != other.size:
+        return math.nan
+    return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
+
+
+def damage_one(source: Path, seed: int, index: int) -> list[Verdict]:
+    """A good JPEG and its damaged copies, written to the source folder and judged."""
+    good = good_jpeg(index, stream(seed, "good", index))
+    undamaged = read_picture(good).picture
+    turn, label = divmod(index, len(CLASSES))
+    verdicts = []
+    for number, kind in enumerate(KINDS):
+        data = damaged(good, kind, stream(seed, "damage", index, number))
+        name = f"{index:04d}-{kind.replace(' ', '-')}.jpg"
+        file = f"{'train' if turn % 5 else 'val'}/{list(CLASSES)[label % len(CLASSES)]}/{name}"
+        (source / file).write_bytes(data)
+        verdicts.append(judge(file, kind, data, undamaged))
+    return verdicts
+
+
+def judge_bad_inputs(archive: Path, source: Path) -> list[Verdict]:
+    """The files of the archive, by the categories of its manifest, put among the others."""
+    verdicts = []
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+        root = Path(folder, "bad-inputs")
+        for row in csv.DictReader((root / "MANIFEST.csv").read_text("utf-8").splitlines()):
+            file = f"train/{next(iter(CLASSES))}/{Path(row['file']).name}"
+            shutil.copyfile(root / row["file"], source / file)
+            verdicts.append(judge(file, row["category"], (source / file).read_bytes()))
+    return verdicts
+
+
+def whole_path(source: Path, root: Path, verdicts: list[Verdict]) -> dict[str, int]:
+    """Prepare all files and read the store once as training does: counts of files."""
+    store = prepare(PrepareConfig(str(source), str(root)), progress=False)
+    lines = (store.root / "rejects.jsonl").read_text("utf-8").splitlines()
+    named = {(reject["file"], reject["reason"]) for reject in map(json.loads, lines)}
+    stored: list[str] = []  # names in the source
+    delivered, not_finite = 0, 0
+    augment = load_recipe("paper").augment
+    for name in SPLITS:
+        split = store.split(name)
+        listed = (store.root / f"{name}.tsv").read_text("utf-8").splitlines()
+        stored += [json.loads(line.split("\t")[3]) for line in listed]
+        loader = TrainLoader(store, split, augment, input_size=224, batch_size=64, seed=0)
+        seen: set[int] = set()
+        for batch in loader.epoch(0):
+            seen |= set(batch.indices.tolist())
+            not_finite += int((~batch.images.isfinite()).flatten(1).any(1).sum())
+        delivered += len(seen)
+    rejected_alone = {(v.file, v.reason) for v in verdicts if v.reason}
+    decoded_alone = {v.file for v in verdicts if not v.reason}
+    return {
+        "files": len(verdicts),
+        "stored": len(stored),
+        "rejected": len(lines),
+        "delivered by DALI": delivered,
+        "wrong: lost or twice": abs(len(verdicts) - len(stored) - len(lines)),
+        "wrong: rejected otherwise than the file alone": len(named ^ rejected_alone),
+        "wrong: stored otherwise than the file alone": len(set(stored) ^ decoded_alone),
+        "wrong: stored and not delivered": len(stored) - delivered,
+        "wrong: delivered and not finite": not_finite,
+    }
+
+
+def summary(kind: str, verdicts: list[Verdict]) -> dict[str, Any]:
+    mine = [v for v in verdicts if v.kind == kind]
+    rejected = [v for v in mine if v.reason]
+    decoded = [v for v in mine if v.harm_grey_levels is not None and not v.wrong]
+    harms = [v.harm_grey_levels for v in decoded if v.harm_grey_levels]
+    same_size = [harm for harm in harms if not math.isnan(harm)]
+    return {
+        "damage": kind,
+        "files": len(mine),
+        "rejected": len(rejected),
+        "Pillow decodes": sum(v.pillow_decodes for v in rejected),
+        "djpeg decodes": sum(v.djpeg_decodes for v in rejected),
+        "decoded strictly": len(decoded),
+        "Pillow refuses": sum(not v.pillow_decodes for v in decoded),
+        "decoded otherwise": sum(bool(v.wrong) for v in mine),
+        "undetectable": len(harms),
+        "refused in pieces": sum(v.djpeg_refuses_in_pieces for v in decoded),
+        "of another size": len(harms) - len(same_size),
+        "median, grey levels": statistics.median(same_size) if same_size else None,
+        "worst, grey levels": max(same_size, default=None),
+        "slowest, ms": max(v.read_ms for v in mine),
+    }
+
+
+def print_table(title: str, rows: list[dict[str, Any]], left_out: set[str]) -> None:
+    table = Table(title=title)
+    headings = [heading for heading in rows[0] if heading not in left_out]
+    for heading in headings:
+        table.add_column(heading.replace(" ", "\n"), justify="right")
+    for row in rows:
+        cells = ["" if row[heading] is None else row[heading] for heading in headings]
+        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
+    Console(width=140).print(table)
+
+
+def main() -> int:
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    pictures, seed, workers = (
+        int(given.get(key, default))
+        for key, default in (("pictures", 500), ("seed", 0), ("workers", 2))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")
+        for split in SPLITS:
+            for name in CLASSES:
+                (source / split / name).mkdir(parents=True)
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            each = pool.map(partial(damage_one, source, seed), range(pictures))
+            verdicts = [verdict for several in each for verdict in several]
+        if "bad_inputs" in given:
+            verdicts += judge_bad_inputs(Path(given["bad_inputs"]).expanduser(), source)
+        path = whole_path(source, Path(folder, "store"), verdicts)
+
+    strict = strict_decoder()
+    rows = [summary(kind, verdicts) for kind in KINDS]
+    title = f"{pictures} JPEGs and damaged copies; strict is {strict}"
+    print_table(title, rows, {"Pillow refuses", "slowest, ms"})
+    categories = sorted({v.kind for v in verdicts}.difference(KINDS))
+    bad_rows = [summary(category, verdicts) for category in categories]
+    if bad_rows:
+        unknown = {heading for heading in bad_rows[0] if "grey" in heading}
+        left_out = {"undetectable", "refused in pieces", "of another size", "slowest, ms", *unknown}
+        print_table("Odd and broken files of the test suites of decoders", bad_rows, left_out)
+    print("Whole path:", "; ".join(f"{what} {count}" for what, count in path.items()))
+    reasons = Counter(re.sub(r"\b(0x\w+|\d[\d,]*)", "N", v.reason) for v in verdicts if v.reason)
+    for reason, count in reasons.most_common(12):
+        print(f"{count:6d}  {reason}")
+    wrong = [f"{v.file}: {v.wrong}" for v in verdicts if v.wrong]
+    wrong += [f"{v.file}: {v.reason}" for v in verdicts if v.kind == "none" and v.reason]
+    wrong += [f"{what}: {count}" for what, count in path.items() if "wrong" in what and count]
+    print("\n".join(wrong) or "Nothing wrong.")
+    libjpeg = f"{version('pillow')} with libjpeg-turbo {features.version('libjpeg_turbo')}"
+    result = {
+        "question": "does anything damaged reach training, and does anything stop the work",
+        "command": "python benchmarks/damage.py " + " ".join(sys.argv[1:]),
+        "pictures": pictures,
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            "simplejpeg": version("simplejpeg"),
+            "pillow": libjpeg,
+            "strict decoder": strict,
+        },
+        "rows": rows,
+        "bad_inputs": bad_rows,
+        "whole_path": path,
+        "reasons": dict(reasons.most_common(20)),
+        "wrong": wrong,
+    }
+    out = Path(__file__).parent / "results" / "damage.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(bool(wrong))
+
+
+def strict_decoder() -> str:
+    if DJPEG is None:
+        return "nobody: djpeg is missing, so only Pillow has confirmed"
+    said = subprocess.run([DJPEG, "-version"], capture_output=True, text=True)
+    return f"djpeg -strict -memsrc, {(said.stderr + said.stdout).splitlines()[0]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
