@@ -58,6 +58,16 @@ class Source:
 
 
 @dataclass(frozen=True)
+class EffectClaim:
+    """What a source says that leaving something out costs, and the ablations that leave it out."""
+
+    arms: tuple[str, ...]  # of conf/ablation
+    metric: str  # top1_error_pct or train_error_pct
+    claimed_points: float | None  # None: that it costs, not how much
+    source: str  # whose number it is
+
+
+@dataclass(frozen=True)
 class Claim:
     """One row of claims.yaml; a source is None where it says nothing."""
 
@@ -71,6 +81,12 @@ class Claim:
     disagreement: str | None  # where the sources contradict each other, or themselves
     needs: str | None  # what full scale takes
     command: str | None  # what would measure it at full scale
+    effect: EffectClaim | None = None  # where the claim is that something lowers an error
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The ablations that it takes."""
+        return () if self.effect is None else self.effect.arms
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,11 @@ def load_differences() -> tuple[Difference, ...]:
     )
 
 
+def support_word(agrees: bool | None) -> str:
+    """What the data say of a claimed direction."""
+    return {True: "supported", False: "contradicted", None: "neither shown nor refuted"}[agrees]
+
+
 def verdict(claim: Claim, measurement: Measurement | None) -> Verdict:
     """What may be said of a claim.
 
@@ -220,7 +241,10 @@ def _claim(entry: dict[str, Any]) -> Claim:
     """A missing or unknown key of an entry is an error that names the entry."""
     sources = {name: None if entry[name] is None else Source(**entry[name]) for name in SOURCES}
     try:
-        return Claim(**{**entry, **sources, "kind": Kind(entry["kind"])})
+        effect = entry.get("effect")
+        if effect is not None:
+            effect = EffectClaim(**{**effect, "arms": tuple(effect["arms"])})
+        return Claim(**{**entry, **sources, "kind": Kind(entry["kind"]), "effect": effect})
     except TypeError as error:
         raise ValueError(f"claims.yaml: {entry.get('id')}: {error}") from error
 

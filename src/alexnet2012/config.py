@@ -73,6 +73,16 @@ class Activation(Enum):
     tanh = "tanh"
 
 
+class Step(Enum):
+    """What follows a convolution."""
+
+    activation = "activation"
+    lrn = "lrn"
+    spatial_norm = "spatial_norm"
+    max_pool = "max_pool"
+    average_pool = "average_pool"
+
+
 class LightingScale(Enum):
     """What multiplies the random α of the PCA lighting, along each principal colour.
 
@@ -144,16 +154,14 @@ class Device(Enum):
 class ConvConfig:
     """One convolution with what follows it. Kernel counts are of the whole net, both towers."""
 
+    present: bool = True  # off: the net does without it
     kernels: int = MISSING
     kernel_size: int = ranged(low=1)
     stride: int = ranged(1, low=1)
     padding: int = ranged(0, low=0)  # zeros on each side
     overhang: bool = False  # the last window may hang over the right and bottom edge
     reads_both_towers: bool = False
-    activation_last: bool = False  # order conv, LRN, pool, activation
-    lrn: bool = False
-    spatial_norm: bool = False
-    pool: bool = False
+    after: list[Step] = field(default_factory=lambda: [Step.activation])  # in this order
     init_std: float = MISSING
     init_bias: float = MISSING
 
@@ -162,6 +170,7 @@ class ConvConfig:
 class LinearConfig:
     """A hidden fully connected layer: units of the whole net and initial values."""
 
+    present: bool = True
     units: int = MISSING
     reads_both_towers: bool = True
     init_std: float = MISSING
@@ -189,7 +198,7 @@ class NormConfig:
 
 @dataclass
 class PoolConfig:
-    """Max pooling."""
+    """Pooling, by the largest value or the mean."""
 
     size: int = ranged(low=1)
     stride: int = ranged(low=1)
@@ -217,6 +226,7 @@ class OptimizerConfig:
     momentum: float = ranged(low=0, below=1)
     weight_decay: float = ranged(low=0)
     decay_biases: bool = MISSING
+    layer_decay: dict[str, float] = field(default_factory=dict)  # instead of weight_decay
 
 
 @dataclass
@@ -224,6 +234,7 @@ class RecipeConfig:
     """Everything that a source prescribes: the net, its initial values, its training."""
 
     name: str = MISSING
+    input_size: int = ranged(224, low=1)  # pixels a side that the initial values are meant for
     towers: int = ranged(low=1)
     conv1: ConvConfig = field(default_factory=ConvConfig)
     conv2: ConvConfig = field(default_factory=ConvConfig)
@@ -242,11 +253,15 @@ class RecipeConfig:
 
     @property
     def convs(self) -> dict[str, ConvConfig]:
-        return {f"conv{i}": getattr(self, f"conv{i}") for i in range(1, 6)}
+        """Those that are present, by name and in order."""
+        every = {f"conv{i}": getattr(self, f"conv{i}") for i in range(1, 6)}
+        return {name: conv for name, conv in every.items() if conv.present}
 
     @property
     def hidden(self) -> dict[str, LinearConfig]:
-        return {"fc6": self.fc6, "fc7": self.fc7}
+        """Those that are present, by name and in order."""
+        every = {"fc6": self.fc6, "fc7": self.fc7}
+        return {name: linear for name, linear in every.items() if linear.present}
 
 
 @dataclass

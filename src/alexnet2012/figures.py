@@ -51,6 +51,17 @@ class Level:
     label: str
 
 
+@dataclass(frozen=True)
+class Interval:
+    """One line of a forest plot; without an interval only the mean is drawn."""
+
+    label: str
+    mean: float
+    low: float | None
+    high: float | None
+    series: int = 0  # which colour
+
+
 def line_chart(
     curves: Sequence[Curve],
     xlabel: str,
@@ -61,19 +72,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
 ) -> str:
     """An SVG of up to four curves; the y label stands on top, where it reads level."""
-    settings = {
-        "svg.fonttype": "none",  # text stays text: the page's font, selectable
-        "svg.hashsalt": alt,  # same figure, same bytes; and ids differ between figures
-        "text.parse_math": False,  # labels are not ours
-        "font.size": 9.5,
-        "axes.edgecolor": _STANDINS["rule"],
-        "axes.linewidth": 0.8,
-        "xtick.color": _STANDINS["muted"],
-        "ytick.color": _STANDINS["muted"],
-        "axes.labelcolor": _STANDINS["muted"],
-        "text.color": _STANDINS["ink"],
-    }
-    with matplotlib.rc_context(settings):
+    with _style(alt):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.subplots()
         axes.set_title(ylabel, loc="left", fontsize=9.5, color=_STANDINS["muted"], pad=8)
@@ -106,6 +105,47 @@ def line_chart(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue(), alt)
+
+
+def forest(rows: Sequence[Interval], xlabel: str, alt: str) -> str:
+    """An SVG of means with their intervals, a line each, and zero drawn through."""
+    with _style(alt):
+        figure = Figure(figsize=(6.4, 0.7 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
+        for line, row in enumerate(rows):
+            color = _STANDINS[f"series-{row.series}"]
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [line, line], color=color, linewidth=1.5)
+            axes.plot([row.mean], [line], "o", color=color, markersize=5)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x", color=_STANDINS["rule"], linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, pad=5)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), alt)
+
+
+def _style(alt: str) -> Any:
+    """matplotlib's settings for a chart; same figure, same bytes."""
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",  # text stays text: the page's font, selectable
+            "svg.hashsalt": alt,  # ids differ between figures
+            "text.parse_math": False,  # labels are not ours
+            "font.size": 9.5,
+            "axes.edgecolor": _STANDINS["rule"],
+            "axes.linewidth": 0.8,
+            "xtick.color": _STANDINS["muted"],
+            "ytick.color": _STANDINS["muted"],
+            "axes.labelcolor": _STANDINS["muted"],
+            "text.color": _STANDINS["ink"],
+        }
+    )
 
 
 def kernel_pictures(

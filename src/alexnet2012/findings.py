@@ -129,6 +129,17 @@ class Ablation(TypedDict, total=False):
     command: str
 
 
+class Effect(TypedDict):
+    """What leaving something out did to an error: without it, minus with it, over paired seeds."""
+
+    arm: str  # the ablation
+    metric: str  # top1_error_pct, top5_error_pct (10 views) or train_error_pct
+    seeds: list[int]
+    mean_points: float
+    interval_points: tuple[float, float] | None  # 95%; None: a single seed
+    base_mean_pct: float  # with it
+
+
 class Runs(TypedDict, total=False):
     full_paper: Run  # the net at its own size, recipe `paper`
     full_code145: Run  # the same, recipe `code145`
@@ -147,6 +158,8 @@ class Reproduction(TypedDict, total=False):
     kernels: torch.Tensor | None
     kernels_caption: str  # which run they are from
     ablations: list[Ablation]
+    effects: list[Effect]
+    effects_caption: str  # the net and its training
     measurements: list[dict[str, Any]]  # Measurement.to_json()
     warnings: list[str]  # what failed or was left out, in plain words
 

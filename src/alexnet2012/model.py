@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from alexnet2012.config import (
     ModelConfig,
     Precision,
     RecipeConfig,
+    Step,
 )
 from alexnet2012.layers import (
     ColumnParallel,
@@ -93,6 +95,7 @@ class AlexNet(nn.Module):
         self.towers_here = self.recipe.towers // self.mesh.towers
         self.link = TowerLink(self.mesh.tower_group, self.mesh.towers, self.mesh.tower)
         self.activation = ACTIVATIONS[self.config.activation]
+        self._steps = self._after_convolutions()
         self._build(seed)
         # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
         self.to(self.mesh.device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,17 +192,22 @@ class AlexNet(nn.Module):
     def _convolve(self, name: str, conv: ConvConfig, x: Tensor) -> Tensor:
         x = self._read(name, x, both=conv.reads_both_towers)
         x = self.get_submodule(name)(x)
-        if not conv.activation_last:
-            x = self.activation(x)
-        if conv.lrn:
-            x = local_response_norm(x, self.recipe.lrn, self.towers_here)
-        if conv.spatial_norm:
-            x = spatial_norm(x, self.recipe.spatial_norm)
-        if conv.pool:
-            # Rounding up keeps a last window that is cut off by the edge, as the 2012 code does;
-            # at 224 pixels and 3/2 every window fits and nothing changes.
-            x = F.max_pool2d(x, self.recipe.pool.size, self.recipe.pool.stride, ceil_mode=True)
-        return self.activation(x) if conv.activation_last else x
+        for step in conv.after:
+            x = self._steps[step](x)
+        return x
+
+    def _after_convolutions(self) -> dict[Step, Callable[[Tensor], Tensor]]:
+        recipe, towers = self.recipe, self.towers_here
+        size, stride = recipe.pool.size, recipe.pool.stride
+        # Pools round up: that keeps a last window that is cut off by the edge, as the 2012 code
+        # does; at 224 pixels and 3/2 every window fits and nothing changes.
+        return {
+            Step.activation: self.activation,
+            Step.lrn: partial(local_response_norm, norm=recipe.lrn, towers_here=towers),
+            Step.spatial_norm: partial(spatial_norm, norm=recipe.spatial_norm),
+            Step.max_pool: lambda x: F.max_pool2d(x, size, stride, ceil_mode=True),
+            Step.average_pool: lambda x: F.avg_pool2d(x, size, stride, ceil_mode=True),
+        }
 
     def _read(self, layer: str, x: Tensor, *, both: bool) -> Tensor:
         return all_gather_to_sharded(x, self.link, layer) if both else x
@@ -208,7 +216,7 @@ class AlexNet(nn.Module):
         recipe, width = self.recipe, self.config.width
         channels, size = 3, self.config.input_size
         for name, conv in recipe.convs.items():
-            reads_image = name == "conv1"  # whole, on every tower
+            reads_image = name == next(iter(recipe.convs))  # whole, on every tower
             whole_input = conv.reads_both_towers or reads_image
             rows = self._own(scaled(conv.kernels, width, recipe.towers))
             layer = ColumnParallelConv2d(
@@ -221,7 +229,7 @@ class AlexNet(nn.Module):
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
             self._add(name, layer, std, conv.init_bias, seed)
             channels, size = rows.total, self._size_after(name, conv, size)
-        inputs, full_inputs = channels * size**2, recipe.conv5.kernels * self._full_map_size() ** 2
+        inputs, full_inputs = channels * size**2, conv.kernels * self._full_map_size() ** 2
         self.dropouts = nn.ModuleDict()
         for name, linear in recipe.hidden.items():
             both, rows = (
@@ -257,8 +265,8 @@ class AlexNet(nn.Module):
         self.add_module(name, layer)
 
     def _full_map_size(self) -> int:
-        """Pixels a side of the last maps at the recipe's own input of 224."""
-        size = 224
+        """Pixels a side of the last maps at the recipe's own input."""
+        size = self.recipe.input_size
         for name, conv in self.recipe.convs.items():
             size = self._size_after(name, conv, size)
         return size
@@ -269,7 +277,7 @@ class AlexNet(nn.Module):
         if conv.overhang:
             padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
         size = (padded - conv.kernel_size) // conv.stride + 1
-        if conv.pool:
+        if {Step.max_pool, Step.average_pool} & set(conv.after):
             pool, before = self.recipe.pool, size
             size = -(-(size - pool.size) // pool.stride) + 1
             if (size - 1) * pool.stride >= before:  # torch leaves out a window wholly outside

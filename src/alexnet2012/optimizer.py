@@ -26,7 +26,7 @@ class PaperSGD(Optimizer):
                 "params": [parameter],
                 "layer": name.split(".")[0],
                 "bias": name.endswith(".bias"),
-                "weight_decay": config.weight_decay
+                "weight_decay": config.layer_decay.get(name.split(".")[0], config.weight_decay)
                 if config.decay_biases or not name.endswith(".bias")
                 else 0.0,
             }

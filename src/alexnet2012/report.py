@@ -15,7 +15,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from alexnet2012.claims import Verdict, load_differences
-from alexnet2012.figures import Curve, Level, kernel_pictures, line_chart, two_towers
+from alexnet2012.figures import (
+    Curve,
+    Interval,
+    Level,
+    forest,
+    kernel_pictures,
+    line_chart,
+    two_towers,
+)
 from alexnet2012.findings import (
     Ablation,
     Audit,
@@ -75,6 +83,7 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
         "evaluation": evaluation,
         "kernels": _kernels(reproduction),
         "ablations": [_ablation(a) for a in reproduction.get("ablations", [])],
+        "effects": _effects(reproduction),
         "ledger": _ledger_view(reproduction),
         "differences": load_differences(),
     }
@@ -201,6 +210,26 @@ def _ablation(ablation: Ablation) -> dict[str, Any]:
     alt = f"{title}: training error by epoch for {', '.join(a['label'] for a in arms)}"
     drawn = line_chart(curves, "epoch", "Training error, per cent", alt, level) if curves else ""
     return {**ablation, "title": title, "svg": Markup(drawn), "threshold_pct": threshold}
+
+
+def _effects(reproduction: Reproduction) -> dict[str, Any]:
+    """A forest of top-1 differences, and a row an ablation of all metrics."""
+    found = reproduction.get("effects", [])
+    rows: dict[str, dict[str, Any]] = {}
+    for effect in found:
+        row = rows.setdefault(effect["arm"], {"arm": effect["arm"], "seeds": len(effect["seeds"])})
+        row[effect["metric"]] = effect
+    top1 = [effect for effect in found if effect["metric"] == "top1_error_pct"]
+    lines = [
+        Interval(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None))) for e in top1
+    ]
+    title = "Top-1 error without it, minus with it, points"
+    alt = f"{title}: {', '.join(f'{e.label} {e.mean:+.1f}' for e in lines)}"
+    return {
+        "rows": list(rows.values()),
+        "svg": Markup(forest(lines, title, alt)) if lines else "",
+        "caption": reproduction.get("effects_caption", ""),
+    }
 
 
 def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from alexnet2012 import exactness, experiments
-from alexnet2012.claims import Measurement
+from alexnet2012 import effects, exactness, experiments
+from alexnet2012.claims import Measurement, Scale, load_claims
 from alexnet2012.config import (
     NAMED_SOURCES,
     ConfigError,
@@ -38,10 +38,13 @@ from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
 from alexnet2012.launcher import hydra_main, launch
+from alexnet2012.machine import cpu_name, running_commit
 from alexnet2012.report import write_report
 
 RECIPES = ("paper", "code145")
-SIZES = {"full_size": 256, "reduced": 128, "relu": 64}  # pixels of the stores
+# Pixels of the stores by experiment.
+SIZES = {"quick/full_size": 256, "quick/reduced": 128, "quick/relu": 64, "effects/quick": 72}
+ABLATIONS = (effects.BASE, *(arm for claim in load_claims() for arm in claim.arms))
 RELU_RATES = (0.002, 0.01)
 RELU_THRESHOLD_PCT = 25.0  # paper fig. 1
 EXACTNESS_STEPS = 3
@@ -68,6 +71,7 @@ class Reproduce:
         self._part("the full-size net, a hundred steps of either recipe", self.full_size)
         self._part("a reduced net, until it has learnt something", self.reduced)
         self._part("ReLU against tanh", self.relu)
+        self._part("without one thing at a time", self.effects)
         self.found["measurements"] = [m.to_json() for m in self.measurements]
         save_reproduction(self.found, self.out)
         report = write_report(self.found, self.out)
@@ -106,17 +110,19 @@ class Reproduce:
 
     def full_size(self) -> None:
         steps = self.config.full_size_steps
-        command = self._train("full_size", [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"])
-        classes = len(self.stores["full_size"].classes)
+        command = self._train(
+            "quick/full_size", [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
+        )
+        classes = len(self.stores["quick/full_size"].classes)
         config = f"full-size net, 224 pixels, batch 32, rate .01, seed {self.config.seed}"
         paper, code = (
-            experiments.read_run(self._runs("full_size")[i], recipe, config, command, classes)
+            experiments.read_run(self._runs("quick/full_size")[i], recipe, config, command, classes)
             for i, recipe in enumerate(RECIPES)
         )
         for arm in (paper, code):
             arm["note"] = experiments.off_chance_note(arm)
         self.found["runs"]["full_paper"], self.found["runs"]["full_code145"] = paper, code
-        summary = experiments.read_summary(self._runs("full_size")[1])
+        summary = experiments.read_summary(self._runs("quick/full_size")[1])
         self.found["exchanges"] = experiments.expected_exchanges(summary, classes)
         caveat = self._caveat(f"{steps} steps of batch 32")
         hardware = self.found["provenance"]["cpu"]
@@ -135,9 +141,9 @@ class Reproduce:
         ]
         if self.config.pictures_per_class is not None:
             overrides.append(f"data.limit={self.config.pictures_per_class}")
-        command = self._train("reduced", overrides)
-        (run_dir,) = self._runs("reduced")
-        store = self.stores["reduced"]
+        command = self._train("quick/reduced", overrides)
+        (run_dir,) = self._runs("quick/reduced")
+        store = self.stores["quick/reduced"]
         config = f"¼ of the kernels, 112 pixels, code145, batch 32, seed {self.config.seed}"
         classes = len(store.classes)
         reduced = experiments.read_run(run_dir, "code145, reduced", config, command, classes)
@@ -165,7 +171,7 @@ class Reproduce:
         epochs = self.config.relu_epochs
         rates = ",".join(map(str, RELU_RATES))
         command = self._train(
-            "relu",
+            "quick/relu",
             [
                 "model.activation=relu,tanh",
                 f"schedule.rate={rates}",
@@ -173,22 +179,35 @@ class Reproduce:
                 f"eval_every_epochs={epochs}",
             ],
         )
-        ablation = experiments.relu_ablation(self._runs("relu"), RELU_THRESHOLD_PCT, command)
+        ablation = experiments.relu_ablation(self._runs("quick/relu"), RELU_THRESHOLD_PCT, command)
         ablation["note"] = "Each activation at the better of two rates; no regularisation."
         self.found["ablations"] = [ablation]
         caveat = self._caveat("an eighth of AlexNet on 64 pixels instead of a four-layer net")
         self.measurements.append(experiments.relu_measurement(ablation, caveat))
 
+    def effects(self) -> None:
+        seeds = [self.config.seed, self.config.seed + 1]
+        command = self._train(
+            "effects/quick",
+            [f"ablation={','.join(ABLATIONS)}"],
+            seeds,
+        )
+        runs = effects.read_sweep(self.out / "runs" / "effects/quick")
+        found = effects.effects(runs)
+        self.found["effects"], self.found["effects_caption"] = found, effects.described(runs)
+        caveat = self._caveat(effects.described(runs), "two seeds")
+        self.measurements += effects.effect_measurements(found, Scale.reduced, caveat, command)
+
     def provenance(self) -> Provenance:
-        store = self.stores["reduced"]
-        commit, dirty = _commit()
+        store = self.stores["quick/reduced"]
+        sources, dirty = running_commit()
         return Provenance(
-            commit=commit,
+            commit=sources,
             dirty=dirty,
             python=platform.python_version(),
             torch=torch.__version__,
             dali=version("nvidia-dali-cuda130"),
-            cpu=_cpu_name(),
+            cpu=cpu_name(),
             cores=len(os.sched_getaffinity(0)),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             date=date.today().isoformat(),
@@ -220,22 +239,23 @@ class Reproduce:
             self.console.print(f"failed: {error}", style="red", markup=False)
         self.console.print(f"{time.perf_counter() - began:.0f} s", style="dim")
 
-    def _train(self, experiment: str, overrides: Sequence[str]) -> str:
+    def _train(
+        self, experiment: str, overrides: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> str:
         """Run a Hydra sweep of an experiment in its own processes; returns what repeats it."""
         store = self.stores[experiment]
         arguments = [
             "-m",
             "alexnet2012.train",
             "-m",
-            f"experiment=quick/{experiment}",
-            f"seed={self.config.seed}",
+            f"experiment={experiment}",
+            f"seed={','.join(map(str, seeds or [self.config.seed]))}",
             *overrides,
         ]
         where = [
             "data=store",
             f"data.store={_quoted(store.root)}",
             f"hydra.sweep.dir={_quoted(self.out / 'runs' / experiment)}",
-            "hydra.sweep.subdir=${hydra.job.num}",
         ]
         _run_child([sys.executable, *arguments, *where])
         if self.config.source != "photos":
@@ -250,11 +270,11 @@ class Reproduce:
             key=lambda d: int(d.name),
         )
 
-    def _caveat(self, what: str) -> str:
-        return f"Reduced scale: {what}; one seed. {self._data_caveat()}"
+    def _caveat(self, what: str, seeds: str = "one seed") -> str:
+        return f"Reduced scale: {what}; {seeds}. {self._data_caveat()}"
 
     def _data_caveat(self) -> str:
-        return f"{self.stores['reduced'].description} {self.config.caveat}".strip()
+        return f"{self.stores['quick/reduced'].description} {self.config.caveat}".strip()
 
 
 def run(config: ReproduceConfig, run_dir: Path) -> None:
@@ -303,31 +323,6 @@ def _quoted(path: Path) -> str:
     """A path as a value of Hydra's grammar, whatever characters it holds."""
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _commit() -> tuple[str, bool]:
-    """The commit of the checkout that runs, and whether it has changes; a version outside one."""
-
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", "-C", str(here), *words], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {version('alexnet2012')}", False
-
-
-def _cpu_name() -> str:
-    """The processor's name; its architecture where the system does not tell."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

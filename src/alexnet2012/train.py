@@ -25,11 +25,14 @@ from alexnet2012.launcher import (
 from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import exit_on_error
 from alexnet2012.model import AlexNet
-from alexnet2012.trainer import Trainer, check_run
+from alexnet2012.trainer import Trainer, check_run, is_finished
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
     """Make the store where there is none yet, then train in ``mesh.processes`` processes."""
+    if config.resume == "auto" and is_finished(config, run_dir):
+        print(f"run directory: {run_dir}: finished before, kept")
+        return
     prepare_store(config)
     launch(worker, config.mesh.processes, config, run_dir)
     print(f"run directory: {run_dir}")

@@ -89,6 +89,14 @@ def check_run(config: TrainConfig, run_dir: Path) -> tuple[Store, Path | None]:
     return store, folder
 
 
+def is_finished(config: TrainConfig, run_dir: Path) -> bool:
+    """Whether a run of the same settings has come to its end there."""
+    if not (run_dir / "summary.json").is_file():
+        return False
+    settings = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    return settings == checkpoint.plain(config)
+
+
 class Trainer:
     """Holds what one run needs; :meth:`run` trains to the end and returns the summary.
 
