@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from alexnet2012.audit import LayerAudit, audit
 from alexnet2012.claims import Measurement, Scale
 from alexnet2012.evaluation import Errors
-from alexnet2012.findings import Ablation, Arm, Audit, AuditLayer, Evaluation, Exchange, Run
+from alexnet2012.findings import Audit, AuditLayer, Evaluation, Exchange, Run
 from alexnet2012.metrics import error_interval_pct
 from alexnet2012.model import AlexNet
 from alexnet2012.sharding import largest_share
@@ -210,61 +209,6 @@ def time_measurement(run: Run, hardware: str, caveat: str, command: str) -> Meas
     )
 
 
-def relu_ablation(run_dirs: Sequence[Path], threshold_pct: float, command: str) -> Ablation:
-    """The better rate of each activation, by epochs to the training error (then by the error)."""
-    arms: dict[str, list[Arm]] = {}
-    for run_dir in run_dirs:
-        settings = _settings(run_dir)
-        epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
-        errors = [r["train_error_pct"] for r in epochs]
-        reached = [i + 1 for i, error in enumerate(errors) if error <= threshold_pct]
-        activation = settings["model"]["activation"]
-        arms.setdefault(activation, []).append(
-            Arm(
-                label=f"{activation}, rate {settings['schedule']['rate']}",
-                epochs=[float(i + 1) for i in range(len(errors))],
-                train_error_pct=errors,
-                top1_error_pct=read_summary(run_dir)["top1_error_pct"],
-                epochs_to_threshold=float(reached[0]) if reached else None,
-            )
-        )
-    best = [min(choices, key=_slowness) for _, choices in sorted(arms.items())]
-    return Ablation(
-        name="relu",
-        title="ReLU against tanh",
-        arms=best,
-        threshold_pct=threshold_pct,
-        n_seeds=1,
-        command=command,
-    )
-
-
-def relu_measurement(ablation: Ablation, caveat: str) -> Measurement:
-    """How many times sooner ReLU reaches the training error."""
-    epochs = {arm["label"].split(",")[0]: arm["epochs_to_threshold"] for arm in ablation["arms"]}
-    relu, tanh = epochs["relu"], epochs["tanh"]
-    longest = int(max(arm["epochs"][-1] for arm in ablation["arms"]))
-    threshold = ablation["threshold_pct"]
-    if relu is None:
-        ratio = None
-        value = f"ReLU did not reach {threshold:g}% in {longest} epochs"
-    elif tanh is None:
-        ratio = longest / relu
-        value = f"more than {ratio:.1f} × (ReLU {relu:.0f} epochs, tanh not within {longest})"
-    else:
-        ratio = tanh / relu
-        value = f"{ratio:.1f} × (ReLU {relu:.0f} epochs, tanh {tanh:.0f})"
-    return Measurement(
-        claim="relu",
-        value=value,
-        scale=Scale.reduced,
-        command=ablation["command"],
-        numbers={} if ratio is None else {"ratio" if tanh else "ratio_at_least": ratio},
-        caveat=caveat,
-        agreement_note="one seed: the direction, not the factor",
-    )
-
-
 def colour_measurement(kernels: Tensor, caveat: str, command: str) -> Measurement:
     """How much of each tower's first kernels is colour: energy off the grey axis, per cent."""
     shares = [100 * colour_share(half) for half in kernels.chunk(2)]
@@ -295,14 +239,3 @@ def _audit_layer(layer: LayerAudit) -> AuditLayer:
         neurons=layer.neurons,
         multiply_adds=layer.multiply_adds,
     )
-
-
-def _slowness(arm: Arm) -> tuple[float, float]:
-    reached = arm["epochs_to_threshold"]
-    return (math.inf if reached is None else reached, arm["train_error_pct"][-1])
-
-
-def _settings(run_dir: Path) -> dict[str, Any]:
-    settings = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}

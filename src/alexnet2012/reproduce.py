@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from alexnet2012 import effects, exactness, experiments
+from alexnet2012 import effects, exactness, experiments, relu
 from alexnet2012.claims import Measurement, Scale, load_claims
 from alexnet2012.config import (
     NAMED_SOURCES,
@@ -46,7 +46,6 @@ RECIPES = ("paper", "code145")
 SIZES = {"quick/full_size": 256, "quick/reduced": 128, "quick/relu": 64, "effects/quick": 72}
 ABLATIONS = (effects.BASE, *(arm for claim in load_claims() for arm in claim.arms))
 RELU_RATES = (0.002, 0.01)
-RELU_THRESHOLD_PCT = 25.0  # paper fig. 1
 EXACTNESS_STEPS = 3
 
 
@@ -179,11 +178,10 @@ class Reproduce:
                 f"eval_every_epochs={epochs}",
             ],
         )
-        ablation = experiments.relu_ablation(self._runs("quick/relu"), RELU_THRESHOLD_PCT, command)
-        ablation["note"] = "Each activation at the better of two rates; no regularisation."
-        self.found["ablations"] = [ablation]
+        found = relu.read_runs(self._runs("quick/relu"))
+        self.found["ablations"] = [relu.relu_ablation(found, command)]
         caveat = self._caveat("an eighth of AlexNet on 64 pixels instead of a four-layer net")
-        self.measurements.append(experiments.relu_measurement(ablation, caveat))
+        self.measurements.append(relu.relu_measurement(found, Scale.reduced, caveat, command))
 
     def effects(self) -> None:
         seeds = [self.config.seed, self.config.seed + 1]

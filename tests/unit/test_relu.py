@@ -1,0 +1,97 @@
+"""Epochs to a training error: the best rate of each activation, and a ratio seed by seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alexnet2012.claims import Scale
+from alexnet2012.config import ConfigError
+from alexnet2012.relu import (
+    Errors,
+    best_rate,
+    epochs_to,
+    read_runs,
+    relu_ablation,
+    relu_measurement,
+)
+
+
+def falling(epochs: int, length: int = 40) -> Errors:
+    """Reaches 25% in the given epoch."""
+    return [90.0 - 65.0 * (i + 1) / epochs for i in range(length)]
+
+
+def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, bool | None]:
+    found = {
+        "relu": {0.01: {seed: falling(n) for seed, n in enumerate(relu)}},
+        "tanh": {0.01: {seed: falling(n) for seed, n in enumerate(tanh)}},
+    }
+    measurement = relu_measurement(found, Scale.reduced, "made up", "…")
+    return measurement.value, measurement.numbers.get("ratio"), measurement.agrees
+
+
+def test_the_epoch_is_the_first_at_or_below_the_threshold() -> None:
+    assert epochs_to([40, 25, 30, 20]) == 2
+    assert epochs_to([40, 26]) is None
+    assert epochs_to(falling(7)) == 7
+
+
+def test_the_best_rate_is_soonest_in_the_mean_over_seeds() -> None:
+    lucky = {0: falling(5), 1: falling(30)}
+    steady = {0: falling(12), 1: falling(12)}
+    assert best_rate({0.1: lucky, 0.01: steady}) == 0.01
+    assert best_rate({0.1: lucky, 0.01: {0: falling(5), 1: falling(99)}}) == 0.1  # not there
+    slow, slower = {0: falling(99)}, {0: falling(199)}
+    assert best_rate({1.0: slower, 2.0: slow}) == 2.0  # then lowest at the end
+
+
+def test_the_ratio_is_of_seeds_and_six_is_six() -> None:
+    value, ratio, agrees = measured([5, 6, 5], [30, 36, 30])
+    assert ratio == pytest.approx(6)
+    assert agrees is True
+    assert value.startswith("6.0 × (95% 6.0 to 6.0): 5, 6, 5 epochs with ReLU, 30, 36, 30")
+
+
+def test_no_difference_supports_nothing_and_the_reverse_contradicts() -> None:
+    assert measured([10, 20, 15], [15, 14, 18])[2] is None
+    assert measured([20, 21, 20], [10, 10, 11])[2] is False
+
+
+def test_one_seed_gives_a_ratio_and_no_verdict() -> None:
+    value, ratio, agrees = measured([5], [30])
+    assert (ratio, agrees) == (6, None)
+    assert "95%" not in value
+
+
+def test_what_was_not_reached_is_a_lower_bound() -> None:
+    value, ratio, _ = measured([5, 5], [99, 30])
+    assert value.startswith("more than 7.0 ×")
+    assert "over 40, 30 with tanh" in value
+    assert ratio is None
+    assert measured([99], [30])[0] == "ReLU did not reach 25% in 40 epochs"
+
+
+def test_runs_are_read_from_their_files(tmp_path: Path) -> None:
+    for activation in ("relu", "tanh"):
+        for seed in (0, 1):
+            run_dir = tmp_path / activation / str(seed)
+            run_dir.mkdir(parents=True)
+            settings = (
+                f"seed: {seed}\nmodel: {{activation: {activation}}}\nschedule: {{rate: 0.01}}\n"
+            )
+            (run_dir / "config.yaml").write_text(settings)
+            records = [
+                {"kind": "epoch", "step": i, "epoch": i, "loss": 1.0, "train_error_pct": error}
+                for i, error in enumerate(falling(5 if activation == "relu" else 20))
+            ]
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (run_dir / "metrics.jsonl").write_text(lines)
+    found = read_runs(tmp_path.glob("*/*"))
+    ablation = relu_ablation(found, "…")
+    assert [arm["epochs_to_threshold"] for arm in ablation["arms"]] == [5, 20]
+    assert ablation["n_seeds"] == 2
+    with pytest.raises(ConfigError, match="without tanh"):
+        read_runs((tmp_path / "relu").glob("*"))
