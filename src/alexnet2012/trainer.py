@@ -132,6 +132,7 @@ class Trainer:
             self._resume(resumed)
         # Seconds of training (without validation), and of it waiting for input.
         self.train_s = self.input_wait_s = 0.0
+        self.first_batch_s: float | None = None  # not among them: pipelines start up once
         self.pictures_seen = self.own_pictures = 0  # of all replicas; of this one
 
     def run(self) -> dict[str, Any]:
@@ -196,7 +197,12 @@ class Trainer:
         batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=now.lighting)
         began = waited_since = time.perf_counter()
         for batch in batches:
-            self.input_wait_s += time.perf_counter() - waited_since
+            waited_s = time.perf_counter() - waited_since
+            if self.first_batch_s is None:
+                self.first_batch_s = waited_s
+                began += waited_s
+            else:
+                self.input_wait_s += waited_s
             if self.progress.step % self.config.data.check_every_steps == 0:
                 self._check_batch(batch)
             self._step(batch)
@@ -285,6 +291,7 @@ class Trainer:
         return {
             "images_per_s": self.pictures_seen / trained_s,
             "input_wait_pct": 100 * self.input_wait_s / trained_s,
+            "first_batch_s": self.first_batch_s or 0.0,
             "exchange_pct": 100 * self.model.link.traffic.training_seconds() / trained_s,
         }
 
