@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+MIN_SEEDS = 3  # for a verdict: two that agree by chance make a narrow interval
 SOURCES = ("paper", "code", "article")
 
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.claims import Claim, Measurement, Scale, load_claims, support_word
+from alexnet2012.claims import MIN_SEEDS, Claim, Measurement, Scale, load_claims, support_word
 from alexnet2012.config import ConfigError
 from alexnet2012.findings import Effect
 from alexnet2012.metrics import mean_interval
@@ -89,7 +89,7 @@ def effects(runs: dict[str, dict[int, Result]]) -> list[Effect]:
 def supports(effect: Effect) -> bool | None:
     """Whether leaving the thing out costs: True, False where it helps, None: cannot tell."""
     interval = effect["interval_points"]
-    if interval is None or interval[0] <= 0 <= interval[1]:
+    if interval is None or len(effect["seeds"]) < MIN_SEEDS or interval[0] <= 0 <= interval[1]:
         return None
     return interval[0] > 0
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.claims import Measurement, Scale
+from alexnet2012.claims import MIN_SEEDS, Measurement, Scale
 from alexnet2012.config import ConfigError
 from alexnet2012.findings import Ablation, Arm
 from alexnet2012.metrics import mean_interval
@@ -117,8 +117,11 @@ def relu_measurement(
         at_least |= with_tanh is None
         sooner.append((with_tanh or len(tanh[seed])) / with_relu)
     ratio, low, high = mean_interval(sooner)
-    interval = None if low is None or high is None else (low, high)
-    around = f" (95% {low:.1f} to {high:.1f})" if interval else ""
+    interval, around, agrees = None, "", None
+    if low is not None and high is not None:
+        interval, around = (low, high), f" (95% {low:.1f} to {high:.1f})"
+        if len(seeds) >= MIN_SEEDS and not low <= 1 <= high:
+            agrees = low > 1
     return Measurement(
         claim="relu",
         value=f"{'more than ' if at_least else ''}{ratio:.1f} ×{around}: "
@@ -129,7 +132,7 @@ def relu_measurement(
         caveat=caveat,
         n_seeds=len(seeds),
         interval=interval,
-        agrees=None if low is None or high is None or low <= 1 <= high else low > 1,
+        agrees=agrees,
         agreement_note="whether ReLU is sooner at all; the paper has 6 ×",
     )
 

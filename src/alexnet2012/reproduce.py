@@ -43,7 +43,7 @@ from alexnet2012.report import write_report
 
 RECIPES = ("paper", "code145")
 # Pixels of the stores by experiment.
-SIZES = {"quick/full_size": 256, "quick/reduced": 128, "quick/relu": 64, "effects/quick": 72}
+SIZES = {"quick/full_size": 256, "quick/reduced": 128, "quick/relu": 72, "effects/quick": 72}
 ABLATIONS = (effects.BASE, *(arm for claim in load_claims() for arm in claim.arms))
 RELU_RATES = (0.002, 0.01)
 EXACTNESS_STEPS = 3

@@ -6,6 +6,7 @@ Starts its own two processes; under torchrun it is one of them (``launch/torchru
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -73,6 +74,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
         Trainer(config, mesh, run_dir).run()
     finally:
         close_mesh()
+        gc.collect()  # pipelines and their buffers hold each other; a sweep would gather them
 
 
 def prepare_store(config: TrainConfig) -> None:
