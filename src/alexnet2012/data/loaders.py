@@ -99,15 +99,14 @@ class TrainLoader:
         self._margin = store.size - input_size
         self._basis = order.lighting_basis(store.rgb_covariance, augment.lighting_scale)
         self._empty = torch.empty((0, 3, input_size, input_size), device=place.device)
-        mean = store.mean_image
+        self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
         self._input = _Input(
             place,
             largest_share(batch_size, place.replicas),
             (input_size, input_size, 3),
-            alone=partial(pipeline.augmented, mean, augment, input_size, place.decoder),
+            alone=partial(pipeline.augmented, input_size, place.decoder),
             first=partial(pipeline.cut, input_size, place.decoder),
-            then=partial(pipeline.finish, mean, augment, input_size),
-            recuts=augment.mean_follows_crop,
+            then=pipeline.finish,
         )
 
     @property
@@ -136,9 +135,26 @@ class TrainLoader:
             for at, rows in parts
             if rows.size
         ]
-        images = self._input.read(steps)
+        augmented = self._input.read(steps)
+        mean = self._mean / float(divisor)
         for at, rows in parts:
-            yield _batch(next(images) if rows.size else self._empty, self._split, indices[at], rows)
+            images = self._empty
+            if rows.size:
+                images = self._less_mean(next(augmented), mean, draws[at])
+            yield _batch(images, self._split, indices[at], rows)
+
+    def _less_mean(self, images: Tensor, mean: Tensor, draws: order.Draws) -> Tensor:
+        """[n, S, S, 3], in place → [n, 3, S, S]; of each window the mean at its own place."""
+        # Not in DALI: cutting the mean image there and subtracting it takes a third of its time.
+        store_size, size = len(mean), images.shape[1]
+        if self._augment.mean_follows_crop:
+            mirrored = mean.flip(1)
+            for image, (y, x), flip in zip(images, draws.crop_yx.tolist(), draws.flip, strict=True):
+                left = store_size - size - x if flip else x
+                image.sub_((mirrored if flip else mean)[y : y + size, left : left + size])
+        else:
+            images.sub_(_centre(mean, size))
+        return images.permute(0, 3, 1, 2)
 
 
 class EvalLoader:
@@ -170,23 +186,13 @@ class EvalLoader:
         self._views = (order.ten_views if views == 10 else order.centre_view)(
             store.size, input_size
         )
-        self._empty = torch.empty((0, 3, store.size, store.size), device=place.device)
-        whole_mean = (
-            store.mean_image if augment.mean_follows_crop else np.zeros_like(store.mean_image)
-        )
-        self._centre_mean = torch.zeros(())
-        if not augment.mean_follows_crop:
-            (y, x, _), end = order.centre_view(store.size, input_size)[0], input_size
-            centre = store.mean_image[y : y + end, x : x + end]
-            self._centre_mean = torch.from_numpy(centre).permute(2, 0, 1).to(place.device)
-        self._input = _Input(
-            place,
-            largest_share(batch_size, place.replicas),
-            (store.size, store.size, 3),
-            alone=partial(pipeline.whole_centred, whole_mean, place.decoder),
-            first=partial(pipeline.whole, place.decoder),
-            then=partial(pipeline.centre, whole_mean),
-        )
+        self._augment = augment
+        self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
+        window = (store.size, store.size, 3)
+        self._empty = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
+        graph = partial(pipeline.whole, place.decoder)
+        largest = largest_share(batch_size, place.replicas)
+        self._input = _Input(place, largest, window, alone=graph, first=graph)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -204,19 +210,23 @@ class EvalLoader:
             yield _batch(images, self._split, indices[at], rows)
 
     def _viewed(self, pictures: Tensor) -> Tensor:
-        """[n, 3, P, P] → [n, V, 3, S, S]."""
+        """uint8 [n, P, P, 3] → float32 [n, V, 3, S, S], less the mean."""
         # Here and not in DALI, whose queue would hold ten crops of each picture.
         size = self._size
-        shape = (len(pictures), len(self._views), 3, size, size)
-        views = torch.empty(shape, dtype=pictures.dtype, device=pictures.device)
+        shape = (len(pictures), len(self._views), size, size, 3)
+        views = torch.empty(shape, device=pictures.device)
         for view, (y, x, flip) in enumerate(self._views.tolist()):
-            crop = pictures[..., y : y + size, x : x + size]
-            views[:, view] = crop.flip(-1) if flip else crop
-        return views.sub_(self._centre_mean)
+            crop = pictures[:, y : y + size, x : x + size]
+            if self._augment.mean_follows_crop:
+                centred = crop - self._mean[y : y + size, x : x + size]
+                views[:, view] = centred.flip(2) if flip else centred
+            else:
+                views[:, view] = (crop.flip(2) if flip else crop) - _centre(self._mean, size)
+        return views.permute(0, 1, 4, 2, 3)
 
 
 class _Step(NamedTuple):
-    """A replica's n pictures of a step, and what is drawn for cutting and for finishing them."""
+    """A replica's n pictures of a step, and what is drawn to cut and to finish their windows."""
 
     paths: Sequence[str]
     to_cut: tuple[npt.NDArray[Any], ...]
@@ -238,27 +248,32 @@ class _Input:
         *,
         alone: Callable[[str, pipeline.Source], Any],
         first: Callable[[str, pipeline.Source], Any],
-        then: Callable[[str, pipeline.Source], Any],
-        recuts: bool = False,  # `then` cuts something at the same place
+        then: Callable[[str, pipeline.Source], Any] | None = None,  # None: windows as they are
     ) -> None:
-        self._recuts = recuts
         self._link = place.link if place.link and place.link.towers > 1 else None
         where = place.device, place.threads
         if self._link is None:
             self._alone = Reader(alone, largest, *where)
             return
         self._first = Reader(first, largest_share(largest, self._link.towers), *where)
-        self._then = Reader(then, largest, *where)
+        self._then = None if then is None else Reader(then, largest, *where)
         self._none = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
 
     def read(self, steps: Sequence[_Step]) -> Iterator[Tensor]:
         if self._link is None:
             return self._alone.read(
-                Feed(step.paths, (*step.to_finish, *step.to_cut)) for step in steps
+                Feed(step.paths, (*step.to_cut, *step.to_finish)) for step in steps
             )
-        return self._then.read(self._gathered(steps, self._link))
+        gathered = self._gathered(steps, self._link)
+        if self._then is None:
+            return gathered
+        return self._then.read(
+            Feed((), (windows, *step.to_finish))
+            for windows, step in zip(gathered, steps, strict=True)
+        )
 
-    def _gathered(self, steps: Sequence[_Step], link: TowerLink) -> Iterator[Feed]:
+    def _gathered(self, steps: Sequence[_Step], link: TowerLink) -> Iterator[Tensor]:
+        """All windows of each step, of which this tower has cut its share."""
         owns = [share(len(step.paths), link.towers, link.tower) for step in steps]
         own_windows = self._first.read(
             Feed(
@@ -268,10 +283,15 @@ class _Input:
             for step, own in zip(steps, owns, strict=True)
             if own.size
         )
-        for step, own in zip(steps, owns, strict=True):
+        for own in owns:
             windows = next(own_windows) if own.size else self._none
-            gathered = gather_rows(windows, own, link, "input", "input")
-            yield Feed((), (gathered, *step.to_finish, *(step.to_cut if self._recuts else ())))
+            yield gather_rows(windows, own, link, "input", "input")
+
+
+def _centre(mean: Tensor, size: int) -> Tensor:
+    """[P, P, 3] → its centre [S, S, 3]."""
+    ((y, x, _),) = order.centre_view(len(mean), size).tolist()
+    return mean[y : y + size, x : x + size]
 
 
 def _batch(images: Tensor, split: Split, indices: npt.NDArray[np.int64], rows: Share) -> Batch:

@@ -1,8 +1,9 @@
 """The DALI side of the input: files are read, decoded, cropped and augmented ahead of use.
 
 DALI draws nothing and orders nothing here: it is fed paths and draws, batch by batch, by
-:mod:`.loaders`. Two graphs: ``cut`` makes uint8 windows of files, ``finish`` makes of them what the
-net reads; a process that decodes all its pictures by itself runs both as one.
+:mod:`.loaders`. Two graphs: ``cut`` makes uint8 windows of files, ``finish`` augments them; a
+process that decodes all its pictures by itself runs both as one. Pixels come last, as the net
+reads them.
 
 Legend: n pictures, S pixels a side of a window, P of the store.
 """
@@ -22,7 +23,7 @@ from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from alexnet2012.config import AugmentConfig, ConfigError, Decoder, RunError
+from alexnet2012.config import ConfigError, Decoder, RunError
 
 
 class Feed(NamedTuple):
@@ -117,23 +118,15 @@ class Reader:
         return pipe
 
 
-def augmented(
-    mean_image: npt.NDArray[np.float32],
-    augment: AugmentConfig,
-    size: int,
-    decoder: Decoder,
-    place: str,
-    source: Source,
-) -> Any:
-    """The pictures of files as they are trained on: float32 [3, S, S]."""
-    path, flip, minus_offset, divisor, yx = fn.external_source(
+def augmented(size: int, decoder: Decoder, place: str, source: Source) -> Any:
+    """Windows of files, flipped, less an offset a colour, divided: float32 [S, S, 3]."""
+    path, yx, *draws = fn.external_source(
         source,
         num_outputs=5,
-        dtype=[types.UINT8, types.INT32, types.FLOAT, types.FLOAT, types.INT32],
-        ndim=[1, 0, 1, 1, 1],
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
+        ndim=[1, 1, 0, 1, 1],
     )
-    crop = _window(_decoded(path, decoder, place), yx, size)
-    return _finished(mean_image, augment, size, place, crop, flip, minus_offset, divisor, yx)
+    return _finished(_window(_decoded(path, decoder, place), yx, size), *draws)
 
 
 def cut(size: int, decoder: Decoder, place: str, source: Source) -> Any:
@@ -144,23 +137,17 @@ def cut(size: int, decoder: Decoder, place: str, source: Source) -> Any:
     return _window(_decoded(path, decoder, place), yx, size)
 
 
-def finish(
-    mean_image: npt.NDArray[np.float32],
-    augment: AugmentConfig,
-    size: int,
-    place: str,
-    source: Source,
-) -> Any:
-    """What :func:`cut` made, as it is trained on: uint8 [S, S, 3] → float32 [3, S, S]."""
-    of_pictures, of_draws = _parted(source)
-    flip, minus_offset, divisor, *yx = fn.external_source(
+def finish(place: str, source: Source) -> Any:
+    """What :func:`cut` made, as :func:`augmented` makes it: uint8 → float32 [S, S, 3]."""
+    of_windows, of_draws = _parted(source)
+    draws = fn.external_source(
         of_draws,
-        num_outputs=3 + augment.mean_follows_crop,  # DALI warns of inputs that nobody reads
-        dtype=[types.INT32, types.FLOAT, types.FLOAT, types.INT32][: 3 + augment.mean_follows_crop],
-        ndim=[0, 1, 1, 1][: 3 + augment.mean_follows_crop],
+        num_outputs=3,
+        dtype=[types.INT32, types.FLOAT, types.FLOAT],
+        ndim=[0, 1, 1],
     )
-    crop = _pictures(of_pictures, place)
-    return _finished(mean_image, augment, size, place, crop, flip, minus_offset, divisor, *yx)
+    window = fn.external_source(of_windows, device=place, dtype=types.UINT8, ndim=3, layout="HWC")
+    return _finished(window, *draws)
 
 
 def whole(decoder: Decoder, place: str, source: Source) -> Any:
@@ -169,53 +156,16 @@ def whole(decoder: Decoder, place: str, source: Source) -> Any:
     return _decoded(path, decoder, place)
 
 
-def whole_centred(
-    mean_image: npt.NDArray[np.float32], decoder: Decoder, place: str, source: Source
-) -> Any:
-    """The pictures of files minus a mean image: float32 [3, P, P]."""
-    return _centred(mean_image, place, whole(decoder, place, source))
-
-
-def centre(mean_image: npt.NDArray[np.float32], place: str, source: Source) -> Any:
-    """What :func:`whole` made, minus a mean image: uint8 [P, P, 3] → float32 [3, P, P]."""
-    of_pictures, _ = _parted(source)
-    return _centred(mean_image, place, _pictures(of_pictures, place))
-
-
-def _pictures(source: Source, place: str) -> Any:
-    return fn.external_source(source, device=place, dtype=types.UINT8, ndim=3, layout="HWC")
-
-
-def _finished(
-    mean_image: npt.NDArray[np.float32],
-    augment: AugmentConfig,
-    size: int,
-    place: str,
-    crop: Any,
-    flip: Any,
-    minus_offset: Any,
-    divisor: Any,
-    yx: Any = None,
-) -> Any:
-    mean = types.Constant(mean_image, device=place)
-    if augment.mean_follows_crop:
-        # The mean is of the pixel's place in the picture: subtract, then flip.
-        centred = crop - _window(mean, yx, size)
-    else:
-        middle = [(len(mean_image) - size) // 2] * 2
-        centred = fn.flip(crop, horizontal=flip) - _window(mean, middle, size)
+def _finished(window: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
+    # One pass over the memory: DALI's arithmetic operators would each take another.
     return fn.crop_mirror_normalize(
-        fn.reinterpret(centred, layout="HWC"),
-        mirror=flip if augment.mean_follows_crop else 0,
+        window,
+        mirror=flip,
         mean=minus_offset,
         std=divisor,
-        output_layout="CHW",
+        output_layout="HWC",
         dtype=types.FLOAT,
     )
-
-
-def _centred(mean_image: npt.NDArray[np.float32], place: str, picture: Any) -> Any:
-    return fn.transpose(picture - types.Constant(mean_image, device=place), perm=[2, 0, 1])
 
 
 def _window(image: Any, start: Any, size: int) -> Any:
