@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from itertools import islice
 from multiprocessing import current_process, get_context, parent_process
@@ -190,7 +190,8 @@ def _in_order(jobs: Iterable[_Job], workers: int) -> Generator[tuple[_Job, _Done
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             for job in jobs:
-                waiting.append((job, pool.submit(_work, job)))
+                with _interrupts_held_back():  # a worker is started here, with what is held back
+                    waiting.append((job, pool.submit(_work, job)))
                 if len(waiting) > 2 * workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -204,9 +205,18 @@ def _in_order(jobs: Iterable[_Job], workers: int) -> Generator[tuple[_Job, _Done
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started within leave Ctrl-C to this one, from their first instruction on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """A worker leaves interrupts to its parent, and ends when the parent does, however it did."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker ends when its parent does, however it did."""
     parent = parent_process()
     assert parent is not None
 
