@@ -28,7 +28,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -141,6 +141,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
             start_method="spawn",
             monitor_interval=0.1,
             max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay
         )
         # torch's own reports of a failure are long and lack the cause; ours follows.
         logging.disable(logging.CRITICAL)

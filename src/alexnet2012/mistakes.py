@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.config import ConfigError, RunError
 
+SPEAKS = "ALEXNET2012_RANK_SPEAKS"
 EXIT_FAILURE = 1
 EXIT_MISTAKE = 2
 MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
@@ -30,7 +31,8 @@ MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
     """Call ``application``; what it raises becomes one line and an exit code.
 
-    Under torchrun every rank meets the same mistake; rank 0 alone says so.
+    Under torchrun every rank meets the same mistake at first; rank 0 alone says so. Once the ranks
+    have joined (:data:`SPEAKS` is set) whoever meets one says so.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_signal)  # so that what was begun is cleaned up
@@ -60,7 +62,7 @@ def end_interrupted(number: signal.Signals) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" or SPEAKS in os.environ:
         print(f"alexnet2012: {line}", file=sys.stderr)
     sys.exit(code)
 

@@ -24,7 +24,7 @@ from alexnet2012.launcher import (
     under_torchrun,
 )
 from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
-from alexnet2012.mistakes import exit_on_error
+from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet
 from alexnet2012.trainer import Trainer, check_run, is_finished
 
@@ -60,6 +60,7 @@ def torchrun_worker() -> None:
     if mesh.rank == 0:
         prepare_store(config)
     mesh.barrier()
+    os.environ[SPEAKS] = "1"  # from here on a rank may meet what the others do not
     train(config, run_dir, mesh)
     if mesh.rank == 0:
         print(f"run directory: {run_dir}")

@@ -214,3 +214,67 @@ def test_a_changed_archive_is_another_source(tmp_path: Path) -> None:
     assert identity(tmp_path / "a") == identity(tmp_path / "b" / "a")
     fake_ilsvrc2012(tmp_path / "b" / "a", val=30)
     assert identity(tmp_path / "a") != identity(tmp_path / "b" / "a")
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "..", "a" * 300, "cat"])
+def test_cifar10_class_names_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
+    fake_cifar10(tmp_path / "cifar-10-binary.tar.gz", per_batch=2)
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    names = ["cat", "dog", "owl", "cow", "pig", "hen", "bat", "rat", "elk", name]
+    (tmp_path / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(names))
+    with pytest.raises(ConfigError, match=r"a path|too long|9 classes"):
+        open_source(tmp_path / "cifar-10-batches-bin")
+
+
+def plain_archive(path: Path) -> list[int]:
+    """Twelve small members; returns where their headers are."""
+    with tarfile.open(path, "w") as tar:
+        for split in ("train", "val"):
+            for name in ("cat", "dog"):
+                for index in range(3):
+                    tar.addfile(plain_member(f"{split}/{name}/{index}.jpg"), io.BytesIO(b"abc"))
+    with tarfile.open(path) as tar:
+        return [member.offset for member in tar]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "wiped", "cut in a header", "cut after a member"])
+def test_an_archive_whose_headers_are_damaged_does_not_end_early(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "pets.tar"
+    headers = plain_archive(path)
+    whole = path.read_bytes()
+    assert len(list(open_source(path).entries("val"))) == 6
+    for at in headers[1:]:
+        if damage == "flipped":
+            data = whole[: at + 5] + bytes([whole[at + 5] ^ 4]) + whole[at + 6 :]
+        elif damage == "wiped":
+            data = whole[:at] + bytes(512) + whole[at + 512 :]
+        else:
+            data = whole[: at + (100 if damage == "cut in a header" else 0)]
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"again|is in (train|val)"):
+            list(open_source(path).entries("val"))
+
+
+def test_a_packed_archive_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    fake_imagenette(tmp_path / "pets.tgz", classes=2)
+    data = bytearray((tmp_path / "pets.tgz").read_bytes())
+    data[-8] ^= 1  # gzip's CRC-32 of everything
+    (tmp_path / "pets.tgz").write_bytes(data)
+    with pytest.raises(ConfigError, match="CRC"):
+        open_source(tmp_path / "pets.tgz")
+
+
+def test_a_member_that_would_fill_the_memory_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexnet2012.data import archives, source
+
+    fake_imagenette(tmp_path / "pets.tgz", classes=2)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(source, "MAX_FILE_BYTES", 100)
+    for entry in open_source(tmp_path / "pets.tgz").entries("train"):
+        with pytest.raises(ValueError, match="bytes are more than"):
+            entry.read()

@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from alexnet2012.config import ConfigError, OnReject, PrepareConfig
+from alexnet2012.config import ConfigError, OnReject, PrepareConfig, RunError
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.source import Entry
 from alexnet2012.data.store import Store
@@ -246,7 +246,7 @@ def test_a_failure_of_the_machine_drops_no_picture(
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(RunError, match=r"Input/output error; what is done is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
     failing = False
@@ -354,3 +354,44 @@ def test_photos_say_that_they_are_no_evidence(
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert str(tmp_path) not in (made.root / "manifest.json").read_text()
     assert (made.root / "rejects.jsonl").read_text() == ""
+
+
+def test_a_picture_that_vanishes_is_no_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    real = Entry.read
+
+    def read(entry: Entry) -> bytes:
+        Path(entry.path).unlink()  # a disk that has gone, for all that can be seen from here
+        return real(entry)
+
+    monkeypatch.setattr(Entry, "read", read)
+    with pytest.raises(RunError, match="No such file or directory; what is done is kept"):
+        prepare(settings(source, tmp_path / "store"), progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"PK\x03\x04 and no more", b"[1]"])
+def test_a_damaged_state_means_starting_over(
+    store: Store, source: Path, tmp_path: Path, damage: bytes
+) -> None:
+    work = tmp_path / ".store.partial"
+    (work / "store" / "train" / "cat").mkdir(parents=True)
+    (work / "store" / "train" / "cat" / "9999999.jpg").write_text("of before")
+    (work / "state.npz").write_bytes(damage)
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    assert content(made.root) == content(store.root)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_mean_image_of_another_kind_is_noticed(source: Path, tmp_path: Path) -> None:
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    for wrong in (np.full((32, 32, 3), np.nan, np.float32), np.zeros((3, 32, 32), np.float32)):
+        np.save(made.root / "mean_image.npy", wrong)
+        with pytest.raises(ConfigError, match="is damaged"):
+            Store.open(made.root)
+    np.savez(made.root / "mean_image.npz", a=np.zeros(3))
+    (made.root / "mean_image.npz").rename(made.root / "mean_image.npy")
+    with pytest.raises(ConfigError, match="is damaged"):
+        Store.open(made.root)

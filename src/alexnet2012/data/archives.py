@@ -7,18 +7,20 @@ compressed is read in passing. No name of a member becomes a path.
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from alexnet2012.data.folders import VAL_NAMES
 from alexnet2012.data.source import (
+    MAX_FILE_BYTES,
     PICTURE_SUFFIXES,
     Entry,
     Source,
@@ -39,18 +41,39 @@ def readable(path: Path | str) -> Iterator[None]:
     """Turn what a damaged archive raises into a user's error that names it."""
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         what = " ".join(str(error).split())
         remedy = f"cannot be read to its end ({what}); get it again from where it is published"
         raise source_error(path, remedy) from error
 
 
+class _StrictInfo(tarfile.TarInfo):
+    """A broken header is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (
+            tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+            tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+            tarfile.EmptyHeaderError,  # type: ignore[attr-defined]
+        ) as error:
+            raise tarfile.ReadError(f"broken header at byte {tar.offset}: {error}") from error
+
+
+def open_tar(path: Path | str, file: Any = None) -> tarfile.TarFile:
+    """A tar to read, packed or not; ``file`` where it is a part of another."""
+    return tarfile.open(path, fileobj=file, tarinfo=_StrictInfo)
+
+
 def members(tar: tarfile.TarFile, path: Path | str) -> Iterator[tarfile.TarInfo]:
-    """The files of an archive, without keeping a list of them.
+    """The files of an archive, without keeping a list of them, to its proper end.
 
     Raises:
         ConfigError: a member that is a link or a device, is absolute, or climbs out. Nothing here
             would follow it, but an archive of pictures has no use for it.
+        ConfigError: something stands after the end: a header was wiped out.
     """
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it has met
@@ -59,9 +82,15 @@ def members(tar: tarfile.TarFile, path: Path | str) -> Iterator[tarfile.TarInfo]
             continue
         if member.name.startswith("/") or ".." in parts:
             raise source_error(path, f"member {member.name!r} lies outside of it; do not use it")
-        if not member.isreg():
+        if not member.isreg() or member.issparse() or member.size < 0:
             raise source_error(path, f"member {member.name!r} is no plain file; do not use it")
         yield member
+    assert tar.fileobj is not None
+    while rest := tar.fileobj.read(1 << 20):  # to the end, where packed ones have their checksum
+        if rest.strip(b"\0"):
+            raise source_error(
+                path, "goes on after its end; get it again from where it is published"
+            )
 
 
 def is_plain(path: Path) -> bool:
@@ -78,7 +107,7 @@ def open_archive(path: Path) -> Source:
     found: dict[str, set[str]] = defaultdict(set)
     strays: list[str] = []
     total = 0
-    with readable(path), tarfile.open(path) as tar:
+    with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
             place = _place(member.name)
             if place is None:
@@ -94,7 +123,7 @@ def open_archive(path: Path) -> Source:
     labels = {name: label for label, name in enumerate(classes)}
 
     def entries(split: str) -> Iterator[Entry]:
-        with readable(path), tarfile.open(path) as tar:
+        with readable(path), open_tar(path) as tar:
             for member in members(tar, path):
                 place = _place(member.name)
                 if place is not None and place[0] == folders[split]:
@@ -112,7 +141,7 @@ def open_archive(path: Path) -> Source:
 
 def entry(tar: tarfile.TarFile, path: Path, member: tarfile.TarInfo, label: int) -> Entry:
     """A picture of an archive: its place where it can be read there, else its bytes."""
-    if is_plain(path):
+    if is_plain(path) or member.size > MAX_FILE_BYTES:  # which is refused when it is to be read
         return Entry(member.name, label, str(path), member.offset_data, member.size)
     return Entry(member.name, label, data=_content(tar, member))
 
@@ -135,8 +164,9 @@ def open_cifar10(path: Path) -> Source:
         if sizes.get(name, 0) == 0 or sizes[name] % _CIFAR_RECORD:
             remedy = f"{name} is not there, or no whole number of {_CIFAR_RECORD} byte records"
             raise source_error(path, remedy)
-    if len(classes) != 10:
-        raise source_error(path, f"batches.meta.txt names {len(classes)} classes, not 10")
+    if len(set(classes)) != 10 or len(classes) != 10:
+        raise source_error(path, f"batches.meta.txt names {len(set(classes))} classes, not 10")
+    check_classes(path, set(classes), set(classes), "classes")
     # Class folders of a store are sorted; CIFAR-10's own order is alphabetical.
     labels = [sorted(classes).index(name) for name in classes]
 
@@ -178,7 +208,7 @@ def _cifar_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 with open(path / name, "rb") as file:
                     yield name, file
         return
-    with readable(path), tarfile.open(path) as tar:
+    with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
             name = PurePosixPath(member.name).name
             if name in names:  # one batch at a time, 30 MB

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ from typing import IO, NamedTuple
 
 from scipy.io import loadmat
 
-from alexnet2012.data.archives import entry, members, readable
+from alexnet2012.data.archives import entry, members, open_tar, readable
 from alexnet2012.data.source import Entry, Source, check_classes, source_error
 
 
@@ -107,7 +106,7 @@ class _Place(NamedTuple):
 
 def _read_devkit(path: Path) -> _Kit:
     content: dict[str, bytes] = {}
-    with readable(path), tarfile.open(path) as tar:
+    with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
             name = PurePosixPath(member.name).name
             if name == "meta.mat" or name.endswith("validation_ground_truth.txt"):
@@ -141,10 +140,12 @@ def _read_meta(mat: bytes) -> tuple[dict[str, str], dict[int, str]]:
 def _class_tars(train: Path) -> dict[str, _Place]:
     """Where each class's tar lies in the training tar."""
     places = {}
-    with readable(train), tarfile.open(train, "r:") as tar:
+    with readable(train), open_tar(train) as tar:
         for member in members(tar, train):
             if member.name.endswith(".tar"):
                 wnid = PurePosixPath(member.name).stem
+                if wnid in places:
+                    raise source_error(train, f"has {member.name} twice; get it again")
                 places[wnid] = _Place(member.offset_data, member.size)
     return places
 
@@ -152,7 +153,7 @@ def _class_tars(train: Path) -> dict[str, _Place]:
 def _train_entries(path: Path, class_tars: list[_Place]) -> Iterator[Entry]:
     with readable(path), open(path, "rb") as file:
         for label, place in enumerate(class_tars):
-            with tarfile.open(fileobj=_Part(file, place), mode="r:") as tar:
+            with open_tar(path, _Part(file, place)) as tar:
                 for member in members(tar, path):
                     offset = place.offset + member.offset_data
                     yield Entry(member.name, label, str(path), offset, member.size)
@@ -163,14 +164,14 @@ def _patches(path: Path) -> dict[str, Entry]:
     if not path.is_file():
         return {}
     found = {}
-    with readable(path), tarfile.open(path, "r:") as tar:
+    with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
             found["/".join(PurePosixPath(member.name).parts[-2:])] = entry(tar, path, member, -1)
     return found
 
 
 def _val_entries(path: Path, labels: list[int]) -> Iterator[Entry]:
-    with readable(path), tarfile.open(path, "r:") as tar:
+    with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
             found = re.search(r"_(\d+)\.JPEG$", member.name)
             number = int(found[1]) if found else 0
@@ -180,7 +181,7 @@ def _val_entries(path: Path, labels: list[int]) -> Iterator[Entry]:
 
 
 def _count(path: Path) -> int:
-    with readable(path), tarfile.open(path, "r:") as tar:
+    with readable(path), open_tar(path) as tar:
         return sum(1 for _ in members(tar, path))
 
 

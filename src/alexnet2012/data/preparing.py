@@ -41,8 +41,6 @@ from alexnet2012.data.tally import Outcome, Tally
 
 _FORMAT = 2  # of the layout on disk
 _PICTURES_PER_JOB = 64
-# What is wrong with one file; any other failure to read is the machine's, and must not drop it.
-_OF_THE_FILE = (ENOENT, EACCES, EPERM, EISDIR, ELOOP)
 
 
 def prepare(config: PrepareConfig, progress: bool = True) -> Store:
@@ -65,19 +63,27 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
     root = Path(config.store).expanduser().absolute()
     settings = {"format": _FORMAT, "size": config.size, "quality": config.quality}
     settings |= source_identity(config)
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        return _existing(root, settings)
-    root.parent.mkdir(parents=True, exist_ok=True)
     work = root.parent / f".{root.name}.partial"
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        found = _existing(root, settings)
+        shutil.rmtree(work, ignore_errors=True)  # of one that was killed when it was all but done
+        return found
+    if root.is_mount() or root.is_symlink():
+        raise ConfigError("data.store", root, "is a mount point or a link; give a folder within it")
+    root.parent.mkdir(parents=True, exist_ok=True)
     with locked(root.parent / f".{root.name}.lock"):
         if (root / "manifest.json").is_file():
             return _existing(root, settings)  # somebody else has made it meanwhile
-        try:
-            with opened_source(config, work / "photos", progress) as source:
+        with opened_source(config, work / "photos", progress) as source:
+            try:
                 summary = _fill(work, source, config, settings, progress)
-        except ConfigError:
-            shutil.rmtree(work, ignore_errors=True)  # what is mended will be another source
-            raise
+            except ConfigError:
+                shutil.rmtree(work, ignore_errors=True)  # what is mended will be another source
+                raise
+            except OSError as error:
+                remedy = "what is done is kept, and the same command goes on from there"
+                where = error.filename or root
+                raise RunError(f"{where}: {error.strerror or error}; {remedy}") from error
         os.sync()  # a store of hours should outlast a power cut
         os.replace(work / "store", root)
         shutil.rmtree(work, ignore_errors=True)
@@ -122,7 +128,7 @@ def _work(job: _Job) -> _Done:
             bytes_read += len(data)
             stored = store_picture(data, job.size, job.quality)
         except OSError as error:
-            if error.errno not in _OF_THE_FILE:
+            if not _is_of_the_file(error, entry):
                 raise
             outcomes.append(Outcome(reason=str(error.strerror)))
             continue
@@ -136,6 +142,15 @@ def _work(job: _Job) -> _Done:
             sums += stored.pixels
             products += sum_of_products(stored.pixels)
     return _Done(outcomes, bytes_read, sums, products)
+
+
+def _is_of_the_file(error: OSError, entry: Entry) -> bool:
+    """Whether it is this file that is wrong; any other failure must not drop a picture."""
+    if entry.size >= 0:  # a part of an archive
+        return False
+    if error.errno == ENOENT:  # a link to nowhere, not a disk that has gone
+        return Path(entry.path).is_symlink()
+    return error.errno in (EACCES, EPERM, EISDIR, ELOOP)
 
 
 def _fill(

@@ -19,6 +19,9 @@ PICTURE_SUFFIXES = frozenset(
 MAX_FILE_BYTES = 256 * 2**20  # no picture; reading it whole would take a worker's memory
 
 
+_MAX_NAME_BYTES = 255  # of usual file systems
+
+
 class Entry(NamedTuple):
     """One picture: what it is called, its class, and where its bytes are."""
 
@@ -73,10 +76,12 @@ def check_classes(where: Path | str, train: set[str], val: set[str], named: str)
         ConfigError: names the first class at fault.
     """
     for name in sorted(train | val):
-        # Class names stand in tab-separated lists and on screens.
-        if not name.isprintable():
-            remedy = f"class {name!r} has an unprintable character; rename it"
+        # Class names become folders of the store, and stand in lists and on screens.
+        if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+            remedy = f"class {name!r} is empty, a path, or has an unprintable character; rename it"
             raise source_error(where, remedy)
+        if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+            raise source_error(where, f"class {name[:40]}… has a name too long for a folder")
     for here, missing, there in (("train", train - val, "val"), ("val", val - train, "train")):
         if missing:
             remedy = f"class {min(missing)} is in {here} but not in {there}; both need every class"

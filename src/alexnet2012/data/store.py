@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -67,11 +68,24 @@ class Store:
                 description=manifest["description"],
             )
             listed = fingerprint(root)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            BadZipFile,
+        ) as error:
             remedy = f"is damaged ({error}); remove it and {make}"
             raise ConfigError("data.store", root, remedy) from error
         side = store.size
-        if listed != store.fingerprint or store.mean_image.shape != (side, side, 3):
+        if (
+            listed != store.fingerprint
+            or getattr(store.mean_image, "shape", None) != (side, side, 3)
+            or not np.isfinite(store.mean_image).all()
+            or store.rgb_covariance.shape != (3, 3)
+        ):
             remedy = f"is damaged (its parts do not belong together); remove it and {make}"
             raise ConfigError("data.store", root, remedy)
         return store

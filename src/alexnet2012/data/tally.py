@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,10 @@ class Tally:
             with np.load(work / _STATE, allow_pickle=False) as saved:
                 state = State(**json.loads(saved["state"].tobytes()))
                 sums, products = saved["sums"], saved["products"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
+                lists = {name: (work / "store" / name).stat().st_size for name in _LISTS}
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile):
+            return None
+        if any(lists[name] < state.lengths[name] for name in _LISTS):
             return None
         if (state.settings, state.versions) != (settings, _versions()):
             return None
@@ -173,7 +177,7 @@ class Tally:
             "fingerprint": fingerprint(self.root),
             "versions": self.state.versions,
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(manifest, indent=1) + "\n"
         (self.root / "manifest.json").write_text(text, encoding="utf-8")
         classes = len(self._source.classes)
         summary = f"{train:,} training and {val:,} validation pictures of {classes:,} classes"
