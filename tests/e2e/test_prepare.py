@@ -66,7 +66,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def left_of_session(session: int, patience_s: float = 10) -> list[int]:
+def left_of_session(session: int, patience_s: float = 60) -> list[int]:
     """Processes that a program has left behind."""
     deadline = time.monotonic() + patience_s
     while (found := alive_in_session(session)) and time.monotonic() < deadline:
@@ -120,7 +120,7 @@ def test_an_interrupted_preparation_says_so_and_leaves_no_process(
         time.sleep(0.02)
         assert running.poll() is None
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-    _, err = running.communicate(timeout=30)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 130
     assert err.count("\n") == 1
     assert "interrupted" in err
