@@ -124,8 +124,10 @@ def kill(folder: Path, trials: int) -> dict[str, Any]:
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         running.wait()
-        time.sleep(1)
-        found["left_processes"] += sum(alive(process) for process in processes)
+        deadline = time.monotonic() + 10
+        while any(map(alive, processes)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        found["left_processes"] += sum(map(alive, processes))
         found["taken_up"] += (folder / f".{store.name}.partial" / "state.npz").exists()
         assert start(source, store).wait() == 0
         found["same"] += digests(store) == expected

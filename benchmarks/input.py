@@ -1,0 +1,425 @@
+"""How fast is the input, against what one would otherwise use?
+
+    python benchmarks/input.py [pictures=2000] [rounds=3] [seconds=8]
+
+Arms take turns, each in a fresh process, with the same pictures, crops, flips and lighting, two
+workers or threads, and files in the page cache. Prints images/s and ratios to a DataLoader with
+Pillow, and writes results/input.json with how far the augmented pictures are from Pillow's.
+
+Legend: S pixels a side of the input, P of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import PrepareConfig
+from alexnet2012.data import order
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.store import Split, Store
+
+S, P, BATCH, WORKERS, SEED = 224, 256, 128, 2, 0
+AUGMENT = load_recipe("paper").augment
+STORE, ORIGINALS = "store", "originals"
+# Photographs of scikit-image that are sharp at 500 × 375: at this quality a file is as large as
+# one of ImageNet's, 110 kB in the mean.
+PHOTOS = ["astronaut.png", "coffee.png", "grass.png", "gravel.png"]
+PHOTOS += ["hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png"]
+WIDTH, HEIGHT, QUALITY = 500, 375, 96
+WARM_UP_BATCHES, MEMORY_BATCHES, COMPARED = 4, 6, 16
+MOST_PER_S = 8000  # more than any arm reads: no epoch ends while the clock runs
+
+
+class Pictures:
+    """The pictures, listed many times over, and what TrainLoader draws for them in epoch 0."""
+
+    def __init__(self, folder: Path, source: str, at_least: int) -> None:
+        self.store = Store.open(folder / STORE)
+        split = self.store.split("train")
+        times = at_least // len(split.labels) + 1
+        self.split = Split(split.paths * times, np.tile(split.labels, times))
+        self._listed = split.paths * times
+        if source == ORIGINALS:
+            # The fourth column is the name that a picture had before it was prepared.
+            lines = (folder / STORE / "train.tsv").read_text(encoding="utf-8").splitlines()
+            names = [json.loads(line.split("\t")[3]) for line in lines]
+            self._listed = tuple(f"{folder / ORIGINALS}/{name}" for name in names) * times
+
+    def draw(self) -> None:
+        """Apart from the rest: every loader does this, so it belongs to its first batch."""
+        count = len(self.split.labels)
+        self.paths = [self._listed[index] for index in order.epoch_order(count, SEED, 0)]
+        draws = order.draws(AUGMENT, count, P - S, SEED, 0)
+        basis = order.lighting_basis(self.store.rgb_covariance, AUGMENT.lighting_scale)
+        self.yx, self.flip = draws.crop_yx, draws.flip  # corners in the square of P × P
+        self.offsets = (draws.alpha @ basis.T).astype(np.float32)  # grey levels
+
+
+def ours(pictures: Pictures) -> Iterator[Tensor]:
+    from alexnet2012.data.loaders import Place, TrainLoader
+
+    sizes = {"input_size": S, "batch_size": BATCH, "seed": SEED}
+    place = Place(threads=WORKERS)
+    loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **sizes, place=place)
+    return (batch.images for batch in loader.epoch(0))
+
+
+class CarefulDataset(Dataset[Tensor]):
+    """Pillow and NumPy with care: only what is kept is converted, and float32 is written once."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        pictures.draw()
+        self.pictures = pictures
+        self.mean = np.ascontiguousarray(pictures.store.mean_image.transpose(2, 0, 1))
+
+    def __len__(self) -> int:
+        return len(self.pictures.paths)
+
+    def __getitem__(self, at: int) -> Tensor:
+        y, x = self.pictures.yx[at].tolist()
+        with Image.open(self.pictures.paths[at]) as picture:
+            crop = np.asarray(self.crop(picture, y, x)).transpose(2, 0, 1)
+        mean = self.mean[:, y : y + S, x : x + S]
+        if self.pictures.flip[at]:
+            crop, mean = crop[..., ::-1], mean[..., ::-1]
+        image = np.empty((3, S, S), np.float32)
+        np.subtract(crop, mean, out=image)
+        image += self.pictures.offsets[at][:, None, None]
+        return torch.from_numpy(image)
+
+    def crop(self, picture: Image.Image, y: int, x: int) -> Image.Image:
+        return picture.crop((x, y, x + S, y + S))
+
+
+class CarefulOriginals(CarefulDataset):
+    def crop(self, picture: Image.Image, y: int, x: int) -> Image.Image:
+        """The same crop of the centre square: only what is kept is resized."""
+        scale = min(picture.size) / P
+        left = (picture.width - P * scale) / 2 + x * scale
+        top = (picture.height - P * scale) / 2 + y * scale
+        box = (left, top, left + S * scale, top + S * scale)
+        return picture.resize((S, S), Image.Resampling.BILINEAR, box=box)
+
+
+class TensorDataset(CarefulDataset):
+    """As torchvision's reference training does it: PILToTensor, then all else on tensors."""
+
+    def __getitem__(self, at: int) -> Tensor:
+        with open(self.pictures.paths[at], "rb") as file:
+            picture = Image.open(file).convert("RGB")
+        image = torch.from_numpy(np.array(picture, copy=True)).permute(2, 0, 1)
+        y, x = self.pictures.yx[at].tolist()
+        window = (slice(None), slice(y, y + S), slice(x, x + S))
+        image = image[window].to(torch.float32) - torch.from_numpy(self.mean)[window]
+        if self.pictures.flip[at]:
+            image = image.flip(-1)
+        return image + torch.from_numpy(self.pictures.offsets[at])[:, None, None]
+
+
+def data_loader(dataset: type[CarefulDataset], pictures: Pictures) -> Iterator[Tensor]:
+    # Forked is what workers are on Linux, except within a process that was itself spawned.
+    fork = get_context("fork")
+    loader = DataLoader(dataset(pictures), BATCH, num_workers=WORKERS, multiprocessing_context=fork)
+    return iter(loader)
+
+
+def simplejpeg_decoding(pictures: Pictures) -> Iterator[Any]:
+    """In threads, as simplejpeg decodes outside Python's lock; two batches under way."""
+    pictures.draw()
+    paths, part = pictures.paths, BATCH // WORKERS
+
+    def decoded(start: int) -> list[npt.NDArray[np.uint8]]:
+        files = (Path(path) for path in paths[start : start + part])
+        return [simplejpeg.decode_jpeg(file.read_bytes()) for file in files]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        starts = iter(range(0, len(paths), part))
+        parts = deque(pool.submit(decoded, next(starts)) for _ in range(2 * WORKERS))
+        while True:
+            batch = []
+            for _ in range(WORKERS):
+                batch += parts.popleft().result()
+                parts.append(pool.submit(decoded, next(starts)))
+            yield batch
+
+
+def dali(graph: Callable[..., Any], pictures: Pictures) -> Iterator[Any]:
+    from nvidia.dali import Pipeline, fn, types
+
+    pictures.draw()
+    starts = iter(range(0, len(pictures.paths), BATCH))
+    kinds, ndim = [types.UINT8, types.INT32, types.INT32, types.FLOAT], [1, 1, 0, 1]
+    inputs = 1 if graph is decoding else 4
+
+    def feed() -> list[Any]:
+        start = next(starts)
+        rows = slice(start, start + BATCH)
+        paths = [np.frombuffer(os.fsencode(path), np.uint8) for path in pictures.paths[rows]]
+        flip = pictures.flip[rows].astype(np.int32)
+        return [paths, pictures.yx[rows], flip, -pictures.offsets[rows]][:inputs]
+
+    pipe = Pipeline(BATCH, WORKERS, device_id=None, prefetch_queue_depth=2, exec_dynamic=True)
+    with pipe:
+        path, *drawn = fn.external_source(
+            feed, num_outputs=inputs, dtype=kinds[:inputs], ndim=ndim[:inputs]
+        )
+        pipe.set_outputs(graph(pictures.store, fn.io.file.read(path), *drawn))
+    pipe.build()
+    while True:
+        (output,) = pipe.run()
+        yield output if graph is decoding else torch.from_dlpack(output.as_tensor())
+
+
+def decoding(store: Store, jpeg: Any) -> Any:
+    from nvidia.dali import fn
+
+    return fn.decoders.image(jpeg)
+
+
+def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: Any) -> Any:
+    """As Pillow does it, but decodes only the part that the crop is made of."""
+    from nvidia.dali import fn, math, types
+
+    height_width = fn.cast(fn.peek_image_shape(jpeg)[:2], dtype=types.FLOAT)
+    short = fn.reductions.min(height_width)
+    scale = short / float(P)
+    start = (height_width - short) / 2.0 + yx * scale
+    end = start + scale * float(S)
+    # The filter reaches one pixel of the result, which is ``scale`` of the original, outside.
+    first = math.max(math.floor(start - scale - 1.0), 0.0)
+    last = math.min(math.ceil(end + scale + 1.0), height_width)
+    corners = {"start": first, "end": last}
+    corners = {name: fn.cast(corner, dtype=types.INT32) for name, corner in corners.items()}
+    part = fn.decoders.image_slice(jpeg, axes=(0, 1), **corners)
+    window = {"size": [S, S], "roi_start": start - first, "roi_end": end - first}
+    crop = fn.resize(part, interp_type=types.INTERP_TRIANGULAR, **window)
+    mean = fn.slice(types.Constant(store.mean_image), start=yx, shape=[S, S], axes=(0, 1))
+    return fn.crop_mirror_normalize(
+        fn.reinterpret(crop - mean, layout="HWC"),
+        mirror=flip,
+        mean=minus_offset,
+        std=[1.0] * 3,
+        output_layout="CHW",
+        dtype=types.FLOAT,
+    )
+
+
+class Arm(NamedTuple):
+    source: str
+    batches: Callable[[Pictures], Iterator[Any]]
+    needs: str = "torch"  # imported before the clock starts, and only by arms that use it
+
+
+DALI = "nvidia.dali.fn"
+PLAIN = {STORE: "DataLoader + Pillow", ORIGINALS: "originals: DataLoader + Pillow"}
+ARMS = {
+    "ours": Arm(STORE, ours, "alexnet2012.data.loaders"),
+    PLAIN[STORE]: Arm(STORE, partial(data_loader, CarefulDataset)),
+    "DataLoader + tensors": Arm(STORE, partial(data_loader, TensorDataset)),
+    "decoding alone, simplejpeg": Arm(STORE, simplejpeg_decoding),
+    "decoding alone, DALI": Arm(STORE, partial(dali, decoding), DALI),
+    "originals: DALI": Arm(ORIGINALS, partial(dali, from_originals), DALI),
+    PLAIN[ORIGINALS]: Arm(ORIGINALS, partial(data_loader, CarefulOriginals)),
+    "originals: decoding alone, simplejpeg": Arm(ORIGINALS, simplejpeg_decoding),
+}
+
+
+class Measured(NamedTuple):
+    images_per_s: float
+    cpu_ms: float  # an image, of the process and its children: steadier on a shared machine
+    first_batch_s: float  # from nothing built in a process that has imported
+    memory_mib: float
+    sample: npt.NDArray[np.float32] | None  # [COMPARED, 3, S, S]
+
+
+def run_apart(name: str, folder: Path, seconds: float) -> Measured:
+    """An arm in a process of its own: what it does to its memory must not help the next."""
+    spawn = get_context("spawn")
+    answer, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=time_arm, args=(name, folder, seconds, sender))
+    process.start()
+    sender.close()  # here, so that an arm that dies ends the wait
+    measured: Measured = answer.recv()
+    process.join()
+    return measured
+
+
+def time_arm(name: str, folder: Path, seconds: float, answer: Connection) -> None:
+    arm = ARMS[name]
+    import_module(arm.needs)
+    pictures = Pictures(folder, arm.source, int(MOST_PER_S * (seconds + 2)))
+    began = time.perf_counter()
+    batches = arm.batches(pictures)
+    first = next(batches)
+    first_batch_s = time.perf_counter() - began
+    sample = first[:COMPARED].numpy().copy() if isinstance(first, Tensor) else None
+    del first
+    for _ in range(WARM_UP_BATCHES):
+        next(batches)
+    processes = family(os.getpid())
+    cpu_before, began, done = sum(map(cpu_s, processes)), time.perf_counter(), 0
+    # Batches of two workers come in pairs.
+    while time.perf_counter() < began + seconds or done % WORKERS:
+        next(batches)
+        done += 1
+    images_per_s = BATCH * done / (time.perf_counter() - began)
+    cpu_ms = 1000 * (sum(map(cpu_s, processes)) - cpu_before) / (BATCH * done)
+    memory_mib = []
+    for _ in range(MEMORY_BATCHES):
+        next(batches)
+        memory_mib.append(sum(map(pss_mib, processes)))
+    answer.send(Measured(images_per_s, cpu_ms, first_batch_s, max(memory_mib), sample))
+
+
+def family(process: int) -> list[int]:
+    """A process and all that descend from it."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [process, *(one for child in children for one in family(child))]
+
+
+def cpu_s(process: int) -> float:
+    after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    user, system = int(after_name[11]), int(after_name[12])
+    return (user + system) / os.sysconf("SC_CLK_TCK")
+
+
+def pss_mib(process: int) -> float:
+    """Memory in use, with what processes share divided between them (PSS)."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def write_originals(root: Path, count: int) -> None:
+    """``count`` pictures for training, and of each class one for validation."""
+    spec = find_spec("skimage")
+    assert spec is not None and spec.submodule_search_locations, "scikit-image is missing"
+    data = Path(spec.submodule_search_locations[0], "data")
+    photos = [Image.open(data / file).convert("RGB") for file in PHOTOS]
+
+    def write(index: int) -> None:
+        rng, which = order.stream(SEED, "benchmark pictures", index), index % len(PHOTOS)
+        left, top = rng.integers(np.array(photos[which].size) - (WIDTH, HEIGHT) + 1).tolist()
+        # Each picture with a cast of its own, for grey photographs have no colour to decode.
+        contrast, brightness = rng.uniform(0.8, 1.2, (3, 1)), rng.uniform(-20, 20, (3, 1))
+        table = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
+        levels = np.clip(np.rint(table), 0, 255).astype(int).ravel().tolist()
+        picture = photos[which].crop((left, top, left + WIDTH, top + HEIGHT)).point(levels)
+        to = root / ("train" if index < count else "val") / Path(PHOTOS[which]).stem
+        to.mkdir(parents=True, exist_ok=True)
+        picture.save(to / f"{index:06d}.jpg", quality=QUALITY, subsampling="4:2:0")
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(write, range(count + len(PHOTOS))))
+
+
+def mean_file_kb(root: Path) -> float:
+    """Of the training pictures; reading them brings them into the page cache."""
+    return statistics.mean(len(path.read_bytes()) for path in root.glob("train/*/*")) / 1000
+
+
+def summary(name: str, measured: dict[str, list[Measured]]) -> dict[str, Any]:
+    mine, plain = measured[name], measured[PLAIN[ARMS[name].source]]
+    ratios = [m.images_per_s / p.images_per_s for m, p in zip(mine, plain, strict=True)]
+    cpu_ratios = [p.cpu_ms / m.cpu_ms for m, p in zip(mine, plain, strict=True)]
+    rate = statistics.median(m.images_per_s for m in mine)
+    row: dict[str, Any] = {
+        "arm": name,
+        "images_per_s": rate,
+        "images_per_s_per_core": rate / WORKERS,
+        "ratio_to_plain": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "cpu_ms_per_image": statistics.median(m.cpu_ms for m in mine),
+        "cpu_ratio_to_plain": statistics.median(cpu_ratios),
+        "cpu_ratio_range": [min(cpu_ratios), max(cpu_ratios)],
+        "memory_mib": max(m.memory_mib for m in mine),
+        "first_batch_s": statistics.median(m.first_batch_s for m in mine),
+    }
+    if mine[0].sample is not None and plain[0].sample is not None:
+        away = np.abs(mine[0].sample - plain[0].sample)
+        row["grey_levels_from_plain"] = {"mean": float(away.mean()), "max": float(away.max())}
+    return row
+
+
+def main() -> None:
+    given = dict(word.split("=") for word in sys.argv[1:])
+    pictures, rounds = int(given.get("pictures", 2000)), int(given.get("rounds", 3))
+    seconds, load_before = float(given.get("seconds", 8)), os.getloadavg()[0]
+    measured: dict[str, list[Measured]] = {name: [] for name in ARMS}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_originals(folder / ORIGINALS, pictures)
+        prepare(PrepareConfig(f"{folder / ORIGINALS}", f"{folder / STORE}", P), progress=False)
+        sizes_kb = {source: mean_file_kb(folder / source) for source in (STORE, ORIGINALS)}
+        for _ in range(rounds):
+            for name in ARMS:
+                measured[name].append(run_apart(name, folder, seconds))
+    rows = [summary(name, measured) for name in ARMS]
+    table = Table(title=f"Input, {WORKERS} workers or threads, batch {BATCH}, median of {rounds}")
+    columns = {
+        "": "{arm}",
+        "images/s": "{images_per_s:.0f}",
+        "a core": "{images_per_s_per_core:.0f}",
+        "ratio": "{ratio_to_plain:.2f}",
+        "range": "{ratio_range[0]:.2f}-{ratio_range[1]:.2f}",
+        "CPU ms": "{cpu_ms_per_image:.2f}",
+        "ratio of CPU": "{cpu_ratio_to_plain:.2f}",
+        "MiB": "{memory_mib:.0f}",
+        "first s": "{first_batch_s:.2f}",
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*(form.format(**row) for form in columns.values()))
+    Console().print(table)
+    packages = ("torch", "nvidia-dali-cuda130", "pillow", "simplejpeg", "numpy")
+    result = {
+        "question": "images/s of the input, and of what one would otherwise use",
+        "command": "python benchmarks/input.py " + " ".join(sys.argv[1:]),
+        "batch": BATCH,
+        "workers": WORKERS,
+        "rounds": rounds,
+        "pictures": pictures,
+        "mean_file_kb": sizes_kb,
+        "files": "in the page cache",
+        "memory": "PSS of the process and its children after each of some batches, clock stopped",
+        "load_before": load_before,
+        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "rows": rows,
+    }
+    out = Path(__file__).parent / "results" / "input.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
