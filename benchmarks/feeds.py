@@ -24,7 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.config import Feed, PrepareConfig
+from alexnet2012.choices import Feed
+from alexnet2012.config import PrepareConfig
 from alexnet2012.data.preparing import prepare
 
 FEEDS = [feed.value for feed in Feed]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from alexnet2012.choices import NAMED_SOURCES, ScheduleKind
 from alexnet2012.config import (
-    NAMED_SOURCES,
     ConfigError,
     DataConfig,
     EvaluateConfig,
@@ -20,7 +20,6 @@ from alexnet2012.config import (
     PrepareConfig,
     RecipeConfig,
     ReproduceConfig,
-    ScheduleKind,
     TrainConfig,
 )
 

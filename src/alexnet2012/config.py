@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
+
+from alexnet2012.choices import (
+    Activation,
+    Decoder,
+    Device,
+    Feed,
+    LightingScale,
+    OnReject,
+    Precision,
+    ScheduleKind,
+    Step,
+    WandbMode,
+)
 
 
 class ConfigError(ValueError):
@@ -64,90 +76,6 @@ def ranged(
 ) -> Any:
     """A field of a configuration whose numbers are checked."""
     return field(default=default, metadata={"range": Range(low, high, above, below)})
-
-
-class Activation(Enum):
-    """Non-linearity after every layer but the last."""
-
-    relu = "relu"
-    tanh = "tanh"
-
-
-class Step(Enum):
-    """What follows a convolution."""
-
-    activation = "activation"
-    lrn = "lrn"
-    spatial_norm = "spatial_norm"
-    max_pool = "max_pool"
-    average_pool = "average_pool"
-
-
-class LightingScale(Enum):
-    """What multiplies the random α of the PCA lighting, along each principal colour.
-
-    ``eigenvalues`` reads the paper literally, with pixels in [0, 1]; on the 0-255 scale the
-    same formula would add noise of a thousand grey levels.
-    """
-
-    eigenvalues = "eigenvalues"
-    standard_deviations = "standard_deviations"
-
-
-class Precision(Enum):
-    """Type of weights, activations and updates."""
-
-    fp32 = "fp32"
-    fp64 = "fp64"
-
-
-class ScheduleKind(Enum):
-    """How the learning rate falls: on the validation error, or at given epochs."""
-
-    plateau = "plateau"
-    fixed = "fixed"
-
-
-class WandbMode(Enum):
-    """Where Weights & Biases records go; ``offline`` needs no account."""
-
-    offline = "offline"
-    online = "online"
-    disabled = "disabled"
-
-
-# Sources that need no path: made from a package, or downloaded.
-NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
-
-
-class Feed(Enum):
-    """How the towers of a net come by the same pictures: each decodes all, or each its share."""
-
-    duplicate = "duplicate"
-    split = "split"
-
-
-class Decoder(Enum):
-    """Where JPEGs are decoded; ``auto`` is the device of the mesh."""
-
-    auto = "auto"
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class OnReject(Enum):
-    """What a picture that cannot be used does to a preparation: listed, or its end."""
-
-    skip = "skip"
-    fail = "fail"
-
-
-class Device(Enum):
-    """Where the towers compute; ``auto`` takes CUDA where there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 @dataclass

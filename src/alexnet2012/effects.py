@@ -28,7 +28,6 @@ BASE = "none"
 METRICS = ("top1_error_pct", "top5_error_pct", "train_error_pct")
 # What an ablation, its seed, or the machine may change; all else must be alike in a sweep.
 _MAY_DIFFER = ("recipe", "seed", "mesh", "tracking")
-_FULL = {"width": 1.0, "input_size": 224, "epochs": 90}
 
 
 @dataclass(frozen=True)
@@ -111,20 +110,6 @@ def effect_measurements(
         if len(chosen) == len(claim.effect.arms):
             measurements.append(_measurement(claim, chosen, scale, caveat, command))
     return measurements
-
-
-def scale_of(runs: dict[str, dict[int, Result]], classes: int) -> Scale:
-    """Full where net, input, training and classes are the paper's."""
-    settings = next(iter(runs[BASE].values())).settings
-    whole = (
-        settings["model"]["width"] == _FULL["width"]
-        and settings["model"]["input_size"] == _FULL["input_size"]
-        and settings["schedule"]["epochs"] >= _FULL["epochs"]
-        and settings["max_steps"] is None
-        and settings["data"]["limit"] is None
-        and classes == 1000
-    )
-    return Scale.full if whole else Scale.reduced
 
 
 def described(runs: dict[str, dict[int, Result]]) -> str:

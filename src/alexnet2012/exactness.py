@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.checks import load_recipe
-from alexnet2012.config import Device, ModelConfig
+from alexnet2012.choices import Device
+from alexnet2012.config import ModelConfig
 from alexnet2012.mesh import close_mesh, init_mesh, single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from alexnet2012.checks import check_world_size
-from alexnet2012.config import ConfigError, Device, RunError
+from alexnet2012.choices import Device
+from alexnet2012.config import ConfigError, RunError
 
 log = logging.getLogger("alexnet2012")
 

@@ -14,21 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012.checks import check_recipe, load_recipe, scaled
+from alexnet2012.choices import Activation, Precision, Step
 from alexnet2012.collectives import (
     TowerLink,
     all_gather_to_replicated,
     all_gather_to_sharded,
     gather_rows,
 )
-from alexnet2012.config import (
-    Activation,
-    ConfigError,
-    ConvConfig,
-    ModelConfig,
-    Precision,
-    RecipeConfig,
-    Step,
-)
+from alexnet2012.config import ConfigError, ConvConfig, ModelConfig, RecipeConfig
 from alexnet2012.layers import (
     ColumnParallel,
     ColumnParallelConv2d,

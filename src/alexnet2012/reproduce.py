@@ -13,7 +13,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -24,15 +23,9 @@ import torch
 from rich.console import Console
 
 from alexnet2012 import effects, exactness, experiments, relu
+from alexnet2012.choices import NAMED_SOURCES
 from alexnet2012.claims import Measurement, Scale, load_claims
-from alexnet2012.config import (
-    NAMED_SOURCES,
-    ConfigError,
-    EvaluateConfig,
-    PrepareConfig,
-    ReproduceConfig,
-    RunError,
-)
+from alexnet2012.config import ConfigError, EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
@@ -40,6 +33,7 @@ from alexnet2012.findings import Exactness, Provenance, Reproduction, save_repro
 from alexnet2012.launcher import hydra_main, launch
 from alexnet2012.machine import cpu_name, running_commit
 from alexnet2012.report import write_report
+from alexnet2012.sweeping import runs_of, sweep
 
 RECIPES = ("paper", "code145")
 # Pixels of the stores by experiment.
@@ -63,6 +57,7 @@ class Reproduce:
 
     def run(self) -> int:
         """Everything; returns how many parts failed."""
+        began = time.perf_counter()
         self._part("preparing the pictures", self.prepare, needed=True)
         self.found["provenance"] = self.provenance()
         self._part("counting the architecture", self.audit)
@@ -76,6 +71,8 @@ class Reproduce:
         report = write_report(self.found, self.out)
         self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
         self.console.print(f"report: {report}", soft_wrap=True)
+        minutes = (time.perf_counter() - began) / 60
+        self.console.print(f"took {minutes:.1f} minutes")
         return len(self.found["warnings"])
 
     def prepare(self) -> None:
@@ -184,11 +181,8 @@ class Reproduce:
         self.measurements.append(relu.relu_measurement(found, Scale.reduced, caveat, command))
 
     def effects(self) -> None:
-        seeds = [self.config.seed, self.config.seed + 1]
         command = self._train(
-            "effects/quick",
-            [f"ablation={','.join(ABLATIONS)}"],
-            seeds,
+            "effects/quick", [f"ablation={','.join(ABLATIONS)}"], self._effect_seeds
         )
         runs = effects.read_sweep(self.out / "runs" / "effects/quick")
         found = effects.effects(runs)
@@ -210,7 +204,7 @@ class Reproduce:
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             date=date.today().isoformat(),
             command=self.command,
-            seeds=[self.config.seed],
+            seeds=self._effect_seeds,
             data_description=store.description,
             data_caveat=self._data_caveat(),
             classes=list(store.classes),
@@ -243,30 +237,23 @@ class Reproduce:
         """Run a Hydra sweep of an experiment in its own processes; returns what repeats it."""
         store = self.stores[experiment]
         arguments = [
-            "-m",
-            "alexnet2012.train",
-            "-m",
             f"experiment={experiment}",
             f"seed={','.join(map(str, seeds or [self.config.seed]))}",
             *overrides,
         ]
-        where = [
-            "data=store",
-            f"data.store={_quoted(store.root)}",
-            f"hydra.sweep.dir={_quoted(self.out / 'runs' / experiment)}",
-        ]
-        _run_child([sys.executable, *arguments, *where])
+        sweep(arguments, store.root, self.out / "runs" / experiment)
         if self.config.source != "photos":
             source = self.config.source
             shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
             arguments += ["data=folder", f"data.source={shown}"]
-        return f"python {shlex.join(arguments)}"
+        return f"python -m alexnet2012.train -m {shlex.join(arguments)}"
 
     def _runs(self, experiment: str) -> list[Path]:
-        return sorted(
-            (d for d in (self.out / "runs" / experiment).iterdir() if d.name.isdigit()),
-            key=lambda d: int(d.name),
-        )
+        return runs_of(self.out / "runs" / experiment)
+
+    @property
+    def _effect_seeds(self) -> list[int]:
+        return [self.config.seed, self.config.seed + 1]  # two: this shows the form
 
     def _caveat(self, what: str, seeds: str = "one seed") -> str:
         return f"Reduced scale: {what}; {seeds}. {self._data_caveat()}"
@@ -296,31 +283,12 @@ def _command(config: ReproduceConfig) -> str:
     return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
 
 
-def _run_child(command: Sequence[str]) -> None:
-    """Run a training to its end; whatever ends this process first ends it and its workers too."""
-    with subprocess.Popen(command) as child:
-        try:
-            code = child.wait()
-        except BaseException:
-            child.terminate()
-            child.wait()
-            raise
-    if code:
-        raise subprocess.CalledProcessError(code, shlex.join(command))
-
-
 def _source_name(source: str) -> str:
     """A name for stores of a source: two folders of one name are still two sources."""
     if source in NAMED_SOURCES:
         return source
     path = Path(source).expanduser().resolve()
     return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's grammar, whatever characters it holds."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def main() -> None:

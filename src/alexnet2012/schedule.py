@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from alexnet2012.config import ScheduleConfig, ScheduleKind
+from alexnet2012.choices import ScheduleKind
+from alexnet2012.config import ScheduleConfig
 
 
 @dataclass(frozen=True)

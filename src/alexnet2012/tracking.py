@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from alexnet2012.config import TrackingConfig, WandbMode
+from alexnet2012.choices import WandbMode
+from alexnet2012.config import TrackingConfig
 
 Record = dict[str, Any]
 

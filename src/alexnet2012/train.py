@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from alexnet2012.config import ConfigError, Device, PrepareConfig, TrainConfig
+from alexnet2012.choices import Device
+from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparing import prepare
 from alexnet2012.launcher import (
     compose_config,
@@ -26,7 +27,8 @@ from alexnet2012.launcher import (
 from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet
-from alexnet2012.trainer import Trainer, check_run, is_finished
+from alexnet2012.runs import check_run, is_finished
+from alexnet2012.trainer import Trainer
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:

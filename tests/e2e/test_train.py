@@ -15,7 +15,8 @@ import yaml
 from programs import TINY, TORCHRUN_SCRIPT, finish, module, run, start, succeed, with_rank
 
 from alexnet2012 import checkpoint
-from alexnet2012.config import Device, EvaluateConfig, TrainConfig
+from alexnet2012.choices import Device
+from alexnet2012.config import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.launcher import compose_config

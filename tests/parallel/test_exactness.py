@@ -19,7 +19,8 @@ from torch import Tensor
 
 from alexnet2012 import AlexNet, collectives, init_mesh
 from alexnet2012.checks import load_recipe
-from alexnet2012.config import Device, ModelConfig
+from alexnet2012.choices import Device
+from alexnet2012.config import ModelConfig
 from alexnet2012.mesh import single_process
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates

@@ -14,8 +14,9 @@ import torch
 from ranks import run_ranks
 
 from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Decoder
 from alexnet2012.collectives import TowerLink
-from alexnet2012.config import ConfigError, Decoder
+from alexnet2012.config import ConfigError
 from alexnet2012.data.loaders import Batch, EvalLoader, Place, TrainLoader
 from alexnet2012.data.store import Store
 from alexnet2012.mesh import init_mesh

@@ -11,18 +11,15 @@ import torch
 from ranks import run_ranks
 
 from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Device, Precision, ScheduleKind, WandbMode
 from alexnet2012.config import (
     DataConfig,
-    Device,
     MeshConfig,
     ModelConfig,
-    Precision,
     RunError,
     ScheduleConfig,
-    ScheduleKind,
     TrackingConfig,
     TrainConfig,
-    WandbMode,
 )
 from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store

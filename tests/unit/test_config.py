@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 
 import alexnet2012
 from alexnet2012.checks import check_recipe, check_world_size, load_recipe, scaled
+from alexnet2012.choices import Precision
 from alexnet2012.config import (
     ConfigError,
     DropConfig,
     EvaluateConfig,
     ModelConfig,
-    Precision,
     PrepareConfig,
     RecipeConfig,
     TrainConfig,

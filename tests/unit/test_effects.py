@@ -20,7 +20,6 @@ from alexnet2012.effects import (
     effect_table,
     effects,
     read_sweep,
-    scale_of,
     supports,
 )
 from alexnet2012.launcher import compose_config
@@ -146,14 +145,3 @@ def test_a_sweep_without_its_base_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, "no_lrn", 0, 40.0)
     with pytest.raises(ConfigError, match="ablation=none"):
         read_sweep(tmp_path)
-
-
-def test_full_scale_is_the_papers_net_and_training_on_a_thousand_classes(tmp_path: Path) -> None:
-    write_run(tmp_path, BASE, 0, 40.0)
-    assert scale_of(read_sweep(tmp_path), 1000) is Scale.reduced
-    config, _ = compose_config(
-        "train", TrainConfig, ["experiment=effects/full", "data=folder", "data.source=photos"]
-    )
-    OmegaConf.save(OmegaConf.create(plain(config)), tmp_path / BASE / "0" / "config.yaml")
-    assert scale_of(read_sweep(tmp_path), 1000) is Scale.full
-    assert scale_of(read_sweep(tmp_path), 10) is Scale.reduced

@@ -14,7 +14,8 @@ from torch import Tensor
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.audit import LayerAudit, audit
 from alexnet2012.checks import load_recipe
-from alexnet2012.config import Activation, ConfigError, ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.choices import Activation
+from alexnet2012.config import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.launcher import compose_config
 from alexnet2012.mesh import Mesh
 

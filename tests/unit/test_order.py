@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alexnet2012.checks import load_recipe
-from alexnet2012.config import AugmentConfig, LightingScale
+from alexnet2012.choices import LightingScale
+from alexnet2012.config import AugmentConfig
 from alexnet2012.data import order
 
 PAPER = load_recipe("paper").augment

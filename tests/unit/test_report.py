@@ -19,7 +19,8 @@ from PIL import Image
 from alexnet2012.claims import Measurement, Scale
 from alexnet2012.figures import Curve, Level, kernel_pictures, line_chart, two_towers
 from alexnet2012.findings import Reproduction, load_reproduction, save_reproduction
-from alexnet2012.report import scientific, view, write_report
+from alexnet2012.report import write_report
+from alexnet2012.view import scientific, view
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> \" ' $x_1$ {{ 7 * 7 }}"
 

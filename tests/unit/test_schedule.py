@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet2012.config import DropConfig, ScheduleConfig, ScheduleKind, TrainConfig
+from alexnet2012.choices import ScheduleKind
+from alexnet2012.config import DropConfig, ScheduleConfig, TrainConfig
 from alexnet2012.launcher import compose_config
 from alexnet2012.schedule import Rates, rates
 

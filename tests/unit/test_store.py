@@ -12,7 +12,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from alexnet2012.config import ConfigError, OnReject, PrepareConfig, RunError
+from alexnet2012.choices import OnReject
+from alexnet2012.config import ConfigError, PrepareConfig, RunError
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.source import Entry
 from alexnet2012.data.store import Store

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet2012.config import TrackingConfig, WandbMode
+from alexnet2012.choices import WandbMode
+from alexnet2012.config import TrackingConfig
 from alexnet2012.tracking import Tracker, read_records
 
 NO_WANDB = TrackingConfig(wandb=WandbMode.disabled)

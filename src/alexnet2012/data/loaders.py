@@ -20,8 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from alexnet2012.choices import Decoder
 from alexnet2012.collectives import TowerLink, gather_rows
-from alexnet2012.config import AugmentConfig, ConfigError, Decoder
+from alexnet2012.config import AugmentConfig, ConfigError
 from alexnet2012.data import order, pipeline
 from alexnet2012.data.pipeline import Feed, Reader
 from alexnet2012.data.store import Split, Store

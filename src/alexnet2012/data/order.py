@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from alexnet2012.config import AugmentConfig, LightingScale
+from alexnet2012.choices import LightingScale
+from alexnet2012.config import AugmentConfig
 from alexnet2012.sharding import Share, share
 
 

@@ -23,7 +23,8 @@ from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from alexnet2012.config import ConfigError, Decoder, RunError
+from alexnet2012.choices import Decoder
+from alexnet2012.config import ConfigError, RunError
 
 
 class Feed(NamedTuple):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alexnet2012.checks import home
-from alexnet2012.config import NAMED_SOURCES, PrepareConfig
+from alexnet2012.choices import NAMED_SOURCES
+from alexnet2012.config import PrepareConfig
 from alexnet2012.data import photos
 from alexnet2012.data.archives import ARCHIVE_SUFFIXES, is_cifar10, open_archive, open_cifar10
 from alexnet2012.data.download import PUBLISHED, fetch
