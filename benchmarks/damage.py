@@ -24,7 +24,7 @@ import csv
 import io
 import json
 import math
-import platform
+import os
 import re
 import shutil
 import statistics
@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import skimage
 from PIL import Image, ImageOps, features
+from record import given, keep
 from rich.console import Console
 from rich.table import Table
 
@@ -285,26 +286,23 @@ def print_table(title: str, rows: list[dict[str, Any]], left_out: set[str]) -> N
 
 
 def main() -> int:
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    pictures, seed, workers = (
-        int(given.get(key, default))
-        for key, default in (("pictures", 500), ("seed", 0), ("workers", 2))
-    )
+    words = given(pictures=500, seed=0, workers=2, bad_inputs="")
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         for split in SPLITS:
             for name in CLASSES:
                 (source / split / name).mkdir(parents=True)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            each = pool.map(partial(damage_one, source, seed), range(pictures))
+        with ProcessPoolExecutor(words.workers, mp_context=get_context("spawn")) as pool:
+            each = pool.map(partial(damage_one, source, words.seed), range(words.pictures))
             verdicts = [verdict for several in each for verdict in several]
-        if "bad_inputs" in given:
-            verdicts += judge_bad_inputs(Path(given["bad_inputs"]).expanduser(), source)
+        if words.bad_inputs:
+            verdicts += judge_bad_inputs(Path(words.bad_inputs).expanduser(), source)
         path = whole_path(source, Path(folder, "store"), verdicts)
 
     strict = strict_decoder()
     rows = [summary(kind, verdicts) for kind in KINDS]
-    title = f"{pictures} JPEGs and damaged copies; strict is {strict}"
+    title = f"{words.pictures} JPEGs and damaged copies; strict is {strict}"
     print_table(title, rows, {"Pillow refuses", "slowest, ms"})
     categories = sorted({v.kind for v in verdicts}.difference(KINDS))
     bad_rows = [summary(category, verdicts) for category in categories]
@@ -321,26 +319,19 @@ def main() -> int:
     wrong += [f"{what}: {count}" for what, count in path.items() if "wrong" in what and count]
     print("\n".join(wrong) or "Nothing wrong.")
     libjpeg = f"{version('pillow')} with libjpeg-turbo {features.version('libjpeg_turbo')}"
-    result = {
-        "question": "does anything damaged reach training, and does anything stop the work",
-        "command": "python benchmarks/damage.py " + " ".join(sys.argv[1:]),
-        "pictures": pictures,
-        "seed": seed,
-        "versions": {
-            "python": platform.python_version(),
-            "simplejpeg": version("simplejpeg"),
-            "pillow": libjpeg,
-            "strict decoder": strict,
-        },
-        "rows": rows,
-        "bad_inputs": bad_rows,
-        "whole_path": path,
-        "reasons": dict(reasons.most_common(20)),
-        "wrong": wrong,
-    }
-    out = Path(__file__).parent / "results" / "damage.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(
+        "does anything damaged reach training, and does anything stop the work",
+        ["simplejpeg", "pillow"],
+        load_before,
+        pictures=words.pictures,
+        seed=words.seed,
+        decoders={"pillow": libjpeg, "strict": strict},
+        rows=rows,
+        bad_inputs=bad_rows,
+        whole_path=path,
+        reasons=dict(reasons.most_common(20)),
+        wrong=wrong,
+    )
     return int(bool(wrong))
 
 

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from record import given, keep, show
 
 from alexnet2012.choices import Feed
 from alexnet2012.config import PrepareConfig
@@ -54,52 +51,42 @@ def train(folder: Path, feed: str, number: int, steps: int, batch: int) -> dict[
 
 
 def main() -> None:
-    given = dict(word.split("=") for word in sys.argv[1:])
-    steps, batch, rounds = (
-        int(given.get(key, default))
-        for key, default in (("steps", 12), ("batch", 64), ("rounds", 3))
-    )
+    words, load_before = given(steps=12, batch=64, rounds=3), os.getloadavg()[0]
     records: dict[str, list[dict[str, Any]]] = {feed: [] for feed in FEEDS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(PrepareConfig("photos", str(folder / "store")), progress=False)
-        for number in range(rounds):
+        for number in range(words.rounds):
             for feed in FEEDS:
-                records[feed].append(train(folder, feed, number, steps, batch))
-    table = Table(title=f"Full-size training on two processes, batch {batch}, median of {rounds}")
-    for heading in ("feed", "images/s", "ratio", "its range", "waits for input", "first batch"):
-        table.add_column(heading, justify="right")
+                records[feed].append(train(folder, feed, number, words.steps, words.batch))
     rows = []
     for feed in FEEDS:
         rates = [record["images_per_s"] for record in records[feed]]
         others = [record["images_per_s"] for record in records["duplicate"]]
         ratios = [mine / other for mine, other in zip(rates, others, strict=True)]
-        row = {
-            "feed": feed,
-            "images_per_s": statistics.median(rates),
-            "ratio_to_duplicate": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)],
-            "input_wait_pct": statistics.median(r["input_wait_pct"] for r in records[feed]),
-            "first_batch_s": statistics.median(r["first_batch_s"] for r in records[feed]),
-        }
-        rows.append(row)
-        numbers = [f"{row['images_per_s']:.1f}", f"{row['ratio_to_duplicate']:.3f}"]
-        numbers += ["{:.3f} - {:.3f}".format(*row["ratio_range"]), f"{row['input_wait_pct']:.2f}%"]
-        numbers.append(f"{row['first_batch_s']:.2f} s")
-        table.add_row(feed, *numbers)
-    Console().print(table)
-    result = {
-        "question": "the two feeds, in full-size training",
-        "command": "python benchmarks/feeds.py " + " ".join(sys.argv[1:]),
-        "steps": steps,
-        "batch": batch,
-        "rounds": rounds,
-        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {name: version(name) for name in ("torch", "nvidia-dali-cuda130")},
-        "rows": rows,
+        rows.append(
+            {
+                "feed": feed,
+                "images_per_s": statistics.median(rates),
+                "ratio_to_duplicate": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+                "input_wait_pct": statistics.median(r["input_wait_pct"] for r in records[feed]),
+                "first_batch_s": statistics.median(r["first_batch_s"] for r in records[feed]),
+            }
+        )
+    columns = {
+        "feed": "{feed}",
+        "images/s": "{images_per_s:.1f}",
+        "ratio": "{ratio_to_duplicate:.3f}",
+        "its range": "{ratio_range[0]:.3f} - {ratio_range[1]:.3f}",
+        "waits for input": "{input_wait_pct:.2f}%",
+        "first batch": "{first_batch_s:.2f} s",
     }
-    out = Path(__file__).parent / "results" / "feeds.json"
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    title = f"Full-size training on two processes, batch {words.batch}, median of {words.rounds}"
+    show(title, columns, rows)
+    packages = ["torch", "nvidia-dali-cuda130"]
+    question = "the two feeds, in full-size training"
+    keep(question, packages, load_before, **vars(words), rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
+from record import given, keep, show
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet, init_mesh
@@ -113,51 +110,34 @@ def timed(work: Callable[[], None], times: int) -> float:
 
 
 def main() -> None:
-    given = dict(word.split("=") for word in sys.argv[1:])
-    batch, steps, rounds = (
-        int(given.get(key, default))
-        for key, default in (("batch", 32), ("steps", 3), ("rounds", 3))
-    )
+    words, load_before = given(batch=32, steps=3, rounds=3), os.getloadavg()[0]
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "rate.json")
-        for _ in range(rounds):
+        for _ in range(words.rounds):
             for arm, processes in ARMS.items():
-                run_apart(processes, arm, batch, steps, answer)
+                run_apart(processes, arm, words.batch, words.steps, answer)
                 rates[arm].append(json.loads(answer.read_text(encoding="utf-8")))
-    table = Table(title=f"Full-size training step, float32, batch {batch}, median of {rounds}")
-    for heading in ("", "images/s", "ratio to plain", "range of the ratio"):
-        table.add_column(heading, justify="right")
     rows = []
     for arm in ARMS:
         ratios = [mine / plain for mine, plain in zip(rates[arm], rates[PLAIN], strict=True)]
-        row = {
-            "arm": arm,
-            "images_per_s": statistics.median(rates[arm]),
-            "ratio_to_plain": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)],
-        }
-        rows.append(row)
-        low, high = row["ratio_range"]
-        table.add_row(
-            arm,
-            f"{row['images_per_s']:.1f}",
-            f"{row['ratio_to_plain']:.2f}",
-            f"{low:.2f} - {high:.2f}",
+        rows.append(
+            {
+                "arm": arm,
+                "images_per_s": statistics.median(rates[arm]),
+                "ratio_to_plain": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+            }
         )
-    Console().print(table)
-    result = {
-        "question": "full-size training step",
-        "command": "python benchmarks/full_step.py " + " ".join(sys.argv[1:]),
-        "batch": batch,
-        "rounds": rounds,
-        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "rows": rows,
+    columns = {
+        "": "{arm}",
+        "images/s": "{images_per_s:.1f}",
+        "ratio to plain": "{ratio_to_plain:.2f}",
+        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
     }
-    out = Path(__file__).parent / "results" / "full_step.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    title = f"Full-size training step, float32, batch {words.batch}, median of {words.rounds}"
+    show(title, columns, rows)
+    keep("full-size training step", ["torch"], load_before, **vars(words), rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections import deque
@@ -23,7 +21,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -35,8 +32,7 @@ import numpy.typing as npt
 import simplejpeg
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from record import given, keep, show
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -84,8 +80,11 @@ class Pictures:
 
 
 def ours(pictures: Pictures) -> Iterator[Tensor]:
-    from alexnet2012.data.loaders import Place, TrainLoader
+    from alexnet2012.data.feeding import Place
+    from alexnet2012.data.loaders import TrainLoader
+    from alexnet2012.launcher import reuse_memory
 
+    reuse_memory()  # as every training does
     sizes = {"input_size": S, "batch_size": BATCH, "seed": SEED}
     place = Place(threads=WORKERS)
     loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **sizes, place=place)
@@ -370,20 +369,17 @@ def summary(name: str, measured: dict[str, list[Measured]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = dict(word.split("=") for word in sys.argv[1:])
-    pictures, rounds = int(given.get("pictures", 2000)), int(given.get("rounds", 3))
-    seconds, load_before = float(given.get("seconds", 8)), os.getloadavg()[0]
+    words, load_before = given(pictures=2000, rounds=3, seconds=8.0), os.getloadavg()[0]
     measured: dict[str, list[Measured]] = {name: [] for name in ARMS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_originals(folder / ORIGINALS, pictures)
+        write_originals(folder / ORIGINALS, words.pictures)
         prepare(PrepareConfig(f"{folder / ORIGINALS}", f"{folder / STORE}", P), progress=False)
         sizes_kb = {source: mean_file_kb(folder / source) for source in (STORE, ORIGINALS)}
-        for _ in range(rounds):
+        for _ in range(words.rounds):
             for name in ARMS:
-                measured[name].append(run_apart(name, folder, seconds))
+                measured[name].append(run_apart(name, folder, words.seconds))
     rows = [summary(name, measured) for name in ARMS]
-    table = Table(title=f"Input, {WORKERS} workers or threads, batch {BATCH}, median of {rounds}")
     columns = {
         "": "{arm}",
         "images/s": "{images_per_s:.0f}",
@@ -395,30 +391,20 @@ def main() -> None:
         "MiB": "{memory_mib:.0f}",
         "first s": "{first_batch_s:.2f}",
     }
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*(form.format(**row) for form in columns.values()))
-    Console().print(table)
-    packages = ("torch", "nvidia-dali-cuda130", "pillow", "simplejpeg", "numpy")
-    result = {
-        "question": "images/s of the input, and of what one would otherwise use",
-        "command": "python benchmarks/input.py " + " ".join(sys.argv[1:]),
-        "batch": BATCH,
-        "workers": WORKERS,
-        "rounds": rounds,
-        "pictures": pictures,
-        "mean_file_kb": sizes_kb,
-        "files": "in the page cache",
-        "memory": "PSS of the process and its children after each of some batches, clock stopped",
-        "load_before": load_before,
-        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "rows": rows,
-    }
-    out = Path(__file__).parent / "results" / "input.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    title = f"Input, {WORKERS} workers or threads, batch {BATCH}, median of {words.rounds}"
+    show(title, columns, rows)
+    keep(
+        "images/s of the input, and of what one would otherwise use",
+        ["torch", "nvidia-dali-cuda130", "pillow", "simplejpeg", "numpy"],
+        load_before,
+        **vars(words),
+        batch=BATCH,
+        workers=WORKERS,
+        mean_file_kb=sizes_kb,
+        files="in the page cache",
+        memory="PSS of the process and its children after each of some batches, clock stopped",
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

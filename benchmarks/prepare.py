@@ -11,9 +11,7 @@ compared with an undisturbed one. Prints tables and writes results/prepare.json.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -22,15 +20,13 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from input import ORIGINALS, family, mean_file_kb, pss_mib, write_originals
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from record import given, keep, show
 
 from alexnet2012.config import PrepareConfig
 from alexnet2012.data.preparing import prepare
@@ -142,59 +138,36 @@ def alive(process: int) -> bool:
 
 
 def main() -> None:
-    given = dict(word.split("=") for word in sys.argv[1:])
-    pictures, rounds, few, many, kills = (
-        int(given.get(key, default))
-        for key, default in (
-            ("pictures", 1500),
-            ("rounds", 3),
-            ("few", 1000),
-            ("many", 100_000),
-            ("kills", 20),
-        )
-    )
+    words = given(pictures=1500, rounds=3, few=1000, many=100_000, kills=20)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rates = speed(folder, pictures, rounds)
-        memories = [memory(folder, count) for count in (few, many)]
-        killed = kill(folder, kills)
-    table = Table(title=f"prepare: 500 × 375 JPEGs to 256 × 256, median of {rounds}")
-    for heading in ("workers", "images/s", "range"):
-        table.add_column(heading, justify="right")
-    for row in rates:
-        low, high = row["range"]
-        table.add_row(str(row["workers"]), f"{row['images_per_s']:.0f}", f"{low:.0f} - {high:.0f}")
-    Console().print(table)
-    table = Table(title="memory of all processes, two workers")
-    for heading in ("pictures", "MiB"):
-        table.add_column(heading, justify="right")
-    for row in memories:
-        table.add_row(f"{row['pictures']:,}", f"{row['memory_mib']:.0f}")
-    Console().print(table)
-    Console().print(
-        f"killed at {killed['trials']} random moments: {killed['same']} stores the same to the "
-        f"byte, {killed['taken_up']} taken up where they were, "
-        f"{killed['left_processes']} processes left"
-    )
-    result = {
-        "question": "speed, memory and restart of prepare",
-        "command": "python benchmarks/prepare.py " + " ".join(sys.argv[1:]),
-        "pictures": pictures,
-        "rounds": rounds,
-        "files": "in the page cache",
-        "memory": "largest sum of PSS over all processes; 64 × 48 JPEGs to a store of 64",
-        "load_before": load_before,
-        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "pillow", "simplejpeg")},
-        "speed": rates,
-        "memories": memories,
-        "kills": killed,
+        rates = speed(folder, words.pictures, words.rounds)
+        memories = [memory(folder, count) for count in (words.few, words.many)]
+        killed = kill(folder, words.kills)
+    columns = {
+        "workers": "{workers}",
+        "images/s": "{images_per_s:.0f}",
+        "its range": "{range[0]:.0f} - {range[1]:.0f}",
     }
-    out = Path(__file__).parent / "results" / "prepare.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(f"prepare: 500 × 375 JPEGs to 256 × 256, median of {words.rounds}", columns, rates)
+    columns = {"pictures": "{pictures:,}", "MiB": "{memory_mib:.0f}"}
+    show("memory of all processes, two workers", columns, memories)
+    print(
+        "killed at {trials} random moments: {same} stores the same to the byte, "
+        "{taken_up} taken up where they were, {left_processes} processes left".format(**killed)
+    )
+    keep(
+        "speed, memory and restart of prepare",
+        ["numpy", "pillow", "simplejpeg"],
+        load_before,
+        **vars(words),
+        files="in the page cache",
+        memory="largest sum of PSS over all processes; 64 × 48 JPEGs to a store of 64",
+        speed=rates,
+        memories=memories,
+        kill_counts=killed,
+    )
 
 
 if __name__ == "__main__":

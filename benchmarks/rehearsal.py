@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fakes import Contents, fake_ilsvrc2012
+from record import given, keep, show
 
 CLASSES = 1000
 NET = ("recipe=code145", "model.width=0.125", "model.input_size=64", "schedule=constant")
@@ -85,25 +81,13 @@ def rehearse(folder: Path, train_per_class: int, val: int) -> list[dict[str, Any
 
 
 def main() -> int:
-    given = dict(word.split("=") for word in sys.argv[1:])
-    train_per_class, val = int(given.get("train_per_class", 10)), int(given.get("val", 5000))
+    words, load_before = given(train_per_class=10, val=5000), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        rows = rehearse(Path(scratch), train_per_class, val)
-    table = Table(title="ILSVRC-2012's shape, from tars to ten views")
-    for heading in ("", "found", "expected"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(row["what"], f"{row['found']:,}", f"{row['expected']:,}")
-    Console().print(table)
-    result = {
-        "question": "are the counts exact at ImageNet's shape",
-        "command": "python benchmarks/rehearsal.py " + " ".join(sys.argv[1:]),
-        "machine": {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "rows": rows,
-    }
-    out = Path(__file__).parent / "results" / "rehearsal.json"
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        rows = rehearse(Path(scratch), words.train_per_class, words.val)
+    columns = {"": "{what}", "found": "{found:,}", "expected": "{expected:,}"}
+    show("ILSVRC-2012's shape, from tars to ten views", columns, rows)
+    question = "are the counts exact at ImageNet's shape"
+    keep(question, ["torch"], load_before, **vars(words), rows=rows)
     return int(any(row["found"] != row["expected"] for row in rows))
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -56,7 +57,15 @@ def start(command: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str
     env |= {MARK: mark, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     pipe = subprocess.PIPE
     program = subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        # A shell's background job ignores interrupts, and so would all that it starts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     return program, mark
 

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from alexnet2012 import checkpoint
 from alexnet2012.config import ConfigError, EvaluateConfig
-from alexnet2012.data.loaders import EvalLoader, Place
+from alexnet2012.data.feeding import Place
+from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.launcher import hydra_main, reuse_memory

@@ -200,7 +200,7 @@ def reuse_memory() -> None:
     """Keep freed memory in the process.
 
     glibc hands large blocks back to the system at once, and every activation then pays for fresh
-    pages: a third of a full-size training step on CPU. Elsewhere than glibc nothing is changed.
+    pages. Elsewhere than glibc nothing is changed.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

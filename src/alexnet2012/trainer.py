@@ -19,7 +19,8 @@ from alexnet2012 import checkpoint
 from alexnet2012.choices import Feed
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import RunError, TrainConfig
-from alexnet2012.data.loaders import Batch, EvalLoader, Place, TrainLoader, content_digest
+from alexnet2012.data.feeding import Place
+from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.metrics import topk_errors

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import finish, module, run, start, succeed
 
 from alexnet2012.data.store import Store
 
@@ -35,24 +34,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(source: Path, store: Path) -> subprocess.Popen[str]:
-    words = [f"source={source}", f"store={store}", "size=64", "workers=2"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "alexnet2012.prepare", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell's background job ignores interrupts, and so would all that it starts.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def prepared(source: Path, store: Path) -> str:
-    with start(source, store) as running:
-        out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
-    return out
+def preparation(source: Path, store: Path) -> list[str]:
+    return module("prepare", f"source={source}", f"store={store}", "size=64", "workers=2")
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -62,32 +45,11 @@ def content(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
-    said = prepared(source, store)
+    said = succeed(preparation(source, store), store.parent).out
     # 10% of 1500 and of 1501 names, `none.jpg` among those held out.
     assert "2,701 training and 299 validation pictures of 2 classes" in said
     assert "1 files rejected" in said
     return store
-
-
-def left_of_session(session: int, patience_s: float = 60) -> list[int]:
-    """Processes that a program has left behind."""
-    deadline = time.monotonic() + patience_s
-    while (found := alive_in_session(session)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def alive_in_session(session: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(folder.name))
-    return found
 
 
 def test_a_killed_preparation_goes_on_to_the_same_bytes(
@@ -96,17 +58,16 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     store, draw = tmp_path / "store", random.Random(0)
     resumed = 0
     for what in ("store", "state.npz", "state.npz"):
-        running = start(source, store)
-        while running.poll() is None and not (tmp_path / ".store.partial" / what).exists():
+        program, mark = start(preparation(source, store), tmp_path)
+        while program.poll() is None and not (tmp_path / ".store.partial" / what).exists():
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.5))
-        running.kill()
-        running.communicate()
+        program.kill()
+        assert finish(program, mark).left == []  # the workers end with their parent
         resumed += (tmp_path / ".store.partial" / "state.npz").exists()
-        assert left_of_session(running.pid) == []  # the workers end with their parent
         if store.exists():
             break
-    prepared(source, store)
+    succeed(preparation(source, store), tmp_path)
     assert content(store) == content(undisturbed)
     assert resumed  # else nothing was taken up, and this test has tried nothing
     assert sorted(path.name for path in tmp_path.iterdir()) in (
@@ -115,28 +76,29 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     )
 
 
+# When its first worker is about to start, and when all are at work.
+@pytest.mark.parametrize("moment", ["store", "store/train.tsv"])
 def test_an_interrupted_preparation_says_so_and_leaves_no_process(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, moment: str
 ) -> None:
-    running = start(source, tmp_path / "store")
-    while not (tmp_path / ".store.partial" / "store" / "train.tsv").exists():
+    program, mark = start(preparation(source, tmp_path / "store"), tmp_path)
+    while not (tmp_path / ".store.partial" / moment).exists():
         time.sleep(0.02)
-        assert running.poll() is None
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-    _, err = running.communicate(timeout=120)
-    assert running.returncode == 130
-    assert err.count("\n") == 1
-    assert "interrupted" in err
-    assert left_of_session(running.pid) == []
+        assert program.poll() is None
+    os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+    ended = finish(program, mark)
+    assert ended.code == 130
+    assert ended.err == "alexnet2012: interrupted\n"
+    assert ended.left == []
 
 
 def test_two_that_want_one_store_share_it(source: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    both = [start(source, store) for _ in range(2)]
-    said = [running.communicate(timeout=120) for running in both]
-    assert [running.returncode for running in both] == [0, 0], said
+    both = [start(preparation(source, store), tmp_path) for _ in range(2)]
+    ended = [finish(*each) for each in both]
+    assert [each.code for each in ended] == [0, 0], ended
     assert Store.open(store).fingerprint == Store.open(undisturbed).fingerprint
-    assert sum("training and" in out for out, _ in said) == 1
+    assert sum("training and" in each.out for each in ended) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -149,8 +111,6 @@ def test_a_program_without_a_guard_is_told_so_and_does_not_hang(
         "from alexnet2012.data.preparing import prepare\n"
         f"prepare(PrepareConfig({str(source)!r}, {str(tmp_path / 'store')!r}, workers=2))\n"
     )
-    ended = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode != 0
-    assert "must stand under `if __name__ == '__main__':`" in ended.stderr
+    ended = run([sys.executable, str(program)], tmp_path)
+    assert ended.code != 0
+    assert "must stand under `if __name__ == '__main__':`" in ended.err

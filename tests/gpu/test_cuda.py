@@ -9,7 +9,8 @@ import torch
 from alexnet2012 import AlexNet
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import AugmentConfig, ModelConfig
-from alexnet2012.data.loaders import Place, TrainLoader
+from alexnet2012.data.feeding import Place
+from alexnet2012.data.loaders import TrainLoader
 from alexnet2012.data.store import Store
 
 pytestmark = [

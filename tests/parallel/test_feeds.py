@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Decoder
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import ConfigError
-from alexnet2012.data.loaders import Batch, EvalLoader, Place, TrainLoader
+from alexnet2012.data.feeding import Place
+from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader
 from alexnet2012.data.store import Store
 from alexnet2012.mesh import init_mesh
 
@@ -130,6 +132,7 @@ def damaged(root: str) -> str:
     try:
         return str(train_batches(root, "paper", True, (0, 0)))
     except ConfigError as error:
+        dist.destroy_process_group()  # as when its process ends: the peer is not kept waiting
         return str(error)
     except RuntimeError as error:  # the peer is gone, or fails in turn
         return f"lost: {error}"

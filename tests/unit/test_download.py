@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alexnet2012.choices import NAMED_SOURCES
 from alexnet2012.config import RunError
 from alexnet2012.data import download
 from alexnet2012.data.download import PUBLISHED, Published, fetch
@@ -438,3 +439,7 @@ def test_known_files_have_digests_of_their_algorithm_and_names_of_their_own() ->
         assert file.digest == file.digest.lower()
     assert len({file.name for file in PUBLISHED.values()}) == len(PUBLISHED)
     assert PUBLISHED["imagenette"].name == "imagenette2-320.tgz"
+
+
+def test_the_sources_known_by_name_are_the_embedded_one_and_the_published() -> None:
+    assert ("photos", *PUBLISHED) == NAMED_SOURCES

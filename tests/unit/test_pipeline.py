@@ -19,7 +19,8 @@ from PIL import Image
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig
 from alexnet2012.data import order
-from alexnet2012.data.loaders import HERE, Batch, EvalLoader, Place, TrainLoader, content_digest
+from alexnet2012.data.feeding import HERE, Place
+from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Split, Store
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import tarfile
 from collections import Counter
@@ -14,6 +15,7 @@ from PIL import Image
 
 from alexnet2012.choices import OnReject
 from alexnet2012.config import ConfigError, PrepareConfig, RunError
+from alexnet2012.data import preparing, tally
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.source import Entry
 from alexnet2012.data.store import Store
@@ -75,6 +77,38 @@ def test_every_picture_is_stored_square_listed_and_labelled(store: Store) -> Non
             assert Path(path).parent.name == CLASSES[label]
             with Image.open(path) as stored:
                 assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 32))
+
+
+@pytest.mark.parametrize("pictures_before", [1, 10, 47, 53])
+def test_what_was_done_before_an_interruption_is_not_done_again(
+    source: Path,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pictures_before: int,
+) -> None:
+    job = 4
+    monkeypatch.setattr(preparing, "_PICTURES_PER_JOB", job)
+    monkeypatch.setattr(tally, "_PAUSE_S", 0)
+    monkeypatch.setattr(tally, "_SAVING_SHARE", math.inf)
+    reads: list[str] = []
+    read, patience = Entry.read, pictures_before
+
+    def counted(entry: Entry) -> bytes:
+        if len(reads) == patience:
+            raise KeyboardInterrupt
+        reads.append(entry.name)
+        return read(entry)
+
+    monkeypatch.setattr(Entry, "read", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings(source, tmp_path / "store"), progress=False)
+    before, reads, patience = reads, [], -1
+    prepare(settings(source, tmp_path / "store"), progress=False)
+    assert content(tmp_path / "store") == content(store.root)
+    again = set(before).intersection(reads)
+    assert len(again) < job
+    assert len(before) + len(reads) == 54 + len(again)
 
 
 def test_mean_and_covariance_are_of_the_training_pixels_as_stored(store: Store) -> None:

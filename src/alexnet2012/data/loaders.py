@@ -1,8 +1,6 @@
 """Batches of a store, in training and in evaluation: which pictures come when, and for whom.
 
-A batch depends on the seed, the epoch and the step alone, so a run can start anywhere. Towers see
-the same pictures: each decodes all of them (``duplicate``), or each decodes its share and they
-gather the windows as uint8 (``split``); the batches are the same to the bit.
+A batch depends on the seed, the epoch and the step alone, so a run can start anywhere.
 
 Legend: n pictures of this replica, V views, S pixels a side of the input, P of the store.
 """
@@ -10,49 +8,21 @@ Legend: n pictures of this replica, V views, S pixels a side of the input, P of 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012.choices import Decoder
-from alexnet2012.collectives import TowerLink, gather_rows
 from alexnet2012.config import AugmentConfig, ConfigError
 from alexnet2012.data import order, pipeline
-from alexnet2012.data.pipeline import Feed, Reader
+from alexnet2012.data.feeding import HERE, Input, Place, Step
 from alexnet2012.data.store import Split, Store
-from alexnet2012.sharding import Share, largest_share, share
-
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where batches are made: for which replica, on which device, with which towers.
-
-    With a ``link`` each of its towers decodes its share of the replica's pictures (``split``);
-    without one a process decodes everything that it needs.
-    """
-
-    replica: int = 0
-    replicas: int = 1
-    device: torch.device = CPU
-    threads: int = 2
-    decoder: Decoder = Decoder.auto
-    link: TowerLink | None = None
-
-    def __post_init__(self) -> None:
-        if self.decoder is Decoder.gpu and self.device.type != "cuda":
-            remedy = f"the pictures go to the {self.device.type}; use auto or cpu"
-            raise ConfigError("data.decoder", "gpu", remedy)
-
-
-HERE = Place()
+from alexnet2012.sharding import Share
 
 
 @dataclass(frozen=True)
@@ -94,16 +64,14 @@ class TrainLoader:
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._augment, self._seed = split, augment, seed
-        self._parts = order.replica_parts(
-            len(split.labels), batch_size, place.replica, place.replicas
-        )
+        self._parts = place.parts(len(split.labels), batch_size)
         self._margin = store.size - input_size
         self._basis = order.lighting_basis(store.rgb_covariance, augment.lighting_scale)
         self._empty = torch.empty((0, 3, input_size, input_size), device=place.device)
         self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
-        self._input = _Input(
+        self._input = Input(
             place,
-            largest_share(batch_size, place.replicas),
+            batch_size,
             (input_size, input_size, 3),
             alone=partial(pipeline.augmented, input_size, place.decoder),
             first=partial(pipeline.cut, input_size, place.decoder),
@@ -124,7 +92,7 @@ class TrainLoader:
         divisor = np.float32(self._augment.train_divisor if divided else 1)
         parts = self._parts[first_step:]
         steps = [
-            _Step(
+            Step(
                 [self._split.paths[index] for index in indices[at]],
                 (draws.crop_yx[at],),
                 (
@@ -146,13 +114,15 @@ class TrainLoader:
 
     def _less_mean(self, images: Tensor, mean: Tensor, draws: order.Draws) -> Tensor:
         """[n, S, S, 3], in place → [n, 3, S, S]; of each window the mean at its own place."""
-        # Not in DALI: cutting the mean image there and subtracting it takes a third of its time.
+        # Not in DALI, which would cut the mean image in one pass and subtract it in another; and by
+        # NumPy on a CPU, as torch would wake its threads for every picture.
         store_size, size = len(mean), images.shape[1]
         if self._augment.mean_follows_crop:
-            mirrored = mean.flip(1)
-            for image, (y, x), flip in zip(images, draws.crop_yx.tolist(), draws.flip, strict=True):
+            plain, mirrored = _cheaply(mean), _cheaply(mean.flip(1))
+            pictures = zip(_cheaply(images), draws.crop_yx.tolist(), draws.flip, strict=True)
+            for picture, (y, x), flip in pictures:
                 left = store_size - size - x if flip else x
-                image.sub_((mirrored if flip else mean)[y : y + size, left : left + size])
+                picture -= (mirrored if flip else plain)[y : y + size, left : left + size]
         else:
             images.sub_(_centre(mean, size))
         return images.permute(0, 3, 1, 2)
@@ -181,9 +151,7 @@ class EvalLoader:
         if views not in (1, 10):
             raise ConfigError("views", views, "must be 1 (the centre) or 10")
         self._split, self._size = split, input_size
-        self._parts = order.replica_parts(
-            len(split.labels), batch_size, place.replica, place.replicas
-        )
+        self._parts = place.parts(len(split.labels), batch_size)
         self._views = (order.ten_views if views == 10 else order.centre_view)(
             store.size, input_size
         )
@@ -192,8 +160,7 @@ class EvalLoader:
         window = (store.size, store.size, 3)
         self._empty = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
         graph = partial(pipeline.whole, place.decoder)
-        largest = largest_share(batch_size, place.replicas)
-        self._input = _Input(place, largest, window, alone=graph, first=graph)
+        self._input = Input(place, batch_size, window, alone=graph, first=graph)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -204,7 +171,7 @@ class EvalLoader:
     def batches(self) -> Iterator[Batch]:
         """All batches of the split."""
         indices = np.arange(len(self._split.labels))
-        steps = [_Step(self._split.paths[at], (), ()) for at, rows in self._parts if rows.size]
+        steps = [Step(self._split.paths[at], (), ()) for at, rows in self._parts if rows.size]
         pictures = self._input.read(steps)
         for at, rows in self._parts:
             images = self._viewed(next(pictures) if rows.size else self._empty)
@@ -226,67 +193,9 @@ class EvalLoader:
         return views.permute(0, 1, 4, 2, 3)
 
 
-class _Step(NamedTuple):
-    """A replica's n pictures of a step, and what is drawn to cut and to finish their windows."""
-
-    paths: Sequence[str]
-    to_cut: tuple[npt.NDArray[Any], ...]
-    to_finish: tuple[npt.NDArray[Any], ...]
-
-
-class _Input:
-    """Reads steps by one pipeline alone, or by a first one, a gather and a second.
-
-    The windows of a step travel between towers when the second pipeline asks for them, some steps
-    ahead of the training, and in the same order on every tower.
-    """
-
-    def __init__(
-        self,
-        place: Place,
-        largest: int,  # pictures of a step
-        window: tuple[int, int, int],
-        *,
-        alone: Callable[[str, pipeline.Source], Any],
-        first: Callable[[str, pipeline.Source], Any],
-        then: Callable[[str, pipeline.Source], Any] | None = None,  # None: windows as they are
-    ) -> None:
-        self._link = place.link if place.link and place.link.towers > 1 else None
-        where = place.device, place.threads
-        if self._link is None:
-            self._alone = Reader(alone, largest, *where)
-            return
-        self._first = Reader(first, largest_share(largest, self._link.towers), *where)
-        self._then = None if then is None else Reader(then, largest, *where)
-        self._none = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
-
-    def read(self, steps: Sequence[_Step]) -> Iterator[Tensor]:
-        if self._link is None:
-            return self._alone.read(
-                Feed(step.paths, (*step.to_cut, *step.to_finish)) for step in steps
-            )
-        gathered = self._gathered(steps, self._link)
-        if self._then is None:
-            return gathered
-        return self._then.read(
-            Feed((), (windows, *step.to_finish))
-            for windows, step in zip(gathered, steps, strict=True)
-        )
-
-    def _gathered(self, steps: Sequence[_Step], link: TowerLink) -> Iterator[Tensor]:
-        """All windows of each step, of which this tower has cut its share."""
-        owns = [share(len(step.paths), link.towers, link.tower) for step in steps]
-        own_windows = self._first.read(
-            Feed(
-                step.paths[own.start : own.stop],
-                tuple(drawn[own.start : own.stop] for drawn in step.to_cut),
-            )
-            for step, own in zip(steps, owns, strict=True)
-            if own.size
-        )
-        for own in owns:
-            windows = next(own_windows) if own.size else self._none
-            yield gather_rows(windows, own, link, "input", "input")
+def _cheaply(images: Tensor) -> Any:
+    """The same memory, as what subtracts with the least ado there."""
+    return images.numpy() if images.is_cpu else images
 
 
 def _centre(mean: Tensor, size: int) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +128,7 @@ def augmented(size: int, decoder: Decoder, place: str, source: Source) -> Any:
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
         ndim=[1, 1, 0, 1, 1],
     )
-    return _finished(_window(_decoded(path, decoder, place), yx, size), *draws)
+    return _finished(_window(path, yx, size, decoder, place), *draws)
 
 
 def cut(size: int, decoder: Decoder, place: str, source: Source) -> Any:
@@ -135,7 +136,7 @@ def cut(size: int, decoder: Decoder, place: str, source: Source) -> Any:
     path, yx = fn.external_source(
         source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
     )
-    return _window(_decoded(path, decoder, place), yx, size)
+    return _window(path, yx, size, decoder, place)
 
 
 def finish(place: str, source: Source) -> Any:
@@ -154,7 +155,7 @@ def finish(place: str, source: Source) -> Any:
 def whole(decoder: Decoder, place: str, source: Source) -> Any:
     """The pictures of files: uint8 [P, P, 3]."""
     (path,) = fn.external_source(source, num_outputs=1, dtype=[types.UINT8], ndim=[1])
-    return _decoded(path, decoder, place)
+    return _decoded(fn.decoders.image, path, decoder, place)
 
 
 def _finished(window: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
@@ -169,13 +170,15 @@ def _finished(window: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
     )
 
 
-def _window(image: Any, start: Any, size: int) -> Any:
-    return fn.slice(image, start=start, shape=[size, size], axes=(0, 1))
+def _window(path: Any, start: Any, size: int, decoder: Decoder, place: str) -> Any:
+    # Rows below the window are not decoded, nor are colours outside it converted.
+    of_window = partial(fn.decoders.image_slice, start=start, shape=[size, size], axes=(0, 1))
+    return _decoded(of_window, path, decoder, place)
 
 
-def _decoded(path: Any, decoder: Decoder, place: str) -> Any:
+def _decoded(decode: Callable[..., Any], path: Any, decoder: Decoder, place: str) -> Any:
     on_gpu = place == "gpu" and decoder is not Decoder.cpu
-    image = fn.decoders.image(
+    image = decode(
         fn.io.file.read(path), device="mixed" if on_gpu else "cpu", output_type=types.RGB
     )
     return image.gpu() if place == "gpu" and not on_gpu else image

@@ -217,17 +217,27 @@ def _in_order(jobs: Iterable[_Job], workers: int) -> Generator[tuple[_Job, _Done
             remedy = "a worker was killed, for want of memory perhaps; lower workers"
             raise RunError(f"{remedy}; the same command goes on from where it was") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Waits for the jobs begun: a worker just starting needs what goes with this process.
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes started within leave Ctrl-C to this one, from their first instruction on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Processes started within leave Ctrl-C to this one, which is answered at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Ctrl-C never arrives
+        return
+    came: list[int] = []
+    # What is blocked is inherited; another thread may yet take the signal and hand it to this one.
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker() -> None:

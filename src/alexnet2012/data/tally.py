@@ -29,6 +29,7 @@ from alexnet2012.data.store import SPLITS, fingerprint
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
 _STATE = "state.npz"
 _SAVING_SHARE = 0.05  # of the time, at most
+_PAUSE_S = 0.5  # between two savings, at least
 
 
 class Outcome(NamedTuple):
@@ -72,7 +73,7 @@ class Tally:
         self._files = {name: (self.root / name).open("ab") for name in _LISTS}
         for name, file in self._files.items():
             file.truncate(state.lengths[name])
-        self._saved_at, self._pause = time.monotonic(), 0.5
+        self._saved_at, self._pause = time.monotonic(), _PAUSE_S
 
     @classmethod
     def new(cls, work: Path, source: Source, settings: dict[str, Any]) -> Tally:
@@ -143,7 +144,7 @@ class Tally:
         np.savez(writing, state=text, sums=self._sums, products=self._products)
         os.replace(writing, self._work / _STATE)
         self._saved_at = time.monotonic()
-        self._pause = max(0.5, (self._saved_at - began) / _SAVING_SHARE)
+        self._pause = max(_PAUSE_S, (self._saved_at - began) / _SAVING_SHARE)
 
     def finish(self) -> str:
         """Write what a store has beside its pictures; returns what came of it, in one line.

@@ -1,0 +1,64 @@
+"""What all benchmarks do alike: take words, print a table, keep a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from alexnet2012.machine import cpu_name, running_commit
+
+
+def given(**defaults: Any) -> SimpleNamespace:
+    """The ``key=value`` words of the command line, of the types of their defaults."""
+    known = " ".join(f"{key}={default}" for key, default in defaults.items())
+    values = dict(defaults)
+    for word in sys.argv[1:]:
+        key, _, text = word.partition("=")
+        if key not in defaults:
+            sys.exit(f"{sys.argv[0]}: {word} is none of {known}")
+        try:
+            values[key] = type(defaults[key])(text)
+        except ValueError:
+            sys.exit(f"{sys.argv[0]}: {word} is no {type(defaults[key]).__name__}")
+    return SimpleNamespace(**values)
+
+
+def show(title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print rows as a table; ``columns`` has a format of a row for each heading."""
+    table = Table(title=title)
+    for heading in columns:
+        table.add_column(heading.replace(" ", "\n"), justify="right")
+    for row in rows:
+        table.add_row(*(form.format(**row) for form in columns.values()))
+    Console(width=140).print(table)
+
+
+def keep(question: str, packages: Sequence[str], load_before: float, **found: Any) -> None:
+    """Write results/NAME.json for this benchmark: what was found, how, on what and when.
+
+    ``load_before`` is the machine's load average when the benchmark began: what else ran.
+    """
+    commit, changed = running_commit()
+    result = {
+        "question": question,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": commit + (" with changes" if changed else ""),
+        "machine": {"processor": cpu_name(), "cores": len(os.sched_getaffinity(0))},
+        "load_before": load_before,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
+        **found,
+    }
+    out = Path(__file__).parent / "results" / f"{Path(sys.argv[0]).stem}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
