@@ -44,7 +44,10 @@ def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, 
         x = F.max_pool2d(same_map_norm(lrn(conv("conv2", x, 1, 2, 2).relu())), 3, 2)
     x = conv("conv3", x, 1, 1, 1).relu()
     x = conv("conv4", x, 1, 1, 2).relu()
-    x = F.max_pool2d(conv("conv5", x, 1, 1, 2).relu(), 3, 2).flatten(1)
+    x = F.max_pool2d(conv("conv5", x, 1, 1, 2).relu(), 3, 2)
+    if recipe == "code146":
+        x = conv("conv6", x, 1, 1, 1).relu()
+    x = x.flatten(1)
     for name in ("fc6", "fc7"):
         x = drop(name, F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"]).relu())
     return F.linear(x, weights["fc8.weight"], weights["fc8.bias"])

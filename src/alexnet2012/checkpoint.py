@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Shard
 
 from alexnet2012.config import ConfigError, TrainConfig
@@ -95,12 +97,7 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
     """Fill a model, and an optimizer where one is given. Collective."""
     progress = read_progress(folder)
     state = _state(model, optimizer)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
-        except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-            raise _damaged(folder, error) from error
+    _load(state, folder, model)
     if optimizer is not None:
         model.load_random_state(
             {
@@ -110,6 +107,33 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
             }
         )
     return progress
+
+
+def take_over(path: Path, model: AlexNet, names: Sequence[str]) -> None:
+    """Start layers of a model from those of a checkpoint, or of a run's newest. Collective.
+
+    ``names`` are the layers; without any it is all but the last, whose classes may be others.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it has no such layers, or of other shapes.
+    """
+    folder = newest(path) or path
+    read_progress(folder)
+    saved = _saved_shapes(folder)
+    chosen = list(names) or [name for name in model.layers() if name != "fc8"]
+    if unknown := [name for name in chosen if name not in model.layers()]:
+        remedy = f"is no layer of this net; use some of {', '.join(model.layers())}"
+        raise ConfigError("init_layers", unknown[0], remedy)
+    for name, shape in model.full_shapes().items():
+        there = saved.get(f"model.{name}")
+        if name.split(".")[0] in chosen and there != shape:
+            has = "none" if there is None else str(tuple(there))
+            remedy = (
+                f"{name} is {has} there, {tuple(shape)} here; leave its layer out of init_layers"
+            )
+            raise ConfigError("init_from", folder, remedy)
+    state = {k: v for k, v in _state(model, None).items() if k.split(".")[1] in chosen}
+    _load(state, folder, model)
 
 
 def read_progress(folder: Path) -> Progress:
@@ -160,13 +184,35 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
         remedy = f"was saved with recipe={there.get('recipe.name')}"
         remedy += f", this run has recipe={here['recipe.name']}; use the same"
         raise ConfigError("resume", folder, remedy)
-    parts = ("recipe.", "model.", "schedule.", "precision", "seed", "data.batch_size", "data.limit")
+    parts = (
+        *("recipe.", "model.", "schedule.", "precision", "seed", "init_from", "init_layers"),
+        *("data.batch_size", "data.limit", "data.first_classes"),
+    )
     for key in sorted(set(here) | set(there)):
         if not key.startswith(parts) or key == "schedule.epochs":
             continue
         if here.get(key) != there.get(key):
             remedy = f"was saved with {key}={there.get(key)}, this run has {key}={here.get(key)}"
             raise ConfigError("resume", folder, f"{remedy}; set {key} alike, or start a new run")
+
+
+def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
+        except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+            raise _damaged(folder, error) from error
+
+
+def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
+    try:
+        found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(folder, error) from error
+    return {
+        key: entry.size for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)
+    }
 
 
 def _damaged(folder: Path, error: BaseException) -> ConfigError:

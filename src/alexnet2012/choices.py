@@ -55,6 +55,14 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+class Budget(Enum):
+    """How much a reproduction spends on the effects: minutes, hours, or the paper's own days."""
+
+    quick = "quick"
+    reduced = "reduced"
+    full = "full"
+
+
 # Sources that need no path: made from a package, or downloaded.
 NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
 

@@ -172,6 +172,16 @@ def load_differences() -> tuple[Difference, ...]:
     )
 
 
+def direction(interval: tuple[float, float] | None, n_seeds: int) -> bool | None:
+    """Whether a difference lies above zero: True, False where below, None: cannot tell.
+
+    Nothing is said of fewer seeds than ``MIN_SEEDS``, nor of a 95% interval that holds zero.
+    """
+    if interval is None or n_seeds < MIN_SEEDS or interval[0] <= 0 <= interval[1]:
+        return None
+    return interval[0] > 0
+
+
 def support_word(agrees: bool | None) -> str:
     """What the data say of a claimed direction."""
     return {True: "supported", False: "contradicted", None: "neither shown nor refuted"}[agrees]

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from alexnet2012.choices import (
     Activation,
+    Budget,
     Decoder,
     Device,
     Feed,
@@ -169,6 +170,7 @@ class RecipeConfig:
     conv3: ConvConfig = field(default_factory=ConvConfig)
     conv4: ConvConfig = field(default_factory=ConvConfig)
     conv5: ConvConfig = field(default_factory=ConvConfig)
+    conv6: ConvConfig = field(default_factory=ConvConfig)
     fc6: LinearConfig = field(default_factory=LinearConfig)
     fc7: LinearConfig = field(default_factory=LinearConfig)
     fc8: HeadConfig = field(default_factory=HeadConfig)
@@ -182,7 +184,7 @@ class RecipeConfig:
     @property
     def convs(self) -> dict[str, ConvConfig]:
         """Those that are present, by name and in order."""
-        every = {f"conv{i}": getattr(self, f"conv{i}") for i in range(1, 6)}
+        every = {f"conv{i}": getattr(self, f"conv{i}") for i in range(1, 7)}
         return {name: conv for name, conv in every.items() if conv.present}
 
     @property
@@ -241,6 +243,7 @@ class DataConfig:
     decoder: Decoder = Decoder.auto
     decode_threads: int = ranged(2, low=1)
     limit: int | None = ranged(None, low=1)  # first pictures of each class only
+    first_classes: int | None = ranged(None, low=1)  # of the store only; null: all
     check_every_steps: int = ranged(
         50, low=1
     )  # steps between checks that all towers see the same batch
@@ -274,10 +277,13 @@ class TrainConfig:
     seed: int = ranged(0, low=0)
     precision: Precision = Precision.fp32
     max_steps: int | None = ranged(None, low=1)
+    stop_at_train_error_pct: float | None = ranged(None, low=0, high=100)  # of an epoch; the last
     eval_views: int = 1  # or 10
     eval_every_epochs: int = ranged(1, low=1)
     checkpoint_every_epochs: int | None = ranged(1, low=1)  # null: none at all
     resume: str | None = None  # a checkpoint, or `auto` for the newest of the run directory
+    init_from: str | None = None  # a checkpoint or run whose layers a new run starts from
+    init_layers: list[str] = field(default_factory=list)  # which of them; none: all but fc8
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -319,6 +325,9 @@ class ReproduceConfig:
 
     source: str = "photos"  # or another, as for `prepare`
     out: str = "reproduction"
+    budget: Budget = Budget.quick  # of the effects and the pretraining
+    parts: list[str] = field(default_factory=list)  # none: all; for names see `reproduce.PARTS`
+    seeds: int | None = ranged(None, low=1)  # paired ones; null: 2 at `quick`, else 5
     caveat: str = ""  # what to say of your pictures wherever a number of theirs is shown
     seed: int = ranged(0, low=0)
     full_size_steps: int = ranged(100, low=1)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.claims import MIN_SEEDS, Claim, Measurement, Scale, load_claims, support_word
+from alexnet2012.claims import Claim, Measurement, Scale, direction, load_claims, support_word
 from alexnet2012.config import ConfigError
 from alexnet2012.findings import Effect
 from alexnet2012.metrics import mean_interval
@@ -38,8 +38,8 @@ class Result:
     errors: dict[str, float]  # by metric, per cent
 
 
-def read_sweep(directory: Path) -> dict[str, dict[int, Result]]:
-    """The finished runs of a sweep, by ablation and seed.
+def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> dict[str, dict[int, Result]]:
+    """The finished runs of a sweep, of all seeds or of some, by ablation and seed.
 
     Raises:
         ConfigError: none is there, or they differ in more than an ablation.
@@ -47,6 +47,8 @@ def read_sweep(directory: Path) -> dict[str, dict[int, Result]]:
     runs: dict[str, dict[int, Result]] = {}
     for summary in sorted(directory.glob("*/*/summary.json")):
         result = _read(summary.parent)
+        if seeds is not None and result.settings["seed"] not in seeds:
+            continue
         runs.setdefault(summary.parent.parent.name, {})[result.settings["seed"]] = result
     if BASE not in runs:
         remedy = f"holds no finished run of ablation={BASE}; see conf/experiment/effects"
@@ -87,10 +89,7 @@ def effects(runs: dict[str, dict[int, Result]]) -> list[Effect]:
 
 def supports(effect: Effect) -> bool | None:
     """Whether leaving the thing out costs: True, False where it helps, None: cannot tell."""
-    interval = effect["interval_points"]
-    if interval is None or len(effect["seeds"]) < MIN_SEEDS or interval[0] <= 0 <= interval[1]:
-        return None
-    return interval[0] > 0
+    return direction(effect["interval_points"], len(effect["seeds"]))
 
 
 def effect_measurements(

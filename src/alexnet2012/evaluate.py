@@ -47,6 +47,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
     nets = [load_trained(Path(str(path)), config) for path in given]
     trained = checkpoint.config_of(nets[0].progress)
     store = Store.open(Path(config.store or str(trained.data.store)))
+    store = store.narrowed(None if config.store else trained.data.first_classes)
     _check_alike(given, nets, store)
     loader = EvalLoader(
         replace(store, mean_image=nets[0].mean_image),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from alexnet2012.audit import LayerAudit, audit
 from alexnet2012.claims import Measurement, Scale
+from alexnet2012.data.store import Store
 from alexnet2012.evaluation import Errors
 from alexnet2012.findings import Audit, AuditLayer, Evaluation, Exchange, Run
 from alexnet2012.metrics import error_interval_pct
@@ -138,20 +138,38 @@ def evaluation_row(errors: Errors, views: int, classes: int) -> Evaluation:
     )
 
 
-def views_measurement(rows: Sequence[Evaluation], caveat: str, command: str) -> Measurement:
-    """One view against ten, on the same net and pictures."""
-    one, ten = sorted(rows, key=lambda row: row["views"])
-    gain = one["top1_error_pct"] - ten["top1_error_pct"]
+def error_measurement(row: Evaluation, caveat: str, command: str) -> Measurement:
+    """One net's errors with ten views; on other pictures there is nothing to compare them with."""
+    errors = f"{row['top1_error_pct']:.2f} / {row['top5_error_pct']:.2f}"
+    chance = f"{row['chance_top1_error_pct']:.1f} / {row['chance_top5_error_pct']:.1f}"
     return Measurement(
-        claim="lsvrc2010-1crop",
-        value=f"1 view {one['top1_error_pct']:.2f} / {one['top5_error_pct']:.2f}, 10 views "
-        f"{ten['top1_error_pct']:.2f} / {ten['top5_error_pct']:.2f}",
+        claim="lsvrc2010",
+        value=f"{errors} on {row['pictures']:,} pictures; chance is {chance}",
         scale=Scale.reduced,
         command=command,
-        numbers={"top1_gain_points": gain, "pictures": one["pictures"]},
+        numbers={
+            "top1_error_pct": row["top1_error_pct"],
+            "top5_error_pct": row["top5_error_pct"],
+            "pictures": row["pictures"],
+        },
         caveat=caveat,
-        agreement_note=f"ten views are {abs(gain):.2f} points {'better' if gain > 0 else 'worse'}; "
-        "one seed cannot tell an effect of this size",
+        interval=row["top1_interval_pct"],
+        agreement_note="another net on other pictures: the two cannot be compared",
+    )
+
+
+def data_measurement(store: Store, caveat: str, command: str) -> Measurement:
+    """What was trained on instead."""
+    train, val = (len(store.split(name).labels) for name in ("train", "val"))
+    return Measurement(
+        claim="data",
+        value=f"{train:,} training and {val:,} validation pictures of {len(store.classes):,} "
+        "classes; no test pictures",
+        scale=Scale.reduced,
+        command=command,
+        numbers={"train": train, "val": val, "classes": len(store.classes)},
+        caveat=caveat,
+        agreement_note="other pictures",
     )
 
 
@@ -206,20 +224,6 @@ def time_measurement(run: Run, hardware: str, caveat: str, command: str) -> Meas
         command=command,
         timings={"images_per_s": rate, "days_for_90_epochs_of_1_2_m": days},
         caveat=caveat,
-    )
-
-
-def colour_measurement(kernels: Tensor, caveat: str, command: str) -> Measurement:
-    """How much of each tower's first kernels is colour: energy off the grey axis, per cent."""
-    shares = [100 * colour_share(half) for half in kernels.chunk(2)]
-    return Measurement(
-        claim="fig3",
-        value=f"{shares[0]:.0f}% of tower 1's kernels is colour, {shares[1]:.0f}% of tower 2's",
-        scale=Scale.reduced,
-        command=command,
-        numbers={"tower1_colour_pct": shares[0], "tower2_colour_pct": shares[1]},
-        caveat=caveat,
-        agreement_note="one seed and a short run: no statement on specialisation",
     )
 
 

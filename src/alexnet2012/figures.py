@@ -165,6 +165,14 @@ def kernel_pictures(
     return [_tiled(part, columns, zoom) for part in np.array_split(levels, towers)]
 
 
+def photo(pixels: Tensor, side: int = 96) -> str:
+    """A JPEG data URI of a picture, uint8 [P, P, 3]."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels.cpu().numpy())
+    picture.resize((side, side), Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def two_towers(
     layers: Sequence[tuple[str, int]], crossing_bytes: Mapping[str, float], vertical: bool = False
 ) -> str:

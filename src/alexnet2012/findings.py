@@ -1,14 +1,14 @@
 """What a reproduction found: the form that experiments fill in and the report shows.
 
-Every part of :class:`Reproduction` may be missing. ``reproduction.json``, ``kernels.npy`` and
-``ledger.json`` are its files.
+Every part of :class:`Reproduction` may be missing. ``reproduction.json``, ``kernels.npy``,
+``pictures.npy`` and ``ledger.json`` are its files.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -140,6 +140,22 @@ class Effect(TypedDict):
     base_mean_pct: float  # with it
 
 
+class Guess(TypedDict):
+    """A validation picture and what the net takes it for, likeliest first."""
+
+    label: str
+    guesses: list[str]
+    probabilities: list[float]
+
+
+class Lookalikes(TypedDict):
+    """Figure 4; ``pictures`` holds first those guessed, then each query and its nearest."""
+
+    guesses: list[Guess]
+    queries: list[str]  # their classes
+    nearest: list[list[str]]  # the classes of the training pictures nearest to each, nearest first
+
+
 class Runs(TypedDict, total=False):
     full_paper: Run  # the net at its own size, recipe `paper`
     full_code145: Run  # the same, recipe `code145`
@@ -147,7 +163,9 @@ class Runs(TypedDict, total=False):
 
 
 class Reproduction(TypedDict, total=False):
-    """All that the page shows. ``kernels`` is [96, 3, 11, 11], tower 0's rows first."""
+    """All that the page shows. ``kernels`` is [96, 3, 11, 11], tower 0's rows first;
+    ``pictures`` is uint8 [n, P, P, 3].
+    """
 
     provenance: Provenance
     audit: Audit
@@ -157,11 +175,16 @@ class Reproduction(TypedDict, total=False):
     evaluation: list[Evaluation]
     kernels: torch.Tensor | None
     kernels_caption: str  # which run they are from
+    lookalikes: Lookalikes
+    pictures: torch.Tensor | None
     ablations: list[Ablation]
     effects: list[Effect]
     effects_caption: str  # the net and its training
     measurements: list[dict[str, Any]]  # Measurement.to_json()
     warnings: list[str]  # what failed or was left out, in plain words
+
+
+_ARRAYS: tuple[Literal["kernels", "pictures"], ...] = ("kernels", "pictures")
 
 
 def ledger_of(reproduction: Reproduction) -> dict[str, Any]:
@@ -171,12 +194,13 @@ def ledger_of(reproduction: Reproduction) -> dict[str, Any]:
 
 
 def save_reproduction(reproduction: Reproduction, directory: Path) -> None:
-    """Write what the page is a view of: reproduction.json, kernels.npy and ledger.json."""
+    """Write what the page is a view of, and the ledger."""
     directory.mkdir(parents=True, exist_ok=True)
     content = dict(reproduction)
-    kernels = content.pop("kernels", None)
-    if isinstance(kernels, torch.Tensor):
-        np.save(directory / "kernels.npy", kernels.detach().float().cpu().numpy())
+    for name in _ARRAYS:
+        array = content.pop(name, None)
+        if isinstance(array, torch.Tensor):
+            np.save(directory / f"{name}.npy", array.detach().cpu().numpy())
     write_json(content, directory / "reproduction.json")
     write_json(ledger_of(reproduction), directory / "ledger.json")
 
@@ -189,7 +213,8 @@ def load_reproduction(directory: Path) -> Reproduction:
     """
     text = (directory / "reproduction.json").read_text(encoding="utf-8")
     reproduction: Reproduction = json.loads(text)
-    if (directory / "kernels.npy").exists():
-        kernels = np.load(directory / "kernels.npy", allow_pickle=False)
-        reproduction["kernels"] = torch.from_numpy(kernels)
+    for name in _ARRAYS:
+        if (directory / f"{name}.npy").exists():
+            array = np.load(directory / f"{name}.npy", allow_pickle=False)
+            reproduction[name] = torch.from_numpy(array)
     return reproduction

@@ -69,14 +69,17 @@ def best_rate(rates: Rates) -> float:
 
 
 def relu_ablation(found: Mapping[str, Rates], command: str) -> Ablation:
-    """Mean curves of each activation at its best rate."""
+    """Curves of each activation at its best rate, of the mean or the first seed."""
     arms = []
     seeds = 0
     for activation in ("relu", "tanh"):
         rate = best_rate(found[activation])
         runs = found[activation][rate]
         seeds = len(runs)
-        mean = [fmean(errors) for errors in zip(*runs.values(), strict=True)]
+        # Runs that stop at the threshold have lengths of their own: then the first seed is shown.
+        alike = len({len(errors) for errors in runs.values()}) == 1
+        shown = list(runs.values()) if alike else [runs[min(runs)]]
+        mean = [fmean(errors) for errors in zip(*shown, strict=True)]
         arms.append(
             Arm(
                 label=f"{activation}, rate {rate:g}",

@@ -7,10 +7,16 @@ and DIR/kernels.npy again. A section whose part of the reproduction is missing i
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.markup import escape
 
+from alexnet2012.comparing import comparison_tables
 from alexnet2012.findings import (
     Evaluation,
     Reproduction,
@@ -78,18 +84,42 @@ def _with_interval(row: Evaluation) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["compare"]:
+        _compare_main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m alexnet2012.report",
         description="Render DIR/report.html again, or print its numbers.",
+        epilog="python -m alexnet2012.report compare A B sets two reproductions side by side.",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="of reproduction.json")
     parser.add_argument("--table", action="store_true", help="print the summary as Markdown")
     arguments = parser.parse_args()
-    directory: Path = arguments.directory
+    reproduction = _load(arguments.directory, parser)
+    shown = (
+        summary_table if arguments.table else partial(write_report, directory=arguments.directory)
+    )
+    print(shown(reproduction))
+
+
+def _compare_main(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet2012.report compare",
+        description="Set two reproductions side by side, claim by claim.",
+    )
+    for name in ("A", "B"):
+        parser.add_argument(name, type=Path, help="a folder of reproduction.json")
+    given = parser.parse_args(words)
+    first, second = _load(given.A, parser), _load(given.B, parser)
+    names = (escape(str(given.A)), escape(str(given.B)))
+    for table in comparison_tables(names, first, second):
+        Console().print(table)
+
+
+def _load(directory: Path, parser: argparse.ArgumentParser) -> Reproduction:
     if not (directory / "reproduction.json").exists():
         parser.error(f"DIR={directory}: holds no reproduction.json; `make reproduce` writes one")
-    reproduction = load_reproduction(directory)
-    print(summary_table(reproduction) if arguments.table else write_report(reproduction, directory))
+    return load_reproduction(directory)
 
 
 if __name__ == "__main__":

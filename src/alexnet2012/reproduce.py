@@ -6,24 +6,18 @@ under ``OUT/runs``; a part that fails is named in the report and the others go o
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
 import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from alexnet2012 import effects, exactness, experiments, relu
-from alexnet2012.choices import NAMED_SOURCES
+from alexnet2012 import effects, exactness, experiments, pretraining, relu
+from alexnet2012.choices import NAMED_SOURCES, Budget
 from alexnet2012.claims import Measurement, Scale, load_claims
 from alexnet2012.config import ConfigError, EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
 from alexnet2012.data.preparing import prepare
@@ -31,15 +25,38 @@ from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
 from alexnet2012.launcher import hydra_main, launch
-from alexnet2012.machine import cpu_name, running_commit
+from alexnet2012.lookalikes import look_alike
+from alexnet2012.provenance import command_of, provenance, source_name
 from alexnet2012.report import write_report
+from alexnet2012.seeds import seed_measurements
 from alexnet2012.sweeping import runs_of, sweep
 
 RECIPES = ("paper", "code145")
-# Pixels of the stores by experiment.
-SIZES = {"quick/full_size": 256, "quick/reduced": 128, "quick/relu": 72, "effects/quick": 72}
+# Pixels of the store that an experiment reads.
+SIZES = {
+    "quick/full_size": 256,
+    "quick/reduced": 128,
+    "quick/relu": 72,
+    "relu_cifar10": 32,
+    **dict.fromkeys(("effects/quick", "effects/reduced", "pretrain/quick", "pretrain/reduced"), 72),
+    **dict.fromkeys(("effects/full", "pretrain/full"), 256),
+}
+# By name: what is printed before it, and the method that does it.
+PARTS = {
+    "audit": "counting the architecture",
+    "exactness": "two processes against one, float64, full size",
+    "full_size": "the full-size net, a hundred steps of either recipe",
+    "reduced": "a reduced net, until it has learnt something",
+    "relu": "ReLU against tanh",
+    "effects": "without one thing at a time",
+    "pretrain": "pretraining on more classes",
+}
 ABLATIONS = (effects.BASE, *(arm for claim in load_claims() for arm in claim.arms))
+CIFAR10_CLASSES = {
+    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
 RELU_RATES = (0.002, 0.01)
+CIFAR10_RATES = (0.0005, 0.001, 0.002)
 EXACTNESS_STEPS = 3
 
 
@@ -50,8 +67,7 @@ class Reproduce:
         self.config = config
         self.out = Path(config.out).absolute()
         self.console = Console()
-        self.command = _command(config)
-        self.stores: dict[str, Store] = {}
+        self.command = command_of(config)
         self.measurements: list[Measurement] = []
         self.found: Reproduction = {"warnings": [], "exactness": [], "evaluation": [], "runs": {}}
 
@@ -60,12 +76,8 @@ class Reproduce:
         began = time.perf_counter()
         self._part("preparing the pictures", self.prepare, needed=True)
         self.found["provenance"] = self.provenance()
-        self._part("counting the architecture", self.audit)
-        self._part("two processes against one, float64, full size", self.exactness)
-        self._part("the full-size net, a hundred steps of either recipe", self.full_size)
-        self._part("a reduced net, until it has learnt something", self.reduced)
-        self._part("ReLU against tanh", self.relu)
-        self._part("without one thing at a time", self.effects)
+        for name in self.config.parts or PARTS:
+            self._part(PARTS[name], getattr(self, name))
         self.found["measurements"] = [m.to_json() for m in self.measurements]
         save_reproduction(self.found, self.out)
         report = write_report(self.found, self.out)
@@ -76,13 +88,20 @@ class Reproduce:
         return len(self.found["warnings"])
 
     def prepare(self) -> None:
-        for name, size in SIZES.items():
-            store = self.out / "stores" / f"{_source_name(self.config.source)}-{size}"
-            self.stores[name] = prepare(
-                PrepareConfig(source=self.config.source, store=str(store), size=size)
-            )
-        # Runs of an earlier reproduction in the same place would be mistaken for this one's.
-        shutil.rmtree(self.out / "runs", ignore_errors=True)
+        """The first store, so that a source that cannot be used is told before any work."""
+        budget = self.config.budget.value
+        reads = {
+            "full_size": "quick/full_size",
+            "relu": "quick/relu" if self.config.budget is Budget.quick else "relu_cifar10",
+            "effects": f"effects/{budget}",
+            "pretrain": f"pretrain/{budget}",
+        }
+        first = (reads[part] for part in self.config.parts if part in reads)
+        self.pictures = self._store(next(first, "quick/reduced"))
+        # Runs of an earlier reproduction would be mistaken for this one's. Those that take hours
+        # are kept: a run that was finished with the same settings is recognised.
+        quick = self.config.budget is Budget.quick
+        shutil.rmtree(self.out / "runs" / ("" if quick else "quick"), ignore_errors=True)
 
     def audit(self) -> None:
         self.found["audit"], measurements = experiments.audit_measurements(self.command)
@@ -109,7 +128,7 @@ class Reproduce:
         command = self._train(
             "quick/full_size", [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
         )
-        classes = len(self.stores["quick/full_size"].classes)
+        classes = len(self.pictures.classes)
         config = f"full-size net, 224 pixels, batch 32, rate .01, seed {self.config.seed}"
         paper, code = (
             experiments.read_run(self._runs("quick/full_size")[i], recipe, config, command, classes)
@@ -139,7 +158,7 @@ class Reproduce:
             overrides.append(f"data.limit={self.config.pictures_per_class}")
         command = self._train("quick/reduced", overrides)
         (run_dir,) = self._runs("quick/reduced")
-        store = self.stores["quick/reduced"]
+        store = self._store("quick/reduced")
         config = f"¼ of the kernels, 112 pixels, code145, batch 32, seed {self.config.seed}"
         classes = len(store.classes)
         reduced = experiments.read_run(run_dir, "code145, reduced", config, command, classes)
@@ -158,12 +177,20 @@ class Reproduce:
         kernels = load_trained(run_dir, evaluation).model.layers()["conv1"].weight.detach()
         self.found["kernels"] = kernels
         self.found["kernels_caption"] = f"conv1 of the reduced net after {epochs} epochs."
+        self.found["lookalikes"], self.found["pictures"], likeness = look_alike(
+            run_dir, Scale.reduced, caveat, command
+        )
         self.measurements += [
-            experiments.views_measurement(self.found["evaluation"], caveat, command),
-            experiments.colour_measurement(kernels, caveat, command),
+            experiments.data_measurement(store, caveat, command),
+            experiments.error_measurement(self.found["evaluation"][-1], caveat, command),
+            likeness,
         ]
 
     def relu(self) -> None:
+        quick = self.config.budget is Budget.quick
+        if not quick and set(self.pictures.classes) == CIFAR10_CLASSES:
+            self._relu_of_the_paper()
+            return
         epochs = self.config.relu_epochs
         rates = ",".join(map(str, RELU_RATES))
         command = self._train(
@@ -175,42 +202,48 @@ class Reproduce:
                 f"eval_every_epochs={epochs}",
             ],
         )
-        found = relu.read_runs(self._runs("quick/relu"))
-        self.found["ablations"] = [relu.relu_ablation(found, command)]
         caveat = self._caveat("an eighth of AlexNet on 64 pixels instead of a four-layer net")
-        self.measurements.append(relu.relu_measurement(found, Scale.reduced, caveat, command))
+        self._compare_activations(self._runs("quick/relu"), command, Scale.reduced, caveat)
+
+    def _relu_of_the_paper(self) -> None:
+        """The four-layer net on all of CIFAR-10."""
+        rates = ",".join(map(str, CIFAR10_RATES))
+        overrides = ["model.activation=relu,tanh", f"schedule.rate={rates}"]
+        command = self._train("relu_cifar10", overrides, self._effect_seeds)
+        directory = self.out / "runs" / "relu_cifar10"
+        runs = [file.parent for file in sorted(directory.glob("*/*/*/summary.json"))]
+        published = self.config.source == "cifar10"
+        scale, caveat = (Scale.full, None) if published else (Scale.reduced, self._data_caveat())
+        self._compare_activations(runs, command, scale, caveat)
+
+    def _compare_activations(
+        self, runs: Sequence[Path], command: str, scale: Scale, caveat: str | None
+    ) -> None:
+        found = relu.read_runs(runs)
+        self.found["ablations"] = [relu.relu_ablation(found, command)]
+        self.measurements.append(relu.relu_measurement(found, scale, caveat, command))
 
     def effects(self) -> None:
-        command = self._train(
-            "effects/quick", [f"ablation={','.join(ABLATIONS)}"], self._effect_seeds
-        )
-        runs = effects.read_sweep(self.out / "runs" / "effects/quick")
+        experiment = f"effects/{self.config.budget.value}"
+        command = self._train(experiment, [f"ablation={','.join(ABLATIONS)}"], self._effect_seeds)
+        directory = self.out / "runs" / experiment
+        runs = effects.read_sweep(directory, self._effect_seeds)
         found = effects.effects(runs)
         self.found["effects"], self.found["effects_caption"] = found, effects.described(runs)
-        caveat = self._caveat(effects.described(runs), "two seeds")
-        self.measurements += effects.effect_measurements(found, Scale.reduced, caveat, command)
+        how = (*self._scale(effects.described(runs)), command)
+        self.measurements += effects.effect_measurements(found, *how)
+        self.measurements += seed_measurements(directory, *how, self._effect_seeds)
+
+    def pretrain(self) -> None:
+        experiment = f"pretrain/{self.config.budget.value}"
+        arms = f"ablation={pretraining.MORE},{pretraining.WITHOUT},{pretraining.WITH}"
+        command = self._train(experiment, [arms], self._effect_seeds)
+        self.measurements += pretraining.pretrain_measurements(
+            self.out / "runs" / experiment, *self._scale("a narrow net, five classes"), command
+        )
 
     def provenance(self) -> Provenance:
-        store = self.stores["quick/reduced"]
-        sources, dirty = running_commit()
-        return Provenance(
-            commit=sources,
-            dirty=dirty,
-            python=platform.python_version(),
-            torch=torch.__version__,
-            dali=version("nvidia-dali-cuda130"),
-            cpu=cpu_name(),
-            cores=len(os.sched_getaffinity(0)),
-            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            date=date.today().isoformat(),
-            command=self.command,
-            seeds=self._effect_seeds,
-            data_description=store.description,
-            data_caveat=self._data_caveat(),
-            classes=list(store.classes),
-            store_fingerprint=store.fingerprint,
-            processes=2,
-        )
+        return provenance(self.pictures, self.command, self._effect_seeds, self._data_caveat())
 
     def _part(self, title: str, work: Callable[[], None], *, needed: bool = False) -> None:
         """One part, timed; what it fails of goes to the report unless nothing works without it."""
@@ -235,13 +268,19 @@ class Reproduce:
         self, experiment: str, overrides: Sequence[str], seeds: Sequence[int] | None = None
     ) -> str:
         """Run a Hydra sweep of an experiment in its own processes; returns what repeats it."""
-        store = self.stores[experiment]
+        store = self._store(experiment)
         arguments = [
             f"experiment={experiment}",
             f"seed={','.join(map(str, seeds or [self.config.seed]))}",
             *overrides,
         ]
-        sweep(arguments, store.root, self.out / "runs" / experiment)
+        try:
+            sweep(arguments, store.root, self.out / "runs" / experiment)
+        except subprocess.CalledProcessError as error:
+            if seeds is None:
+                raise
+            # What did end is compared all the same; the same command tries the others again.
+            self.found["warnings"].append(f"{experiment}: not every run ended: {error}")
         if self.config.source != "photos":
             source = self.config.source
             shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
@@ -253,42 +292,35 @@ class Reproduce:
 
     @property
     def _effect_seeds(self) -> list[int]:
-        return [self.config.seed, self.config.seed + 1]  # two: this shows the form
+        # Two show the form; a verdict takes more.
+        count = self.config.seeds or (2 if self.config.budget is Budget.quick else 5)
+        return [self.config.seed + index for index in range(count)]
+
+    def _store(self, experiment: str) -> Store:
+        """The store that an experiment reads, made unless it is there."""
+        size = SIZES[experiment]
+        store = self.out / "stores" / f"{source_name(self.config.source)}-{size}"
+        return prepare(PrepareConfig(source=self.config.source, store=str(store), size=size))
+
+    def _scale(self, what: str) -> tuple[Scale, str | None]:
+        """How far the swept parts go, and what to say of it."""
+        full = self.config.budget is Budget.full and len(self.pictures.classes) == 1000
+        seeds = f"{len(self._effect_seeds)} seeds"
+        return Scale.full if full else Scale.reduced, None if full else self._caveat(what, seeds)
 
     def _caveat(self, what: str, seeds: str = "one seed") -> str:
         return f"Reduced scale: {what}; {seeds}. {self._data_caveat()}"
 
     def _data_caveat(self) -> str:
-        return f"{self.stores['quick/reduced'].description} {self.config.caveat}".strip()
+        return f"{self.pictures.description} {self.config.caveat}".strip()
 
 
 def run(config: ReproduceConfig, run_dir: Path) -> None:
+    if unknown := [name for name in config.parts if name not in PARTS]:
+        raise ConfigError("parts", unknown[0], f"must be some of {', '.join(PARTS)}")
     failed = Reproduce(config).run()
     if failed:
         raise RunError(f"{failed} part(s) failed; see the report's warnings")
-
-
-def _command(config: ReproduceConfig) -> str:
-    """What repeats this reproduction; without ``out``, which changes no number."""
-    default = ReproduceConfig()
-    shown = {
-        **vars(config),
-        "source": Path(config.source).name,
-    }  # where it lies is nobody's concern
-    given = [
-        f"{key}={value}"
-        for key, value in shown.items()
-        if key not in ("out", "caveat") and value != getattr(default, key)
-    ]
-    return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
-
-
-def _source_name(source: str) -> str:
-    """A name for stores of a source: two folders of one name are still two sources."""
-    if source in NAMED_SOURCES:
-        return source
-    path = Path(source).expanduser().resolve()
-    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def main() -> None:

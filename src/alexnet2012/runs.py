@@ -18,7 +18,7 @@ def check_run(config: TrainConfig, run_dir: Path) -> tuple[Store, Path | None]:
         ConfigError: they do not go with the configuration, or the run directory is another run's.
     """
     assert config.data.store is not None
-    store = Store.open(Path(config.data.store))
+    store = Store.open(Path(config.data.store)).narrowed(config.data.first_classes)
     if store.size != config.data.store_size:
         remedy = f"holds pictures of {store.size} pixels; set data.store_size alike"
         raise ConfigError("data.store", config.data.store, remedy)

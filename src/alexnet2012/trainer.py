@@ -22,6 +22,7 @@ from alexnet2012.config import RunError, TrainConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.evaluation import Errors, evaluate
+from alexnet2012.machine import running_commit
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.metrics import topk_errors
 from alexnet2012.model import DTYPES, AlexNet
@@ -93,6 +94,9 @@ class Trainer:
         self.epoch_sums = Sums()
         if resumed is not None:
             self._resume(resumed)
+        elif config.init_from is not None:
+            checkpoint.take_over(Path(config.init_from), self.model, config.init_layers)
+            log.info("starting from the layers of %s", config.init_from)
         # Seconds of training (without validation), and of it waiting for input.
         self.train_s = self.input_wait_s = 0.0
         self.first_batch_s: float | None = None  # not among them: pipelines start up once
@@ -132,10 +136,12 @@ class Trainer:
         while not ended:
             epoch, first_step = divmod(self.progress.step, self.train_loader.steps_per_epoch)
             now = rates(self.config.schedule, epoch, self.progress.validation_errors)
-            self._train_epoch(epoch, first_step, now, tracker, display)
+            train_error_pct = self._train_epoch(epoch, first_step, now, tracker, display)
             self.progress.epoch = self.progress.step // self.train_loader.steps_per_epoch
             whole = self.progress.epoch > epoch  # not cut short by max_steps
             ended = self.progress.step >= self.total_steps
+            enough = self.config.stop_at_train_error_pct
+            ended |= whole and enough is not None and train_error_pct <= enough
             if ended or self.progress.epoch % self.config.eval_every_epochs == 0:
                 last = self._validate(epoch, tracker, display)
                 if whole:
@@ -152,7 +158,8 @@ class Trainer:
         now: Rates,
         tracker: Tracker | None,
         display: TrainProgress | None,
-    ) -> None:
+    ) -> float:
+        """Train to the end of an epoch; returns its training error, per cent."""
         self.model.train()
         self.optimizer.set_rates(now)
         if first_step == 0:
@@ -184,6 +191,7 @@ class Trainer:
         means = self.epoch_sums.over_replicas(self.mesh).means()
         if tracker is not None:
             tracker.metrics("epoch", self.progress.step, epoch=epoch, **means)
+        return means["train_error_pct"]
 
     def _step(self, batch: Batch) -> None:
         logits = self.model(batch.images.to(self.dtype), batch.rows)
@@ -312,6 +320,7 @@ class Trainer:
             "epochs": self.progress.epoch,
             "world_size": self.mesh.world_size,
             "device": str(self.mesh.device),
+            "commit": running_commit()[0],
             "exchange_bytes_per_image": self._exchange_bytes_per_image(),
             **self._timings(),
         }

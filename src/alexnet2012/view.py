@@ -15,6 +15,7 @@ from alexnet2012.figures import (
     forest,
     kernel_pictures,
     line_chart,
+    photo,
     two_towers,
 )
 from alexnet2012.findings import (
@@ -55,6 +56,7 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
         "training": _training(reproduction.get("runs", {})),
         "evaluation": evaluation,
         "kernels": _kernels(reproduction),
+        "lookalikes": _lookalikes(reproduction),
         "ablations": [_ablation(a) for a in reproduction.get("ablations", [])],
         "effects": _effects(reproduction),
         "ledger": _ledger_view(reproduction),
@@ -172,6 +174,34 @@ def _kernels(reproduction: Reproduction) -> dict[str, Any]:
     return {
         "pictures": pictures, "each": count, "caption": reproduction.get("kernels_caption", "")
     }  # fmt: skip
+
+
+def _lookalikes(reproduction: Reproduction) -> dict[str, Any] | None:
+    found, pictures = reproduction.get("lookalikes"), reproduction.get("pictures")
+    if found is None or pictures is None:
+        return None
+    uris = (photo(picture) for picture in pictures)
+    return {
+        "guesses": [
+            {
+                "src": next(uris),
+                "label": guess["label"],
+                "rows": [
+                    {"name": name, "pct": 100 * p, "right": name == guess["label"]}
+                    for name, p in zip(guess["guesses"], guess["probabilities"], strict=True)
+                ],
+            }
+            for guess in found["guesses"]
+        ],
+        "queries": [
+            {
+                "src": next(uris),
+                "label": label,
+                "nearest": [{"src": next(uris), "label": other} for other in nearest],
+            }
+            for label, nearest in zip(found["queries"], found["nearest"], strict=True)
+        ],
+    }
 
 
 def _ablation(ablation: Ablation) -> dict[str, Any]:

@@ -119,6 +119,14 @@ def sample() -> Reproduction:
         ],
         "kernels": kernels,
         "kernels_caption": "Of the reduced run, after 20 epochs.",
+        "lookalikes": {
+            "guesses": [{"label": label, "guesses": ["astronaut", "coffee", "motorcycle_left"],
+                         "probabilities": [0.7, 0.2, 0.1]}
+                        for label in ("astronaut", "coffee", "retina") for _ in range(2)],
+            "queries": ["coffee", "a_class_whose_name_is_long"],
+            "nearest": [["coffee"] * 5 + ["rocket"], ["rocket"] * 6],
+        },
+        "pictures": torch.randint(256, (20, 128, 128, 3), generator=stream, dtype=torch.uint8),
         "ablations": [{
             "name": "relu", "title": "ReLU against tanh", "n_seeds": 3, "threshold_pct": 25.0,
             "note": "The same net and pictures, each arm at the better of two rates.",

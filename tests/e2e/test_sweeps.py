@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from programs import module, run, succeed
 
+from alexnet2012 import checkpoint
+from alexnet2012.claims import Scale
+from alexnet2012.config import PrepareConfig
+from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
-from alexnet2012.effects import effects, read_sweep
+from alexnet2012.effects import effect_measurements, effects, read_sweep
+from alexnet2012.lookalikes import look_alike
+from alexnet2012.pretraining import pretrain_measurements, read_errors
+from alexnet2012.seeds import seed_measurements
 
 ARMS = ("none", "no_lrn", "one_gpu")
 
@@ -75,14 +85,81 @@ def test_a_run_that_was_cut_off_is_done_again_to_the_same_end(
     (victim / "summary.json").unlink()
     lines = (victim / "metrics.jsonl").read_text().splitlines(keepends=True)
     (victim / "metrics.jsonl").write_text("".join(lines[:2]))
-    for checkpoint in (victim / "checkpoints").iterdir():
-        checkpoint.rename(tmp_path / checkpoint.name)
+    for saved in (victim / "checkpoints").iterdir():
+        saved.rename(tmp_path / saved.name)
     succeed(command(photos_store, swept, "ablation=no_lrn", "seed=0,1"), tmp_path)
     after = results(swept)
     name = "no_lrn/1/metrics.jsonl"
     assert after[name] == before[name]
     mine, theirs = (json.loads(text["no_lrn/1/summary.json"]) for text in (after, before))
     assert mine["top1_error_pct"] == theirs["top1_error_pct"]
+
+
+def test_two_seeds_show_the_form_and_claim_nothing(swept: Path) -> None:
+    found = seed_measurements(swept, Scale.reduced, "tiny", "…", only=[0, 1])
+    assert [m.claim for m in found] == ["lsvrc2010-1crop", "table2", "fig3"]
+    assert [m.agrees for m in found] == [None] * 3
+    assert [m.n_seeds for m in found] == [2] * 3
+    base = read_sweep(swept, [0, 1])["none"]
+    ten = sum(run.errors["top1_error_pct"] for run in base.values()) / 2  # 10 views, when trained
+    assert f"{ten:.2f} / " in found[0].value.rpartition(", ")[2]
+
+
+def test_the_figure_of_look_alikes_goes_with_its_pictures(swept: Path, photos_store: Store) -> None:
+    found, pictures, measurement = look_alike(swept / "none" / "0", Scale.reduced, "tiny", "…")
+    assert pictures.shape == (8 + 5 * 7, 72, 72, 3)
+    assert [len(guess["guesses"]) for guess in found["guesses"]] == [5] * 8
+    assert [len(near) for near in found["nearest"]] == [6] * 5
+    classes = set(photos_store.classes)
+    assert classes.issuperset([*found["queries"], *chain(*found["nearest"])])
+    assert measurement.numbers["queries"] == len(photos_store.split("val").labels)
+    assert measurement.numbers["chance_pct"] == pytest.approx(100 / 16, abs=3)
+
+
+def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    words = command(photos_store, tmp_path / "runs", "ablation=none,few_classes,pretrained")
+    words[words.index("experiment=effects/quick")] = "experiment=pretrain/quick"
+    ended = succeed([*words, "seed=0,1"], tmp_path)
+    assert (
+        ended.err.count("starting from the layers of")
+        + ended.out.count("starting from the layers of")
+        == 2
+    )
+    last = checkpoint.newest(tmp_path / "runs" / "pretrained" / "1")
+    assert last is not None
+    assert checkpoint.read_progress(last).classes == list(photos_store.classes[:5])
+    pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "tiny", "…")
+    assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
+    assert (pretrain.n_seeds, pretrain.agrees) == (2, None)
+    errors = read_errors(tmp_path / "runs")
+    gain = sum(errors["few_classes"][s][0] - errors["pretrained"][s][0] for s in (0, 1)) / 2
+    assert pretrain.numbers["top1_gain_points"] == pytest.approx(gain)
+
+
+def test_nothing_is_supported_by_pictures_whose_labels_are_drawn(
+    photos_folder: Path, tmp_path: Path
+) -> None:
+    draw = random.Random(1)  # of one draw in forty a claim would be supported, by chance
+    classes = sorted(folder.name for folder in (photos_folder / "train").iterdir())
+    for file in sorted(photos_folder.rglob("*.jpg")):
+        split = file.relative_to(photos_folder).parts[0]
+        folder = tmp_path / "drawn" / split / draw.choice(classes[:4])
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / f"{file.parent.name}-{file.name}")
+    settings = PrepareConfig(str(tmp_path / "drawn"), str(tmp_path / "store"), size=72, workers=1)
+    store = prepare(settings, progress=False)
+    arms = "ablation=none,no_lrn,no_dropout,one_gpu"
+    succeed(command(store, tmp_path / "runs", arms, "seed=0,1,2"), tmp_path)
+    how = (Scale.reduced, "tiny", "…")
+    found = effect_measurements(effects(read_sweep(tmp_path / "runs")), *how)
+    found += seed_measurements(tmp_path / "runs", *how)
+    found.append(look_alike(tmp_path / "runs" / "none" / "0", *how)[-1])
+    assert {m.claim for m in found} == {
+        "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4"
+    }  # fmt: skip
+    assert [m.claim for m in found if m.agrees] == []
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(photos_store: Store, tmp_path: Path) -> None:

@@ -100,6 +100,43 @@ def test_what_one_mesh_saves_another_loads_bit_for_bit(
             assert equal(rank, saved[0]), processes
 
 
+def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], ...]:
+    """A net of other classes: its weights before and after it took layers over."""
+    model, _ = build(3, seed=1)
+    before = {name: w.clone().numpy() for name, w in model.full_state_dict().items()}
+    checkpoint.take_over(Path(folder), model, layers)
+    return before, {name: w.numpy() for name, w in model.full_state_dict().items()}
+
+
+@pytest.mark.parametrize("layers", [[], ["conv1", "fc7"]])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_net_of_other_classes_starts_from_the_layers_asked_for_and_no_other(
+    tmp_path: Path, processes: int, layers: list[str]
+) -> None:
+    run = tmp_path / "run"
+    saved = train_and_save(str(run / "checkpoints" / "step-0000002"), 7)
+    for before, after in on(processes, start_from, str(run), layers):
+        for name, weights in after.items():
+            layer = name.split(".")[0]
+            taken = layer in layers if layers else layer != "fc8"
+            expected = saved[f"weight {name}"] if taken else before[name]
+            assert np.array_equal(weights, expected), name
+
+
+def test_layers_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "step-0000002"
+    train_and_save(str(folder), 7)
+    model, _ = build(3, seed=1)
+    with pytest.raises(ConfigError, match=r"init_layers=conv9: is no layer of this net; use some"):
+        checkpoint.take_over(folder, model, ["conv9"])
+    with pytest.raises(ConfigError, match=r"fc8.weight is \(7, \d+\) there, \(3, \d+\) here"):
+        checkpoint.take_over(folder, model, ["fc8"])
+    wider = AlexNet("code146", 3, model=SMALL)
+    with pytest.raises(ConfigError, match=r"conv6.weight is none there"):
+        checkpoint.take_over(folder, wider, [])
+    checkpoint.take_over(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
+
+
 def go_on(folder: str) -> dict[str, Any]:
     """Four steps undisturbed, and two steps after a checkpoint of the first two."""
     undisturbed = build(7, seed=0)

@@ -247,7 +247,7 @@ def test_the_2012_code_differs_from_the_paper_in_these_switches_and_no_other() -
 
 
 def test_a_recipe_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r"recipe=papr: .*code145, paper"):
+    with pytest.raises(ConfigError, match=r"recipe=papr: .*code145, code146, paper"):
         load_recipe("papr")
 
 

@@ -111,6 +111,19 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
     assert len(before) + len(reads) == 54 + len(again)
 
 
+def test_a_narrowed_store_has_its_first_classes_only(store: Store) -> None:
+    narrow, whole = store.narrowed(2), store.split("train")
+    assert narrow.classes == CLASSES[:2]
+    kept = whole.labels < 2
+    assert narrow.split("train").labels.tolist() == whole.labels[kept].tolist()
+    assert list(narrow.split("train").paths) == list(np.array(whole.paths)[kept])
+    assert len(narrow.split("val", limit=1).paths) == 2
+    assert store.narrowed(None) is store
+    for count in (0, 4):
+        with pytest.raises(ConfigError, match=rf"data.first_classes={count}: must be 1 to 3"):
+            store.narrowed(count)
+
+
 def test_mean_and_covariance_are_of_the_training_pixels_as_stored(store: Store) -> None:
     pixels = np.stack(
         [simplejpeg.decode_jpeg(Path(path).read_bytes()) for path in store.split("train").paths]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -90,6 +90,19 @@ class Store:
             raise ConfigError("data.store", root, remedy)
         return store
 
+    def narrowed(self, first_classes: int | None) -> Store:
+        """With its first classes only; the mean image and the colours stay those of all.
+
+        Raises:
+            ConfigError: more classes than there are.
+        """
+        if first_classes is None:
+            return self
+        if not 1 <= first_classes <= len(self.classes):
+            remedy = f"must be 1 to {len(self.classes)}, the classes of {self.root}"
+            raise ConfigError("data.first_classes", first_classes, remedy)
+        return replace(self, classes=self.classes[:first_classes])
+
     def split(self, name: str, limit: int | None = None) -> Split:
         """``train`` or ``val``; ``limit`` keeps the first pictures of each class only.
 
@@ -104,7 +117,7 @@ class Store:
         for line in (self.root / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
             path, label, *_ = line.split("\t")
             taken[label] += 1
-            if limit is None or taken[label] <= limit:
+            if int(label) < len(self.classes) and (limit is None or taken[label] <= limit):
                 paths.append(f"{self.root}/{path}")
                 labels.append(int(label))
         return Split(tuple(paths), np.array(labels, dtype=np.int64))

@@ -1,0 +1,72 @@
+"""Two reproductions side by side: what is said of a claim follows from both measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alexnet2012.claims import Measurement, Scale
+from alexnet2012.comparing import Outcome, compare, comparison_tables, other_conditions
+from alexnet2012.findings import Reproduction, save_reproduction
+from alexnet2012.report import main
+
+
+def made(
+    value: str | None, interval: tuple[float, float] | None = None, **provenance: object
+) -> Reproduction:
+    measurement = (
+        []
+        if value is None
+        else [
+            Measurement(
+                "relu", value, Scale.reduced, "…", caveat="tiny", interval=interval
+            ).to_json()
+        ]
+    )
+    return {"measurements": measurement, "provenance": provenance}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (made("2 ×"), made("2 ×"), Outcome.same),
+        (made("2 ×"), made("3 ×"), Outcome.other),
+        (made("2 ×", (1, 3)), made("3 ×", (2, 4)), Outcome.overlap),
+        (made("2 ×", (1, 2)), made("4 ×", (3, 5)), Outcome.apart),
+        (made("4 ×", (3, 5)), made("2 ×", (1, 2)), Outcome.apart),
+        (made("2 ×", (1, 2)), made("4 ×"), Outcome.other),
+        (made("2 ×"), made(None), Outcome.one),
+        (made(None), made(None), Outcome.neither),
+    ],
+)
+def test_two_measurements_of_a_claim(
+    first: Reproduction, second: Reproduction, outcome: Outcome
+) -> None:
+    rows = compare(first, second)
+    assert len(rows) == 24
+    assert {row.claim: row.outcome for row in rows}["relu"] is outcome
+    assert all(row.outcome is Outcome.neither for row in rows if row.claim != "relu")
+
+
+def test_only_what_was_made_differently_is_told() -> None:
+    first, second = made("2 ×", commit="abc", seeds=[0, 1]), made("2 ×", commit="abd", seeds=[0, 1])
+    assert other_conditions(first["provenance"], second["provenance"]) == [("commit", "abc", "abd")]
+    assert len(comparison_tables(("A", "B"), first, first)) == 1
+
+
+def test_the_command_prints_both_and_refuses_a_folder_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("one", "2 × [bold]"), ("two", "3 ×")):
+        save_reproduction(made(value, cpu=name), tmp_path / name)
+    words = ["report", "compare", str(tmp_path / "one"), str(tmp_path / "two")]
+    monkeypatch.setattr("sys.argv", words)
+    main()
+    said = capsys.readouterr().out
+    assert "2 × [bold]" in said  # not markup
+    assert "another value" in said
+    monkeypatch.setattr("sys.argv", [*words[:3], str(tmp_path / "none")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "holds no reproduction.json" in capsys.readouterr().err
