@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 
 from alexnet2012 import checkpoint
+from alexnet2012.choices import Decoder, Device
 from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.data.store import Store
+
+
+def check_start(config: TrainConfig, run_dir: Path) -> None:
+    """What can be told before a single picture is prepared.
+
+    Raises:
+        ConfigError: the run directory is taken, a checkpoint to start from is none, or pictures
+            cannot be decoded where the configuration wants it.
+    """
+    if config.resume is None and (run_dir / "metrics.jsonl").exists():
+        remedy = "holds a run already; set resume=auto to go on with it, or another directory"
+        raise ConfigError("hydra.run.dir", run_dir, remedy)
+    if config.resume not in (None, "auto"):
+        checkpoint.read_progress(Path(str(config.resume)))
+    if config.init_from is not None:
+        path = Path(config.init_from)
+        checkpoint.read_progress(checkpoint.newest(path) or path)
+    there = config.mesh.device is not Device.cpu and torch.cuda.is_available()
+    if config.data.decoder is Decoder.gpu and not there:
+        raise ConfigError("data.decoder", "gpu", "pictures go to the cpu here; use auto or cpu")
 
 
 def check_run(config: TrainConfig, run_dir: Path) -> tuple[Store, Path | None]:
@@ -17,6 +39,7 @@ def check_run(config: TrainConfig, run_dir: Path) -> tuple[Store, Path | None]:
     Raises:
         ConfigError: they do not go with the configuration, or the run directory is another run's.
     """
+    check_start(config, run_dir)
     assert config.data.store is not None
     store = Store.open(Path(config.data.store)).narrowed(config.data.first_classes)
     if store.size != config.data.store_size:
@@ -24,9 +47,6 @@ def check_run(config: TrainConfig, run_dir: Path) -> tuple[Store, Path | None]:
         raise ConfigError("data.store", config.data.store, remedy)
     newest = checkpoint.newest(run_dir)
     if config.resume is None:
-        if (run_dir / "metrics.jsonl").exists():
-            remedy = "holds a run already; set resume=auto to go on with it, or another directory"
-            raise ConfigError("hydra.run.dir", run_dir, remedy)
         return store, None
     folder = newest if config.resume == "auto" else Path(config.resume)
     if folder is None:

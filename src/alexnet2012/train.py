@@ -27,7 +27,7 @@ from alexnet2012.launcher import (
 from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet
-from alexnet2012.runs import check_run, is_finished
+from alexnet2012.runs import check_run, check_start, is_finished
 from alexnet2012.trainer import Trainer
 
 
@@ -36,6 +36,7 @@ def run(config: TrainConfig, run_dir: Path) -> None:
     if config.resume == "auto" and is_finished(config, run_dir):
         print(f"run directory: {run_dir}: finished before, kept")
         return
+    check_start(config, run_dir)
     prepare_store(config)
     launch(worker, config.mesh.processes, config, run_dir)
     print(f"run directory: {run_dir}")
@@ -60,6 +61,7 @@ def torchrun_worker() -> None:
     mesh = init_mesh(config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s)
     config, run_dir = mesh.broadcast_object((config, run_dir))  # type: ignore[misc]
     if mesh.rank == 0:
+        check_start(config, run_dir)
         prepare_store(config)
     mesh.barrier()
     os.environ[SPEAKS] = "1"  # from here on a rank may meet what the others do not
@@ -91,6 +93,7 @@ def prepare_store(config: TrainConfig) -> None:
 def check(overrides: list[str]) -> None:
     """What goes before training: the configuration is right, the store is there."""
     config, run_dir = compose_config("train", TrainConfig, overrides)
+    check_start(config, run_dir)
     prepare_store(config)
     store, _ = check_run(config, run_dir)
     AlexNet(config.recipe, len(store.classes), model=config.model, mesh=single_process(Device.cpu))

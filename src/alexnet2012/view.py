@@ -242,6 +242,7 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
             **row,
             "mark": VERDICT_MARKS[Verdict(row["verdict"])],
             "timings": content["timings"].get(row["id"], {}),
+            "svg": _claimed_and_measured(row, reproduction),
         }
         for row in content["rows"]
     ]
@@ -250,6 +251,26 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
         for verdict, mark in VERDICT_MARKS.items()
     ]
     return {"rows": rows, "tally": tally}
+
+
+def _claimed_and_measured(row: dict[str, Any], reproduction: Reproduction) -> Markup:
+    """A forest of what leaving a thing out cost here, below what a source says that it costs."""
+    claim = row["effect"]
+    if claim is None:
+        return Markup("")
+    lines = [
+        Interval(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
+        for e in reproduction.get("effects", [])
+        if e["arm"] in claim["arms"] and e["metric"] == claim["metric"]
+    ]
+    if not lines:
+        return Markup("")
+    if claim["claimed_points"] is not None:
+        lines.insert(0, Interval(claim["source"], claim["claimed_points"], None, None, series=1))
+    metric = {"top1_error_pct": "top-1 error", "train_error_pct": "training error"}[claim["metric"]]
+    title = f"Points of {metric} without it, minus with it"
+    told = ", ".join(f"{line.label} {line.mean:+.1f}" for line in lines)
+    return Markup(forest(lines, title, f"{row['title']}. {title}: {told}"))
 
 
 def scientific(value: float | None) -> Markup:

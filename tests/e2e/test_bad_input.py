@@ -95,6 +95,26 @@ def test_a_store_of_another_size_is_refused_before_training(
     refuse(*store, "data.store_size=96", words=("data.store", "72", "data.store_size"))
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("resume=null", ("hydra.run.dir", "holds a run already", "resume=auto")),
+        ("resume=nowhere", ("nowhere", "no checkpoint")),
+        ("init_from=nowhere", ("nowhere", "no checkpoint")),
+        ("data.decoder=gpu", ("data.decoder=gpu", "use auto or cpu")),
+    ],
+)
+def test_what_needs_no_picture_is_told_before_any_is_prepared(
+    refuse: Refuse, photos_folder: Path, tmp_path: Path, override: str, words: tuple[str, ...]
+) -> None:
+    if override == "resume=null":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "metrics.jsonl").touch()
+    where = (f"data.source={photos_folder}", f"data.store={tmp_path / 'store'}")
+    refuse(*where, override, words=words)
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "mean_image.npy", "train.tsv", "val.tsv"])
 def test_a_damaged_store_is_refused(
     refuse: Refuse, photos_store: Store, tmp_path: Path, name: str

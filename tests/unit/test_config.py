@@ -251,6 +251,28 @@ def test_a_recipe_that_is_not_there_is_answered_with_those_that_are() -> None:
         load_recipe("papr")
 
 
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(
+    file.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    for file in (CONF / "experiment").rglob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_can_be_composed_and_says_what_it_is(name: str) -> None:
+    assert composed(f"experiment={name}").recipe.name
+    header = (
+        (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
+    )
+    for word in ("command", "measures", "expected", "takes"):
+        assert f"#   {word}" in header, word
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "ablation").iterdir()))
+def test_every_ablation_goes_with_the_effects(name: str) -> None:
+    assert composed("experiment=effects/quick", f"ablation={name}").recipe.name == "code145"
+
+
 def test_a_recipe_brings_its_own_schedule_unless_another_is_asked_for() -> None:
     assert composed("recipe=code145").schedule.epochs == 91
     assert composed("recipe=code145", "schedule=paper").schedule.epochs == 90

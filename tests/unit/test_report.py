@@ -122,6 +122,16 @@ def test_the_page_is_readable_without_eyes(tmp_path: Path) -> None:
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
+def test_a_claim_shows_its_effect_below_what_is_claimed() -> None:
+    reproduction = small()
+    effect = {"arm": "no_lrn", "metric": "top1_error_pct", "seeds": [0, 1, 2],
+              "mean_points": 2.5, "interval_points": (1.0, 4.0), "base_mean_pct": 40.0}  # fmt: skip
+    reproduction["effects"] = [effect]  # type: ignore[list-item]
+    rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
+    assert "the paper +1.4, no_lrn +2.5" in rows["lrn"]["svg"]
+    assert rows["dropout"]["svg"] == rows["size"]["svg"] == ""
+
+
 def test_sums_shares_and_judgements_are_made_from_the_numbers() -> None:
     shown = view(small())
     assert shown["audit"]["parameters"] == 100
