@@ -34,6 +34,9 @@ class ConfigError(ValueError):
         self.key, self.value, self.remedy = key, value, remedy
         super().__init__(f"{key}={value}: {remedy}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, str(self.value), self.remedy)  # between processes
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, through no fault in its settings; the message says it all."""

@@ -96,6 +96,7 @@ def compose_config(
     with initialize_config_module(CONF, version_base="1.3"):
         cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
         run_dir = Path(cfg.hydra.run.dir).absolute()
+        HydraConfig.instance().set_config(cfg)  # what ${hydra:…} reads
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         return from_hydra(cfg, schema), run_dir

@@ -12,16 +12,11 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from itertools import islice
-from multiprocessing import current_process, get_context, parent_process
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +33,7 @@ from alexnet2012.data.source import Entry, Source
 from alexnet2012.data.sources import opened_source, source_identity
 from alexnet2012.data.store import SPLITS, Store
 from alexnet2012.data.tally import Outcome, Tally
+from alexnet2012.data.workers import in_order
 
 _FORMAT = 2  # of the layout on disk
 _PICTURES_PER_JOB = 64
@@ -171,7 +167,7 @@ def _fill(
     with (
         closing(tally),
         Progress(*columns, *more, console=console, transient=True, disable=hidden) as bar,
-        closing(_in_order(jobs, workers)) as finished,
+        closing(in_order(_work, jobs, workers)) as finished,
     ):
         task = bar.add_task("", total=source.total_bytes, pictures="")
         for job, done in finished:
@@ -191,65 +187,6 @@ def _jobs(root: Path, source: Source, config: PrepareConfig) -> Iterator[_Job]:
         while part := list(islice(entries, _PICTURES_PER_JOB)):
             yield _Job(root, split, first, part, source.classes, config.size, config.quality)
             first += len(part)
-
-
-def _in_order(jobs: Iterable[_Job], workers: int) -> Generator[tuple[_Job, _Done], None, None]:
-    """Each job with what came of it, in order, a few ahead at a time."""
-    if workers == 1:
-        yield from ((job, _work(job)) for job in jobs)
-        return
-    # Not fork: the caller may have threads, of torch or of DALI, which a fork would cut off.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    waiting: deque[tuple[_Job, Future[_Done]]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            for job in jobs:
-                with _interrupts_held_back():  # a worker is started here, with what is held back
-                    waiting.append((job, pool.submit(_work, job)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        except BrokenProcessPool as error:
-            remedy = "a worker was killed, for want of memory perhaps; lower workers"
-            raise RunError(f"{remedy}; the same command goes on from where it was") from error
-        finally:
-            # Waits for the jobs begun: a worker just starting needs what goes with this process.
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started within leave Ctrl-C to this one, which is answered at the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where Ctrl-C never arrives
-        return
-    came: list[int] = []
-    # What is blocked is inherited; another thread may yet take the signal and hand it to this one.
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _start_worker() -> None:
-    """A worker ends when its parent does, however it did."""
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _existing(root: Path, settings: dict[str, Any]) -> Store:
