@@ -162,6 +162,18 @@ def test_nothing_is_supported_by_pictures_whose_labels_are_drawn(
     assert [m.claim for m in found if m.agrees] == []
 
 
+def test_jobs_of_submitit_run_and_fail_as_processes_of_their_own(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    words = command(photos_store, tmp_path / "runs", "hydra/launcher=submitit_local", "seed=0,-1")
+    ended = run([*words, "mesh=two_towers"], tmp_path)
+    assert ended.code == 2
+    assert "alexnet2012: seed=-1: must be at least 0" in ended.err.splitlines()
+    assert ended.left == []
+    summary = json.loads((tmp_path / "runs" / "none" / "0" / "summary.json").read_text())
+    assert summary["world_size"] == 2
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(photos_store: Store, tmp_path: Path) -> None:
     ended = run(command(photos_store, tmp_path / "runs", "seed=-1,0"), tmp_path)
     assert ended.code == 2
