@@ -126,7 +126,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
     if processes == 1:
         try:
             worker(*args)
-        except (ConfigError, RunError):
+        except (ConfigError, RunError, SignalException):
             raise
         except Exception as error:
             raise RunError("".join(traceback.format_exception(error))) from None

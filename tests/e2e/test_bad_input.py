@@ -211,7 +211,7 @@ def test_ranks_that_meet_a_mistake_end_with_its_one_line(
     ("overrides", "words"),
     [
         (["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4")),
-        (["recipe=papr"], ("recipe=papr", "code145, paper")),
+        (["recipe=papr"], ("recipe=papr", "code145, code146, paper")),
         (["+new=1"], ("new=1", "no such key", "take it out")),
     ],
 )

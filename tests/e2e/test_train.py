@@ -277,6 +277,23 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "kill"]
 )
+def test_a_sweep_that_is_interrupted_starts_no_further_run(
+    photos_store: Store, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    words = overrides(photos_store, tmp_path / "run", "schedule.epochs=10000", "mesh=one_process")
+    where = [f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=run-${seed}", "seed=0,1"]
+    program, mark = start(module("train", "-m", *words, *where), tmp_path)
+    until_it_trains(tmp_path / "run-0")
+    program.send_signal(number)
+    ended = finish(program, mark)
+    assert (ended.code, ended.left) == (code, [])
+    assert ended.err.splitlines()[-1] == "alexnet2012: interrupted"
+    assert not (tmp_path / "run-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "kill"]
+)
 def test_a_run_that_is_interrupted_says_so_and_leaves_no_process(
     photos_store: Store, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
