@@ -9,19 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.markup import escape
 
+from alexnet2012.claims import support_word
 from alexnet2012.comparing import comparison_tables
-from alexnet2012.findings import (
-    Evaluation,
-    Reproduction,
-    load_reproduction,
-)
+from alexnet2012.findings import Evaluation, Reproduction, ledger_of, load_reproduction
 from alexnet2012.view import audit_view, exchanges_view, fixed, number, prose, scientific, view
 
 
@@ -78,6 +74,20 @@ def summary_table(reproduction: Reproduction) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
+def claims_table(reproduction: Reproduction) -> str:
+    """What was measured of each claim over several seeds, as a Markdown table."""
+    lines = ["| claim | claimed | here | seeds | so it is |", "|---|---|---|---|---|"]
+    for row in ledger_of(reproduction)["rows"]:
+        here = row["measured"]
+        if here is None or here["n_seeds"] < 2:
+            continue
+        source = row["sources"]["paper"] or row["sources"]["code"]
+        claimed, seeds = source["value"].replace("\n", "; "), str(here["n_seeds"])
+        cells = (row["id"], claimed, here["value"], seeds, support_word(here["agrees"]))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def _with_interval(row: Evaluation) -> str:
     low, high = row["top1_interval_pct"]
     return f"{row['top1_error_pct']:.1f}% ({low:.1f} – {high:.1f})"
@@ -94,12 +104,15 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="of reproduction.json")
     parser.add_argument("--table", action="store_true", help="print the summary as Markdown")
+    parser.add_argument("--claims", action="store_true", help="what several seeds say, as Markdown")
     arguments = parser.parse_args()
     reproduction = _load(arguments.directory, parser)
-    shown = (
-        summary_table if arguments.table else partial(write_report, directory=arguments.directory)
-    )
-    print(shown(reproduction))
+    if arguments.table:
+        print(summary_table(reproduction))
+    elif arguments.claims:
+        print(claims_table(reproduction))
+    else:
+        print(write_report(reproduction, arguments.directory))
 
 
 def _compare_main(words: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from alexnet2012.claims import Measurement, Scale
 from alexnet2012.figures import Curve, Level, kernel_pictures, line_chart, two_towers
 from alexnet2012.findings import Reproduction, load_reproduction, save_reproduction
-from alexnet2012.report import write_report
+from alexnet2012.report import claims_table, write_report
 from alexnet2012.view import scientific, view
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> \" ' $x_1$ {{ 7 * 7 }}"
@@ -120,6 +120,16 @@ def test_the_page_is_readable_without_eyes(tmp_path: Path) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
     assert levels[0] == 1
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_claims_of_several_seeds_make_a_table_and_single_ones_do_not() -> None:
+    how = {"scale": Scale.reduced, "command": "…", "caveat": "tiny"}
+    lrn = Measurement("lrn", "no_lrn: +2.50 | odd", n_seeds=3, agrees=True, **how)
+    dropout = Measurement("dropout", "no_dropout: -1", n_seeds=1, **how)
+    lines = claims_table({"measurements": [lrn.to_json(), dropout.to_json()]}).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| lrn | −1.4 / −1.2;")
+    assert lines[2].endswith(r"| no_lrn: +2.50 \| odd | 3 | supported |")
 
 
 def test_a_claim_shows_its_effect_below_what_is_claimed() -> None:
