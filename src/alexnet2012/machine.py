@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def running_commit() -> tuple[str, bool]:
-    """The commit of the checkout that runs, and whether it has changes; a version outside one."""
+    """The commit of the checkout that runs, and whether its files have changes.
+
+    Outside a checkout the version. Files that git does not know, as results, are no changes.
+    """
 
     def git(*words: str) -> str:
         here = Path(__file__).parent
@@ -18,7 +21,7 @@ def running_commit() -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.CalledProcessError):
         return f"version {version('alexnet2012')}", False
 

@@ -76,14 +76,12 @@ def summary_table(reproduction: Reproduction) -> str:
 
 def claims_table(reproduction: Reproduction) -> str:
     """What was measured of each claim over several seeds, as a Markdown table."""
-    lines = ["| claim | claimed | here | seeds | so it is |", "|---|---|---|---|---|"]
+    lines = ["| claim | measured here, 95% over seeds | seeds | so it is |", "|---|---|---|---|"]
     for row in ledger_of(reproduction)["rows"]:
         here = row["measured"]
         if here is None or here["n_seeds"] < 2:
             continue
-        source = row["sources"]["paper"] or row["sources"]["code"]
-        claimed, seeds = source["value"].replace("\n", "; "), str(here["n_seeds"])
-        cells = (row["id"], claimed, here["value"], seeds, support_word(here["agrees"]))
+        cells = (row["title"], here["value"], str(here["n_seeds"]), support_word(here["agrees"]))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
