@@ -21,7 +21,7 @@ from rich.table import Table
 from alexnet2012.claims import Claim, Measurement, Scale, direction, load_claims, support_word
 from alexnet2012.config import ConfigError
 from alexnet2012.findings import Effect
-from alexnet2012.metrics import mean_interval
+from alexnet2012.paired import Difference
 from alexnet2012.tracking import read_records
 
 BASE = "none"
@@ -36,6 +36,7 @@ class Result:
 
     settings: dict[str, Any]
     errors: dict[str, float]  # by metric, per cent
+    commit: str = ""  # of the code that ran; a sweep may be taken up by later code
 
 
 def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> dict[str, dict[int, Result]]:
@@ -73,14 +74,14 @@ def effects(runs: dict[str, dict[int, Result]]) -> list[Effect]:
         seeds = sorted(runs[arm].keys() & runs[BASE].keys())
         for metric in METRICS if seeds else ():
             pairs = [(runs[arm][s].errors[metric], runs[BASE][s].errors[metric]) for s in seeds]
-            mean, low, high = mean_interval([without - base for without, base in pairs])
+            difference = Difference.of([without - base for without, base in pairs])
             found.append(
                 Effect(
                     arm=arm,
                     metric=metric,
                     seeds=seeds,
-                    mean_points=mean,
-                    interval_points=None if low is None or high is None else (low, high),
+                    mean_points=difference.mean,
+                    interval_points=difference.interval,
                     base_mean_pct=sum(base for _, base in pairs) / len(pairs),
                 )
             )
@@ -161,9 +162,7 @@ def _measurement(
 
 
 def _with_interval(effect: Effect) -> str:
-    interval = effect["interval_points"]
-    around = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
-    return f"{effect['mean_points']:+.2f}{around}"
+    return str(Difference(effect["mean_points"], effect["interval_points"], len(effect["seeds"])))
 
 
 def _read(run_dir: Path) -> Result:
@@ -178,6 +177,7 @@ def _read(run_dir: Path) -> Result:
             "top5_error_pct": summary["top5_error_pct"],
             "train_error_pct": epochs[-1]["train_error_pct"],
         },
+        commit=summary.get("commit", "unknown"),
     )
 
 

@@ -7,21 +7,21 @@ both numbers.
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
-
-from alexnet2012.claims import Measurement, Scale, direction, support_word
+from alexnet2012.claims import Measurement, Scale, support_word
 from alexnet2012.config import ConfigError
-from alexnet2012.metrics import mean_interval
+from alexnet2012.paired import Difference, finished_runs, print_measurements
 
 MORE, WITHOUT, WITH = "none", "few_classes", "pretrained"
 
 
-def read_errors(directory: Path) -> dict[str, dict[int, tuple[float, float]]]:
+def read_errors(
+    directory: Path, only: Sequence[int] | None = None
+) -> dict[str, dict[int, tuple[float, float]]]:
     """Top-1 and top-5 errors of the finished runs, per cent, by ablation and seed.
 
     Raises:
@@ -29,10 +29,10 @@ def read_errors(directory: Path) -> dict[str, dict[int, tuple[float, float]]]:
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for arm in (MORE, WITHOUT, WITH):
-        for file in sorted((directory / arm).glob("*/summary.json")):
-            summary = json.loads(file.read_text(encoding="utf-8"))
+        for seed, run in finished_runs(directory, arm, only).items():
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             errors = summary["top1_error_pct"], summary["top5_error_pct"]
-            found.setdefault(arm, {})[int(file.parent.name)] = errors
+            found.setdefault(arm, {})[seed] = errors
         if arm not in found:
             remedy = f"holds no finished run of ablation={arm}; see conf/experiment/pretrain"
             raise ConfigError("runs", directory, remedy)
@@ -40,33 +40,34 @@ def read_errors(directory: Path) -> dict[str, dict[int, tuple[float, float]]]:
 
 
 def pretrain_measurements(
-    directory: Path, scale: Scale, caveat: str | None, command: str
+    directory: Path,
+    scale: Scale,
+    caveat: str | None,
+    command: str,
+    only: Sequence[int] | None = None,
 ) -> list[Measurement]:
     """The gain from pretraining, and the error of the net that was pretrained."""
-    errors = read_errors(directory)
+    errors = read_errors(directory, only)
     seeds = sorted(errors[WITHOUT].keys() & errors[WITH].keys())
     if not seeds:
         raise ConfigError("runs", directory, f"{WITHOUT} and {WITH} have no seed in common")
     without, pretrained = ([errors[arm][seed][0] for seed in seeds] for arm in (WITHOUT, WITH))
-    mean, low, high = mean_interval([a - b for a, b in zip(without, pretrained, strict=True)])
-    interval = None if low is None or high is None else (low, high)
-    agrees = direction(interval, len(seeds))
-    around = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+    gain = Difference.of([a - b for a, b in zip(without, pretrained, strict=True)])
     more = list(errors[MORE].values())
     return [
         Measurement(
             claim="pretrain",
-            value=f"without pretraining {mean:+.2f}{around} points top-1: "
+            value=f"without pretraining {gain} points top-1: "
             f"{fmean(without):.2f} against {fmean(pretrained):.2f}",
             scale=scale,
             command=command,
-            numbers={"top1_gain_points": mean},
+            numbers={"top1_gain_points": gain.mean},
             caveat=caveat,
-            n_seeds=len(seeds),
-            interval=interval,
-            agrees=agrees,
-            agreement_note=f"{support_word(agrees)} by {len(seeds)} paired seeds; the paper has "
-            "+1.7 points, the pretraining on 15 M other pictures",
+            n_seeds=gain.n_seeds,
+            interval=gain.interval,
+            agrees=gain.above_zero,
+            agreement_note=f"{support_word(gain.above_zero)} by {gain.n_seeds} paired seeds; the "
+            "paper has +1.7 points, the pretraining on 15 M other pictures",
         ),
         Measurement(
             claim="imagenet2009",
@@ -83,18 +84,8 @@ def pretrain_measurements(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.pretraining",
-        description="What pretraining on more classes is worth, from a sweep.",
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="of ABLATION/SEED/summary.json")
-    arguments = parser.parse_args()
-    try:
-        found = pretrain_measurements(arguments.directory, Scale.reduced, "as the runs say", "…")
-    except ConfigError as error:
-        parser.error(str(error))
-    for measurement in found:
-        Console().print(f"[bold]{measurement.claim}[/]: {measurement.value}")
+    description = "What pretraining on more classes is worth, from a sweep."
+    print_measurements("alexnet2012.pretraining", description, pretrain_measurements)
 
 
 if __name__ == "__main__":

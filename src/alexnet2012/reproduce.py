@@ -230,6 +230,8 @@ class Reproduce:
         runs = effects.read_sweep(directory, self._effect_seeds)
         found = effects.effects(runs)
         self.found["effects"], self.found["effects_caption"] = found, effects.described(runs)
+        commits = {result.commit for results in runs.values() for result in results.values()}
+        self.found["provenance"]["extra"] = {"Effects ran at": ", ".join(sorted(commits))}
         how = (*self._scale(effects.described(runs)), command)
         self.measurements += effects.effect_measurements(found, *how)
         self.measurements += seed_measurements(directory, *how, self._effect_seeds)
@@ -239,7 +241,10 @@ class Reproduce:
         arms = f"ablation={pretraining.MORE},{pretraining.WITHOUT},{pretraining.WITH}"
         command = self._train(experiment, [arms], self._effect_seeds)
         self.measurements += pretraining.pretrain_measurements(
-            self.out / "runs" / experiment, *self._scale("a narrow net, five classes"), command
+            self.out / "runs" / experiment,
+            *self._scale("a narrow net, five classes"),
+            command,
+            self._effect_seeds,
         )
 
     def provenance(self) -> Provenance:

@@ -6,21 +6,19 @@ paper, ``one_gpu`` has none. ``python -m alexnet2012.seeds DIR`` prints what the
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
 from torch import Tensor
 
-from alexnet2012.claims import Measurement, Scale, direction
+from alexnet2012.claims import Measurement, Scale
 from alexnet2012.config import ConfigError, EvaluateConfig
 from alexnet2012.effects import BASE
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
 from alexnet2012.experiments import colour_share
-from alexnet2012.metrics import mean_interval
+from alexnet2012.paired import Difference, finished_runs, print_measurements
 
 WITHOUT_TOWERS = "one_gpu"
 
@@ -36,16 +34,6 @@ class Pair:
         return f"{self.top1:.2f} / {self.top5:.2f}"
 
 
-def trained_seeds(directory: Path, arm: str, seeds: Sequence[int] | None = None) -> dict[int, Path]:
-    """The run directories of an ablation's finished runs, of all seeds or of some, by seed."""
-    found = {
-        int(summary.parent.name): summary.parent
-        for summary in sorted((directory / arm).glob("*/summary.json"))
-        if summary.parent.name.isdigit()
-    }
-    return {seed: run for seed, run in found.items() if seeds is None or seed in seeds}
-
-
 def errors(runs: Sequence[Path], views: int) -> Pair:
     """Errors of the nets' averaged probabilities on the validation pictures."""
     checkpoint = [str(run) for run in runs]
@@ -57,18 +45,17 @@ def views_measurement(
     one: Sequence[Pair], ten: Sequence[Pair], scale: Scale, caveat: str | None, command: str
 ) -> Measurement:
     """One view against ten, of the same nets."""
-    mean, interval, agrees = _paired([a.top1 - b.top1 for a, b in zip(one, ten, strict=True)])
+    gain = Difference.of([a.top1 - b.top1 for a, b in zip(one, ten, strict=True)])
     return Measurement(
         claim="lsvrc2010-1crop",
-        value=f"one view costs {_points(mean, interval)} points top-1: {_mean(one)} with 1 view, "
-        f"{_mean(ten)} with 10",
+        value=f"one view costs {gain} points top-1: {_mean(one)} with 1 view, {_mean(ten)} with 10",
         scale=scale,
         command=command,
-        numbers={"top1_gain_points": mean},
+        numbers={"top1_gain_points": gain.mean},
         caveat=caveat,
-        n_seeds=len(one),
-        interval=interval,
-        agrees=agrees,
+        n_seeds=gain.n_seeds,
+        interval=gain.interval,
+        agrees=gain.above_zero,
         agreement_note="whether one view errs more; the paper has +1.5 points",
     )
 
@@ -77,18 +64,18 @@ def ensemble_measurement(
     alone: Sequence[Pair], together: Pair, scale: Scale, caveat: str | None, command: str
 ) -> Measurement:
     """Nets alone against the average of their probabilities."""
-    mean, interval, agrees = _paired([net.top1 - together.top1 for net in alone])
+    gain = Difference.of([net.top1 - together.top1 for net in alone])
     return Measurement(
         claim="table2",
-        value=f"a net alone errs {_points(mean, interval)} points more than {len(alone)} averaged: "
+        value=f"a net alone errs {gain} points more than {len(alone)} averaged: "
         f"{_mean(alone)} against {together}",
         scale=scale,
         command=command,
-        numbers={"top1_gain_points": mean, "nets": len(alone)},
+        numbers={"top1_gain_points": gain.mean, "nets": len(alone)},
         caveat=caveat,
-        n_seeds=len(alone),
-        interval=interval,
-        agrees=agrees,
+        n_seeds=gain.n_seeds,
+        interval=gain.interval,
+        agrees=gain.above_zero,
         agreement_note="whether an average of nets errs less than one of them; the paper has 2.6 "
         "points for five",
     )
@@ -108,23 +95,22 @@ def colour_measurement(
         whole: the same of nets without.
     """
     with_towers, without = ([_parted(kernels) for kernels in nets] for nets in (split, whole))
-    differences = [a - b for a, b in zip(with_towers, without, strict=True)]
-    mean, interval, agrees = _paired(differences)
+    gain = Difference.of([a - b for a, b in zip(with_towers, without, strict=True)])
     return Measurement(
         claim="fig3",
         value=f"with towers their shares of colour are {fmean(with_towers):.1f} points apart, "
-        f"halves of a net without {fmean(without):.1f}: {_points(mean, interval)} points more",
+        f"halves of a net without {fmean(without):.1f}: {gain} points more",
         scale=scale,
         command=command,
         numbers={
             "apart_with_towers_points": fmean(with_towers),
             "apart_without_points": fmean(without),
-            "difference_points": mean,
+            "difference_points": gain.mean,
         },
         caveat=caveat,
-        n_seeds=len(differences),
-        interval=interval,
-        agrees=agrees,
+        n_seeds=gain.n_seeds,
+        interval=gain.interval,
+        agrees=gain.above_zero,
         agreement_note="whether towers part more than halves do; a share of colour is a kernel's "
         "energy off the grey axis, mean over a tower",
     )
@@ -142,7 +128,7 @@ def seed_measurements(
     Raises:
         ConfigError: it has not at least two seeds of ``none``.
     """
-    runs = trained_seeds(directory, BASE, only)
+    runs = finished_runs(directory, BASE, only)
     if len(runs) < 2:
         remedy = f"holds {len(runs)} finished runs of ablation={BASE}; needs two seeds or more"
         raise ConfigError("runs", directory, remedy)
@@ -152,7 +138,7 @@ def seed_measurements(
         views_measurement(one, ten, scale, caveat, command),
         ensemble_measurement(ten, together, scale, caveat, command),
     ]
-    without = trained_seeds(directory, WITHOUT_TOWERS, only)
+    without = finished_runs(directory, WITHOUT_TOWERS, only)
     seeds = sorted(runs.keys() & without.keys())
     if seeds:
         split, whole = ([_conv1(arm[seed]) for seed in seeds] for arm in (runs, without))
@@ -171,37 +157,13 @@ def _parted(kernels: Tensor) -> float:
     return abs(first - second)
 
 
-def _paired(
-    differences: Sequence[float],
-) -> tuple[float, tuple[float, float] | None, bool | None]:
-    """Mean, 95% interval over seeds, and whether it lies above zero."""
-    mean, low, high = mean_interval(differences)
-    interval = None if low is None or high is None else (low, high)
-    return mean, interval, direction(interval, len(differences))
-
-
-def _points(mean: float, interval: tuple[float, float] | None) -> str:
-    around = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
-    return f"{mean:+.2f}{around}"
-
-
 def _mean(pairs: Sequence[Pair]) -> Pair:
     return Pair(fmean(pair.top1 for pair in pairs), fmean(pair.top5 for pair in pairs))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.seeds",
-        description="Views, ensembles and colours, from the nets of a sweep of effects.",
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="of ABLATION/SEED/summary.json")
-    arguments = parser.parse_args()
-    try:
-        found = seed_measurements(arguments.directory, Scale.reduced, "as the runs say", "…")
-    except ConfigError as error:
-        parser.error(str(error))
-    for measurement in found:
-        Console().print(f"[bold]{measurement.claim}[/]: {measurement.value}")
+    description = "Views, ensembles and colours, from the nets of a sweep of effects."
+    print_measurements("alexnet2012.seeds", description, seed_measurements)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ class Trainer:
             TrainProgress(self.total_steps, self.progress.step) as display,
         ):
             summary = self._train(tracker, display)
+        summary["commit"] = running_commit()[0]
         text = json.dumps(summary, indent=1, sort_keys=True)
         (self.run_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
         return summary
@@ -320,7 +321,6 @@ class Trainer:
             "epochs": self.progress.epoch,
             "world_size": self.mesh.world_size,
             "device": str(self.mesh.device),
-            "commit": running_commit()[0],
             "exchange_bytes_per_image": self._exchange_bytes_per_image(),
             **self._timings(),
         }

@@ -18,6 +18,7 @@ from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.effects import effect_measurements, effects, read_sweep
 from alexnet2012.lookalikes import look_alike
+from alexnet2012.machine import running_commit
 from alexnet2012.pretraining import pretrain_measurements, read_errors
 from alexnet2012.seeds import seed_measurements
 
@@ -62,6 +63,8 @@ def test_every_ablation_and_seed_has_a_place_of_its_own(swept: Path) -> None:
     found = effects(read_sweep(swept))
     assert {effect["arm"] for effect in found} == {"no_lrn", "one_gpu"}
     assert all(effect["seeds"] == [0, 1] for effect in found)
+    commits = {r.commit for results in read_sweep(swept).values() for r in results.values()}
+    assert commits == {running_commit()[0]}
 
 
 def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new(
