@@ -5,14 +5,21 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Activation(Enum):
+class Choice(Enum):
+    """Shown as it is typed, in messages and in the names of folders."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Activation(Choice):
     """Non-linearity after every layer but the last."""
 
     relu = "relu"
     tanh = "tanh"
 
 
-class Step(Enum):
+class Step(Choice):
     """What follows a convolution."""
 
     activation = "activation"
@@ -22,7 +29,7 @@ class Step(Enum):
     average_pool = "average_pool"
 
 
-class LightingScale(Enum):
+class LightingScale(Choice):
     """What multiplies the random α of the PCA lighting, along each principal colour.
 
     ``eigenvalues`` reads the paper literally, with pixels in [0, 1]; on the 0-255 scale the
@@ -33,21 +40,21 @@ class LightingScale(Enum):
     standard_deviations = "standard_deviations"
 
 
-class Precision(Enum):
+class Precision(Choice):
     """Type of weights, activations and updates."""
 
     fp32 = "fp32"
     fp64 = "fp64"
 
 
-class ScheduleKind(Enum):
+class ScheduleKind(Choice):
     """How the learning rate falls: on the validation error, or at given epochs."""
 
     plateau = "plateau"
     fixed = "fixed"
 
 
-class WandbMode(Enum):
+class WandbMode(Choice):
     """Where Weights & Biases records go; ``offline`` needs no account."""
 
     offline = "offline"
@@ -55,7 +62,7 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
-class Budget(Enum):
+class Budget(Choice):
     """How much a reproduction spends on the effects: minutes, hours, or the paper's own days."""
 
     quick = "quick"
@@ -67,14 +74,14 @@ class Budget(Enum):
 NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
 
 
-class Feed(Enum):
+class Feed(Choice):
     """How the towers of a net come by the same pictures: each decodes all, or each its share."""
 
     duplicate = "duplicate"
     split = "split"
 
 
-class Decoder(Enum):
+class Decoder(Choice):
     """Where JPEGs are decoded; ``auto`` is the device of the mesh."""
 
     auto = "auto"
@@ -82,14 +89,14 @@ class Decoder(Enum):
     gpu = "gpu"
 
 
-class OnReject(Enum):
+class OnReject(Choice):
     """What a picture that cannot be used does to a preparation: listed, or its end."""
 
     skip = "skip"
     fail = "fail"
 
 
-class Device(Enum):
+class Device(Choice):
     """Where the towers compute; ``auto`` takes CUDA where there is one."""
 
     auto = "auto"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from alexnet2012.choices import NAMED_SOURCES, Budget
+from alexnet2012.choices import NAMED_SOURCES
 from alexnet2012.config import ReproduceConfig
 from alexnet2012.data.store import Store
 from alexnet2012.findings import Provenance
@@ -52,7 +52,7 @@ def command_of(config: ReproduceConfig) -> str:
     for key, value in shown.items():
         if key not in ("out", "caveat") and value != getattr(default, key):
             text = f"[{','.join(value)}]" if isinstance(value, list) else value
-            given.append(f"{key}={text.value if isinstance(text, Budget) else text}")
+            given.append(f"{key}={text}")
     return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
 
 

@@ -1,6 +1,6 @@
 """ReLU against tanh: epochs to a training error, each activation at the rate that suits it best.
 
-``python -m alexnet2012.relu DIR`` reads a sweep of ``conf/experiment/relu_cifar10``, or any folder
+``python -m alexnet2012.relu DIR`` reads sweeps of ``conf/experiment/relu_cifar10``, or any folder
 of runs that differ in activation, rate and seed.
 """
 
@@ -66,6 +66,11 @@ def best_rate(rates: Rates) -> float:
         return mean, fmean(errors[-1] for errors in runs)
 
     return min(rates, key=slowness)
+
+
+def best_rates(found: Mapping[str, Rates]) -> dict[str, float]:
+    """The best rate of each activation."""
+    return {activation: best_rate(rates) for activation, rates in found.items()}
 
 
 def relu_ablation(found: Mapping[str, Rates], command: str) -> Ablation:

@@ -7,7 +7,6 @@ under ``OUT/runs``; a part that fails is named in the report and the others go o
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import subprocess
 import time
@@ -16,31 +15,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alexnet2012 import effects, exactness, experiments, pretraining, relu
-from alexnet2012.choices import NAMED_SOURCES, Budget
+from alexnet2012 import effects, exactness, experiments, pretraining
+from alexnet2012.choices import Budget
 from alexnet2012.claims import Measurement, Scale, load_claims
-from alexnet2012.config import ConfigError, EvaluateConfig, PrepareConfig, ReproduceConfig, RunError
-from alexnet2012.data.preparing import prepare
-from alexnet2012.data.store import Store
+from alexnet2012.config import ConfigError, EvaluateConfig, ReproduceConfig, RunError
 from alexnet2012.evaluate import evaluate_checkpoints, load_trained
-from alexnet2012.findings import Exactness, Provenance, Reproduction, save_reproduction
+from alexnet2012.findings import Exactness, Reproduction, save_reproduction
 from alexnet2012.launcher import hydra_main, launch
 from alexnet2012.lookalikes import look_alike
-from alexnet2012.provenance import command_of, provenance, source_name
+from alexnet2012.paired import finished_runs
+from alexnet2012.provenance import command_of, provenance
+from alexnet2012.relu import Rates, best_rates, read_runs, relu_ablation, relu_measurement
 from alexnet2012.report import write_report
 from alexnet2012.seeds import seed_measurements
-from alexnet2012.sweeping import runs_of, sweep
+from alexnet2012.sweeping import Sweeps
 
 RECIPES = ("paper", "code145")
-# Pixels of the store that an experiment reads.
-SIZES = {
-    "quick/full_size": 256,
-    "quick/reduced": 128,
-    "quick/relu": 72,
-    "relu_cifar10": 32,
-    **dict.fromkeys(("effects/quick", "effects/reduced", "pretrain/quick", "pretrain/reduced"), 72),
-    **dict.fromkeys(("effects/full", "pretrain/full"), 256),
-}
 # By name: what is printed before it, and the method that does it.
 PARTS = {
     "audit": "counting the architecture",
@@ -56,7 +46,7 @@ CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 RELU_RATES = (0.002, 0.01)
-CIFAR10_RATES = (0.0005, 0.001, 0.002)
+CIFAR10_RATES = ("0.0005", "0.001", "0.002")
 EXACTNESS_STEPS = 3
 
 
@@ -75,9 +65,13 @@ class Reproduce:
         """Everything; returns how many parts failed."""
         began = time.perf_counter()
         self._part("preparing the pictures", self.prepare, needed=True)
-        self.found["provenance"] = self.provenance()
+        sweeps = self.sweeps
+        self.found["provenance"] = provenance(
+            sweeps.pictures, self.command, sweeps.seeds, sweeps.data_caveat
+        )
         for name in self.config.parts or PARTS:
             self._part(PARTS[name], getattr(self, name))
+        self.found["warnings"] += sweeps.warnings
         self.found["measurements"] = [m.to_json() for m in self.measurements]
         save_reproduction(self.found, self.out)
         report = write_report(self.found, self.out)
@@ -89,15 +83,15 @@ class Reproduce:
 
     def prepare(self) -> None:
         """The first store, so that a source that cannot be used is told before any work."""
-        budget = self.config.budget.value
+        budget = self.config.budget
         reads = {
             "full_size": "quick/full_size",
-            "relu": "quick/relu" if self.config.budget is Budget.quick else "relu_cifar10",
+            "relu": "quick/relu" if self.config.budget is Budget.quick else "relu_cifar10/rates",
             "effects": f"effects/{budget}",
             "pretrain": f"pretrain/{budget}",
         }
         first = (reads[part] for part in self.config.parts if part in reads)
-        self.pictures = self._store(next(first, "quick/reduced"))
+        self.sweeps = Sweeps(self.config, self.out, next(first, "quick/reduced"))
         # Runs of an earlier reproduction would be mistaken for this one's. Those that take hours
         # are kept: a run that was finished with the same settings is recognised.
         quick = self.config.budget is Budget.quick
@@ -125,21 +119,23 @@ class Reproduce:
 
     def full_size(self) -> None:
         steps = self.config.full_size_steps
-        command = self._train(
+        command = self.sweeps.train(
             "quick/full_size", [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
         )
-        classes = len(self.pictures.classes)
+        classes = len(self.sweeps.pictures.classes)
         config = f"full-size net, 224 pixels, batch 32, rate .01, seed {self.config.seed}"
         paper, code = (
-            experiments.read_run(self._runs("quick/full_size")[i], recipe, config, command, classes)
+            experiments.read_run(
+                self.sweeps.runs("quick/full_size")[i], recipe, config, command, classes
+            )
             for i, recipe in enumerate(RECIPES)
         )
         for arm in (paper, code):
             arm["note"] = experiments.off_chance_note(arm)
         self.found["runs"]["full_paper"], self.found["runs"]["full_code145"] = paper, code
-        summary = experiments.read_summary(self._runs("quick/full_size")[1])
+        summary = experiments.read_summary(self.sweeps.runs("quick/full_size")[1])
         self.found["exchanges"] = experiments.expected_exchanges(summary, classes)
-        caveat = self._caveat(f"{steps} steps of batch 32")
+        caveat = self.sweeps.caveat(f"{steps} steps of batch 32")
         hardware = self.found["provenance"]["cpu"]
         self.measurements += [
             experiments.recipe_measurement(paper, code, caveat, command),
@@ -156,9 +152,9 @@ class Reproduce:
         ]
         if self.config.pictures_per_class is not None:
             overrides.append(f"data.limit={self.config.pictures_per_class}")
-        command = self._train("quick/reduced", overrides)
-        (run_dir,) = self._runs("quick/reduced")
-        store = self._store("quick/reduced")
+        command = self.sweeps.train("quick/reduced", overrides)
+        (run_dir,) = self.sweeps.runs("quick/reduced")
+        store = self.sweeps.store("quick/reduced")
         config = f"¼ of the kernels, 112 pixels, code145, batch 32, seed {self.config.seed}"
         classes = len(store.classes)
         reduced = experiments.read_run(run_dir, "code145, reduced", config, command, classes)
@@ -173,7 +169,9 @@ class Reproduce:
             evaluation.views = views
             errors = evaluate_checkpoints(evaluation)
             self.found["evaluation"].append(experiments.evaluation_row(errors, views, classes))
-        caveat = self._caveat(f"a net of a quarter of the kernels on 112 pixels, {epochs} epochs")
+        caveat = self.sweeps.caveat(
+            f"a net of a quarter of the kernels on 112 pixels, {epochs} epochs"
+        )
         kernels = load_trained(run_dir, evaluation).model.layers()["conv1"].weight.detach()
         self.found["kernels"] = kernels
         self.found["kernels_caption"] = f"conv1 of the reduced net after {epochs} epochs."
@@ -188,12 +186,12 @@ class Reproduce:
 
     def relu(self) -> None:
         quick = self.config.budget is Budget.quick
-        if not quick and set(self.pictures.classes) == CIFAR10_CLASSES:
+        if not quick and set(self.sweeps.pictures.classes) == CIFAR10_CLASSES:
             self._relu_of_the_paper()
             return
         epochs = self.config.relu_epochs
         rates = ",".join(map(str, RELU_RATES))
-        command = self._train(
+        command = self.sweeps.train(
             "quick/relu",
             [
                 "model.activation=relu,tanh",
@@ -202,53 +200,64 @@ class Reproduce:
                 f"eval_every_epochs={epochs}",
             ],
         )
-        caveat = self._caveat("an eighth of AlexNet on 64 pixels instead of a four-layer net")
-        self._compare_activations(self._runs("quick/relu"), command, Scale.reduced, caveat)
+        caveat = self.sweeps.caveat("an eighth of AlexNet on 64 pixels instead of a four-layer net")
+        self._compare_activations(self.sweeps.runs("quick/relu"), command, Scale.reduced, caveat)
 
     def _relu_of_the_paper(self) -> None:
-        """The four-layer net on all of CIFAR-10."""
-        rates = ",".join(map(str, CIFAR10_RATES))
-        overrides = ["model.activation=relu,tanh", f"schedule.rate={rates}"]
-        command = self._train("relu_cifar10", overrides, self._effect_seeds)
-        directory = self.out / "runs" / "relu_cifar10"
-        runs = [file.parent for file in sorted(directory.glob("*/*/*/summary.json"))]
+        """The four-layer net on all of CIFAR-10, each activation at its best rate."""
+        seeds, experiment = self.sweeps.seeds, "relu_cifar10/epochs"
+        rates = best_rates(self._short_runs(seeds[0]))
+        runs: list[Path] = []
+        for activation, rate in rates.items():
+            overrides = [f"model.activation={activation}", f"schedule.rate={rate:g}"]
+            self.sweeps.train(experiment, overrides, seeds)
+            arm = self.sweeps.directory(experiment) / activation / f"{rate:g}"
+            runs += finished_runs(arm.parent, arm.name, seeds).values()
         published = self.config.source == "cifar10"
-        scale, caveat = (Scale.full, None) if published else (Scale.reduced, self._data_caveat())
-        self._compare_activations(runs, command, scale, caveat)
+        scale, caveat = (
+            (Scale.full, None) if published else (Scale.reduced, self.sweeps.data_caveat)
+        )
+        self._compare_activations(runs, self.command, scale, caveat)
+
+    def _short_runs(self, seed: int) -> dict[str, Rates]:
+        """A few epochs at every rate."""
+        overrides = ["model.activation=relu,tanh", f"schedule.rate={','.join(CIFAR10_RATES)}"]
+        self.sweeps.train("relu_cifar10/rates", overrides, [seed])
+        runs = self.sweeps.directory("relu_cifar10/rates").glob(f"*/*/{seed}/summary.json")
+        return read_runs(file.parent for file in runs)
 
     def _compare_activations(
         self, runs: Sequence[Path], command: str, scale: Scale, caveat: str | None
     ) -> None:
-        found = relu.read_runs(runs)
-        self.found["ablations"] = [relu.relu_ablation(found, command)]
-        self.measurements.append(relu.relu_measurement(found, scale, caveat, command))
+        found = read_runs(runs)
+        self.found["ablations"] = [relu_ablation(found, command)]
+        self.measurements.append(relu_measurement(found, scale, caveat, command))
 
     def effects(self) -> None:
-        experiment = f"effects/{self.config.budget.value}"
-        command = self._train(experiment, [f"ablation={','.join(ABLATIONS)}"], self._effect_seeds)
-        directory = self.out / "runs" / experiment
-        runs = effects.read_sweep(directory, self._effect_seeds)
+        experiment = f"effects/{self.config.budget}"
+        command = self.sweeps.train(
+            experiment, [f"ablation={','.join(ABLATIONS)}"], self.sweeps.seeds
+        )
+        directory = self.sweeps.directory(experiment)
+        runs = effects.read_sweep(directory, self.sweeps.seeds)
         found = effects.effects(runs)
         self.found["effects"], self.found["effects_caption"] = found, effects.described(runs)
         commits = {result.commit for results in runs.values() for result in results.values()}
         self.found["provenance"]["extra"] = {"Effects ran at": ", ".join(sorted(commits))}
-        how = (*self._scale(effects.described(runs)), command)
+        how = (*self.sweeps.scale(effects.described(runs)), command)
         self.measurements += effects.effect_measurements(found, *how)
-        self.measurements += seed_measurements(directory, *how, self._effect_seeds)
+        self.measurements += seed_measurements(directory, *how, self.sweeps.seeds)
 
     def pretrain(self) -> None:
-        experiment = f"pretrain/{self.config.budget.value}"
+        experiment = f"pretrain/{self.config.budget}"
         arms = f"ablation={pretraining.MORE},{pretraining.WITHOUT},{pretraining.WITH}"
-        command = self._train(experiment, [arms], self._effect_seeds)
+        command = self.sweeps.train(experiment, [arms], self.sweeps.seeds)
         self.measurements += pretraining.pretrain_measurements(
-            self.out / "runs" / experiment,
-            *self._scale("a narrow net, five classes"),
+            self.sweeps.directory(experiment),
+            *self.sweeps.scale("a narrow net, five classes"),
             command,
-            self._effect_seeds,
+            self.sweeps.seeds,
         )
-
-    def provenance(self) -> Provenance:
-        return provenance(self.pictures, self.command, self._effect_seeds, self._data_caveat())
 
     def _part(self, title: str, work: Callable[[], None], *, needed: bool = False) -> None:
         """One part, timed; what it fails of goes to the report unless nothing works without it."""
@@ -268,56 +277,6 @@ class Reproduce:
             self.found["warnings"].append(f"{title}: {error}")
             self.console.print(f"failed: {error}", style="red", markup=False)
         self.console.print(f"{time.perf_counter() - began:.0f} s", style="dim")
-
-    def _train(
-        self, experiment: str, overrides: Sequence[str], seeds: Sequence[int] | None = None
-    ) -> str:
-        """Run a Hydra sweep of an experiment in its own processes; returns what repeats it."""
-        store = self._store(experiment)
-        arguments = [
-            f"experiment={experiment}",
-            f"seed={','.join(map(str, seeds or [self.config.seed]))}",
-            *overrides,
-        ]
-        try:
-            sweep(arguments, store.root, self.out / "runs" / experiment)
-        except subprocess.CalledProcessError as error:
-            if seeds is None:
-                raise
-            # What did end is compared all the same; the same command tries the others again.
-            self.found["warnings"].append(f"{experiment}: not every run ended: {error}")
-        if self.config.source != "photos":
-            source = self.config.source
-            shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
-            arguments += ["data=folder", f"data.source={shown}"]
-        return f"python -m alexnet2012.train -m {shlex.join(arguments)}"
-
-    def _runs(self, experiment: str) -> list[Path]:
-        return runs_of(self.out / "runs" / experiment)
-
-    @property
-    def _effect_seeds(self) -> list[int]:
-        # Two show the form; a verdict takes more.
-        count = self.config.seeds or (2 if self.config.budget is Budget.quick else 5)
-        return [self.config.seed + index for index in range(count)]
-
-    def _store(self, experiment: str) -> Store:
-        """The store that an experiment reads, made unless it is there."""
-        size = SIZES[experiment]
-        store = self.out / "stores" / f"{source_name(self.config.source)}-{size}"
-        return prepare(PrepareConfig(source=self.config.source, store=str(store), size=size))
-
-    def _scale(self, what: str) -> tuple[Scale, str | None]:
-        """How far the swept parts go, and what to say of it."""
-        full = self.config.budget is Budget.full and len(self.pictures.classes) == 1000
-        seeds = f"{len(self._effect_seeds)} seeds"
-        return Scale.full if full else Scale.reduced, None if full else self._caveat(what, seeds)
-
-    def _caveat(self, what: str, seeds: str = "one seed") -> str:
-        return f"Reduced scale: {what}; {seeds}. {self._data_caveat()}"
-
-    def _data_caveat(self) -> str:
-        return f"{self.pictures.description} {self.config.caveat}".strip()
 
 
 def run(config: ReproduceConfig, run_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hydra sweeps of training, each in processes of its own."""
+"""The sweeps of a reproduction: their stores, their runs, and what repeats and limits them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,99 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet2012.choices import NAMED_SOURCES, Budget
+from alexnet2012.claims import Scale
+from alexnet2012.config import PrepareConfig, ReproduceConfig
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.store import Store
+from alexnet2012.provenance import source_name
 
-def sweep(overrides: Sequence[str], store: Path, directory: Path) -> None:
-    """Train every combination of the overrides on a store, below ``directory``.
+# Pixels of the store that an experiment reads.
+SIZES = {
+    "quick/full_size": 256,
+    "quick/reduced": 128,
+    "quick/relu": 72,
+    **dict.fromkeys(("relu_cifar10/rates", "relu_cifar10/epochs"), 32),
+    **dict.fromkeys(("effects/quick", "effects/reduced", "pretrain/quick", "pretrain/reduced"), 72),
+    **dict.fromkeys(("effects/full", "pretrain/full"), 256),
+}
 
-    Raises:
-        CalledProcessError: a run failed; the others were done all the same.
+
+class Sweeps:
+    """Trains the experiments of one reproduction, each a Hydra sweep in processes of its own.
+
+    ``pictures`` is the store of the experiment that comes first.
     """
-    where = [
-        "data=store",
-        f"data.store={_quoted(store)}",
-        f"hydra.sweep.dir={_quoted(directory)}",
-    ]
-    _run_child([sys.executable, "-m", "alexnet2012.train", "-m", *overrides, *where])
 
+    def __init__(self, config: ReproduceConfig, out: Path, first: str) -> None:
+        self.config, self.out = config, out
+        self.warnings: list[str] = []
+        self.pictures = self.store(first)
 
-def runs_of(directory: Path) -> list[Path]:
-    """The run directories of a sweep that numbers them, in order."""
-    return sorted(
-        (path for path in directory.iterdir() if path.name.isdigit()),
-        key=lambda path: int(path.name),
-    )
+    def store(self, experiment: str) -> Store:
+        """The store that an experiment reads, made unless it is there."""
+        size = SIZES[experiment]
+        store = self.out / "stores" / f"{source_name(self.config.source)}-{size}"
+        return prepare(PrepareConfig(source=self.config.source, store=str(store), size=size))
+
+    def train(
+        self, experiment: str, overrides: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> str:
+        """Train every combination of the overrides, and of the seeds; returns what repeats it.
+
+        Raises:
+            CalledProcessError: a run failed. With ``seeds`` that is a warning: what did end is
+                compared all the same, and the same command tries the others again.
+        """
+        arguments = [
+            f"experiment={experiment}",
+            f"seed={','.join(map(str, seeds or [self.config.seed]))}",
+            *overrides,
+        ]
+        where = [
+            "data=store",
+            f"data.store={_quoted(self.store(experiment).root)}",
+            f"hydra.sweep.dir={_quoted(self.directory(experiment))}",
+        ]
+        try:
+            _run_child([sys.executable, "-m", "alexnet2012.train", "-m", *arguments, *where])
+        except subprocess.CalledProcessError as error:
+            if seeds is None:
+                raise
+            self.warnings.append(f"{experiment}: not every run ended: {error}")
+        if self.config.source != "photos":
+            source = self.config.source
+            shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
+            arguments += ["data=folder", f"data.source={shown}"]
+        return f"python -m alexnet2012.train -m {shlex.join(arguments)}"
+
+    def directory(self, experiment: str) -> Path:
+        return self.out / "runs" / experiment
+
+    def runs(self, experiment: str) -> list[Path]:
+        """The run directories of an experiment that numbers them, in order."""
+        numbered = (path for path in self.directory(experiment).iterdir() if path.name.isdigit())
+        return sorted(numbered, key=lambda path: int(path.name))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of the paired runs."""
+        # Two show the form; a verdict takes more.
+        count = self.config.seeds or (2 if self.config.budget is Budget.quick else 5)
+        return [self.config.seed + index for index in range(count)]
+
+    def scale(self, what: str) -> tuple[Scale, str | None]:
+        """How far the paired runs go, and what to say of it."""
+        full = self.config.budget is Budget.full and len(self.pictures.classes) == 1000
+        seeds = f"{len(self.seeds)} seeds"
+        return Scale.full if full else Scale.reduced, None if full else self.caveat(what, seeds)
+
+    def caveat(self, what: str, seeds: str = "one seed") -> str:
+        return f"Reduced scale: {what}; {seeds}. {self.data_caveat}"
+
+    @property
+    def data_caveat(self) -> str:
+        return f"{self.pictures.description} {self.config.caveat}".strip()
 
 
 def _run_child(command: Sequence[str]) -> None:
