@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -37,6 +38,7 @@ class Result:
     settings: dict[str, Any]
     errors: dict[str, float]  # by metric, per cent
     commit: str = ""  # of the code that ran; a sweep may be taken up by later code
+    train_errors: Sequence[float] = ()  # per cent, of each epoch
 
 
 def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> dict[str, dict[int, Result]]:
@@ -86,6 +88,17 @@ def effects(runs: dict[str, dict[int, Result]]) -> list[Effect]:
                 )
             )
     return found
+
+
+def learning_curves(runs: dict[str, dict[int, Result]]) -> dict[str, list[float]]:
+    """Training error of each epoch, per cent, mean over the seeds, by ablation."""
+    return {
+        arm: [
+            fmean(errors)
+            for errors in zip(*(r.train_errors for r in results.values()), strict=True)
+        ]
+        for arm, results in runs.items()
+    }
 
 
 def supports(effect: Effect) -> bool | None:
@@ -178,6 +191,7 @@ def _read(run_dir: Path) -> Result:
             "train_error_pct": epochs[-1]["train_error_pct"],
         },
         commit=summary.get("commit", "unknown"),
+        train_errors=[record["train_error_pct"] for record in epochs],
     )
 
 

@@ -242,6 +242,7 @@ class Reproduce:
         runs = effects.read_sweep(directory, self.sweeps.seeds)
         found = effects.effects(runs)
         self.found["effects"], self.found["effects_caption"] = found, effects.described(runs)
+        self.found["learning_curves"] = effects.learning_curves(runs)
         commits = {result.commit for results in runs.values() for result in results.values()}
         self.found["provenance"]["extra"] = {"Effects ran at": ", ".join(sorted(commits))}
         how = (*self.sweeps.scale(effects.described(runs)), command)

@@ -19,6 +19,7 @@ from alexnet2012.effects import (
     effect_measurements,
     effect_table,
     effects,
+    learning_curves,
     read_sweep,
     supports,
 )
@@ -66,6 +67,11 @@ def sweep(shift: dict[str, float], noise: float = 0.1) -> dict[str, dict[int, Re
             moved = 40 + luck + shift.get(arm, 0.0)
             results[seed] = result(seed, moved + draw.gauss(0, noise), moved + draw.gauss(0, noise))
     return runs
+
+
+def test_a_learning_curve_is_the_mean_over_seeds() -> None:
+    runs = {BASE: {s: Result({}, {}, train_errors=(60.0 + s, 40.0 - s)) for s in (0, 2)}}
+    assert learning_curves(runs) == {BASE: [61.0, 39.0]}
 
 
 def said(runs: dict[str, dict[int, Result]]) -> dict[str, bool | None]:

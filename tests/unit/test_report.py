@@ -137,8 +137,18 @@ def test_a_claim_shows_its_effect_below_what_is_claimed() -> None:
               "mean_points": 2.5, "interval_points": (1.0, 4.0), "base_mean_pct": 40.0}  # fmt: skip
     reproduction["effects"] = [effect]  # type: ignore[list-item]
     rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
-    assert "the paper +1.4, no_lrn +2.5" in rows["lrn"]["svg"]
-    assert rows["dropout"]["svg"] == rows["size"]["svg"] == ""
+    assert "the paper +1.4, no_lrn +2.5" in rows["lrn"]["figures"][0]
+    assert rows["dropout"]["figures"] == rows["size"]["figures"] == []
+
+
+def test_a_claim_shows_how_training_went_with_the_thing_and_without() -> None:
+    reproduction = small()
+    reproduction["learning_curves"] = {"none": [60.0, 40.0], "no_lrn": [70.0, 55.0]}
+    rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
+    (drawn,) = rows["lrn"]["figures"]
+    assert "Training error" in drawn
+    assert "no_lrn" in drawn
+    assert rows["dropout"]["figures"] == []
 
 
 def test_sums_shares_and_judgements_are_made_from_the_numbers() -> None:
