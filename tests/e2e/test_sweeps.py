@@ -165,10 +165,15 @@ def test_nothing_is_supported_by_pictures_whose_labels_are_drawn(
     assert [m.claim for m in found if m.agrees] == []
 
 
-def test_jobs_of_submitit_run_and_fail_as_processes_of_their_own(
-    photos_store: Store, tmp_path: Path
+@pytest.mark.parametrize("launcher", ["submitit", "ray"])
+def test_jobs_of_a_clusters_launcher_run_and_fail_as_processes_of_their_own(
+    launcher: str, photos_store: Store, tmp_path: Path
 ) -> None:
-    words = command(photos_store, tmp_path / "runs", "hydra/launcher=submitit_local", "seed=0,-1")
+    pytest.importorskip(
+        f"hydra_plugins.hydra_{launcher}_launcher", reason="optional: docs/ledger.md"
+    )
+    name = {"submitit": "submitit_local", "ray": "ray"}[launcher]
+    words = command(photos_store, tmp_path / "runs", f"hydra/launcher={name}", "seed=0,-1")
     ended = run([*words, "mesh=two_towers"], tmp_path)
     assert ended.code == 2
     assert "alexnet2012: seed=-1: must be at least 0" in ended.err.splitlines()
