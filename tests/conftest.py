@@ -1,4 +1,4 @@
-"""What tests share: a home of their own, and one small store of real pictures."""
+"""What tests share: a home of their own, one small store of real pictures, one net for them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from programs import TINY
 
-from alexnet2012.config import PrepareConfig
+from alexnet2012 import checkpoint
+from alexnet2012.config import PrepareConfig, TrainConfig
 from alexnet2012.data.photos import make_photos
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
+from alexnet2012.launcher import compose_config
+from alexnet2012.model import AlexNet
+from alexnet2012.trained import Trained
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,3 +41,27 @@ def photos_store(photos_folder: Path) -> Store:
     root = photos_folder.with_name("photos-72")
     settings = PrepareConfig(source=str(photos_folder), store=str(root), size=72, workers=1)
     return prepare(settings, progress=False)
+
+
+@pytest.fixture(scope="session")
+def net(photos_store: Store) -> Trained:
+    """A small net of both towers for the pictures of that store, as its seed has it."""
+    config = _tiny_config(photos_store)
+    model = AlexNet(config.recipe, len(photos_store.classes), model=config.model, seed=3).eval()
+    return Trained(model, photos_store.classes, photos_store.mean_image, config.data)
+
+
+@pytest.fixture(scope="session")
+def saved_run(net: Trained, photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in a run directory."""
+    run = tmp_path_factory.mktemp("saved") / "run"
+    settings = checkpoint.plain(_tiny_config(photos_store))
+    progress = checkpoint.Progress(7, 1, settings=settings, classes=list(net.classes))
+    folder = run / "checkpoints" / "step-0000007"
+    checkpoint.save(folder, net.model, None, progress, net.mean_image)
+    return run
+
+
+def _tiny_config(store: Store) -> TrainConfig:
+    where = (f"data.store={store.root}", "recipe=code145", "mesh=one_process")
+    return compose_config("train", TrainConfig, [*TINY, *where])[0]

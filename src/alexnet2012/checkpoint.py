@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Shard
 
-from alexnet2012.config import ConfigError, TrainConfig
+from alexnet2012.config import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 
@@ -47,7 +47,7 @@ class Progress:
     store_fingerprint: str = ""
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
+def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
     """A configuration as JSON types."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
     return values
@@ -65,7 +65,7 @@ def config_of(progress: Progress) -> TrainConfig:
 def save(
     folder: Path,
     model: AlexNet,
-    optimizer: PaperSGD,
+    optimizer: PaperSGD | None,
     progress: Progress,
     mean_image: npt.NDArray[np.float32],
 ) -> None:
@@ -179,7 +179,7 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
     Raises:
         ConfigError: names the first setting that differs.
     """
-    here, there = _flat(plain(config)), _flat(progress.settings)
+    here, there = _flat(plain(config)), settings_of(progress.settings)
     if here["recipe.name"] != there.get("recipe.name"):
         remedy = f"was saved with recipe={there.get('recipe.name')}"
         remedy += f", this run has recipe={here['recipe.name']}; use the same"
@@ -221,6 +221,11 @@ def _damaged(folder: Path, error: BaseException) -> ConfigError:
     first_line = str(error).strip().splitlines()[:1]
     what = first_line[0] if first_line else type(error).__name__
     return ConfigError("checkpoint", folder, f"is damaged ({what}); use an earlier one")
+
+
+def settings_of(saved: Any) -> dict[str, Any]:
+    """Saved settings by their full keys; one that is newer than they are has its default."""
+    return _flat(plain(TrainConfig())) | _flat(saved)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,8 +22,26 @@ from alexnet2012.config import (
     ReproduceConfig,
     TrainConfig,
 )
+from alexnet2012.config_use import (
+    ExportConfig,
+    FeaturesConfig,
+    ImportConfig,
+    NearestConfig,
+    PredictConfig,
+)
 
-Schema = TypeVar("Schema", TrainConfig, PrepareConfig, EvaluateConfig, ReproduceConfig)
+Schema = TypeVar(
+    "Schema",
+    TrainConfig,
+    PrepareConfig,
+    EvaluateConfig,
+    ReproduceConfig,
+    PredictConfig,
+    FeaturesConfig,
+    NearestConfig,
+    ExportConfig,
+    ImportConfig,
+)
 
 
 def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
@@ -40,7 +58,7 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
             config.data.store = default_store(config.data)
         check_recipe(config.recipe, config.model)
         _check_train(config)
-    elif isinstance(config, EvaluateConfig):
+    elif isinstance(config, (EvaluateConfig, PredictConfig)):
         _check_views("views", config.views)
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "names none; give at least one")
@@ -154,6 +172,9 @@ def _check_train(config: TrainConfig) -> None:
         remedy = f"must be 1 or recipe.towers={config.recipe.towers}"
         raise ConfigError("mesh.towers", config.mesh.towers, remedy)
     check_world_size(config.mesh.processes, config.mesh.towers)
+    if config.recipe.lrn_across_towers and min(config.mesh.processes, config.mesh.towers) > 1:
+        remedy = "needs all maps in one process; set mesh=one_process"
+        raise ConfigError("recipe.lrn_across_towers", "true", remedy)
     if config.data.store_size < config.model.input_size:
         remedy = f"must be at least model.input_size={config.model.input_size}"
         raise ConfigError("data.store_size", config.data.store_size, remedy)

@@ -96,6 +96,14 @@ class OnReject(Choice):
     fail = "fail"
 
 
+class ExportFormat(Choice):
+    """A net as one file: its tensors, or a graph for onnxruntime or for torch."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+    torch = "torch"
+
+
 class Device(Choice):
     """Where the towers compute; ``auto`` takes CUDA where there is one."""
 

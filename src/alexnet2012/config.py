@@ -178,6 +178,7 @@ class RecipeConfig:
     fc7: LinearConfig = field(default_factory=LinearConfig)
     fc8: HeadConfig = field(default_factory=HeadConfig)
     lrn: NormConfig = field(default_factory=NormConfig)
+    lrn_across_towers: bool = False  # windows go over the border of the towers, as on one GPU
     spatial_norm: NormConfig = field(default_factory=NormConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     dropout_rate: float = ranged(low=0, below=1)

@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012 import checkpoint
 from alexnet2012.config import ConfigError, EvaluateConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import EvalLoader
-from alexnet2012.data.store import Store
+from alexnet2012.data.store import Split, Store
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.launcher import hydra_main, reuse_memory
-from alexnet2012.mesh import single_process
 from alexnet2012.metrics import error_interval_pct
-from alexnet2012.model import DTYPES, AlexNet
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A net read back from a checkpoint, whole, in this process."""
-
-    model: AlexNet
-    progress: checkpoint.Progress
-    mean_image: npt.NDArray[np.float32]  # [P, P, 3] of the training pictures
+from alexnet2012.trained import Trained, load_all
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
@@ -43,17 +31,15 @@ def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
         ConfigError: a checkpoint that is none, or that was trained on other classes.
     """
     reuse_memory()
-    given = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
-    nets = [load_trained(Path(str(path)), config) for path in given]
-    trained = checkpoint.config_of(nets[0].progress)
-    store = Store.open(Path(config.store or str(trained.data.store)))
-    store = store.narrowed(None if config.store else trained.data.first_classes)
-    _check_alike(given, nets, store)
+    nets = load_all(config.checkpoint, config.device)
+    store, split = _validation_pictures(config, nets[0])
+    paths = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
+    _check_alike(paths, nets, store)
     loader = EvalLoader(
         replace(store, mean_image=nets[0].mean_image),
-        store.split("val", None if config.store else trained.data.limit),
-        trained.recipe.augment,
-        input_size=trained.model.input_size,
+        split,
+        nets[0].model.recipe.augment,
+        input_size=nets[0].model.config.input_size,
         views=config.views,
         batch_size=max(1, config.batch_size // config.views),
         place=Place(device=nets[0].model.mesh.device, threads=config.decode_threads),
@@ -62,24 +48,16 @@ def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
     return evaluate([net.model for net in nets], loader.batches(), mesh)
 
 
-def load_trained(path: Path, config: EvaluateConfig) -> Trained:
-    """The net of a checkpoint, or of the newest checkpoint of a run directory.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    folder = checkpoint.newest(path) or path
-    progress = checkpoint.read_progress(folder)
-    trained = checkpoint.config_of(progress)
-    model = AlexNet(
-        trained.recipe,
-        len(progress.classes),
-        model=trained.model,
-        mesh=single_process(config.device),
-        dtype=DTYPES[trained.precision],
-    )
-    checkpoint.load(folder, model)
-    return Trained(model, progress, checkpoint.read_mean_image(folder))
+def _validation_pictures(config: EvaluateConfig, net: Trained) -> tuple[Store, Split]:
+    """Those of the given store, or of what the net was trained on."""
+    if config.store is not None:
+        store = Store.open(Path(config.store))
+        return store, store.split("val")
+    if net.data is None or net.data.store is None:
+        remedy = "does not say what it was trained on; set store=…"
+        raise ConfigError("checkpoint", config.checkpoint, remedy)
+    store = Store.open(Path(net.data.store)).narrowed(net.data.first_classes)
+    return store, store.split("val", net.data.limit)
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:
@@ -104,19 +82,19 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
 
 def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store) -> None:
     """Refuse nets that cannot be shown the same pictures."""
-    first = checkpoint.config_of(nets[0].progress)
+    first = nets[0].model
     for path, net in zip(paths, nets, strict=True):
-        if tuple(net.progress.classes) != store.classes:
+        if net.classes != store.classes:
             remedy = f"was trained on other classes than those of {store.root}; set store=…"
             raise ConfigError("checkpoint", path, remedy)
         if len(net.mean_image) != store.size:
             remedy = f"was trained on pictures of {len(net.mean_image)} pixels, {store.root} has "
             raise ConfigError("checkpoint", path, f"{remedy}{store.size}; set store=…")
-        config = checkpoint.config_of(net.progress)
+        augment = net.model.recipe.augment
         alike = (
-            config.model.input_size == first.model.input_size
-            and config.precision is first.precision
-            and config.recipe.augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
+            net.model.config.input_size == first.config.input_size
+            and net.dtype is nets[0].dtype
+            and augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
             and np.array_equal(net.mean_image, nets[0].mean_image)
         )
         if not alike:

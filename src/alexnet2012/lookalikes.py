@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from alexnet2012 import checkpoint
 from alexnet2012.claims import Measurement, Scale
 from alexnet2012.config import EvaluateConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Split, Store
-from alexnet2012.evaluate import Trained, load_trained
 from alexnet2012.findings import Guess, Lookalikes
+from alexnet2012.trained import Trained, load_trained
 
 NEAREST = 6  # paper fig. 4
 SHUFFLES = 1000
@@ -43,13 +42,12 @@ class Seen:
 @torch.no_grad()
 def seen(net: Trained, store: Store, split: Split, config: EvaluateConfig) -> Seen:
     """Run a net over a split, in its order."""
-    trained = checkpoint.config_of(net.progress)
     model = net.model.eval()
     loader = EvalLoader(
         replace(store, mean_image=net.mean_image),
         split,
-        trained.recipe.augment,
-        input_size=trained.model.input_size,
+        model.recipe.augment,
+        input_size=model.config.input_size,
         views=1,
         batch_size=config.batch_size,
         place=Place(device=model.mesh.device, threads=config.decode_threads),
@@ -117,10 +115,10 @@ def look_alike(
 ) -> tuple[Lookalikes, Tensor, Measurement]:
     """The figure's content, its pictures [8 + 5·7, P, P, 3], and the number behind it."""
     config = EvaluateConfig(checkpoint=str(run), views=1)
-    net = load_trained(run, config)
-    trained = checkpoint.config_of(net.progress)
-    store = Store.open(Path(str(trained.data.store))).narrowed(trained.data.first_classes)
-    train, val = (store.split(name, trained.data.limit) for name in ("train", "val"))
+    net = load_trained(run)
+    assert net.data is not None
+    store = Store.open(Path(str(net.data.store))).narrowed(net.data.first_classes)
+    train, val = (store.split(name, net.data.limit) for name in ("train", "val"))
     of_train, of_val = (seen(net, store, split, config) for split in (train, val))
     neighbours = nearest(of_val.hidden, of_train.hidden)
     likeness = lookalikes_measurement(

@@ -85,6 +85,9 @@ class AlexNet(nn.Module):
         if self.mesh.towers not in (1, self.recipe.towers):
             remedy = f"must be 1 or the recipe's {self.recipe.towers} towers"
             raise ConfigError("mesh.towers", self.mesh.towers, remedy)
+        if self.recipe.lrn_across_towers and self.mesh.towers > 1:
+            remedy = "needs all maps in one process; set mesh=one_process"
+            raise ConfigError("recipe.lrn_across_towers", "true", remedy)
         self.towers_here = self.recipe.towers // self.mesh.towers
         self.link = TowerLink(self.mesh.tower_group, self.mesh.towers, self.mesh.tower)
         self.activation = ACTIVATIONS[self.config.activation]
@@ -191,6 +194,8 @@ class AlexNet(nn.Module):
 
     def _after_convolutions(self) -> dict[Step, Callable[[Tensor], Tensor]]:
         recipe, towers = self.recipe, self.towers_here
+        if recipe.lrn_across_towers:
+            towers = 1
         size, stride = recipe.pool.size, recipe.pool.stride
         # Pools round up: that keeps a last window that is cut off by the edge, as the 2012 code
         # does; at 224 pixels and 3/2 every window fits and nothing changes.
@@ -221,7 +226,7 @@ class AlexNet(nn.Module):
             # A narrower net sums fewer terms: a larger std keeps its signals at full size.
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
             self._add(name, layer, std, conv.init_bias, seed)
-            channels, size = rows.total, self._size_after(name, conv, size)
+            channels, size = rows.total, self.size_after(name, conv, size)
         inputs, full_inputs = channels * size**2, conv.kernels * self._full_map_size() ** 2
         self.dropouts = nn.ModuleDict()
         for name, linear in recipe.hidden.items():
@@ -261,10 +266,10 @@ class AlexNet(nn.Module):
         """Pixels a side of the last maps at the recipe's own input."""
         size = self.recipe.input_size
         for name, conv in self.recipe.convs.items():
-            size = self._size_after(name, conv, size)
+            size = self.size_after(name, conv, size)
         return size
 
-    def _size_after(self, name: str, conv: ConvConfig, size: int) -> int:
+    def size_after(self, name: str, conv: ConvConfig, size: int) -> int:
         """Pixels a side after a convolution and its pooling."""
         padded = size + 2 * conv.padding
         if conv.overhang:

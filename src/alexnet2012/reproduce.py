@@ -19,7 +19,7 @@ from alexnet2012 import effects, exactness, experiments, pretraining
 from alexnet2012.choices import Budget
 from alexnet2012.claims import Measurement, Scale, load_claims
 from alexnet2012.config import ConfigError, EvaluateConfig, ReproduceConfig, RunError
-from alexnet2012.evaluate import evaluate_checkpoints, load_trained
+from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.findings import Exactness, Reproduction, save_reproduction
 from alexnet2012.launcher import hydra_main, launch
 from alexnet2012.lookalikes import look_alike
@@ -29,6 +29,7 @@ from alexnet2012.relu import Rates, best_rates, read_runs, relu_ablation, relu_m
 from alexnet2012.report import write_report
 from alexnet2012.seeds import seed_measurements
 from alexnet2012.sweeping import Sweeps
+from alexnet2012.trained import load_trained
 
 RECIPES = ("paper", "code145")
 # By name: what is printed before it, and the method that does it.
@@ -172,7 +173,7 @@ class Reproduce:
         caveat = self.sweeps.caveat(
             f"a net of a quarter of the kernels on 112 pixels, {epochs} epochs"
         )
-        kernels = load_trained(run_dir, evaluation).model.layers()["conv1"].weight.detach()
+        kernels = load_trained(run_dir).model.layers()["conv1"].weight.detach()
         self.found["kernels"] = kernels
         self.found["kernels_caption"] = f"conv1 of the reduced net after {epochs} epochs."
         self.found["lookalikes"], self.found["pictures"], likeness = look_alike(

@@ -67,4 +67,4 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     if not (run_dir / "summary.json").is_file():
         return False
     settings = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    return settings == checkpoint.plain(config)
+    return checkpoint.settings_of(settings) == checkpoint.settings_of(checkpoint.plain(config))

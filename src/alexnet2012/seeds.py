@@ -16,9 +16,10 @@ from torch import Tensor
 from alexnet2012.claims import Measurement, Scale
 from alexnet2012.config import ConfigError, EvaluateConfig
 from alexnet2012.effects import BASE
-from alexnet2012.evaluate import evaluate_checkpoints, load_trained
+from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.experiments import colour_share
 from alexnet2012.paired import Difference, finished_runs, print_measurements
+from alexnet2012.trained import load_trained
 
 WITHOUT_TOWERS = "one_gpu"
 
@@ -147,7 +148,7 @@ def seed_measurements(
 
 
 def _conv1(run: Path) -> Tensor:
-    model = load_trained(run, EvaluateConfig(checkpoint=str(run))).model
+    model = load_trained(run).model
     return model.layers()["conv1"].weight.detach()
 
 

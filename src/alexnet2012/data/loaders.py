@@ -22,6 +22,7 @@ from alexnet2012.config import AugmentConfig, ConfigError
 from alexnet2012.data import order, pipeline
 from alexnet2012.data.feeding import HERE, Input, Place, Step
 from alexnet2012.data.store import Split, Store
+from alexnet2012.data.views import centre, view_places, viewed
 from alexnet2012.sharding import Share
 
 
@@ -124,7 +125,7 @@ class TrainLoader:
                 left = store_size - size - x if flip else x
                 picture -= (mirrored if flip else plain)[y : y + size, left : left + size]
         else:
-            images.sub_(_centre(mean, size))
+            images.sub_(centre(mean, size))
         return images.permute(0, 3, 1, 2)
 
 
@@ -148,13 +149,9 @@ class EvalLoader:
         place: Place = HERE,
     ) -> None:
         _check_input_size(store, input_size)
-        if views not in (1, 10):
-            raise ConfigError("views", views, "must be 1 (the centre) or 10")
         self._split, self._size = split, input_size
         self._parts = place.parts(len(split.labels), batch_size)
-        self._views = (order.ten_views if views == 10 else order.centre_view)(
-            store.size, input_size
-        )
+        self._views = view_places(views, store.size, input_size)
         self._augment = augment
         self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
         window = (store.size, store.size, 3)
@@ -174,34 +171,15 @@ class EvalLoader:
         steps = [Step(self._split.paths[at], (), ()) for at, rows in self._parts if rows.size]
         pictures = self._input.read(steps)
         for at, rows in self._parts:
-            images = self._viewed(next(pictures) if rows.size else self._empty)
+            shown = next(pictures) if rows.size else self._empty
+            # Here and not in DALI, whose queue would hold ten crops of each picture.
+            images = viewed(shown, self._views, self._mean, self._augment, self._size)
             yield _batch(images, self._split, indices[at], rows)
-
-    def _viewed(self, pictures: Tensor) -> Tensor:
-        """uint8 [n, P, P, 3] → float32 [n, V, 3, S, S], less the mean."""
-        # Here and not in DALI, whose queue would hold ten crops of each picture.
-        size = self._size
-        shape = (len(pictures), len(self._views), size, size, 3)
-        views = torch.empty(shape, device=pictures.device)
-        for view, (y, x, flip) in enumerate(self._views.tolist()):
-            crop = pictures[:, y : y + size, x : x + size]
-            if self._augment.mean_follows_crop:
-                centred = crop - self._mean[y : y + size, x : x + size]
-                views[:, view] = centred.flip(2) if flip else centred
-            else:
-                views[:, view] = (crop.flip(2) if flip else crop) - _centre(self._mean, size)
-        return views.permute(0, 1, 4, 2, 3)
 
 
 def _cheaply(images: Tensor) -> Any:
     """The same memory, as what subtracts with the least ado there."""
     return images.numpy() if images.is_cpu else images
-
-
-def _centre(mean: Tensor, size: int) -> Tensor:
-    """[P, P, 3] → its centre [S, S, 3]."""
-    ((y, x, _),) = order.centre_view(len(mean), size).tolist()
-    return mean[y : y + size, x : x + size]
 
 
 def _batch(images: Tensor, split: Split, indices: npt.NDArray[np.int64], rows: Share) -> Batch:

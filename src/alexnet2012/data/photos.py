@@ -64,6 +64,15 @@ def make_photos(
         list(pool.map(partial(_make_class, folder, sizes, seed), enumerate(CLASSES)))
 
 
+def photograph(name: str) -> Image.Image:
+    """The whole photograph of a class."""
+    spec = find_spec("skimage")
+    assert spec is not None and spec.submodule_search_locations, "scikit-image is missing"
+    # Read from the package's folder: its own loader would fetch files that the wheel leaves out.
+    with Image.open(Path(spec.submodule_search_locations[0]) / "data" / CLASSES[name]) as photo:
+        return photo.convert("RGB")
+
+
 def regions(width: int, height: int) -> dict[str, Box]:
     """The parts of a photograph for training and for validation, apart by a guard gap."""
     long = max(width, height)
@@ -93,7 +102,7 @@ def window_box(
 
 def _make_class(folder: Path, sizes: dict[str, int], seed: int, numbered: tuple[int, str]) -> None:
     label, name = numbered
-    photo = _photo(CLASSES[name])
+    photo = photograph(name)
     parts = regions(*photo.size)
     left, top, right, bottom = parts["val"]
     # One range of window sizes for both splits, or scale would set them apart.
@@ -134,11 +143,3 @@ def _tones(rng: np.random.Generator) -> list[int]:
     table = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
     levels: list[int] = np.clip(np.rint(table), 0, 255).astype(int).tolist()
     return levels * 3
-
-
-def _photo(file: str) -> Image.Image:
-    spec = find_spec("skimage")
-    assert spec is not None and spec.submodule_search_locations, "scikit-image is missing"
-    # Read from the package's folder: its own loader would fetch files that the wheel leaves out.
-    with Image.open(Path(spec.submodule_search_locations[0]) / "data" / file) as photo:
-        return photo.convert("RGB")

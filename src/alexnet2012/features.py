@@ -1,0 +1,119 @@
+"""Last hidden activations: ``python -m alexnet2012.features checkpoint=RUN FOLDER out=FILE.npy``.
+
+FILE.npy is [M, 4096], a row a picture, as fc8 reads them (after dropout's factor), centre view;
+FILE.npy.json names the pictures and the net.
+
+Legend: M pictures, U hidden units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alexnet2012 import checkpoint
+from alexnet2012.config import ConfigError, RunError
+from alexnet2012.config_use import FeaturesConfig, NearestConfig
+from alexnet2012.launcher import hydra_main, reuse_memory
+from alexnet2012.pictures import Rejected, decoded, find_pictures, printable, with_pictures
+from alexnet2012.trained import Trained, hidden, load_trained
+
+
+@dataclass(frozen=True)
+class Features:
+    """Activations of pictures, and whose they are."""
+
+    activations: npt.NDArray[np.float32]  # [M, U]
+    files: list[str]  # [M]
+    checkpoint: str
+    net: str  # a digest of its parameters
+
+    def save(self, path: Path) -> None:
+        """Both files, each whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = path.with_name(f".{path.name}.writing")
+        with writing.open("wb") as file:
+            np.save(file, self.activations)
+        os.replace(writing, path)
+        about = {"checkpoint": self.checkpoint, "net": self.net, "files": self.files}
+        writing.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        os.replace(writing, _about(path))
+
+    @classmethod
+    def load(cls, path: Path) -> Features:
+        """Raises ConfigError: there are none, or the two files do not belong together."""
+        try:
+            about = json.loads(_about(path).read_text(encoding="utf-8"))
+            found = cls(np.load(path, allow_pickle=False), **about)
+            if found.activations.ndim != 2 or len(found.activations) != len(found.files):
+                raise ValueError("its rows are not those of its list")
+        except (OSError, EOFError, ValueError, TypeError) as error:
+            remedy = f"cannot be read ({error}); python -m alexnet2012.features writes such files"
+            raise ConfigError("features", path, remedy) from error
+        return found
+
+
+def activations_of(
+    net: Trained, names: Sequence[str], config: FeaturesConfig | NearestConfig
+) -> tuple[list[str], Tensor, list[Rejected]]:
+    """Names of the pictures that could be used, their activations [M, U], and the others."""
+    size = len(net.mean_image)
+    used: list[str] = []
+    rows: list[Tensor] = []
+    rejected: list[Rejected] = []
+    for batch in decoded(names, [size], config.batch_size, config.decode_threads):
+        for one in batch.rejected:
+            print(f"alexnet2012: {printable(one.image)}: {one.reason}", file=sys.stderr)
+        rejected += batch.rejected
+        used += batch.names
+        if batch.names:
+            rows.append(hidden(net, batch.pixels[size]).float())
+    if not rows:
+        raise ConfigError("images", config.images, "none of the pictures can be used")
+    return used, torch.cat(rows), rejected
+
+
+def digest(net: Trained) -> str:
+    """SHA-256 of the parameters: tells nets apart that lie at the same place."""
+    found = hashlib.sha256(net.mean_image.tobytes())
+    for name, parameter in sorted(net.model.full_state_dict().items()):
+        found.update(name.encode() + parameter.cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def run(config: FeaturesConfig, run_dir: Path) -> None:
+    """Raises RunError: some pictures cannot be used; the file holds the others."""
+    reuse_memory()
+    names = find_pictures(config.images)
+    given = Path(config.checkpoint).expanduser()
+    given = (checkpoint.newest(given) or given).absolute()
+    net = load_trained(given, config.device)
+    used, activations, rejected = activations_of(net, names, config)
+    out = Path(config.out).expanduser()
+    Features(activations.numpy(), used, str(given), digest(net)).save(out)
+    print(f"{out}: {len(used)} pictures, {activations.shape[1]} activations each")
+    if rejected:
+        raise RunError(f"{len(rejected)} of {len(names)} pictures could not be used")
+
+
+def _about(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def main() -> None:
+    sys.argv[1:] = with_pictures(sys.argv[1:])
+    hydra_main("features", FeaturesConfig, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Guesses for any picture are those of the same picture in a store; bad ones stop nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from programs import module, succeed
+
+from alexnet2012 import features, nearest, predict
+from alexnet2012.choices import Device
+from alexnet2012.config import ConfigError, RunError
+from alexnet2012.config_use import FeaturesConfig, NearestConfig, PredictConfig
+from alexnet2012.data.loaders import EvalLoader
+from alexnet2012.data.store import Store
+from alexnet2012.launcher import compose_config
+from alexnet2012.pictures import find_pictures, printable, with_pictures
+from alexnet2012.trained import Trained
+
+Say = Callable[..., dict]  # type: ignore[type-arg]
+
+
+@pytest.fixture
+def album(photos_folder: Path, tmp_path: Path) -> Path:
+    """A folder with what people have: odd names, a folder within, a text, a broken picture."""
+    album = tmp_path / "my album"
+    (album / "rocks & bricks").mkdir(parents=True)
+    (album / ".hidden").mkdir()
+    val = photos_folder / "val"
+    shutil.copy(val / "chelsea" / "0000.jpg", album / "café = 1.JPG")
+    shutil.copy(val / "brick" / "0000.jpg", album / "rocks & bricks" / "<b>brick ${x}.jpg")
+    shutil.copy(val / "coffee" / "0001.jpg", os.fsencode(album) + b"/late \xff\n.jpg")
+    shutil.copy(val / "coffee" / "0001.jpg", album / ".hidden" / "0.jpg")
+    (album / "broken.jpg").write_bytes((val / "moon" / "0000.jpg").read_bytes()[:900])
+    (album / "notes.txt").write_text("no picture")
+    return album
+
+
+@pytest.fixture
+def say(saved_run: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    """What ``predict --json`` prints."""
+
+    def said(*pictures: object, checkpoint: object = saved_run, **others: object) -> dict:  # type: ignore[type-arg]
+        given = [str(name) for name in pictures]
+        config = PredictConfig(checkpoint, given, json=True, device=Device.cpu, **others)  # type: ignore[arg-type]
+        predict.run(config, Path())
+        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+    return said
+
+
+def probabilities_in_the_store(net: Trained, store: Store, views: int) -> dict[str, torch.Tensor]:
+    """By name in the source: DALI's pictures through the net, views averaged."""
+    loader = EvalLoader(
+        store, store.split("val", 1), net.model.recipe.augment,
+        input_size=net.model.config.input_size, views=views, batch_size=8,
+    )  # fmt: skip
+    lines = (store.root / "val.tsv").read_text().splitlines()
+    names = [json.loads(line.split("\t")[3]) for line in lines]
+    rows = []
+    with torch.no_grad():
+        for batch in loader.batches():
+            logits = net.model(batch.images.flatten(0, 1))
+            rows.append(F.softmax(logits, 1).unflatten(0, (-1, views)).mean(1))
+    return dict(zip(names[::3], torch.cat(rows), strict=True))
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_guesses_are_those_of_the_same_picture_in_a_store(
+    net: Trained, photos_store: Store, photos_folder: Path, say: Say, views: int
+) -> None:
+    in_store = probabilities_in_the_store(net, photos_store, views)
+    pictures = [photos_folder / name for name in in_store]
+    said = say(*pictures, views=views, guesses=16, batch_size=70)
+    assert said["views"] == views and said["rejected"] == []
+    assert len(said["pictures"]) == len(in_store) == 16
+    for one in said["pictures"]:
+        expected = in_store[str(Path(one["image"]).relative_to(photos_folder))]
+        found = {guess["class"]: guess["probability"] for guess in one["guesses"]}
+        assert [found[name] for name in net.classes] == pytest.approx(expected.tolist(), abs=1e-6)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_a_broken_picture_is_named_and_the_others_go_on(
+    saved_run: Path, album: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sheet = tmp_path / "new" / "sheet.html"
+    config = PredictConfig(
+        str(saved_run), str(album), json=True, sheet=str(sheet), device=Device.cpu
+    )
+    with pytest.raises(RunError, match=r"^1 of 4 pictures could not be used$"):
+        predict.run(config, tmp_path)
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    names = [Path(one["image"]).name for one in said["pictures"]]
+    assert names == ["café = 1.JPG", "late \udcff\n.jpg", "<b>brick ${x}.jpg"]
+    assert [Path(one["image"]).name for one in said["rejected"]] == ["broken.jpg"]
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"alexnet2012: {album}/broken.jpg: ")
+    page = sheet.read_text(encoding="utf-8")
+    assert page.count("<img ") == 3 and page.count('<span class="name">') == 15
+    assert "&lt;b&gt;brick" in page and "<b>brick" not in page
+    assert "broken.jpg" in page and "late \\udcff\\n.jpg" in page
+    assert "http" not in page and "<script" not in page
+
+
+def test_the_terminal_shows_bars_within_80_columns(
+    saved_run: Path, album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [str(album / "café = 1.JPG")]
+    predict.run(PredictConfig(str(saved_run), pictures, device=Device.cpu), Path())
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == str(album / "café = 1.JPG")
+    assert out.count("%") == 5 and "█" in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
+
+
+def test_several_nets_are_averaged_whatever_sizes_they_read(
+    net: Trained, saved_run: Path, photos_folder: Path, say: Say, tmp_path: Path
+) -> None:
+    picture = photos_folder / "val" / "clock" / "0000.jpg"
+    from alexnet2012 import checkpoint
+    from alexnet2012.model import AlexNet
+
+    other = AlexNet("paper", 16, model=net.model.config, seed=9)
+    progress = checkpoint.read_progress(saved_run / "checkpoints" / "step-0000007")
+    progress.settings["recipe"] = checkpoint.plain(other.recipe)
+    mean_image = np.full((96, 96, 3), 120, np.float32)
+    checkpoint.save(tmp_path / "other", other, None, progress, mean_image)
+    nets = [str(saved_run), str(tmp_path / "other")]
+
+    def found(checkpoint: object) -> np.ndarray:  # type: ignore[type-arg]
+        (one,) = say(picture, checkpoint=checkpoint, guesses=16)["pictures"]
+        by_class = {guess["class"]: guess["probability"] for guess in one["guesses"]}
+        return np.array([by_class[name] for name in net.classes])
+
+    assert found(nets) == pytest.approx((found(nets[0]) + found(nets[1])) / 2, abs=1e-9)
+    assert abs(found(nets[0]) - found(nets[1])).max() > 1e-3
+    progress.classes = [*progress.classes[1:], "another"]
+    checkpoint.save(tmp_path / "else", other, None, progress, mean_image)
+    with pytest.raises(ConfigError, match=r"checkpoint=.*else: was trained on other classes than"):
+        found([*nets, str(tmp_path / "else")])
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(album: Path) -> Iterator[str]:
+    handler = partial(_Quiet, directory=str(album))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_are_fetched_and_a_dead_one_is_named(
+    saved_run: Path, album: Path, server: str, say: Say, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there = str(album / "café = 1.JPG"), f"{server}/caf%C3%A9%20=%201.JPG?size=1"
+    of_file, of_address = (one["guesses"] for one in say(here, there)["pictures"])
+    assert of_file == of_address
+    gone, nowhere, text = f"{server}/gone.jpg", "http://127.0.0.1:9/a.jpg", f"{server}/notes.txt"
+    with pytest.raises(RunError, match="3 of 4"):
+        say(gone, here, nowhere, text)
+    reasons = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 2)[1] for line in reasons] == [gone, nowhere, text]
+    assert "the server answers 404" in reasons[0]
+    assert "cannot be reached" in reasons[1]
+    assert "not a picture" in reasons[2]
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("nowhere.jpg", "images=nowhere.jpg: does not exist"),
+        ([], "names none"),
+        ("EMPTY", "a folder without pictures"),
+        ("BROKEN", "none of the pictures can be used"),
+    ],
+)
+def test_a_mistake_in_what_is_named_is_told(
+    images: object, words: str, saved_run: Path, album: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    named = {"EMPTY": str(empty), "BROKEN": str(album / "broken.jpg")}
+    images = named.get(images, images) if isinstance(images, str) else images
+    with pytest.raises(ConfigError, match=words):
+        predict.run(PredictConfig(str(saved_run), images, device=Device.cpu), tmp_path)
+
+
+def read_back(words: list[str]) -> object:
+    """What Hydra and OmegaConf make of the pictures."""
+    (override,) = OverridesParser.create().parse_overrides(with_pictures(words))
+    made = OmegaConf.create({"images": override.value()})
+    return OmegaConf.to_container(made, resolve=True)["images"]  # type: ignore[index,call-overload]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0="), min_size=1))
+@example("\\")
+@example('\\\\" ${oc.env:HOME} \\${x} [a, {b: c}]\\')
+def test_any_name_reaches_the_program_as_it_was_given(name: str) -> None:
+    words = [f"dir/{name}", f"http://host/?x={name}"]
+    assert read_back(words) == words
+    assert printable(name).isprintable()
+
+
+def test_bare_words_become_the_pictures_and_json_a_setting() -> None:
+    words = ["checkpoint=RUN", "it's (1), [2] ${x}.jpg", "--json", "http://host/?id=1", "views=1"]
+    config, _ = compose_config("predict", PredictConfig, with_pictures(words))
+    assert config.images == ["it's (1), [2] ${x}.jpg", "http://host/?id=1"]
+    assert (config.json, config.views, config.checkpoint) == (True, 1, "RUN")
+
+
+def test_hydras_own_flags_are_no_pictures() -> None:
+    words = ["--cfg", "job", "checkpoint=RUN", "images=a.jpg"]
+    assert with_pictures(words) == words
+
+
+def test_features_are_rows_of_the_last_hidden_layer_and_find_the_picture_itself(
+    net: Trained, saved_run: Path, album: Path, photos_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "features.npy"
+    features.run(
+        FeaturesConfig(str(saved_run), str(photos_folder / "val"), str(out), device=Device.cpu),
+        tmp_path,
+    )
+    found = features.Features.load(out)
+    assert found.activations.shape == (48, net.model.layers()["fc7"].rows.total)
+    assert found.files == find_pictures(str(photos_folder / "val"))
+    with torch.no_grad():  # fc8 reads them: they give the logits
+        logits = net.model.fc8(torch.from_numpy(found.activations[:1]))
+    capsys.readouterr()
+    config = PredictConfig(
+        str(saved_run), found.files[0], views=1, guesses=1, json=True, device=Device.cpu
+    )
+    predict.run(config, tmp_path)
+    (one,) = json.loads(capsys.readouterr().out)["pictures"]
+    best = F.softmax(logits[0].double(), 0).max(0)
+    assert one["guesses"] == [
+        {"class": net.classes[best.indices], "probability": pytest.approx(float(best.values))}
+    ]
+
+    query = NearestConfig(str(out), [found.files[20]], count=3, json=True, device=Device.cpu)
+    nearest.run(query, tmp_path)
+    (answer,) = json.loads(capsys.readouterr().out)["pictures"]
+    apart = np.linalg.norm(found.activations - found.activations[20], axis=1)
+    assert answer["nearest"] == [found.files[i] for i in np.argsort(apart, kind="stable")[:3]]
+    assert answer["distances"] == pytest.approx(np.sort(apart)[:3].tolist(), rel=1e-4, abs=1e-4)
+    query.json = False
+    nearest.run(query, tmp_path)
+    assert found.files[20] in capsys.readouterr().out.replace("\n", "")
+
+
+def test_features_of_another_net_or_with_another_list_are_refused(
+    saved_run: Path, net: Trained, photos_folder: Path, tmp_path: Path
+) -> None:
+    out, picture = tmp_path / "features.npy", str(photos_folder / "val" / "moon")
+    config = FeaturesConfig(str(saved_run), picture, str(out), device=Device.cpu)
+    features.run(config, tmp_path)
+    from alexnet2012.choices import ExportFormat
+    from alexnet2012.export import export
+
+    net_file, other = tmp_path / "net.safetensors", tmp_path / "other.safetensors"
+    export(net, ExportFormat.safetensors, net_file)
+    nearest.run(NearestConfig(str(out), picture, str(net_file), device=Device.cpu), tmp_path)
+    other.write_bytes(net_file.read_bytes()[:-4] + b"\0\0\0\x3f")  # one weight is another
+    with pytest.raises(ConfigError, match=r"other\.safetensors: is another net than that of"):
+        nearest.run(NearestConfig(str(out), picture, str(other), device=Device.cpu), tmp_path)
+    np.save(out, np.zeros((2, 3), np.float32))
+    with pytest.raises(ConfigError, match="its rows are not those of its list"):
+        nearest.run(NearestConfig(str(out), picture, device=Device.cpu), tmp_path)
+    with pytest.raises(ConfigError, match=r"features=.*nowhere.npy: cannot be read"):
+        nearest.run(NearestConfig(str(tmp_path / "nowhere.npy"), picture), tmp_path)
+
+
+def test_the_program_says_nothing_but_its_answer(saved_run: Path, album: Path) -> None:
+    words = module("predict", f"checkpoint={saved_run}", "café = 1.JPG", "--json", "device=cpu")
+    ended = succeed(words, album)
+    assert json.loads(ended.out)["pictures"][0]["image"] == "café = 1.JPG"
+    assert ended.err == ""

@@ -1,0 +1,78 @@
+"""Every command of docs/use.md does what it says, run in the order of the page in one folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import caffe
+import numpy as np
+import pytest
+import torch
+from test_import import torchvision_alexnet
+
+from alexnet2012.config import PrepareConfig
+from alexnet2012.data.preparing import prepare
+
+PAGE = Path(__file__).parents[2] / "docs" / "use.md"
+
+
+@pytest.fixture(scope="module")
+def folder(saved_run: Path, photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page takes for granted: runs, pictures, a store, and two files to be imported."""
+    folder = tmp_path_factory.mktemp("the page")
+    for name in ("RUN", "RUN_B"):
+        shutil.copytree(saved_run, folder / name)
+    shutil.copytree(photos_folder / "val" / "chelsea", folder / "a folder" / "cats")
+    shutil.copy(photos_folder / "val" / "chelsea" / "0001.jpg", folder / "cat.jpg")
+    rng = np.random.default_rng(0)
+    layers = caffe.alexnet_layers(rng, classes=16)
+    (folder / "bvlc_alexnet.caffemodel").write_bytes(caffe.caffemodel(layers, old=True))
+    mean = rng.uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    (folder / "imagenet_mean.binaryproto").write_bytes(caffe.binaryproto(mean))
+    theirs = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9)
+    torch.save(theirs.state_dict(), folder / "alexnet-owt-7be5be79.pth")
+    source = folder / "source"
+    for split in ("train", "val"):
+        for name in sorted(path.name for path in (photos_folder / split).iterdir()):
+            (source / split / name).mkdir(parents=True)
+            shutil.copy(photos_folder / split / name / "0000.jpg", source / split / name)
+    store = prepare(PrepareConfig(str(source), str(folder / "STORE"), workers=1), progress=False)
+    (folder / "synsets.txt").write_text("\n".join(store.classes) + "\n")
+    return folder
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_every_command_of_the_page_works_as_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) == 14
+    said = {}
+    for command in commands:
+        python, flag, name, *words = shlex.split(command)
+        assert (python, flag) == ("python", "-m")
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        import_module(name).main()
+        out, err = capsys.readouterr()
+        assert err == "", command
+        assert out, command
+        said[command] = out
+    for file in ("sheet.html", "net.safetensors", "net.onnx", "net.pt2", "features.npy.json"):
+        assert (folder / file).is_file()
+    (alike,) = (out for command, out in said.items() if command.endswith("npy cat.jpg"))
+    # The folder holds a copy of the picture.
+    assert alike.splitlines()[1].split(maxsplit=1) == ["0.00", "a folder/cats/0001.jpg"]
+
+    (example,) = blocks("python")
+    found: dict[str, object] = {}
+    exec(example, found)
+    assert np.shape(found["logits"]) == (1, 16)  # type: ignore[arg-type]
