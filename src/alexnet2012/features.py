@@ -73,7 +73,7 @@ def activations_of(
     rejected: list[Rejected] = []
     for batch in decoded(names, [size], config.batch_size, config.decode_threads):
         for one in batch.rejected:
-            print(f"alexnet2012: {printable(one.image)}: {one.reason}", file=sys.stderr)
+            print(printable(f"alexnet2012: {one.image}: {one.reason}"), file=sys.stderr)
         rejected += batch.rejected
         used += batch.names
         if batch.names:

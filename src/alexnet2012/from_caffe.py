@@ -18,6 +18,7 @@ from alexnet2012.config import NormConfig, PoolConfig
 from alexnet2012.foreign import Convolution, Foreign
 from alexnet2012.wire import Message
 
+MAX_INPUT_SIZE = 1024
 INPUT_SIZE = 227  # of bvlc_alexnet, where a file does not say
 Blob = npt.NDArray[np.float32]
 
@@ -132,7 +133,7 @@ def read_caffemodel(data: bytes) -> Foreign:
         linears,
         activation=_only(activations, Activation.relu, "activations"),
         dropout_rate=_only(rates, 0.0, "dropout ratios"),
-        input_size=_input_size(net, layers),
+        input_size=_checked_size(_input_size(net, layers)),
         pool=_only(pools, PoolConfig(size=3, stride=2), "pooling windows"),
         lrn=_only(norms, NormConfig(5, 1.0, 0.75, 1.0, True), "normalisations"),
         mean=mean,
@@ -240,6 +241,12 @@ def _input_size(net: Message, layers: Sequence[Layer]) -> int:
                 return shape[3]
     shape = net.integers(4) or net.message(8).integers(1)
     return shape[3] if len(shape) == 4 else INPUT_SIZE
+
+
+def _checked_size(size: int) -> int:
+    if not 1 <= size <= MAX_INPUT_SIZE:  # a damaged number would be a net of any size
+        raise ValueError(f"reads pictures of {size} pixels; 1 to {MAX_INPUT_SIZE} can be")
+    return size
 
 
 def _only(values: Sequence[Any], default: Any, what: str) -> Any:

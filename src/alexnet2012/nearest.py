@@ -71,7 +71,7 @@ def run(config: NearestConfig, run_dir: Path) -> None:
 def _show(console: Console, answer: Answer) -> None:
     console.print(Text(printable(answer.image), style="bold"), soft_wrap=True)
     table = Table.grid(padding=(0, 1))
-    table.add_column(justify="right", width=10)
+    table.add_column(justify="right", min_width=10, no_wrap=True)
     table.add_column(overflow="fold")
     for name, distance in zip(answer.nearest, answer.distances, strict=True):
         table.add_row(f"{distance:.2f}", Text(printable(name)))

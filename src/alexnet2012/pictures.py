@@ -5,6 +5,7 @@ Legend: n pictures of a batch, P pixels a side of a stored picture.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ def find_pictures(images: Any) -> list[str]:
     """
     found: list[str] = []
     for given in images if isinstance(images, list) else [images]:
-        name, path = str(given), Path(str(given)).expanduser()
+        # Of os.path, as Path's raises for a ~ that is no user's but part of a name.
+        name, path = str(given), Path(os.path.expanduser(str(given)))  # noqa: PTH111
         if _is_address(name):
             found.append(name)
         elif path.is_dir():

@@ -86,7 +86,7 @@ def run(config: PredictConfig, run_dir: Path) -> None:
     for one in predict(config, nets, names):
         if isinstance(one, Rejected):
             rejected.append(one)
-            print(f"alexnet2012: {printable(one.image)}: {one.reason}", file=sys.stderr)
+            print(printable(f"alexnet2012: {one.image}: {one.reason}"), file=sys.stderr)
             continue
         guessed.append(one)
         if not config.json:
@@ -139,9 +139,9 @@ def write_sheet(
 def _show(console: Console, one: Guessed) -> None:
     console.print(Text(printable(one.image), style="bold"), soft_wrap=True)
     table = Table.grid(padding=(0, 1))
-    table.add_column(justify="right", width=8)
-    table.add_column(width=BAR_COLUMNS)
-    table.add_column(overflow="ellipsis", no_wrap=True)
+    table.add_column(justify="right", min_width=8, no_wrap=True)
+    table.add_column(min_width=BAR_COLUMNS)
+    table.add_column(max_width=console.width - BAR_COLUMNS - 11, overflow="ellipsis", no_wrap=True)
     for guess in one.guesses:
         bar = Bar(1.0, 0.0, guess.probability, width=BAR_COLUMNS, color="cyan")
         table.add_row(f"{100 * guess.probability:.1f}%", bar, Text(printable(guess.name)))

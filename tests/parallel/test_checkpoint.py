@@ -254,3 +254,12 @@ def test_a_setting_that_would_change_the_run_is_refused_with_both_values(overrid
 )
 def test_a_setting_that_leaves_the_run_the_same_may_differ(override: str) -> None:
     checkpoint.check_fits(Path("there"), saved_with(), settings(override))
+
+
+def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
+    older = saved_with("mesh=one_process")
+    del older.settings["recipe"]["lrn_across_towers"]
+    checkpoint.check_fits(Path("there"), older, settings("mesh=one_process"))
+    changed = settings("mesh=one_process", "recipe.lrn_across_towers=true")
+    with pytest.raises(ConfigError, match=r"recipe\.lrn_across_towers=False, this run has .*=True"):
+        checkpoint.check_fits(Path("there"), older, changed)

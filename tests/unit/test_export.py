@@ -108,6 +108,7 @@ def test_onnx_takes_pixels_and_gives_the_logits_for_any_number_of_pictures(
         ("cifar4", ""),
         ("paper", "no crosslinks"),
         ("paper", "across towers"),
+        ("paper", "float64"),
     ],
 )
 def test_every_kind_of_net_becomes_the_same_graph(recipe: str, change: str, tmp_path: Path) -> None:
@@ -122,7 +123,8 @@ def test_every_kind_of_net_becomes_the_same_graph(recipe: str, change: str, tmp_
     made.lrn_across_towers = change == "across towers"
     made.lrn.alpha = 1.0  # on nets this small the usual one would hardly be felt
     mean = np.random.default_rng(0).uniform(90, 130, (size + 8, size + 8, 3)).astype(np.float32)
-    model = AlexNet(made, 5, model=config).eval()
+    dtype = torch.float64 if change == "float64" else torch.float32
+    model = AlexNet(made, 5, model=config, dtype=dtype).eval()
     net = Trained(model, tuple("abcde"), mean, None)
     assert export(net, ExportFormat.onnx, tmp_path / "net.onnx") < RELATIVE
 

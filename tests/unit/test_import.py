@@ -121,6 +121,7 @@ def _changed(index: int, **settings: Any) -> bytes:
         (_changed(1, convolution_param={"num_output": 7, "kernel_size": [11]}), "conv1: its wei"),
         (_changed(5, convolution_param={"num_output": 12, "kernel_size": [5], "pad": [2]}),
          r"conv2.weight: is \(12, 4, 5, 5\), this net has \(12, 8, 5, 5\)"),
+        (_changed(0, transform_param={"crop_size": 10**9}), "reads pictures of 1000000000 pixels"),
         (_changed(2, type="Data"), "not every layer but the last"),
     ],
 )  # fmt: skip

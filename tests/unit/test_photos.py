@@ -11,7 +11,7 @@ from PIL import Image
 
 from alexnet2012.data import photos
 
-SIZES = [photos._photo(file).size for file in photos.CLASSES.values()]
+SIZES = [photos.photograph(name).size for name in photos.CLASSES]
 
 
 def digests(folder: Path) -> dict[str, str]:

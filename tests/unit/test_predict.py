@@ -112,7 +112,7 @@ def test_a_broken_picture_is_named_and_the_others_go_on(
     assert len(err.splitlines()) == 1
     assert err.startswith(f"alexnet2012: {album}/broken.jpg: ")
     page = sheet.read_text(encoding="utf-8")
-    assert page.count("<img ") == 3 and page.count('<span class="name">') == 15
+    assert page.count("<img ") == 3 and page.count('<span class="name"') == 15
     assert "&lt;b&gt;brick" in page and "<b>brick" not in page
     assert "broken.jpg" in page and "late \\udcff\\n.jpg" in page
     assert "http" not in page and "<script" not in page
@@ -191,6 +191,7 @@ def test_addresses_are_fetched_and_a_dead_one_is_named(
     [
         ("nowhere.jpg", "images=nowhere.jpg: does not exist"),
         ([], "names none"),
+        ("~nobody.jpg", "images=~nobody.jpg: does not exist"),
         ("EMPTY", "a folder without pictures"),
         ("BROKEN", "none of the pictures can be used"),
     ],
