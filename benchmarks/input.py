@@ -61,7 +61,8 @@ class Pictures:
         self.store = Store.open(folder / STORE)
         split = self.store.split("train")
         times = at_least // len(split.labels) + 1
-        self.split = Split(split.paths * times, np.tile(split.labels, times))
+        digests = np.tile(split.sha256, (times, 1))
+        self.split = Split(split.paths * times, np.tile(split.labels, times), digests)
         self._listed = split.paths * times
         if source == ORIGINALS:
             # The fourth column is the name that a picture had before it was prepared.

@@ -54,8 +54,8 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     assert isinstance(config, schema)
     check_values(config)
     if isinstance(config, TrainConfig):
-        if config.data.store is None:
-            config.data.store = default_store(config.data)
+        store = config.data.store or default_store(config.data)
+        config.data.store = str(user_path("data.store", store).absolute())  # for checkpoints, too
         check_recipe(config.recipe, config.model)
         _check_train(config)
     elif isinstance(config, (EvaluateConfig, PredictConfig)):
@@ -75,12 +75,32 @@ def default_store(data: DataConfig) -> str:
         raise ConfigError("data.store", None, "set it to a store, or data.source to pictures")
     if data.source in NAMED_SOURCES:
         return str(home() / f"{data.source}-{data.store_size}")
-    return f"{Path(data.source).expanduser()}-store-{data.store_size}"
+    source = user_path("data.source", data.source).absolute()
+    beside = source.resolve() if source.name == ".." else source
+    return f"{beside}-store-{data.store_size}"
 
 
 def home() -> Path:
-    """Where stores of named sources and downloads lie: $ALEXNET2012_HOME, or the user's cache."""
-    return Path(os.environ.get("ALEXNET2012_HOME") or Path.home() / ".cache" / "alexnet2012")
+    """Where stores of named sources and downloads lie: $ALEXNET2012_HOME, or the user's cache.
+
+    Raises:
+        ConfigError: nobody knows where that is.
+    """
+    given = os.environ.get("ALEXNET2012_HOME") or "~/.cache/alexnet2012"
+    return user_path("ALEXNET2012_HOME", given).absolute()
+
+
+def user_path(key: str, path: str) -> Path:
+    """A path that may begin with ``~``.
+
+    Raises:
+        ConfigError: that is no user's, or this user has no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        remedy = "there is no such home directory here; give a path without ~"
+        raise ConfigError(key, path, remedy) from None
 
 
 def check_values(config: Any, prefix: str = "") -> None:

@@ -16,13 +16,13 @@ from alexnet2012.config import ConfigError, PrepareConfig
 from alexnet2012.data.convert import read_picture
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.source import Source
-from alexnet2012.data.sources import opened_source, source_identity
+from alexnet2012.data.sources import locate
 
 FAKES = {"2012": fake_ilsvrc2012, "2010": fake_ilsvrc2010}
 
 
 def open_source(path: Path) -> Source:
-    with opened_source(PrepareConfig(str(path), "unused"), Path("unused"), progress=False) as found:
+    with locate(PrepareConfig(str(path), "unused")).open(Path("unused"), False) as found:
         return found
 
 
@@ -207,7 +207,7 @@ def test_a_file_that_is_no_archive_is_told_what_would_be(tmp_path: Path) -> None
 
 def test_a_changed_archive_is_another_source(tmp_path: Path) -> None:
     def identity(path: Path) -> dict[str, object]:
-        return source_identity(PrepareConfig(str(path), "unused"))
+        return locate(PrepareConfig(str(path), "unused")).identity
 
     fake_ilsvrc2012(tmp_path / "a")
     fake_ilsvrc2012(tmp_path / "b" / "a")

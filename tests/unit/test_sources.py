@@ -8,12 +8,12 @@ import pytest
 
 from alexnet2012.config import ConfigError, PrepareConfig
 from alexnet2012.data.source import Source
-from alexnet2012.data.sources import opened_source, source_identity
+from alexnet2012.data.sources import locate
 
 
 def open_source(path: Path | str, **settings: float) -> Source:
     config = PrepareConfig(source=str(path), store="unused", **settings)
-    with opened_source(config, Path("unused"), progress=False) as source:
+    with locate(config).open(Path("unused"), False) as source:
         return source
 
 
@@ -45,11 +45,12 @@ def test_pictures_are_found_in_order_whatever_their_suffix(tmp_path: Path) -> No
     assert source.strays == ()
 
 
-def test_hidden_files_are_passed_over_and_others_are_named(tmp_path: Path) -> None:
+def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are_named(tmp_path: Path) -> None:
     put(tmp_path, *FOUR, "train/.DS_Store", "train/cat/.hidden.jpg", "train/.git/x.jpg")
     put(tmp_path, "train/cat/notes.txt", "train/readme.md", "val/dog/more.jpg/1.jpg")
     source = open_source(tmp_path)
-    assert source.strays == ("train/cat/notes.txt", "train/readme.md", "val/dog/more.jpg")
+    strays = ("train/cat/.hidden.jpg", "train/cat/notes.txt", "train/readme.md")
+    assert source.strays == (*strays, "val/dog/more.jpg")
     assert len(listed(source, "train")) == 2
 
 
@@ -146,7 +147,7 @@ def test_a_pipe_among_the_pictures_is_a_stray_and_stops_nothing(tmp_path: Path) 
 
 
 def identity(path: Path, **settings: float) -> dict[str, object]:
-    return source_identity(PrepareConfig(source=str(path), store="unused", **settings))
+    return locate(PrepareConfig(source=str(path), store="unused", **settings)).identity
 
 
 def test_other_pictures_are_another_source_wherever_they_lie(tmp_path: Path) -> None:

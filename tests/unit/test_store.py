@@ -244,7 +244,7 @@ def test_a_class_without_any_usable_picture_is_an_error_and_leaves_nothing(
         prepare(settings(source, tmp_path / "out" / "store"), progress=False)
     assert caught.value.key == "data.source"
     assert "known format" in str(caught.value)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_store_that_is_there_is_opened_not_made_again(store: Store, source: Path) -> None:
@@ -277,9 +277,9 @@ def test_on_reject_fail_stops_at_the_first_and_names_it(tmp_path: Path) -> None:
         source=str(source), store=str(tmp_path / "out" / "store"), size=32, workers=1
     )
     strict.on_reject = OnReject.fail
-    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg cannot be used: not a picture"):
+    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg for one: not a picture"):
         prepare(strict, progress=False)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failure_of_the_machine_drops_no_picture(

@@ -6,6 +6,8 @@ compressed is read in passing. No name of a member becomes a path.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import lzma
 import tarfile
@@ -21,10 +23,10 @@ import numpy as np
 from alexnet2012.data.folders import VAL_NAMES
 from alexnet2012.data.source import (
     MAX_FILE_BYTES,
-    PICTURE_SUFFIXES,
     Entry,
     Source,
     check_classes,
+    is_picture,
     source_error,
 )
 
@@ -34,6 +36,9 @@ CIFAR_SIDE = 32
 _CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # bytes: the label, then red, green and blue planes
 _CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _CIFAR_FILES = {"train": _CIFAR_TRAIN, "val": ("test_batch.bin",)}
+_CIFAR_NAMES = "batches.meta.txt"
+CIFAR10_FILES = (_CIFAR_NAMES, *_CIFAR_TRAIN, "test_batch.bin")
+AGAIN = "get it again from where it is published"
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def readable(path: Path | str) -> Iterator[None]:
         yield
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         what = " ".join(str(error).split())
-        remedy = f"cannot be read to its end ({what}); get it again from where it is published"
+        remedy = f"cannot be read to its end ({what}); {AGAIN}"
         raise source_error(path, remedy) from error
 
 
@@ -63,12 +68,16 @@ class _StrictInfo(tarfile.TarInfo):
 
 
 def open_tar(path: Path | str, file: Any = None) -> tarfile.TarFile:
-    """A tar to read, packed or not; ``file`` where it is a part of another."""
-    return tarfile.open(path, fileobj=file, tarinfo=_StrictInfo)
+    """A tar to read, packed or not; ``file`` where it is a part of another, and not packed."""
+    return tarfile.open(path, "r:" if file else "r", fileobj=file, tarinfo=_StrictInfo)
 
 
-def members(tar: tarfile.TarFile, path: Path | str) -> Iterator[tarfile.TarInfo]:
+def members(
+    tar: tarfile.TarFile, path: Path | str, hidden: list[str] | None = None
+) -> Iterator[tarfile.TarInfo]:
     """The files of an archive, without keeping a list of them, to its proper end.
+
+    Hidden ones are passed over; those among them that are called like a picture go to ``hidden``.
 
     Raises:
         ConfigError: a member that is a link or a device, is absolute, or climbs out. Nothing here
@@ -78,7 +87,11 @@ def members(tar: tarfile.TarFile, path: Path | str) -> Iterator[tarfile.TarInfo]
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it has met
         parts = PurePosixPath(member.name).parts
-        if member.isdir() or (parts and parts[-1].startswith(".")):  # ._1.jpg is a Mac's note
+        if member.isdir():
+            continue
+        if parts and parts[-1].startswith("."):  # ._1.jpg is a Mac's note
+            if hidden is not None and is_picture(parts[-1]):
+                hidden.append(member.name)
             continue
         if member.name.startswith("/") or ".." in parts:
             raise source_error(path, f"member {member.name!r} lies outside of it; do not use it")
@@ -88,14 +101,12 @@ def members(tar: tarfile.TarFile, path: Path | str) -> Iterator[tarfile.TarInfo]
     assert tar.fileobj is not None
     while rest := tar.fileobj.read(1 << 20):  # to the end, where packed ones have their checksum
         if rest.strip(b"\0"):
-            raise source_error(
-                path, "goes on after its end; get it again from where it is published"
-            )
+            raise source_error(path, f"goes on after its end; {AGAIN}")
 
 
-def is_plain(path: Path) -> bool:
-    """Whether members of the tar can be read at their place."""
-    return path.name.endswith(".tar")
+def is_packed(tar: tarfile.TarFile) -> bool:
+    """Whether the tar is compressed, whatever it is called: its members are at no place of it."""
+    return isinstance(tar.fileobj, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile)
 
 
 def open_archive(path: Path) -> Source:
@@ -108,7 +119,7 @@ def open_archive(path: Path) -> Source:
     strays: list[str] = []
     total = 0
     with readable(path), open_tar(path) as tar:
-        for member in members(tar, path):
+        for member in members(tar, path, hidden=strays):
             place = _place(member.name)
             if place is None:
                 strays.append(member.name)
@@ -141,7 +152,7 @@ def open_archive(path: Path) -> Source:
 
 def entry(tar: tarfile.TarFile, path: Path, member: tarfile.TarInfo, label: int) -> Entry:
     """A picture of an archive: its place where it can be read there, else its bytes."""
-    if is_plain(path) or member.size > MAX_FILE_BYTES:  # which is refused when it is to be read
+    if not is_packed(tar) or member.size > MAX_FILE_BYTES:  # which is refused when it is to be read
         return Entry(member.name, label, str(path), member.offset_data, member.size)
     return Entry(member.name, label, data=_content(tar, member))
 
@@ -155,7 +166,7 @@ def open_cifar10(path: Path) -> Source:
     sizes: dict[str, int] = {}
     classes: tuple[str, ...] = ()
     for name, file in _cifar_files(path):
-        if name == "batches.meta.txt":
+        if name == _CIFAR_NAMES:
             classes = tuple(file.read().decode("ascii", "replace").split())
         else:
             sizes[name] = file.seek(0, io.SEEK_END)
@@ -196,14 +207,13 @@ def open_cifar10(path: Path) -> Source:
 
 def is_cifar10(path: Path) -> bool:
     """Whether a folder holds the binary batches."""
-    return (path / "batches.meta.txt").is_file()
+    return (path / _CIFAR_NAMES).is_file()
 
 
 def _cifar_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file, in order of the names or of the archive."""
-    names = {"batches.meta.txt", *(name for names in _CIFAR_FILES.values() for name in names)}
     if path.is_dir():
-        for name in sorted(names):
+        for name in CIFAR10_FILES:
             if (path / name).is_file():
                 with open(path / name, "rb") as file:
                     yield name, file
@@ -211,7 +221,7 @@ def _cifar_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
             name = PurePosixPath(member.name).name
-            if name in names:  # one batch at a time, 30 MB
+            if name in CIFAR10_FILES:  # one batch at a time, 30 MB
                 yield name, io.BytesIO(_content(tar, member))
 
 
@@ -226,6 +236,5 @@ def _place(name: str) -> tuple[str, str] | None:
     parts = PurePosixPath(name).parts
     for top in (parts, parts[1:]):  # in one top folder or in none
         if len(top) == 3 and top[0] in ("train", *VAL_NAMES):
-            is_picture = Path(top[-1]).suffix.lower() in PICTURE_SUFFIXES
-            return (top[0], top[1]) if is_picture else None
+            return (top[0], top[1]) if is_picture(top[-1]) else None
     return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from alexnet2012.collectives import TowerLink, gather_rows
 from alexnet2012.config import ConfigError
 from alexnet2012.data import order
 from alexnet2012.data.pipeline import Feed, Reader, Source
+from alexnet2012.data.store import Split
 from alexnet2012.sharding import Share, largest_share, share
 
 CPU = torch.device("cpu")
+NO_PICTURES = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ HERE = Place()
 class Step(NamedTuple):
     """A replica's n pictures of a step, and what is drawn to cut and to finish their windows."""
 
-    paths: Sequence[str]
+    indices: npt.NDArray[np.int64]  # [n] of the split
     to_cut: tuple[npt.NDArray[Any], ...]
     to_finish: tuple[npt.NDArray[Any], ...]
 
@@ -70,42 +73,43 @@ class Input:
     def __init__(
         self,
         place: Place,
+        split: Split,
         batch_size: int,
         window: tuple[int, int, int],
         *,
-        alone: Callable[[str, Source], Any],
-        first: Callable[[str, Source], Any],
-        then: Callable[[str, Source], Any] | None = None,  # None: windows as they are
+        alone: Callable[[str, Source], Sequence[Any]],
+        first: Callable[[str, Source], Sequence[Any]],
+        then: Callable[[str, Source], Sequence[Any]] | None = None,  # None: windows as they are
     ) -> None:
         self._link = place.link if place.link and place.link.towers > 1 else None
         where = place.device, place.threads
         largest = largest_share(batch_size, place.replicas)
         if self._link is None:
-            self._alone = Reader(alone, largest, *where)
+            self._alone = Reader(alone, split, largest, *where)
             return
-        self._first = Reader(first, largest_share(largest, self._link.towers), *where)
-        self._then = None if then is None else Reader(then, largest, *where)
+        self._first = Reader(first, split, largest_share(largest, self._link.towers), *where)
+        self._then = None if then is None else Reader(then, split, largest, *where)
         self._none = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
 
     def read(self, steps: Sequence[Step]) -> Iterator[Tensor]:
         if self._link is None:
             return self._alone.read(
-                Feed(step.paths, (*step.to_cut, *step.to_finish)) for step in steps
+                Feed(step.indices, (*step.to_cut, *step.to_finish)) for step in steps
             )
         gathered = self._gathered(steps, self._link)
         if self._then is None:
             return gathered
         return self._then.read(
-            Feed((), (windows, *step.to_finish))
+            Feed(NO_PICTURES, (windows, *step.to_finish))
             for windows, step in zip(gathered, steps, strict=True)
         )
 
     def _gathered(self, steps: Sequence[Step], link: TowerLink) -> Iterator[Tensor]:
         """All windows of each step, of which this tower has cut its share."""
-        owns = [share(len(step.paths), link.towers, link.tower) for step in steps]
+        owns = [share(len(step.indices), link.towers, link.tower) for step in steps]
         own_windows = self._first.read(
             Feed(
-                step.paths[own.start : own.stop],
+                step.indices[own.start : own.stop],
                 tuple(drawn[own.start : own.stop] for drawn in step.to_cut),
             )
             for step, own in zip(steps, owns, strict=True)

@@ -13,6 +13,7 @@ from alexnet2012.data.source import (
     Entry,
     Source,
     check_classes,
+    is_picture,
     source_error,
 )
 
@@ -28,7 +29,8 @@ class Listing:
     at least one picture, are held out: those whose names hash lowest with the seed, so that a
     picture stays where it is when others come or go.
 
-    Hidden files (``.DS_Store``) are passed over; what is called like no picture is a stray.
+    Hidden files (``.DS_Store``) are passed over unless they are called like a picture (``.1.jpg``):
+    then they are strays, as is what lies in a class and is called like none.
 
     Raises:
         ConfigError: not such a folder, fewer than two classes, a class without pictures, or a
@@ -49,7 +51,7 @@ class Listing:
             self.folders = {"train": root / "train", "val": root / held_out[0]}
 
         self._strays: list[str] = []
-        self._digest = hashlib.sha256()
+        self._digest, self._dates = hashlib.sha256(), hashlib.sha256()
         self._bytes = 0
         if self.folders:
             found = {split: set(self._classes(folder)) for split, folder in self.folders.items()}
@@ -75,6 +77,11 @@ class Listing:
         rule = {} if self.folders else {"val_percent": self._val_percent, "seed": self._seed}
         return {"names_and_sizes": self._digest.hexdigest(), **rule}
 
+    @property
+    def dates(self) -> str:
+        """Of all files: another when one was written to meanwhile."""
+        return self._dates.hexdigest()
+
     def _classes(self, folder: Path) -> Iterator[str]:
         """Class names with pictures; takes notes of their files and of strays in passing."""
         for name in _visible(folder):
@@ -82,15 +89,21 @@ class Listing:
                 self._strays.append(self._relative(folder / name))
                 continue
             pictures = 0
-            for file in _visible(folder / name):
+            for file in _sorted(folder / name):
                 path = folder / name / file
-                size = _size(path)
-                if Path(file).suffix.lower() not in PICTURE_SUFFIXES or size is None:
+                found = None
+                if is_picture(file):
+                    found = None if file.startswith(".") else _size_and_date(path)
+                elif file.startswith("."):
+                    continue
+                if found is None:
                     self._strays.append(self._relative(path))
                     continue
+                size, date = found
                 pictures += 1
                 self._bytes += size
                 self._digest.update(os.fsencode(f"{self._relative(path)}\0{size}\n"))
+                self._dates.update(b"%d\n" % date)
             needed = 1 if self.folders else 2
             if pictures < needed:
                 few = "no pictures" if pictures == 0 else "one picture, and needs one of each split"
@@ -105,8 +118,7 @@ class Listing:
             files = [
                 file
                 for file in _visible(folder)
-                if Path(file).suffix.lower() in PICTURE_SUFFIXES
-                and _size(folder / file) is not None
+                if is_picture(file) and _size_and_date(folder / file) is not None
             ]
             if not self.folders:
                 held_out = self._held_out(name, files)
@@ -125,14 +137,18 @@ class Listing:
         return path.relative_to(self.root).as_posix()
 
 
+def _sorted(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def _visible(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    return [name for name in _sorted(folder) if not name.startswith(".")]
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None for what is none. A pipe among the pictures would never end."""
+def _size_and_date(path: Path) -> tuple[int, int] | None:
+    """Bytes and time of a file; None for what is none. A pipe among pictures would never end."""
     try:
         found = path.stat()
     except OSError:
-        return 0  # a link to nowhere, say: the reader will tell
-    return found.st_size if S_ISREG(found.st_mode) else None
+        return 0, 0  # a link to nowhere, say: the reader will tell
+    return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 from scipy.io import loadmat
 
-from alexnet2012.data.archives import entry, members, open_tar, readable
+from alexnet2012.data.archives import AGAIN, entry, is_packed, members, open_tar, readable
 from alexnet2012.data.source import Entry, Source, check_classes, source_error
 
 
@@ -29,6 +29,10 @@ class Edition:
     val: str
     devkit: str
     patches: str | None = None  # pictures that replace blank ones, where that tar is there too
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.train, self.val, self.devkit, self.patches)))
 
 
 EDITIONS = (
@@ -68,16 +72,12 @@ def open_ilsvrc(folder: Path, edition: Edition) -> Source:
     check_classes(train, set(class_tars), set(kit.titles), "class tars")
     classes = tuple(sorted(class_tars))
     labels = {wnid: label for label, wnid in enumerate(classes)}
-    pictures = _count(val)
-    if pictures != len(kit.val_wnids):
-        remedy = f"holds {pictures} pictures, the development kit has {len(kit.val_wnids)} labels"
-        raise source_error(val, f"{remedy}; get it again from where it is published")
-
+    _check_val(val, len(kit.val_wnids))
     patches = _patches(folder / edition.patches) if edition.patches else {}
 
     def entries(split: str) -> Iterator[Entry]:
         if split == "train":
-            found = _train_entries(train, [class_tars[wnid] for wnid in classes])
+            found = _train_entries(train, {wnid: class_tars[wnid] for wnid in classes}, kit.counts)
         else:
             found = _val_entries(val, [labels[wnid] for wnid in kit.val_wnids])
         for picture in found:
@@ -96,7 +96,14 @@ def open_ilsvrc(folder: Path, edition: Edition) -> Source:
 
 class _Kit(NamedTuple):
     titles: dict[str, str]  # words by WordNet id
+    counts: dict[str, int]  # training pictures by WordNet id
     val_wnids: list[str]  # of validation picture 1, 2, …
+
+
+class _Class(NamedTuple):
+    wnid: str
+    words: str
+    pictures: int  # for training
 
 
 class _Place(NamedTuple):
@@ -116,47 +123,61 @@ def _read_devkit(path: Path) -> _Kit:
     if "meta.mat" not in content or len(content) != 2:
         raise source_error(path, "lacks data/meta.mat or the validation ground truth")
     try:
-        titles, wnids = _read_meta(content.pop("meta.mat"))
+        classes = _read_meta(content.pop("meta.mat"))
         (ground_truth,) = content.values()
-        val_wnids = [wnids[int(line)] for line in ground_truth.split()]
+        val_wnids = [classes[int(line)].wnid for line in ground_truth.split()]
     except Exception as error:  # loadmat raises almost anything on bad bytes
         raise source_error(path, f"cannot be understood ({error!r}); get it again") from error
-    return _Kit(titles, val_wnids)
+    return _Kit(
+        titles={of.wnid: of.words for of in classes.values()},
+        counts={of.wnid: of.pictures for of in classes.values()},
+        val_wnids=val_wnids,
+    )
 
 
-def _read_meta(mat: bytes) -> tuple[dict[str, str], dict[int, str]]:
-    """Words by WordNet id, and WordNet ids by the kit's own numbers, of classes with pictures."""
+def _read_meta(mat: bytes) -> dict[int, _Class]:
+    """The classes with pictures by the kit's own numbers."""
     synsets = loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
     number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
-    titles, wnids = {}, {}
-    for synset in synsets:
-        if int(synset["num_children"]) == 0:  # the others group these
-            wnid = str(synset["WNID"])
-            titles[wnid] = str(synset["words"])
-            wnids[int(synset[number])] = wnid
-    return titles, wnids
+    return {
+        int(synset[number]): _Class(
+            str(synset["WNID"]), str(synset["words"]), int(synset["num_train_images"])
+        )
+        for synset in synsets
+        if int(synset["num_children"]) == 0  # the others group these
+    }
 
 
 def _class_tars(train: Path) -> dict[str, _Place]:
     """Where each class's tar lies in the training tar."""
     places = {}
     with readable(train), open_tar(train) as tar:
+        if is_packed(tar):  # parts of it could not be read at their places
+            raise source_error(train, "is compressed; unpack it with gunzip, bunzip2 or unxz")
         for member in members(tar, train):
             if member.name.endswith(".tar"):
                 wnid = PurePosixPath(member.name).stem
                 if wnid in places:
-                    raise source_error(train, f"has {member.name} twice; get it again")
+                    raise source_error(train, f"has {member.name} twice; {AGAIN}")
                 places[wnid] = _Place(member.offset_data, member.size)
     return places
 
 
-def _train_entries(path: Path, class_tars: list[_Place]) -> Iterator[Entry]:
+def _train_entries(
+    path: Path, class_tars: dict[str, _Place], counts: dict[str, int]
+) -> Iterator[Entry]:
     with readable(path), open(path, "rb") as file:
-        for label, place in enumerate(class_tars):
+        for label, (wnid, place) in enumerate(class_tars.items()):
+            pictures = 0
             with open_tar(path, _Part(file, place)) as tar:
                 for member in members(tar, path):
                     offset = place.offset + member.offset_data
                     yield Entry(member.name, label, str(path), offset, member.size)
+                    pictures += 1
+            # Here and not before, as looking at a million headers takes long.
+            if pictures != counts[wnid]:
+                remedy = f"{wnid}.tar holds {pictures} pictures, the development kit has"
+                raise source_error(path, f"{remedy} {counts[wnid]}; {AGAIN}")
 
 
 def _patches(path: Path) -> dict[str, Entry]:
@@ -173,16 +194,30 @@ def _patches(path: Path) -> dict[str, Entry]:
 def _val_entries(path: Path, labels: list[int]) -> Iterator[Entry]:
     with readable(path), open_tar(path) as tar:
         for member in members(tar, path):
-            found = re.search(r"_(\d+)\.JPEG$", member.name)
-            number = int(found[1]) if found else 0
-            if not 1 <= number <= len(labels):
-                raise source_error(path, f"member {member.name!r} has no label in the kit")
-            yield entry(tar, path, member, labels[number - 1])
+            yield entry(tar, path, member, labels[_number(member.name) - 1])
 
 
-def _count(path: Path) -> int:
+def _check_val(path: Path, labels: int) -> None:
+    """Refuse validation pictures that are not one for each label."""
+    numbers: set[int] = set()
     with readable(path), open_tar(path) as tar:
-        return sum(1 for _ in members(tar, path))
+        for member in members(tar, path):
+            number = _number(member.name)
+            if not 1 <= number <= labels:
+                remedy = f"member {member.name!r} has no label in the development kit"
+                raise source_error(path, f"{remedy}; {AGAIN}")
+            if number in numbers:
+                raise source_error(path, f"holds picture {number} twice; {AGAIN}")
+            numbers.add(number)
+    if len(numbers) < labels:
+        remedy = f"holds {len(numbers)} pictures, the development kit has {labels} labels"
+        raise source_error(path, f"{remedy}; {AGAIN}")
+
+
+def _number(name: str) -> int:
+    """Of a validation picture, from 1; 0 where its name has none."""
+    found = re.search(r"_(\d+)\.JPEG$", name)
+    return int(found[1]) if found else 0
 
 
 class _Part(io.RawIOBase):

@@ -49,7 +49,7 @@ class TrainLoader:
 
     Raises:
         ConfigError: an input larger than the pictures of the store.
-        ConfigError: while iterating: a file of the store cannot be read; names it.
+        ConfigError: while iterating: a picture of the store is lost or spoilt; names it.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class TrainLoader:
         self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
         self._input = Input(
             place,
+            split,
             batch_size,
             (input_size, input_size, 3),
             alone=partial(pipeline.augmented, input_size, place.decoder),
@@ -94,7 +95,7 @@ class TrainLoader:
         parts = self._parts[first_step:]
         steps = [
             Step(
-                [self._split.paths[index] for index in indices[at]],
+                indices[at],
                 (draws.crop_yx[at],),
                 (
                     draws.flip[at].astype(np.int32),
@@ -134,7 +135,7 @@ class EvalLoader:
 
     Raises:
         ConfigError: an input larger than the pictures of the store, or another number of views.
-        ConfigError: while iterating: a file of the store cannot be read; names it.
+        ConfigError: while iterating: a picture of the store is lost or spoilt; names it.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class EvalLoader:
         window = (store.size, store.size, 3)
         self._empty = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
         graph = partial(pipeline.whole, place.decoder)
-        self._input = Input(place, batch_size, window, alone=graph, first=graph)
+        self._input = Input(place, split, batch_size, window, alone=graph, first=graph)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -168,7 +169,7 @@ class EvalLoader:
     def batches(self) -> Iterator[Batch]:
         """All batches of the split."""
         indices = np.arange(len(self._split.labels))
-        steps = [Step(self._split.paths[at], (), ()) for at, rows in self._parts if rows.size]
+        steps = [Step(indices[at], (), ()) for at, rows in self._parts if rows.size]
         pictures = self._input.read(steps)
         for at, rows in self._parts:
             shown = next(pictures) if rows.size else self._empty

@@ -13,11 +13,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from itertools import islice
 from multiprocessing import current_process
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,18 +25,19 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alexnet2012.checks import check_values
+from alexnet2012.checks import check_values, user_path
+from alexnet2012.choices import OnReject
 from alexnet2012.config import ConfigError, PrepareConfig, RunError
 from alexnet2012.data.convert import store_picture, sum_of_products
 from alexnet2012.data.locks import locked
 from alexnet2012.data.source import Entry, Source
-from alexnet2012.data.sources import opened_source, source_identity
-from alexnet2012.data.store import SPLITS, Store
-from alexnet2012.data.tally import Outcome, Tally
+from alexnet2012.data.sources import is_gone, locate
+from alexnet2012.data.store import FORMAT, SPLITS, Store
+from alexnet2012.data.tally import Outcome, Tally, unfinished
 from alexnet2012.data.workers import in_order
 
-_FORMAT = 2  # of the layout on disk
 _PICTURES_PER_JOB = 64
+_PLAIN = ("source", "size", "quality", "seed", "val_percent")  # which a user has set
 
 
 def prepare(config: PrepareConfig, progress: bool = True) -> Store:
@@ -48,38 +49,47 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
     second process that wants the same store waits for the first.
 
     Raises:
-        ConfigError: a setting out of range, a source that cannot be used, a class without any
-            usable picture, a reject with ``on_reject=fail``, or another store at the same place.
+        ConfigError: a setting out of range, a source that cannot be used or changes meanwhile, a
+            class without any usable picture, a reject with ``on_reject=fail``, or another store,
+            finished or not, at the same place.
         RunError: a download failed, or a worker was killed.
     """
     check_values(config)
     if getattr(current_process(), "_inheriting", False):
         # A worker of ours imports the program that started it, and this would wait for itself.
         raise RunError("prepare() must stand under `if __name__ == '__main__':` in a program")
-    root = Path(config.store).expanduser().absolute()
-    settings = {"format": _FORMAT, "size": config.size, "quality": config.quality}
-    settings |= source_identity(config)
+    root = user_path("data.store", config.store).absolute()
+    settings = {"format": FORMAT, "size": config.size, "quality": config.quality}
+    made = (root / "manifest.json").is_file()
+    if made and is_gone(config):
+        return _existing(root, settings, config)
+    found = locate(config)
+    settings |= found.identity
     work = root.parent / f".{root.name}.partial"
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        found = _existing(root, settings)
+    if made or (root.exists() and not (root.is_dir() and not any(root.iterdir()))):
+        store = _existing(root, settings, config)
         shutil.rmtree(work, ignore_errors=True)  # of one that was killed when it was all but done
-        return found
+        return store
     if root.is_mount() or root.is_symlink():
         raise ConfigError("data.store", root, "is a mount point or a link; give a folder within it")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root.parent / f".{root.name}.lock"):
+    if any(root.resolve().is_relative_to(folder.resolve()) for folder in found.folders):
+        remedy = f"lies among the pictures of {config.source}; give a place outside"
+        raise ConfigError("data.store", root, remedy)
+    with _folder(root.parent), locked(root.parent / f".{root.name}.lock"):
         if (root / "manifest.json").is_file():
-            return _existing(root, settings)  # somebody else has made it meanwhile
-        with opened_source(config, work / "photos", progress) as source:
-            try:
-                summary = _fill(work, source, config, settings, progress)
-            except ConfigError:
-                shutil.rmtree(work, ignore_errors=True)  # what is mended will be another source
-                raise
-            except OSError as error:
-                remedy = "what is done is kept, and the same command goes on from there"
-                where = error.filename or root
-                raise RunError(f"{where}: {error.strerror or error}; {remedy}") from error
+            return _existing(root, settings, config)  # somebody else has made it meanwhile
+        _check_unfinished(work, root, settings)
+        try:
+            with found.open(work / "photos", progress) as source:
+                summary = _fill(work, source, config, settings, found.dates, progress)
+        except ConfigError:
+            if unfinished(work) is None:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        except OSError as error:
+            remedy = "what is done is kept, and the same command goes on from there"
+            where = error.filename or root
+            raise RunError(f"{where}: {error.strerror or error}; {remedy}") from error
         os.sync()  # a store of hours should outlast a power cut
         os.replace(work / "store", root)
         shutil.rmtree(work, ignore_errors=True)
@@ -150,10 +160,25 @@ def _is_of_the_file(error: OSError, entry: Entry) -> bool:
 
 
 def _fill(
-    work: Path, source: Source, config: PrepareConfig, settings: dict[str, Any], progress: bool
+    work: Path,
+    source: Source,
+    config: PrepareConfig,
+    settings: dict[str, Any],
+    dates: str,
+    progress: bool,
 ) -> str:
     """Write a whole store to ``work/store``; returns what came of it, in one line."""
-    tally = Tally.resumed(work, source, settings) or Tally.new(work, source, settings)
+    strict = config.on_reject is OnReject.fail
+    in_class = (name for name in source.strays if PurePath(name).parent.name in source.classes)
+    if strict and (stray := next(in_class, None)):
+        raise _rejected(source, f"{stray} is no picture by its name or kind")
+    tally = Tally.resumed(work, source, settings, dates)
+    if tally is None:
+        if unfinished(work) is not None:
+            print(f"starting over: pictures or libraries have changed since the work in {work}")
+        tally = Tally.new(work, source, settings, dates)
+    if strict and tally.state.rejected:  # by one that was begun with on_reject=skip
+        raise _rejected(source, next(iter(tally.state.first_rejects.values())))
     for split in SPLITS:
         for name in source.classes:
             (tally.root / split / name).mkdir(parents=True, exist_ok=True)
@@ -172,12 +197,14 @@ def _fill(
         task = bar.add_task("", total=source.total_bytes, pictures="")
         for job, done in finished:
             tally.add(job.split, job.entries, done.outcomes, done.sums, done.products)
-            for entry, outcome in zip(job.entries, done.outcomes, strict=True):
-                if outcome.reason and config.on_reject.value == "fail":
-                    remedy = f"on_reject=fail: {entry.name} cannot be used: {outcome.reason}"
-                    raise ConfigError("data.source", source.where, remedy)
+            if strict and tally.state.rejected:
+                raise _rejected(source, next(iter(tally.state.first_rejects.values())))
             tally.save_at_times()
             bar.update(task, advance=done.bytes_read, pictures=f"{tally.state.listed:,} pictures")
+        now = locate(config)
+        if (settings, dates) != (settings | now.identity, now.dates):
+            remedy = "has changed while it was prepared; the same command starts over"
+            raise ConfigError("data.source", source.where, remedy)
         return tally.finish()
 
 
@@ -189,19 +216,57 @@ def _jobs(root: Path, source: Source, config: PrepareConfig) -> Iterator[_Job]:
             first += len(part)
 
 
-def _existing(root: Path, settings: dict[str, Any]) -> Store:
+def _rejected(source: Source, what: str) -> ConfigError:
+    return ConfigError("data.source", source.where, f"on_reject=fail: {what}")
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """The folder, made with those above it where they are missing; what stays empty goes again."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_unfinished(work: Path, root: Path, settings: dict[str, Any]) -> None:
+    """Refuse to clear the work of another source or of other settings; it may be hours of it."""
+    theirs = unfinished(work) or settings
+    for key in _PLAIN:
+        if theirs.get(key) != settings.get(key):
+            remedy = f"{work} is unfinished work of {key}={theirs.get(key)}, asked for was"
+            remedy = f"{remedy} {settings.get(key)}; finish or remove that, or give another place"
+            raise ConfigError("data.store", root, remedy)
+
+
+def _existing(root: Path, settings: dict[str, Any], config: PrepareConfig) -> Store:
+    """The store that is there; of a source that is gone its name is enough.
+
+    Raises:
+        ConfigError: it is none, or of another source or other settings.
+    """
     other = "remove it, or give another place"
     if not (root / "manifest.json").is_file():
         raise ConfigError("data.store", root, f"is there already and is no store; {other}")
     store = Store.open(root)
-    theirs = json.loads((root / "manifest.json").read_text(encoding="utf-8"))["settings"]
-    plain = ("format", "size", "quality", "source", "seed", "val_percent")
-    for key in (*plain, *sorted((theirs.keys() | settings) - set(plain))):
+    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    theirs = manifest["settings"]
+    if is_gone(config):
+        asked = vars(config) | {"source": user_path("data.source", config.source).resolve().name}
+        settings |= {key: asked.get(key, value) for key, value in theirs.items() if key != "format"}
+    for key in (*_PLAIN, *sorted((theirs.keys() | settings) - set(_PLAIN))):
         if theirs.get(key) == settings.get(key):
             continue
-        if key in plain:
+        if key in _PLAIN:
             remedy = f"is of {key}={theirs.get(key)}, asked for was {settings.get(key)}; {other}"
         else:
             remedy = f"was made of other pictures than {settings['source']} holds now; {other}"
+        raise ConfigError("data.store", root, remedy)
+    if config.on_reject is OnReject.fail and manifest["rejected"]["unusable"]:
+        remedy = f"on_reject=fail, and {root / 'rejects.jsonl'} names some; {other}"
         raise ConfigError("data.store", root, remedy)
     return store

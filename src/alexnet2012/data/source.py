@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from alexnet2012.config import ConfigError
 
-PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"},
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif"),
+    *(".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 MAX_FILE_BYTES = 256 * 2**20  # no picture; reading it whole would take a worker's memory
-
-
 _MAX_NAME_BYTES = 255  # of usual file systems
 
 
@@ -63,6 +62,11 @@ class Source:
     description: str  # one sentence, with what not to conclude from these pictures
     titles: tuple[str, ...] = ()  # the classes in words, where they are known
     strays: tuple[str, ...] = ()  # what lies among the pictures and is none by name or place
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is called like a picture; what it is in truth comes out when it is read."""
+    return Path(name.lstrip(".")).suffix.lower() in PICTURE_SUFFIXES
 
 
 def source_error(where: Path | str, remedy: str) -> ConfigError:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ import numpy.typing as npt
 from alexnet2012.config import ConfigError
 
 SPLITS = ("train", "val")
+FORMAT = 3  # of the layout on disk
+MEAN_IMAGE = "mean_image.npy"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Split:
 
     paths: tuple[str, ...]  # absolute
     labels: npt.NDArray[np.int64]  # [n]
+    sha256: npt.NDArray[np.uint8]  # [n, 32] of the files, as they were written
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class Store:
 
     @classmethod
     def open(cls, root: Path) -> Store:
-        """The store at ``root``, its lists checked against the fingerprint.
+        """The store at ``root``, all but its pictures checked, which are when they are read.
 
         Raises:
-            ConfigError: there is no store, or not all of it.
+            ConfigError: there is no store, or it is not as it was made.
         """
         root = root.expanduser().absolute()  # its paths outlive a change of folder
         make = "make it with python -m alexnet2012.prepare source=… store=…"
@@ -58,37 +62,25 @@ class Store:
             raise ConfigError("data.store", root, f"there is no store; {make}")
         try:
             manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-            store = cls(
-                root=root,
-                size=manifest["settings"]["size"],
-                classes=tuple(manifest["classes"]),
-                mean_image=np.load(root / "mean_image.npy"),
-                rgb_covariance=np.array(manifest["rgb_covariance"], dtype=np.float64),
-                fingerprint=manifest["fingerprint"],
-                description=manifest["description"],
-            )
-            listed = fingerprint(root)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            BadZipFile,
-        ) as error:
+            known = manifest["settings"]["format"] == FORMAT
+            whole = known and manifest["fingerprint"] == fingerprint(root)
+            whole = whole and manifest["sha256"] == seal(manifest, root)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"is damaged ({error}); remove it and {make}"
             raise ConfigError("data.store", root, remedy) from error
-        side = store.size
-        if (
-            listed != store.fingerprint
-            or getattr(store.mean_image, "shape", None) != (side, side, 3)
-            or not np.isfinite(store.mean_image).all()
-            or store.rgb_covariance.shape != (3, 3)
-        ):
-            remedy = f"is damaged (its parts do not belong together); remove it and {make}"
-            raise ConfigError("data.store", root, remedy)
-        return store
+        if not whole:
+            what = "damaged (its parts do not belong together)"
+            what = what if known else "of another version of this program"
+            raise ConfigError("data.store", root, f"is {what}; remove it and {make}")
+        return cls(
+            root=root,
+            size=manifest["settings"]["size"],
+            classes=tuple(manifest["classes"]),
+            mean_image=np.load(root / MEAN_IMAGE),
+            rgb_covariance=np.array(manifest["rgb_covariance"], dtype=np.float64),
+            fingerprint=manifest["fingerprint"],
+            description=manifest["description"],
+        )
 
     def narrowed(self, first_classes: int | None) -> Store:
         """With its first classes only; the mean image and the colours stay those of all.
@@ -112,15 +104,17 @@ class Store:
         assert name in SPLITS, name
         if limit is not None and limit < 1:
             raise ConfigError("data.limit", limit, "must be 1 or more, or null for all pictures")
-        paths, labels = [], []
+        paths, labels, digests = [], [], bytearray()
         taken: Counter[str] = Counter()
         for line in (self.root / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
-            path, label, *_ = line.split("\t")
+            path, label, sha256, _ = line.split("\t")
             taken[label] += 1
             if int(label) < len(self.classes) and (limit is None or taken[label] <= limit):
                 paths.append(f"{self.root}/{path}")
                 labels.append(int(label))
-        return Split(tuple(paths), np.array(labels, dtype=np.int64))
+                digests += bytes.fromhex(sha256)
+        rows = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
+        return Split(tuple(paths), np.array(labels, dtype=np.int64), rows)
 
 
 def fingerprint(root: Path) -> str:
@@ -128,4 +122,12 @@ def fingerprint(root: Path) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
         digest.update((root / f"{split}.tsv").read_bytes())
+    return digest.hexdigest()
+
+
+def seal(manifest: Mapping[str, Any], root: Path) -> str:
+    """SHA-256 of all that a manifest says, and of the mean image: what the lists do not hold."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    digest.update((root / MEAN_IMAGE).read_bytes())
     return digest.hexdigest()

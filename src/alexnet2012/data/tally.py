@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from alexnet2012.config import ConfigError
 from alexnet2012.data.source import Entry, Source
-from alexnet2012.data.store import SPLITS, fingerprint
+from alexnet2012.data.store import MEAN_IMAGE, SPLITS, fingerprint, seal
 
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
 _STATE = "state.npz"
@@ -46,6 +46,7 @@ class State:
     """Everything but the sums, as plain data."""
 
     settings: dict[str, Any]
+    dates: str  # of the source's files
     versions: dict[str, str]
     counts: dict[str, dict[str, int]]  # stored pictures by split and class
     lengths: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_LISTS, 0))  # bytes
@@ -76,7 +77,7 @@ class Tally:
         self._saved_at, self._pause = time.monotonic(), _PAUSE_S
 
     @classmethod
-    def new(cls, work: Path, source: Source, settings: dict[str, Any]) -> Tally:
+    def new(cls, work: Path, source: Source, settings: dict[str, Any], dates: str) -> Tally:
         """An empty one; clears what another source or other settings have left."""
         shutil.rmtree(work / "store", ignore_errors=True)
         (work / _STATE).unlink(missing_ok=True)
@@ -85,21 +86,19 @@ class Tally:
         counts = {split: dict.fromkeys(source.classes, 0) for split in SPLITS}
         sums = np.zeros((size, size, 3), dtype=np.int64)
         products = np.zeros((3, 3), dtype=np.int64)
-        return cls(work, source, State(settings, _versions(), counts), sums, products)
+        state = State(settings, dates, _versions(), counts)
+        return cls(work, source, state, sums, products)
 
     @classmethod
-    def resumed(cls, work: Path, source: Source, settings: dict[str, Any]) -> Tally | None:
+    def resumed(
+        cls, work: Path, source: Source, settings: dict[str, Any], dates: str
+    ) -> Tally | None:
         """What was saved last, where it is of the same pictures, settings and libraries."""
-        try:
-            with np.load(work / _STATE, allow_pickle=False) as saved:
-                state = State(**json.loads(saved["state"].tobytes()))
-                sums, products = saved["sums"], saved["products"]
-                lists = {name: (work / "store" / name).stat().st_size for name in _LISTS}
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile):
+        saved = _saved(work)
+        if saved is None:
             return None
-        if any(lists[name] < state.lengths[name] for name in _LISTS):
-            return None
-        if (state.settings, state.versions) != (settings, _versions()):
+        state, sums, products = saved
+        if (state.settings, state.dates, state.versions) != (settings, dates, _versions()):
             return None
         return cls(work, source, state, sums, products)
 
@@ -163,7 +162,7 @@ class Tally:
         self.close()
         train, val = (sum(self.state.counts[split].values()) for split in SPLITS)
         assert train + val + self.state.rejected == self.state.listed, self.state
-        np.save(self.root / "mean_image.npy", (self._sums / train).astype(np.float32))
+        np.save(self.root / MEAN_IMAGE, (self._sums / train).astype(np.float32))
         strays = len(self._source.strays)
         manifest: dict[str, Any] = {
             "settings": self.state.settings,
@@ -178,6 +177,7 @@ class Tally:
             "fingerprint": fingerprint(self.root),
             "versions": self.state.versions,
         }
+        manifest["sha256"] = seal(manifest, self.root)
         text = json.dumps(manifest, indent=1) + "\n"
         (self.root / "manifest.json").write_text(text, encoding="utf-8")
         classes = len(self._source.classes)
@@ -194,6 +194,25 @@ class Tally:
     def _reject(self, name: str, where: str, reason: str) -> None:
         line = json.dumps({"file": name, "class": where, "reason": reason}) + "\n"
         self._files["rejects.jsonl"].write(line.encode())
+
+
+def unfinished(work: Path) -> dict[str, Any] | None:
+    """The settings of what was begun in ``work`` and can be taken up again, if anything."""
+    saved = _saved(work)
+    return saved[0].settings if saved else None
+
+
+def _saved(work: Path) -> tuple[State, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """State and sums as they were saved last, where the lists go with them."""
+    try:
+        with np.load(work / _STATE, allow_pickle=False) as saved:
+            state = State(**json.loads(saved["state"].tobytes()))
+            sums, products = saved["sums"], saved["products"]
+        lists = {name: (work / "store" / name).stat().st_size for name in _LISTS}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile):
+        return None
+    whole = all(lists[name] >= state.lengths[name] for name in _LISTS)
+    return (state, sums, products) if whole else None
 
 
 def _versions() -> dict[str, str]:
