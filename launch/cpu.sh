@@ -2,6 +2,5 @@
 # A net that learns on a laptop: two gloo processes, a quarter of the kernels, 112 pixels.
 #   launch/cpu.sh [overrides]
 set -euo pipefail
-cd "$(dirname "$0")/.."
-exec .venv/bin/python -m alexnet2012.train recipe=code145 model=small schedule=constant \
-    data.batch_size=32 mesh.device=cpu "$@"
+exec "$(dirname "$0")/../.venv/bin/python" -m alexnet2012.train recipe=code145 model=small \
+    schedule=constant data.batch_size=32 mesh.device=cpu "$@"

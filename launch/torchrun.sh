@@ -4,8 +4,7 @@
 # On N machines, the same command on each (data replicas × towers):
 #   NNODES=2 MASTER=host0:29500 launch/torchrun.sh [overrides]
 set -euo pipefail
-cd "$(dirname "$0")/.."
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # runs start in your own folder
 
 per_node=${NPROC_PER_NODE:-2}
 

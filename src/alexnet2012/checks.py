@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +32,8 @@ from alexnet2012.config_use import (
     PredictConfig,
 )
 
+_NO_TEXT = re.compile(r"[-+]?[\d_.]+(e[-+]?\d+)?|true|false|nan|inf", re.IGNORECASE)
+
 Schema = TypeVar(
     "Schema",
     TrainConfig,
@@ -50,8 +54,12 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     Raises:
         ConfigError: a key that no code reads, or a value that cannot work.
     """
+    # Not above: workers of a preparation import this file, and start sooner without Hydra.
+    from hydra.core.hydra_config import HydraConfig
+
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, schema)
+    _take_text_as_written(config, HydraConfig.get().overrides.task)
     check_values(config)
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
@@ -63,6 +71,16 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "names none; give at least one")
     return config
+
+
+def _take_text_as_written(config: Any, overrides: Sequence[str]) -> None:
+    """Undo what Hydra's grammar makes of a path like 2024_06: a number, and so 202406."""
+    for key, _, text in (override.partition("=") for override in overrides):
+        *groups, name = key.lstrip("+").split(".")
+        owner = reduce(lambda at, group: getattr(at, group, None), groups, config)
+        kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
+        if kinds.get(name) in ("str", "str | None", "Any") and _NO_TEXT.fullmatch(text):
+            setattr(owner, name, text)
 
 
 def default_store(data: DataConfig) -> str:

@@ -25,7 +25,8 @@ from alexnet2012.config import ConfigError, RunError
 SPEAKS = "ALEXNET2012_RANK_SPEAKS"
 EXIT_FAILURE = 1
 EXIT_MISTAKE = 2
-MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
+_IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
+MISTAKES = (*_IN_SETTINGS, OSError)
 
 
 def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
@@ -38,7 +39,7 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
         signal.signal(signal.SIGTERM, _raise_signal)  # so that what was begun is cleaned up
     try:
         application()
-    except MISTAKES as error:
+    except _IN_SETTINGS as error:
         _end(explain(error, schema), EXIT_MISTAKE)
     except RunError as error:
         _end(str(error), EXIT_FAILURE)
@@ -46,6 +47,10 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
         if error.filename is None:
             raise
         _end(f"{error.filename}: {error.strerror}", EXIT_MISTAKE)
+    except ValueError as error:
+        if not str(error).startswith("Only one of --"):  # Hydra's word on -m with --cfg
+            raise
+        _end(str(error), EXIT_MISTAKE)
     except SignalException as error:
         end_interrupted(error.sigval)
     except KeyboardInterrupt:
@@ -94,11 +99,18 @@ def _did_you_mean(key: str, schema: type[Any] | None) -> str:
     if schema is None:
         return ""
     keys = _keys(schema())
-    close = difflib.get_close_matches(key, keys, n=1)
-    if not close:  # the right name in another group
-        leaf = key.rsplit(".")[-1]
-        close = [k for k in keys if k.rsplit(".")[-1] == leaf]
-    return f"; did you mean {close[0]}?" if close else "; see --cfg job for all keys"
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    if not close:
+        group, _, name = key.rpartition(".")
+        # The right name in another group, else one that shares a word with it; the nearest first.
+        close = [k for k in keys if k.count(".") < 2 and k.rpartition(".")[2] == name]
+        words = set(name.split("_"))
+        close = close or [k for k in keys if words & set(k.rpartition(".")[2].split("_"))]
+        close.sort(key=lambda k: (k.rpartition(".")[0] != group, "recipe." in k, k.count(".")))
+    if not close:
+        return "; see --cfg job for all keys"
+    *others, last = close[:3]
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

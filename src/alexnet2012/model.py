@@ -212,7 +212,7 @@ class AlexNet(nn.Module):
 
     def _build(self, seed: int) -> None:
         recipe, width = self.recipe, self.config.width
-        channels, size = 3, self.config.input_size
+        channels, sizes = 3, map_sizes(recipe, self.config.input_size)
         for name, conv in recipe.convs.items():
             reads_image = name == next(iter(recipe.convs))  # whole, on every tower
             whole_input = conv.reads_both_towers or reads_image
@@ -226,8 +226,9 @@ class AlexNet(nn.Module):
             # A narrower net sums fewer terms: a larger std keeps its signals at full size.
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
             self._add(name, layer, std, conv.init_bias, seed)
-            channels, size = rows.total, self.size_after(name, conv, size)
-        inputs, full_inputs = channels * size**2, conv.kernels * self._full_map_size() ** 2
+            channels = rows.total
+        full_size = map_sizes(recipe, recipe.input_size)[name]
+        inputs, full_inputs = channels * sizes[name] ** 2, conv.kernels * full_size**2
         self.dropouts = nn.ModuleDict()
         for name, linear in recipe.hidden.items():
             both, rows = (
@@ -262,25 +263,26 @@ class AlexNet(nn.Module):
         layer.draw(std, bias, generator)
         self.add_module(name, layer)
 
-    def _full_map_size(self) -> int:
-        """Pixels a side of the last maps at the recipe's own input."""
-        size = self.recipe.input_size
-        for name, conv in self.recipe.convs.items():
-            size = self.size_after(name, conv, size)
-        return size
 
-    def size_after(self, name: str, conv: ConvConfig, size: int) -> int:
-        """Pixels a side after a convolution and its pooling."""
+def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
+    """Pixels a side after each convolution and its pooling.
+
+    Raises:
+        ConfigError: an input of which nothing is left.
+    """
+    sizes, size = {}, input_size
+    for name, conv in recipe.convs.items():
         padded = size + 2 * conv.padding
         if conv.overhang:
             padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
         size = (padded - conv.kernel_size) // conv.stride + 1
         if {Step.max_pool, Step.average_pool} & set(conv.after):
-            pool, before = self.recipe.pool, size
+            pool, before = recipe.pool, size
             size = -(-(size - pool.size) // pool.stride) + 1
             if (size - 1) * pool.stride >= before:  # torch leaves out a window wholly outside
                 size -= 1
         if size < 1:
             remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
-            raise ConfigError("model.input_size", self.config.input_size, remedy)
-        return size
+            raise ConfigError("model.input_size", input_size, remedy)
+        sizes[name] = size
+    return sizes

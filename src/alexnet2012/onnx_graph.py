@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from alexnet2012.choices import Activation, Step
 from alexnet2012.config import ConvConfig, NormConfig
 from alexnet2012.layers import ColumnParallelConv2d, ColumnParallelLinear, overhang_pixels
-from alexnet2012.model import AlexNet
+from alexnet2012.model import AlexNet, map_sizes
 
 OPSET, IR_VERSION = 18, 10  # of 2022 and 2024: old enough for the runtimes in use
 
@@ -37,9 +37,10 @@ def onnx_model(
     graph = _Graph(model)
     x = graph.add("Sub", ["images", graph.constant("mean_image", mean)])
     size = model.config.input_size
+    sizes = map_sizes(model.recipe, size)
     for name, conv in model.recipe.convs.items():
         x = graph.convolution(name, conv, x, size)
-        size = model.size_after(name, conv, size)
+        size = sizes[name]
     x = graph.add("Flatten", [x], axis=1)
     kept = np.float32(1 - model.recipe.dropout_rate)
     for name in model.recipe.hidden:

@@ -26,7 +26,7 @@ from alexnet2012.launcher import (
 )
 from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
-from alexnet2012.model import AlexNet
+from alexnet2012.model import AlexNet, map_sizes
 from alexnet2012.runs import check_run, check_start, is_finished
 from alexnet2012.trainer import Trainer
 
@@ -84,6 +84,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
 
 def prepare_store(config: TrainConfig) -> None:
     """The store that a run reads, made unless it is there; one of another source is refused."""
+    map_sizes(config.recipe, config.model.input_size)  # told before a picture is prepared
     data = config.data
     if data.source is not None:
         assert data.store is not None

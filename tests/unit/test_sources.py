@@ -45,7 +45,9 @@ def test_pictures_are_found_in_order_whatever_their_suffix(tmp_path: Path) -> No
     assert source.strays == ()
 
 
-def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are_named(tmp_path: Path) -> None:
+def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are_named(
+    tmp_path: Path,
+) -> None:
     put(tmp_path, *FOUR, "train/.DS_Store", "train/cat/.hidden.jpg", "train/.git/x.jpg")
     put(tmp_path, "train/cat/notes.txt", "train/readme.md", "val/dog/more.jpg/1.jpg")
     source = open_source(tmp_path)
