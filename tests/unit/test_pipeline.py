@@ -302,8 +302,10 @@ def test_an_input_as_large_as_the_store_has_one_position(
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "text"])
-def test_a_file_that_cannot_be_read_is_named(store: Store, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["gone", "cut", "text", "another picture"])
+def test_a_picture_that_is_lost_or_spoilt_is_named(
+    store: Store, tmp_path: Path, damage: str
+) -> None:
     shutil.copytree(store.root, tmp_path / "store")
     broken = Store.open(tmp_path / "store")
     path = Path(broken.split("train").paths[17])
@@ -311,13 +313,30 @@ def test_a_file_that_cannot_be_read_is_named(store: Store, tmp_path: Path, damag
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(whole[:600] if damage == "cut" else b"not a picture")
+        another = Path(broken.split("train").paths[16]).read_bytes()  # decodes without a warning
+        spoilt = {"cut": whole[:600], "text": b"not a picture", "another picture": another}
+        path.write_bytes(spoilt[damage])
     used = loader(broken)
-    with pytest.raises(ConfigError, match=f"{path}: cannot be read .*prepare it again") as caught:
+    said = f"{path}: (cannot be read .*|is not as it was prepared); .*prepare it again"
+    with pytest.raises(ConfigError, match=said) as caught:
         list(used.epoch(0))
     assert "\n" not in str(caught.value)
     path.write_bytes(whole)
     assert torch.equal(together(list(used.epoch(1))), together(list(loader(store).epoch(1))))
+
+
+def test_every_picture_is_checked_and_in_evaluation_too(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(store.root, tmp_path / "store")
+    broken = Store.open(tmp_path / "store")
+    for split in (broken.split("train"), broken.split("val")):
+        for at in (0, len(split.paths) - 1):
+            path = Path(split.paths[at])
+            whole = path.read_bytes()
+            path.write_bytes(whole + b"\0")  # nothing that a decoder would see
+            used = EvalLoader(broken, split, PAPER, input_size=INPUT, views=1, batch_size=4)
+            with pytest.raises(ConfigError, match=f"{path}: is not as it was prepared"):
+                list(used)
+            path.write_bytes(whole)
 
 
 def test_a_normal_run_prints_and_warns_nothing(

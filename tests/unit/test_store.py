@@ -4,8 +4,10 @@ import errno
 import json
 import math
 import os
+import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +306,204 @@ def test_a_failure_of_the_machine_drops_no_picture(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_on_reject_fail_also_means_what_lies_in_a_class_and_is_no_picture(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    (source / "train" / "readme.md").write_text("in no class")
+    strict = settings(source, tmp_path / "store")
+    strict.on_reject = OnReject.fail
+    prepare(strict, progress=False)
+    (source / "val" / "dog" / "notes.txt").write_text("in a class")
+    strict.store = str(tmp_path / "another")
+    with pytest.raises(ConfigError, match=r"on_reject=fail: val/dog/notes\.txt is no picture"):
+        prepare(strict, progress=False)
+
+
+def test_a_store_with_rejects_is_none_for_on_reject_fail(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    (source / "train" / "dog" / "bad.jpg").write_text("not a picture")
+    wanted = settings(source, tmp_path / "store")
+    prepare(wanted, progress=False)
+    wanted.on_reject = OnReject.fail
+    with pytest.raises(ConfigError, match=r"on_reject=fail, and .*rejects\.jsonl names some"):
+        prepare(wanted, progress=False)
+
+
+@pytest.fixture
+def saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job is saved, as in a preparation that takes its time."""
+    monkeypatch.setattr(preparing, "_PICTURES_PER_JOB", 4)
+    monkeypatch.setattr(tally, "_PAUSE_S", 0)
+    monkeypatch.setattr(tally, "_SAVING_SHARE", math.inf)
+
+
+def reading(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
+    """``before(name)`` is called before a picture is read."""
+    real = Entry.read
+
+    def read(entry: Entry) -> bytes:
+        before(entry.name)
+        return real(entry)
+
+    monkeypatch.setattr(Entry, "read", read)
+
+
+@pytest.fixture
+def begun(saving: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of which the first class was done when somebody pressed Ctrl-C."""
+
+    def interrupt(name: str) -> None:
+        if "dog" in name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        reading(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(settings(source, tmp_path / "store"), progress=False)
+    assert (tmp_path / ".store.partial" / "state.npz").exists()
+    return tmp_path / "store"
+
+
+def test_unfinished_work_of_another_source_or_size_is_refused_and_kept(
+    begun: Path, source: Path, store: Store
+) -> None:
+    other = make_source(begun.parent / "other", train=2, val=1)
+    for wanted, said in (
+        (settings(other, begun), "source"),
+        (settings(source, begun, size=48), 32),
+    ):
+        with pytest.raises(ConfigError, match=rf"partial is unfinished work of .*={said}"):
+            prepare(wanted, progress=False)
+    made = prepare(settings(source, begun), progress=False)
+    assert content(made.root) == content(store.root)
+
+
+@pytest.mark.parametrize("change", ["versions", "dates"])
+def test_unfinished_work_with_other_libraries_or_pictures_is_started_over_and_told(
+    begun: Path,
+    source: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+) -> None:
+    reads: list[str] = []
+    reading(monkeypatch, reads.append)
+    if change == "versions":
+        monkeypatch.setattr(tally, "_versions", lambda: {"numpy": "another"})
+    else:
+        os.utime(source / "train" / "owl" / "7.jpg", ns=(1, 1))
+    made = prepare(settings(source, begun), progress=False)
+    assert len(reads) == 54  # all of them
+    assert "starting over" in capsys.readouterr().out
+    assert made.fingerprint == store.fingerprint
+
+
+def test_what_a_mistake_has_ended_goes_on_when_it_is_mended(
+    saving: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source(tmp_path / "source", train=5, val=1)
+    (source / "train" / "owl" / "bad.jpg").write_text("not a picture")
+    wanted = settings(source, tmp_path / "store")
+    wanted.on_reject = OnReject.fail
+    reads: list[str] = []
+    reading(monkeypatch, reads.append)
+    with pytest.raises(ConfigError, match="on_reject=fail"):
+        prepare(wanted, progress=False)
+    wanted.on_reject = OnReject.skip
+    made = prepare(wanted, progress=False)
+    assert len(made.split("train").paths) == 15
+    assert len(reads) < 2 * 19  # of 19 files, and the first jobs were not done again
+
+
+def test_rejects_of_unfinished_work_count_for_on_reject_fail(
+    saving: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source(tmp_path / "source", train=5, val=1)
+    (source / "train" / "cat" / "bad.jpg").write_text("not a picture")
+    wanted = settings(source, tmp_path / "store")
+
+    def interrupt(name: str) -> None:
+        if "owl" in name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        reading(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(wanted, progress=False)
+    wanted.on_reject = OnReject.fail
+    with pytest.raises(ConfigError, match=r"on_reject=fail: train/cat/bad\.jpg"):
+        prepare(wanted, progress=False)
+
+
+@pytest.mark.parametrize("change", ["newcomer", "rewritten", "removed"])
+def test_pictures_that_change_while_they_are_prepared_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    first = source / "train" / "cat" / "0.jpg"
+
+    def meddle(name: str) -> None:
+        if name != "val/owl/0.jpg":
+            return
+        if change == "newcomer":
+            picture(5).save(source / "train" / "dog" / "new.jpg")
+        elif change == "rewritten":
+            first.write_bytes(first.read_bytes()[::-1])  # of the same length
+            os.utime(first, ns=(2, 2))  # for clocks that are too coarse to see it
+        else:
+            first.unlink()
+
+    with monkeypatch.context() as patch:
+        reading(patch, meddle)
+        with pytest.raises(ConfigError, match="has changed while it was prepared"):
+            prepare(settings(source, tmp_path / "store"), progress=False)
+    assert not (tmp_path / "store").exists()
+    picture(6).save(first)
+    prepare(settings(source, tmp_path / "store"), progress=False)
+
+
+def test_a_folder_is_looked_through_twice_and_no_more(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexnet2012.data import folders
+
+    looked: list[Path] = []
+    real = folders.Listing.__init__
+
+    def counted(listing: folders.Listing, root: Path, *rule: float) -> None:
+        looked.append(root)
+        real(listing, root, *rule)
+
+    monkeypatch.setattr(folders.Listing, "__init__", counted)
+    prepare(settings(source, tmp_path / "store"), progress=False)
+    assert len(looked) == 2  # before the work and after it
+    prepare(settings(source, tmp_path / "store"), progress=False)
+    assert len(looked) == 3
+
+
+def test_a_store_outlives_its_source(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", train=2, val=1)
+    made = prepare(settings(source, tmp_path / "store"), progress=False)
+    shutil.rmtree(source)
+    again = prepare(settings(source, tmp_path / "store"), progress=False)
+    assert again.fingerprint == made.fingerprint
+    with pytest.raises(ConfigError, match="size=32, asked for was 48"):
+        prepare(settings(source, tmp_path / "store", size=48), progress=False)
+    with pytest.raises(ConfigError, match="source=source, asked for was elsewhere"):
+        prepare(settings(tmp_path / "elsewhere", tmp_path / "store"), progress=False)
+    with pytest.raises(ConfigError, match="does not exist"):
+        prepare(settings(source, tmp_path / "another"), progress=False)
+
+
+def test_a_store_among_its_own_pictures_is_refused(tmp_path: Path) -> None:
+    split = make_source(tmp_path / "split", train=2, val=1)
+    shutil.copytree(split / "train", tmp_path / "whole")
+    for source, store in ((split, split / "train" / "s"), (tmp_path / "whole", "whole/s")):
+        with pytest.raises(ConfigError, match="lies among the pictures of"):
+            prepare(settings(source, tmp_path / store), progress=False)
+    prepare(settings(split, split / "store"), progress=False)  # beside train/ it does no harm
+
+
 def test_a_folder_that_is_no_store_is_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -353,6 +553,34 @@ def test_a_damaged_store_is_not_opened(
         Store.open(made.root)
     assert caught.value.key == "data.store"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("classes", ["dog", "cat", "owl"]), ("description", "ImageNet"), ("listed", 53)],
+)
+def test_a_manifest_that_was_edited_is_noticed(
+    store: Store, tmp_path: Path, key: str, value: object
+) -> None:
+    shutil.copytree(store.root, tmp_path / "store")
+    file = tmp_path / "store" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest[key] != value
+    file.write_text(json.dumps(manifest))
+    assert Store.open(tmp_path / "store").classes == store.classes  # spaces say nothing
+    file.write_text(json.dumps({**manifest, key: value}))
+    with pytest.raises(ConfigError, match="do not belong together"):
+        Store.open(tmp_path / "store")
+
+
+def test_a_store_of_another_version_says_so(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(store.root, tmp_path / "store")
+    file = tmp_path / "store" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["settings"]["format"] -= 1
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="of another version of this program; remove it"):
+        Store.open(tmp_path / "store")
 
 
 def test_a_store_can_be_moved(store: Store, tmp_path: Path) -> None:
