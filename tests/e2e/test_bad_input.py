@@ -16,6 +16,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.evaluate import run as evaluate_run
 from alexnet2012.launcher import compose_config, exit_on_error
 from alexnet2012.mesh import single_process
+from alexnet2012.prepare import main as prepare_main
 from alexnet2012.train import run as train_run
 from alexnet2012.trainer import Trainer
 
@@ -102,6 +103,7 @@ def test_a_store_of_another_size_is_refused_before_training(
         ("resume=nowhere", ("nowhere", "no checkpoint")),
         ("init_from=nowhere", ("nowhere", "no checkpoint")),
         ("data.decoder=gpu", ("data.decoder=gpu", "use auto or cpu")),
+        ("model.input_size=20", ("model.input_size=20", "too small", "64")),
     ],
 )
 def test_what_needs_no_picture_is_told_before_any_is_prepared(
@@ -140,12 +142,6 @@ def test_a_picture_lost_from_the_store_is_named(
     lost.unlink()
     where = (f"data.store={store}", "schedule.epochs=1")
     refuse(*where, words=(str(lost), "prepare"))
-
-
-def test_an_input_too_small_for_the_net_is_refused(refuse: Refuse, photos_store: Store) -> None:
-    where = (f"data.store={photos_store.root}",)
-    words = ("model.input_size=20", "too small", "64")
-    refuse(*where, "model.input_size=20", words=words)
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +230,38 @@ def test_the_torchrun_script_refuses_a_world_that_is_no_mesh(tmp_path: Path) -> 
     the_line(ended, "mesh.processes=3", "2 or 4")
 
 
-def test_the_torchrun_script_refuses_missing_pictures(tmp_path: Path) -> None:
-    where = f"data.source={tmp_path}/nowhere"
-    ended = run([TORCHRUN_SCRIPT, *TINY, where, f"hydra.run.dir={tmp_path}/run"], tmp_path)
-    the_line(ended, where, "does not exist")
+def test_the_torchrun_script_looks_for_pictures_where_it_was_started(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    ended = run([TORCHRUN_SCRIPT, *TINY, "data.source=pictures"], tmp_path)
+    the_line(ended, "data.source=pictures", "is empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["store=FILE/within/store"], ("FILE/within", "Not a directory")),
+        (["store=store", "-m", "--cfg", "job"], ("--multirun", "--cfg")),
+    ],
+)
+def test_hydra_adds_nothing_to_a_mistake(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    words: tuple[str, ...],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the entry point sets
+    given = [text.replace("FILE", str(tmp_path / "file")) for text in arguments]
+    monkeypatch.setattr("sys.argv", ["prepare", "source=photos", *given])
+    with pytest.raises(SystemExit) as ending:
+        prepare_main()
+    out, err = capfd.readouterr()
+    assert isinstance(ending.value.code, int)
+    named = [word.replace("FILE", str(tmp_path / "file")) for word in words]
+    the_line(Ended(ending.value.code, out, err, []), *named)
 
 
 def test_prepare_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:

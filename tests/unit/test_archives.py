@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -216,15 +217,172 @@ def test_a_changed_archive_is_another_source(tmp_path: Path) -> None:
     assert identity(tmp_path / "a") != identity(tmp_path / "b" / "a")
 
 
+@pytest.mark.parametrize("name", ["patch_images.tar", "ILSVRC2010_devkit-1.0.tar.gz"])
+def test_every_tar_that_is_read_belongs_to_the_identity(tmp_path: Path, name: str) -> None:
+    fake_ilsvrc2010(tmp_path)
+    before = locate(PrepareConfig(str(tmp_path), "unused")).identity
+    with (tmp_path / name).open("ab") as tar:
+        tar.write(bytes(512))
+    assert locate(PrepareConfig(str(tmp_path), "unused")).identity != before
+
+
+def test_the_class_names_of_cifar10_belong_to_its_identity(tmp_path: Path) -> None:
+    folder = unpacked_cifar10(tmp_path)
+    before = locate(PrepareConfig(str(folder), "unused")).identity
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    assert locate(PrepareConfig(str(folder), "unused")).identity != before
+
+
+def unpacked_cifar10(folder: Path, per_batch: int = 2) -> Path:
+    fake_cifar10(folder / "cifar-10-binary.tar.gz", per_batch=per_batch)
+    with tarfile.open(folder / "cifar-10-binary.tar.gz") as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "cifar-10-batches-bin"
+
+
+def spoil_cifar10(folder: Path, damage: str) -> str:
+    """Returns what must be said of it."""
+    batch, names = folder / "data_batch_3.bin", folder / "batches.meta.txt"
+    if damage == "a batch is missing":
+        batch.unlink()
+        return r"data_batch_3\.bin is not there"
+    if damage == "a batch is empty":
+        batch.write_bytes(b"")
+        return r"data_batch_3\.bin is not there"
+    if damage == "a record is cut":
+        batch.write_bytes(batch.read_bytes()[:-1])
+        return "no whole number of 3073 byte records"
+    if damage == "a label is none":
+        batch.write_bytes(b"\x0a" + batch.read_bytes()[1:])
+        return r"data_batch_3\.bin: record 0 has label 10"
+    names.write_text("\n".join("abcdefghijk" if damage == "11 names" else "abcdefghii"))
+    return "names 11 classes" if damage == "11 names" else "names 9 classes"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("a batch is missing", "a batch is empty", "a record is cut", "a label is none"),
+        *("11 names", "a name twice"),
+    ],
+)
+def test_damaged_batches_of_cifar10_are_refused(tmp_path: Path, damage: str) -> None:
+    folder = unpacked_cifar10(tmp_path)
+    said = spoil_cifar10(folder, damage)
+    with pytest.raises(ConfigError, match=said):
+        list(open_source(folder).entries("train"))
+
+
+def rewritten(path: Path, change: Callable[[list[tarfile.TarInfo]], None]) -> None:
+    """A tar with other members: of those that ``change`` leaves or adds, by their names."""
+    with tarfile.open(path) as tar:
+        found = tar.getmembers()
+        content = {member.name: tar.extractfile(member).read() for member in found}
+    last = content[found[-1].name]
+    change(found)
+    with tarfile.open(path, "w") as tar:
+        for member in found:
+            data = content.get(member.name, last)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("change", ["twice", "one too few", "one too many", "without a number"])
+def test_validation_pictures_are_one_for_each_label(tmp_path: Path, change: str) -> None:
+    fake_ilsvrc2012(tmp_path, val=8)
+
+    def apply(members: list[tarfile.TarInfo]) -> None:
+        names = [member.name for member in members]
+        at = names.index("ILSVRC2012_val_00000004.JPEG")
+        if change == "twice":  # and another is missing, so that their number is right
+            members[at].name = "ILSVRC2012_val_00000005.JPEG"
+        elif change == "one too few":
+            del members[at]
+        elif change == "one too many":
+            members.append(tarfile.TarInfo("ILSVRC2012_val_00000009.JPEG"))
+        else:
+            members[at].name = "ILSVRC2012_val.JPEG"
+
+    rewritten(tmp_path / "ILSVRC2012_img_val.tar", apply)
+    said = {"twice": "picture 5 twice", "one too few": "holds 7 pictures, .* 8 labels"}
+    with pytest.raises(ConfigError, match=said.get(change, "has no label in the development kit")):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_training_pictures_are_as_many_as_the_kit_says(tmp_path: Path, change: int) -> None:
+    fake_ilsvrc2012(tmp_path, classes=3, train_per_class=3)
+    train = tmp_path / "ILSVRC2012_img_train.tar"
+    with tarfile.open(train) as tar:
+        class_tar = tar.getnames()[1]
+        tar.extract(class_tar, tmp_path, filter="data")
+
+    def apply(members: list[tarfile.TarInfo]) -> None:
+        if change < 0:
+            members.pop()
+        else:
+            members.append(tarfile.TarInfo("another.JPEG"))
+
+    rewritten(tmp_path / class_tar, apply)
+    changed = (tmp_path / class_tar).read_bytes()
+    with tarfile.open(train) as tar:
+        others = [(m, tar.extractfile(m).read()) for m in tar if m.name != class_tar]
+    with tarfile.open(train, "w") as tar:
+        for member, data in [*others, (tarfile.TarInfo(class_tar), changed)]:
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(
+        ConfigError, match=f"{class_tar} holds {3 + change} pictures, .* has 3; get it again"
+    ):
+        list(open_source(tmp_path).entries("train"))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_whether_a_tar_is_packed_is_seen_not_read_from_its_name(
+    tmp_path: Path, packed: bool
+) -> None:
+    path = tmp_path / ("pets.tar" if packed else "pets.tgz")
+    fake_imagenette(tmp_path / "pets.tgz", classes=2)
+    if packed:
+        (tmp_path / "pets.tgz").rename(path)
+    else:
+        path.write_bytes(gzip.decompress(path.read_bytes()))
+    entries = list(open_source(path).entries("train"))
+    assert len(entries) == 10
+    for entry in entries:
+        read_picture(entry.read())
+        assert (entry.data is not None) == packed
+
+
+def test_a_packed_training_tar_is_told_how_to_unpack(tmp_path: Path) -> None:
+    fake_ilsvrc2012(tmp_path)
+    for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_img_train.tar"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        if name == "ILSVRC2012_img_val.tar":  # read in passing
+            for entry in open_source(tmp_path).entries("val"):
+                read_picture(entry.read())
+    with pytest.raises(ConfigError, match=r"img_train\.tar: is compressed; unpack it"):
+        open_source(tmp_path)
+
+
+def test_hidden_members_are_passed_over_unless_called_like_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "pets.tar"
+    plain_archive(path)
+    with tarfile.open(path, "a") as tar:
+        for name in ("train/cat/._1.jpg", "train/.DS_Store", ".notes"):
+            tar.addfile(plain_member(name), io.BytesIO(b"abc"))
+    source = open_source(path)
+    assert source.strays == ("train/cat/._1.jpg",)
+    assert len(list(source.entries("train"))) == 6
+
+
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "..", "a" * 300, "cat"])
 def test_cifar10_class_names_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
-    fake_cifar10(tmp_path / "cifar-10-binary.tar.gz", per_batch=2)
-    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz") as tar:
-        tar.extractall(tmp_path, filter="data")
+    folder = unpacked_cifar10(tmp_path)
     names = ["cat", "dog", "owl", "cow", "pig", "hen", "bat", "rat", "elk", name]
-    (tmp_path / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(names))
+    (folder / "batches.meta.txt").write_text("\n".join(names))
     with pytest.raises(ConfigError, match=r"a path|too long|9 classes"):
-        open_source(tmp_path / "cifar-10-batches-bin")
+        open_source(folder)
 
 
 def plain_archive(path: Path) -> list[int]:

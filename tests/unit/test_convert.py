@@ -1,5 +1,6 @@
 """Pictures of every kind become upright RGB squares, or are refused with a reason."""
 
+import gzip
 import io
 import struct
 import zlib
@@ -9,6 +10,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from alexnet2012.data import convert
 from alexnet2012.data.convert import (
     MAX_PIXELS,
     read_picture,
@@ -146,6 +148,36 @@ def test_what_is_odd_about_a_picture_is_told(
     stored = store_picture(encoded(picture, kind), 256, 95)
     assert stored.traits == traits
     assert np.array_equal(stored.pixels, simplejpeg.decode_jpeg(stored.jpeg))
+
+
+def test_a_picture_packed_once_is_read_and_twice_is_not() -> None:
+    whole = encoded(quadrants(), "JPEG")
+    found = read_picture(gzip.compress(whole))
+    assert found.traits == {"gzip"}
+    assert np.array_equal(found.picture, read_picture(whole).picture)
+    with pytest.raises(ValueError, match="packed more than once"):
+        read_picture(gzip.compress(gzip.compress(whole)))
+
+
+def test_what_unpacks_without_end_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    bitmap = encoded(quadrants(), "BMP")
+    monkeypatch.setattr(convert, "_MAX_UNPACKED_BYTES", len(bitmap))
+    read_picture(gzip.compress(bitmap))
+    monkeypatch.setattr(convert, "_MAX_UNPACKED_BYTES", len(bitmap) - 1)
+    with pytest.raises(ValueError, match="truncated"):
+        read_picture(gzip.compress(bitmap))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_pixels_are_counted_to_the_last(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    monkeypatch.setattr(convert, "MAX_PIXELS", 60 * 40 - more)
+    for kind in ("JPEG", "PNG"):
+        data = encoded(quadrants(60, 40), kind)
+        if more:
+            with pytest.raises(ValueError, match="60 × 40 pixels are more than"):
+                read_picture(data)
+        else:
+            read_picture(data)
 
 
 def test_running_out_of_memory_is_not_blamed_on_the_picture(

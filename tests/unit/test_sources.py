@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from alexnet2012.config import ConfigError, PrepareConfig
-from alexnet2012.data.source import Source
+from alexnet2012.checks import default_store
+from alexnet2012.config import ConfigError, DataConfig, PrepareConfig, TrainConfig
+from alexnet2012.data.preparing import prepare
+from alexnet2012.data.source import Entry, Source
 from alexnet2012.data.sources import locate
+from alexnet2012.launcher import compose_config
 
 
 def open_source(path: Path | str, **settings: float) -> Source:
@@ -146,6 +149,66 @@ def test_a_pipe_among_the_pictures_is_a_stray_and_stops_nothing(tmp_path: Path) 
     reader.start()
     reader.join(10)
     assert len(read) == 2
+
+
+@pytest.mark.parametrize("size", [-1, 10])
+def test_a_file_that_is_too_large_or_too_short_gives_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    (tmp_path / "pictures").write_bytes(b"0123456789")
+    entry = Entry("1.jpg", 0, str(tmp_path / "pictures"), size=size)
+    monkeypatch.setattr("alexnet2012.data.source.MAX_FILE_BYTES", 10)
+    assert entry.read() == b"0123456789"
+    monkeypatch.setattr("alexnet2012.data.source.MAX_FILE_BYTES", 9)
+    with pytest.raises(ValueError, match="10 bytes are more than 9"):
+        entry.read()
+    with pytest.raises(ValueError, match="only 7 of 8 bytes are there"):
+        entry._replace(offset=3, size=8).read()
+    assert entry._replace(offset=3, size=2).read() == b"34"
+
+
+@pytest.mark.parametrize(
+    ("source", "store"),
+    [
+        (".", "/a/b/here-store-72"),
+        ("..", "/a/b-store-72"),
+        ("pets/", "/a/b/here/pets-store-72"),
+        ("/c/pets.tar", "/c/pets.tar-store-72"),
+        ("~/pets", "/a/pets-store-72"),
+        ("photos", "/a/stores/photos-72"),
+    ],
+)
+def test_a_store_without_a_place_of_its_own_lies_beside_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, store: str
+) -> None:
+    here = tmp_path / "a" / "b" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "a"))
+    monkeypatch.setenv("ALEXNET2012_HOME", "~/stores")
+    expected = store if source.startswith("/") else f"{tmp_path}{store}"
+    assert default_store(DataConfig(source=source, store_size=72)) == expected
+
+
+def test_a_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.source=~nosuch/pets: there is no such home"):
+        locate(PrepareConfig("~nosuch/pets", str(tmp_path / "store")))
+    with pytest.raises(ConfigError, match=r"data\.store=~nosuch/s: there is no such home"):
+        prepare(PrepareConfig("photos", "~nosuch/s"))
+    monkeypatch.delenv("ALEXNET2012_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container without users
+    with pytest.raises(ConfigError, match=r"ALEXNET2012_HOME=~/\.cache/alexnet2012: "):
+        default_store(DataConfig(source="photos"))
+
+
+@pytest.mark.parametrize("name", ["2024_06", "007", "1e3", "true", "nan", "plain"])
+def test_a_path_that_looks_like_a_number_stays_as_it_was_written(name: str) -> None:
+    prepared, _ = compose_config("prepare", PrepareConfig, [f"store={name}", "seed=1_0"])
+    assert (prepared.store, prepared.seed) == (name, 10)
+    trained, _ = compose_config("train", TrainConfig, [f"data.store={name}", "model.width=.5"])
+    assert trained.data.store == str(Path.cwd() / name)
+    assert trained.model.width == 0.5
 
 
 def identity(path: Path, **settings: float) -> dict[str, object]:

@@ -23,6 +23,7 @@ from alexnet2012.data.source import Entry
 from alexnet2012.data.store import Store
 
 CLASSES = ("cat", "dog", "owl")
+JOB = 4  # pictures
 
 
 def picture(seed: int) -> Image.Image:
@@ -87,12 +88,9 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    saving: None,
     pictures_before: int,
 ) -> None:
-    job = 4
-    monkeypatch.setattr(preparing, "_PICTURES_PER_JOB", job)
-    monkeypatch.setattr(tally, "_PAUSE_S", 0)
-    monkeypatch.setattr(tally, "_SAVING_SHARE", math.inf)
     reads: list[str] = []
     read, patience = Entry.read, pictures_before
 
@@ -109,7 +107,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
     prepare(settings(source, tmp_path / "store"), progress=False)
     assert content(tmp_path / "store") == content(store.root)
     again = set(before).intersection(reads)
-    assert len(again) < job
+    assert len(again) < JOB
     assert len(before) + len(reads) == 54 + len(again)
 
 
@@ -331,7 +329,7 @@ def test_a_store_with_rejects_is_none_for_on_reject_fail(tmp_path: Path) -> None
 @pytest.fixture
 def saving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job is saved, as in a preparation that takes its time."""
-    monkeypatch.setattr(preparing, "_PICTURES_PER_JOB", 4)
+    monkeypatch.setattr(preparing, "_PICTURES_PER_JOB", JOB)
     monkeypatch.setattr(tally, "_PAUSE_S", 0)
     monkeypatch.setattr(tally, "_SAVING_SHARE", math.inf)
 
