@@ -433,7 +433,7 @@ def test_rejects_of_unfinished_work_count_for_on_reject_fail(
         prepare(wanted, progress=False)
 
 
-@pytest.mark.parametrize("change", ["newcomer", "rewritten", "removed"])
+@pytest.mark.parametrize("change", ["newcomer", "rewritten", "renamed", "removed"])
 def test_pictures_that_change_while_they_are_prepared_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -448,6 +448,8 @@ def test_pictures_that_change_while_they_are_prepared_are_refused(
         elif change == "rewritten":
             first.write_bytes(first.read_bytes()[::-1])  # of the same length
             os.utime(first, ns=(2, 2))  # for clocks that are too coarse to see it
+        elif change == "renamed":
+            first.rename(first.with_stem("0a"))
         else:
             first.unlink()
 

@@ -176,7 +176,8 @@ def open_cifar10(path: Path) -> Source:
             remedy = f"{name} is not there, or no whole number of {_CIFAR_RECORD} byte records"
             raise source_error(path, remedy)
     if len(set(classes)) != 10 or len(classes) != 10:
-        raise source_error(path, f"batches.meta.txt names {len(set(classes))} classes, not 10")
+        named = f"{len(classes)} classes, {len(set(classes))} of them different"
+        raise source_error(path, f"{_CIFAR_NAMES} names {named}; it must be 10")
     check_classes(path, set(classes), set(classes), "classes")
     # Class folders of a store are sorted; CIFAR-10's own order is alphabetical.
     labels = [sorted(classes).index(name) for name in classes]
