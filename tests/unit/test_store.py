@@ -410,7 +410,8 @@ def test_what_a_mistake_has_ended_goes_on_when_it_is_mended(
     wanted.on_reject = OnReject.skip
     made = prepare(wanted, progress=False)
     assert len(made.split("train").paths) == 15
-    assert len(reads) < 2 * 19  # of 19 files, and the first jobs were not done again
+    # 16 up to the end of the job with the bad one, and then 19 less the three jobs before it.
+    assert len(reads) == 16 + (19 - 3 * JOB)
 
 
 def test_rejects_of_unfinished_work_count_for_on_reject_fail(
@@ -429,8 +430,11 @@ def test_rejects_of_unfinished_work_count_for_on_reject_fail(
         with pytest.raises(KeyboardInterrupt):
             prepare(wanted, progress=False)
     wanted.on_reject = OnReject.fail
+    reads: list[str] = []
+    reading(monkeypatch, reads.append)
     with pytest.raises(ConfigError, match=r"on_reject=fail: train/cat/bad\.jpg"):
         prepare(wanted, progress=False)
+    assert reads == []
 
 
 @pytest.mark.parametrize("change", ["newcomer", "rewritten", "renamed", "removed"])
