@@ -177,8 +177,6 @@ def _fill(
         if unfinished(work) is not None:
             print(f"starting over: pictures or libraries have changed since the work in {work}")
         tally = Tally.new(work, source, settings, dates)
-    if strict and tally.state.rejected:  # by one that was begun with on_reject=skip
-        raise _rejected(source, next(iter(tally.state.first_rejects.values())))
     for split in SPLITS:
         for name in source.classes:
             (tally.root / split / name).mkdir(parents=True, exist_ok=True)
@@ -194,6 +192,8 @@ def _fill(
         Progress(*columns, *more, console=console, transient=True, disable=hidden) as bar,
         closing(in_order(_work, jobs, workers)) as finished,
     ):
+        if strict and tally.state.rejected:  # by one that was begun with on_reject=skip
+            raise _rejected(source, next(iter(tally.state.first_rejects.values())))
         task = bar.add_task("", total=source.total_bytes, pictures="")
         for job, done in finished:
             tally.add(job.split, job.entries, done.outcomes, done.sums, done.products)
