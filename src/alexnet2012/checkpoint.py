@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Shard
 
+from alexnet2012.checkpoint_files import CheckpointReader, CheckpointWriter
+from alexnet2012.checks import literal
 from alexnet2012.config import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
@@ -55,9 +57,8 @@ def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
 
 def config_of(progress: Progress) -> TrainConfig:
     """The configuration that a checkpoint was trained with."""
-    config = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(TrainConfig), progress.settings)
-    )
+    settings = literal(progress.settings)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
     assert isinstance(config, TrainConfig)
     return config
 
@@ -82,7 +83,9 @@ def save(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         dcp.save(
-            _state(model, optimizer), checkpoint_id=writing, no_dist=model.mesh.world_size == 1
+            _state(model, optimizer),
+            storage_writer=CheckpointWriter(writing),
+            no_dist=model.mesh.world_size == 1,
         )
     if model.mesh.rank == 0:
         text = json.dumps(asdict(progress), indent=1, sort_keys=True)
@@ -200,14 +203,18 @@ def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dcp.load(state, checkpoint_id=folder, no_dist=model.mesh.world_size == 1)
+            dcp.load(
+                state,
+                storage_reader=CheckpointReader(folder),
+                no_dist=model.mesh.world_size == 1,
+            )
         except (CheckpointException, OSError, ValueError, RuntimeError) as error:
             raise _damaged(folder, error) from error
 
 
 def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
     try:
-        found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        found = CheckpointReader(folder).read_metadata().state_dict_metadata
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(folder, error) from error
     return {

@@ -83,6 +83,15 @@ def _take_text_as_written(config: Any, overrides: Sequence[str]) -> None:
             setattr(owner, name, text)
 
 
+def literal(value: Any) -> Any:
+    """Settings from a file, for OmegaConf: ``${…}`` in them is text, and nothing is resolved."""
+    if isinstance(value, dict):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def default_store(data: DataConfig) -> str:
     """Where the store of a source is made when no place is given.
 

@@ -39,11 +39,11 @@ def read_runs(run_dirs: Iterable[Path]) -> dict[str, Rates]:
     """
     found: dict[str, Rates] = defaultdict(lambda: defaultdict(dict))
     for run_dir in run_dirs:
-        settings: Any = OmegaConf.load(run_dir / "config.yaml")
+        settings: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
         errors = [record["train_error_pct"] for record in epochs]
-        activation = settings.model.activation
-        found[activation][settings.schedule.rate][settings.seed] = errors
+        activation = settings["model"]["activation"]
+        found[activation][settings["schedule"]["rate"]][settings["seed"]] = errors
     if missing := {"relu", "tanh"} - found.keys():
         remedy = "must hold finished runs of model.activation=relu and of tanh"
         raise ConfigError("runs", f"without {min(missing)}", remedy)

@@ -76,7 +76,7 @@ class Store:
             root=root,
             size=manifest["settings"]["size"],
             classes=tuple(manifest["classes"]),
-            mean_image=np.load(root / MEAN_IMAGE),
+            mean_image=np.load(root / MEAN_IMAGE, allow_pickle=False),
             rgb_covariance=np.array(manifest["rgb_covariance"], dtype=np.float64),
             fingerprint=manifest["fingerprint"],
             description=manifest["description"],
