@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.checks import load_recipe
 from alexnet2012.launcher import launch, reuse_memory, set_threads
-from alexnet2012.mesh import close_mesh
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
 
@@ -73,26 +72,25 @@ def run_apart(processes: int, *args: Any) -> None:
 def time_arm(arm: str, batch: int, steps: int, answer: Path) -> None:
     """On each process of an arm: images/s over ``steps`` steps after one that is not counted."""
     set_threads(ARMS[arm])
+    mesh = init_mesh(2, device="cpu")  # of the plain net's process: itself alone
     if arm == PLAIN:
         net: nn.Module = plain_net()
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             net.parameters(), 0.01, momentum=0.9, weight_decay=0.0005
         )
-        rank = 0
     else:
         reuse_memory()
-        mesh = init_mesh(2, device="cpu")
         ours = AlexNet("paper", CLASSES, mesh=mesh)
         paper_sgd = PaperSGD(ours, load_recipe("paper").optimizer)
         paper_sgd.set_rates(Rates(0.01, 0.01))
-        net, optimizer, rank = ours, paper_sgd, mesh.rank
+        net, optimizer = ours, paper_sgd
     draw = torch.Generator().manual_seed(0)
     images = 50 * torch.randn(batch, 3, 224, 224, generator=draw)
     labels = torch.randint(CLASSES, (batch,), generator=draw)
     seconds = timed(lambda: step(net, optimizer, images, labels), steps)
-    if rank == 0:
+    if mesh.rank == 0:
         answer.write_text(json.dumps(batch * steps / seconds), encoding="utf-8")
-    close_mesh()
+    mesh.close()
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:

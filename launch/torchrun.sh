@@ -3,6 +3,9 @@
 #   launch/torchrun.sh [overrides]                 launch/torchrun.sh recipe=code145 model=small
 # On N machines, the same command on each (data replicas × towers):
 #   NNODES=2 MASTER=host0:29500 launch/torchrun.sh [overrides]
+# After a fault all workers start again, up to MAX_RESTARTS times, from the newest checkpoint of the
+# run directory, which has to be named (docs/faults.md):
+#   MAX_RESTARTS=3 launch/torchrun.sh hydra.run.dir=RUN resume=auto [overrides]
 set -euo pipefail
 export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # runs start in your own folder
 
@@ -15,6 +18,10 @@ rendezvous=(--standalone)
 if [ "${NNODES:-1}" != 1 ]; then
     rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "${MASTER:?host:port of one node}")
 fi
+if [ "${NNODES:-1}" != 1 ] || [ "${MAX_RESTARTS:-0}" != 0 ]; then
+    # Workers that start again would meet the addresses of those before them: pytorch issue 135712.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each process shares out the cores by itself
 exec torchrun "${rendezvous[@]}" --nproc-per-node "$per_node" \
-    -m alexnet2012.train "$@"
+    --max-restarts "${MAX_RESTARTS:-0}" -m alexnet2012.train "$@"

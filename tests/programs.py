@@ -103,6 +103,16 @@ def with_rank(mark: str, rank: int) -> int:
     return sorted(pid for pid, line in _marked(mark).items() if "spawn_main" in line)[rank]
 
 
+def torchrun_rank(mark: str, rank: int) -> int:
+    """The id of a worker that torchrun started."""
+    (found,) = (
+        pid
+        for pid in _marked(mark)
+        if f"RANK={rank}".encode() in Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+    )
+    return found
+
+
 def _marked(mark: str) -> dict[int, str]:
     """Running processes that inherited the mark, by id."""
     found = {}

@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alexnet2012.mesh import Mesh
 from alexnet2012.sharding import Share, largest_share, share
+from alexnet2012.watchdog import Watchdog
 
 
 @dataclass
@@ -45,26 +47,36 @@ class TowerLink:
     towers: int = 1
     tower: int = 0
     traffic: Traffic = field(default_factory=Traffic)
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     def all_gather(self, x: Tensor, layer: str, direction: str) -> Tensor:
         """[...] → [T, ...], tower 0 first."""
         gathered = x.new_empty((self.towers, *x.shape))
+        own_bytes = x.numel() * x.element_size()
         began = time.perf_counter()
-        dist.all_gather_single(gathered.flatten(0, 1), x.contiguous(), group=self.group)
-        self._count(x.numel() * x.element_size(), layer, direction, began)
+        with self.watchdog.exchange(layer, direction, own_bytes):
+            dist.all_gather_single(gathered.flatten(0, 1), x.contiguous(), group=self.group)
+        self._count(own_bytes, layer, direction, began)
         return gathered
 
     def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> Tensor:
         """[T, ...] → [...]: the sum over towers of the part that is this tower's."""
         own = parts.new_empty(parts.shape[1:])
+        own_bytes = own.numel() * own.element_size()
         began = time.perf_counter()
-        dist.reduce_scatter_single(own, parts.flatten(0, 1).contiguous(), group=self.group)
-        self._count(own.numel() * own.element_size(), layer, direction, began)
+        with self.watchdog.exchange(layer, direction, own_bytes):
+            dist.reduce_scatter_single(own, parts.flatten(0, 1).contiguous(), group=self.group)
+        self._count(own_bytes, layer, direction, began)
         return own
 
-    def _count(self, part_bytes: int, layer: str, direction: str, began: float) -> None:
+    def _count(self, own_bytes: int, layer: str, direction: str, began: float) -> None:
         self.traffic.seconds[layer, direction] += time.perf_counter() - began
-        self.traffic.sent_bytes[layer, direction] += part_bytes * (self.towers - 1)
+        self.traffic.sent_bytes[layer, direction] += own_bytes * (self.towers - 1)
+
+
+def link_of(mesh: Mesh) -> TowerLink:
+    """A rank's way to the other towers of its replica."""
+    return TowerLink(mesh.tower_group, mesh.towers, mesh.tower, watchdog=mesh.watchdog)
 
 
 class _AllGatherToSharded(torch.autograd.Function):

@@ -262,7 +262,8 @@ class MeshConfig:
         2, low=1
     )  # processes that share one net; a single process always holds all towers
     device: Device = Device.auto
-    timeout_s: int = ranged(300, low=1)
+    timeout_s: int = ranged(300, low=1)  # for a rank that lives to come to an exchange
+    stall_s: int = ranged(20, low=1)  # without a sign of life a rank is taken for lost
 
 
 @dataclass

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from alexnet2012.data.loaders import Batch
@@ -61,8 +60,7 @@ def evaluate(models: Sequence[AlexNet], batches: Iterable[Batch], mesh: Mesh) ->
         totals += torch.tensor(counts, dtype=torch.float64)
     for model, was_training in zip(models, training, strict=True):
         model.train(was_training)
-    if mesh.data_group is not None:
-        totals = totals.to(mesh.device)
-        dist.all_reduce(totals, group=mesh.data_group)
+    totals = totals.to(mesh.device)
+    mesh.sum_over_replicas([totals], "errors")
     pictures, top1, top5, total_loss = totals.tolist()
     return Errors(int(pictures), top1, top5, total_loss / pictures)

@@ -19,7 +19,7 @@ from torch import Tensor
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Device
 from alexnet2012.config import ModelConfig
-from alexnet2012.mesh import close_mesh, init_mesh, single_process
+from alexnet2012.mesh import init_mesh, single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
@@ -60,7 +60,7 @@ def worker(recipe: str, width: float, steps: int, seed: int, answer: Path) -> No
             rows = [vars(difference) for difference in found]
             answer.write_text(json.dumps(rows), encoding="utf-8")
     finally:
-        close_mesh()
+        mesh.close()
 
 
 def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[Difference]:

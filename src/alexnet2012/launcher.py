@@ -8,9 +8,10 @@ them: then rank 0's configuration and directory are everyone's.
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -32,15 +33,12 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from alexnet2012.causes import CAUSES, EXIT_FAILURE, RECORD, leave_cause, read_causes
 from alexnet2012.checks import Schema, from_hydra
 from alexnet2012.config import ConfigError, RunError
-from alexnet2012.mistakes import (
-    EXIT_FAILURE,
-    EXIT_MISTAKE,
-    MISTAKES,
-    end_interrupted,
-    exit_on_error,
-)
+from alexnet2012.diagnosis import Party, ended
+from alexnet2012.flight import FlightRecord
+from alexnet2012.mistakes import MISTAKES, end_interrupted, exit_on_error
 
 CONF = "alexnet2012.conf"
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -149,46 +147,68 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         try:
             elastic_launch(config, _guarded)(worker, folder, *args)
         except ChildFailedError as error:
-            raise _cause(error, Path(folder), processes) from None
+            raise _cause(error, Path(folder)) from None
         finally:
             logging.disable(logging.NOTSET)
 
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     """In a new process: leave the cause of a failure where the parent finds it."""
+    os.environ[CAUSES] = folder
+    end_with_parent()
     try:
         worker(*args)
     except BaseException as error:
-        rank, mistake = os.environ["RANK"], None
-        text = "".join(traceback.format_exception(error))
-        if isinstance(error, ConfigError):
-            mistake = [error.key, str(error.value), error.remedy]
-        elif isinstance(error, RunError):  # says all there is to say
-            text = str(error)
-        cause = {"rank": int(rank), "mistake": mistake, "text": text}
-        Path(folder, f"{rank}.json").write_text(json.dumps(cause), encoding="utf-8")
+        code = leave_cause(error)
         sys.stdout.flush()
         # Not sys.exit: it would wait for threads, and a peer may be waiting in an exchange.
-        os._exit(EXIT_MISTAKE if mistake else EXIT_FAILURE)
+        os._exit(code)
 
 
-def _cause(error: ChildFailedError, folder: Path, processes: int) -> ConfigError | RunError:
+def end_with_parent() -> None:
+    """A launcher that is killed cannot end its ranks; the system then does."""
+    set_parent_death_signal = 1  # sys/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    parent = multiprocessing.parent_process()  # none under torchrun
+    if parent is not None and parent.pid != os.getppid():  # it has ended already
+        os._exit(EXIT_FAILURE)
+
+
+def _cause(error: ChildFailedError, folder: Path) -> ConfigError | RunError:
     """What began it: the peers of a failed rank fail too, in their next exchange."""
-    causes = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    ]
+    causes = read_causes(folder)
     for cause in causes:
-        if cause["mistake"]:
-            return ConfigError(*cause["mistake"])
+        if cause.mistake:
+            key, value, remedy = cause.mistake
+            return ConfigError(key, value, remedy)
+    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    lost, ranks = next(((cause.text, cause.lost) for cause in causes if cause.lost), ("", []))
+    if not lost:  # whoever waited was ended before it could say so
+        lost, ranks = _position(folder, list(codes)), list(codes)
+    for rank in set(ranks) & set(codes):
+        lost = lost.replace(f"rank {rank} ended", f"rank {rank} ended by {_ending(codes[rank])}")
     for cause in causes:
-        if not any(words in cause["text"] for words in LOST_PEER):
-            return RunError(f"rank {cause['rank']}: {cause['text'].strip()}")
-    # Only lost peers have spoken: whoever they lost was killed and could not.
-    told = {cause["rank"] for cause in causes}
-    seen = {rank: failure.exitcode for rank, failure in error.failures.items() if rank not in told}
-    silent = ", ".join(str(rank) for rank in seen or set(range(processes)) - told)
-    codes = "".join(f" with exit code {code}" for code in seen.values())
-    return RunError(f"rank {silent} ended{codes} and left no message; was it killed?")
+        if not cause.lost and not any(words in cause.text for words in LOST_PEER):
+            unforeseen = cause.text.startswith("Traceback")
+            found = f"rank {cause.rank}: {cause.text}"
+            return RunError(f"{found}\n{lost}" if unforeseen and lost else found)
+    if lost:
+        return RunError(lost)
+    ends = ", ".join(f"rank {rank} ended by {_ending(code)}" for rank, code in codes.items())
+    return RunError(f"{ends} and left no message; was it killed?")
+
+
+def _position(folder: Path, failed: Sequence[int]) -> str:
+    """Where those that failed stood, from the flight records; empty if there were none yet."""
+    files = sorted(folder.glob(f"*{RECORD}"), key=lambda file: int(file.stem))
+    parties = [Party(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
+    others = [party for party in parties if party.rank not in failed]
+    texts = [ended(others[0], party).text for party in parties if party.rank in failed and others]
+    return "; ".join(texts)
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def set_threads(processes_here: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import version
@@ -24,6 +25,19 @@ def running_commit() -> tuple[str, bool]:
         return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.CalledProcessError):
         return f"version {version('alexnet2012')}", False
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same on every rank: libraries, and the code itself, committed or not."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    libraries = ("torch", "numpy", "nvidia-dali-cuda130")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
+        "code": code.hexdigest()[:12],
+    }
 
 
 def cpu_name() -> str:

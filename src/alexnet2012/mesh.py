@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from alexnet2012.checks import check_world_size
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, RunError
+from alexnet2012.watchdog import Watchdog
 
 log = logging.getLogger("alexnet2012")
 
@@ -31,6 +35,7 @@ class Mesh:
     towers: int = 1
     tower: int = 0
     device_mesh: DeviceMesh | None = None
+    watchdog: Watchdog = field(default_factory=Watchdog, compare=False)
 
     @property
     def rank(self) -> int:
@@ -54,36 +59,68 @@ class Mesh:
         assert self.device_mesh is not None
         return self.device_mesh.get_group(name)
 
-    def broadcast_object(self, value: object) -> object:
+    def broadcast_object(self, value: object, what: str) -> object:
         """Rank 0's ``value`` on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.watchdog.exchange(what, "broadcast"):
+            dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather_objects(self, value: Any, what: str) -> list[Any]:
+        """Every rank's ``value`` on every rank, rank 0's first."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        with self.watchdog.exchange(what, "gather"):
+            dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
 
-    def check_same(self, what: str, value: object, remedy: str, *, within_replica: bool) -> None:
-        """Fail on every rank alike unless ranks hold an equal ``value``.
+    def first_on_rank_0(self, work: Callable[[], None]) -> None:
+        """``work()`` on rank 0, for as long as it takes, while the others wait. Collective."""
+        if self.world_size > 1:
+            self.watchdog.first_on_rank_0(work)
+        else:
+            work()
+
+    def sum_over_replicas(self, tensors: Iterable[Tensor], what: str) -> None:
+        """Each tensor, in place, summed over the replicas. Collective."""
+        if self.data_group is None:
+            return
+        with self.watchdog.exchange(what, "sum"):
+            for tensor in tensors:
+                dist.all_reduce(tensor, group=self.data_group)
+
+    def check_same(
+        self, what: str, value: dict[str, Any], remedy: str, *, within_replica: bool
+    ) -> None:
+        """Fail on every rank alike, in the same words, unless ranks hold equal values.
 
         ``within_replica`` compares the towers of each replica only.
 
         Raises:
-            RunError: names the ranks that differ.
+            RunError: names the rank that differs, and in what.
         """
         if self.world_size == 1:
             return
-        values: list[object] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        values = self.gather_objects(value, what)
         size = self.towers if within_replica else self.world_size
-        odd = [r for r, other in enumerate(values) if other != values[r - r % size]]
-        if odd:
-            raise RunError(
-                f"{what} of rank {odd[0]} differs from rank {odd[0] - odd[0] % size}'s: {remedy}"
-            )
+        for rank, there in enumerate(values):
+            first = rank - rank % size
+            for key, mine, other in _differences(values[first], there):
+                differ = f"{key} is {other} on rank {rank} and {mine} on rank {first}"
+                raise RunError(f"{what} differs: {differ}; {remedy}")
+
+    def close(self) -> None:
+        """Leave the process group, if one was joined."""
+        self.watchdog.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def single_process(device: Device = Device.auto) -> Mesh:
@@ -91,8 +128,18 @@ def single_process(device: Device = Device.auto) -> Mesh:
     return Mesh(device=_device(device, local_rank=0))
 
 
-def init_mesh(towers: int = 2, *, device: Device | str = Device.auto, timeout_s: int = 300) -> Mesh:
+def init_mesh(
+    towers: int = 2,
+    *,
+    device: Device | str = Device.auto,
+    timeout_s: int = 300,
+    stall_s: int = 20,
+) -> Mesh:
     """Join the processes that torchrun started; without torchrun, this process alone.
+
+    A rank that has not come to an exchange for ``timeout_s``, or that has shown no sign of life for
+    ``stall_s`` (stopped, or its machine lost), ends the others. In a process group that was joined
+    before nobody watches.
 
     Raises:
         ConfigError: the world size makes no replicas × towers mesh, or the device is missing.
@@ -106,22 +153,21 @@ def init_mesh(towers: int = 2, *, device: Device | str = Device.auto, timeout_s:
     place = _device(kind, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    rank, watchdog = int(os.environ["RANK"]), None
     if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
-        )
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        own_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        store = dist.PrefixStore("watchdog", own_store)
+        watchdog = Watchdog.start(store, rank, world_size, towers, stall_s)
     # Towers are the inner dimension: the two that exchange activations sit on one machine.
     device_mesh = init_device_mesh(
         place.type, (world_size // towers, towers), mesh_dim_names=("data", "tower")
     )
-    replica, tower = divmod(dist.get_rank(), towers)
-    return Mesh(place, world_size // towers, replica, towers, tower, device_mesh)
-
-
-def close_mesh() -> None:
-    """Leave the process group, if one was joined."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    replica, tower = divmod(rank, towers)
+    return Mesh(
+        place, world_size // towers, replica, towers, tower, device_mesh, watchdog or Watchdog(rank)
+    )
 
 
 def setup_logging(rank: int) -> None:
@@ -140,3 +186,14 @@ def _device(kind: Device, local_rank: int) -> torch.device:
     if kind is Device.cpu or count < processes_here:
         return torch.device("cpu")
     return torch.device("cuda", local_rank)
+
+
+def _differences(
+    here: dict[str, Any], there: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(set(here) | set(there)):
+        mine, other = here.get(key), there.get(key)
+        if isinstance(mine, dict) and isinstance(other, dict):
+            yield from _differences(mine, other, f"{prefix}{key}.")
+        elif mine != other:
+            yield f"{prefix}{key}", mine, other

@@ -20,11 +20,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from alexnet2012.causes import EXIT_FAILURE, EXIT_MISTAKE, LostPeerError
 from alexnet2012.config import ConfigError, RunError
 
 SPEAKS = "ALEXNET2012_RANK_SPEAKS"
-EXIT_FAILURE = 1
-EXIT_MISTAKE = 2
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 MISTAKES = (*_IN_SETTINGS, OSError)
 
@@ -41,6 +40,8 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
         application()
     except _IN_SETTINGS as error:
         _end(explain(error, schema), EXIT_MISTAKE)
+    except LostPeerError:  # has been told
+        sys.exit(EXIT_FAILURE)
     except RunError as error:
         _end(str(error), EXIT_FAILURE)
     except OSError as error:

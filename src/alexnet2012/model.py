@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from alexnet2012.checks import check_recipe, load_recipe, scaled
 from alexnet2012.choices import Activation, Precision, Step
 from alexnet2012.collectives import (
-    TowerLink,
     all_gather_to_replicated,
     all_gather_to_sharded,
     gather_rows,
+    link_of,
 )
 from alexnet2012.config import ConfigError, ConvConfig, ModelConfig, RecipeConfig
 from alexnet2012.layers import (
@@ -89,7 +89,7 @@ class AlexNet(nn.Module):
             remedy = "needs all maps in one process; set mesh=one_process"
             raise ConfigError("recipe.lrn_across_towers", "true", remedy)
         self.towers_here = self.recipe.towers // self.mesh.towers
-        self.link = TowerLink(self.mesh.tower_group, self.mesh.towers, self.mesh.tower)
+        self.link = link_of(self.mesh)
         self.activation = ACTIVATIONS[self.config.activation]
         self._steps = self._after_convolutions()
         self._build(seed)

@@ -18,13 +18,14 @@ from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparing import prepare
 from alexnet2012.launcher import (
     compose_config,
+    end_with_parent,
     hydra_main,
     launch,
     reuse_memory,
     set_threads,
     under_torchrun,
 )
-from alexnet2012.mesh import Mesh, close_mesh, init_mesh, setup_logging, single_process
+from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet, map_sizes
 from alexnet2012.runs import check_run, check_start, is_finished
@@ -44,30 +45,57 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
     """One process of a run that :func:`run` started."""
-    mesh = init_mesh(config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s)
-    train(config, run_dir, mesh)
+    train(config, run_dir, _mesh(config))
+
+
+def _mesh(config: TrainConfig) -> Mesh:
+    mesh = config.mesh
+    return init_mesh(
+        mesh.towers, device=mesh.device, timeout_s=mesh.timeout_s, stall_s=mesh.stall_s
+    )
 
 
 def torchrun_worker() -> None:
     """One process of a run that torchrun started: every rank takes rank 0's configuration."""
+    end_with_parent()
     overrides = sys.argv[1:]
     if odd := [word for word in overrides if word.startswith("-")]:
         remedy = "takes overrides only under torchrun; sweep with python -m alexnet2012.train -m"
         raise ConfigError("arguments", odd[0], remedy)
+    _check_restarts(overrides)
     world_size = int(os.environ["WORLD_SIZE"])
     config, run_dir = compose_config(
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
-    mesh = init_mesh(config.mesh.towers, device=config.mesh.device, timeout_s=config.mesh.timeout_s)
-    config, run_dir = mesh.broadcast_object((config, run_dir))  # type: ignore[misc]
-    if mesh.rank == 0:
+    mesh = _mesh(config)
+    remedy = "start every rank with the same command"
+    asked = dict(word.split("=", 1) for word in overrides if "=" in word)
+    mesh.check_same("the command", asked, remedy, within_replica=False)
+    chosen = mesh.broadcast_object((config, run_dir), "configuration")
+    config, run_dir = chosen  # type: ignore[misc]
+
+    def prepare_here() -> None:
         check_start(config, run_dir)
         prepare_store(config)
-    mesh.barrier()
+
+    mesh.first_on_rank_0(prepare_here)
     os.environ[SPEAKS] = "1"  # from here on a rank may meet what the others do not
     train(config, run_dir, mesh)
     if mesh.rank == 0:
         print(f"run directory: {run_dir}")
+
+
+def _check_restarts(overrides: list[str]) -> None:
+    """Refuse restarts that would hang, or begin anew."""
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # Workers would meet the addresses of those before them: pytorch issue 135712.
+        remedy = "must be 1 for restarts, where torchrun is started; launch/torchrun.sh sets it"
+        raise ConfigError("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", 0, remedy)
+    if not any(word.startswith("hydra.run.dir=") for word in overrides):
+        remedy = "name it for restarts, which go on from the checkpoints that it holds"
+        raise ConfigError("hydra.run.dir", None, remedy)
 
 
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
@@ -78,7 +106,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
     try:
         Trainer(config, mesh, run_dir).run()
     finally:
-        close_mesh()
+        mesh.close()
         gc.collect()  # pipelines and their buffers hold each other; a sweep would gather them
 
 

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from alexnet2012 import checkpoint
 from alexnet2012.choices import Feed
-from alexnet2012.collectives import TowerLink
+from alexnet2012.collectives import link_of
 from alexnet2012.config import RunError, TrainConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader, content_digest
 from alexnet2012.evaluation import Errors, evaluate
-from alexnet2012.machine import running_commit
+from alexnet2012.machine import running_commit, versions
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.metrics import topk_errors
 from alexnet2012.model import DTYPES, AlexNet
@@ -51,7 +50,7 @@ class Sums:
             return self
         sums = torch.tensor([self.loss, self.errors, self.pictures], dtype=torch.float64)
         sums = sums.to(mesh.device)
-        dist.all_reduce(sums, group=mesh.data_group)
+        mesh.sum_over_replicas([sums], "records")
         return Sums(*sums.tolist())
 
     def means(self) -> dict[str, float]:
@@ -105,8 +104,10 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train, validate, save; returns what summary.json holds. Collective."""
         remedy = "start every rank with the same command, code and data"
-        same = (checkpoint.plain(self.config), self.store.fingerprint, torch.__version__)
-        self.mesh.check_same("the configuration or data", same, remedy, within_replica=False)
+        settings = checkpoint.plain(self.config)
+        same = {**settings, **versions(), "store": self.store.fingerprint}
+        self.mesh.check_same("what runs", same, remedy, within_replica=False)
+        self.mesh.watchdog.folder = self.run_dir
         if self.progress.step >= self.total_steps:
             log.info("nothing to do: %d steps are done; raise schedule.epochs", self.progress.step)
             return {}
@@ -174,6 +175,7 @@ class Trainer:
                 began += waited_s
             else:
                 self.input_wait_s += waited_s
+            self.mesh.watchdog.own.record.step = self.progress.step + 1
             if self.progress.step % self.config.data.check_every_steps == 0:
                 self._check_batch(batch)
             self._step(batch)
@@ -211,17 +213,17 @@ class Trainer:
 
     def _sum_over_replicas(self) -> None:
         """Gradients of one tower, summed over its replicas; nothing is summed between towers."""
-        group = self.mesh.data_group
-        if group is None:
-            return
+        grads = []
         for parameter in self.model.parameters():
             assert isinstance(parameter.grad, Tensor)
-            dist.all_reduce(parameter.grad, group=group)
+            grads.append(parameter.grad)
+        self.mesh.sum_over_replicas(grads, "gradients")
 
     def _check_batch(self, batch: Batch) -> None:
         remedy = "all towers must read the same store with the same seed and library versions"
-        digest = content_digest(batch.images)
-        self.mesh.check_same("the batch", digest, remedy, within_replica=True)
+        what = f"the batch of step {self.progress.step + 1}"
+        digest = {"CRC-32": content_digest(batch.images)}
+        self.mesh.check_same(what, digest, remedy, within_replica=True)
 
     def _record_training(
         self, epoch: int, now: Rates, tracker: Tracker | None, display: TrainProgress | None
@@ -290,7 +292,7 @@ class Trainer:
             device=mesh.device,
             threads=data.decode_threads,
             decoder=data.decoder,
-            link=TowerLink(mesh.tower_group, mesh.towers, mesh.tower) if split else None,
+            link=link_of(mesh) if split else None,
         )
         train_loader = TrainLoader(
             self.store,

@@ -82,6 +82,8 @@ class Reader:
                 output = self._run(pipe)
             except StopIteration:
                 return
+            except RunError:  # of the towers' exchange, called from within
+                raise
             except RuntimeError as error:
                 self._pipe = None  # a pipeline that has failed cannot go on
                 raise self._blame(str(error)) from error

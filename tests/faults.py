@@ -1,0 +1,121 @@
+"""The faults that are tried, what is said of each, and where: the table of docs/faults.md.
+
+``python tests/faults.py`` writes it there; a test compares.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = REPOSITORY / "docs" / "faults.md"
+BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
+
+HERE = "tests/parallel/test_faults.py"
+WAITS = "it did not come to conv3 forward (step 3), where rank 0 waits; "
+WAITS += "its last was conv3 backward (step 2)"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``then`` is what is said, or what happens where ``said`` is off."""
+
+    what: str
+    then: str
+    test: str
+    where: str = HERE
+    said: bool = True
+
+
+FAULTS = {
+    "killed": Fault(
+        "a rank is killed",
+        f"rank 1 ended by SIGKILL: {WAITS}",
+        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+    ),
+    "stopped": Fault(
+        "a rank is stopped (SIGSTOP)",
+        "rank 1 has shown no sign of life for 2 s (it was stopped, or its machine is lost): "
+        f"{WAITS}",
+        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+    ),
+    "crashed": Fault(
+        "a rank fails",
+        f"rank 1 ended by exit code 1: {WAITS}",
+        "test_a_rank_that_fails_is_told_with_its_traceback",
+    ),
+    "slow": Fault(
+        "a rank lives and does not come",
+        f"rank 1 lives and lets others wait: {WAITS}; if it has reason to be slow, "
+        "raise mesh.timeout_s",
+        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+    ),
+    "skips": Fault(
+        "a rank skips an exchange",
+        "rank 1 skipped fc7 forward (step 3) and came to fc8 forward (step 3)",
+        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+    ),
+    "seed": Fault(
+        "a rank has another configuration",
+        "what runs differs: seed is 1 on rank 1 and 0 on rank 0; "
+        "start every rank with the same command, code and data",
+        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+    ),
+    "code": Fault(
+        "a rank has other code",
+        "what runs differs: code is another on rank 1 and … on rank 0; "
+        "start every rank with the same command, code and data",
+        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+    ),
+    "torch": Fault(
+        "a rank has another library version",
+        "what runs differs: torch is another on rank 1 and … on rank 0; "
+        "start every rank with the same command, code and data",
+        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+    ),
+    "batch": Fault(
+        "a rank has another batch",
+        "the batch of step 1 differs: CRC-32 is … on rank 1 and … on rank 0; all towers "
+        "must read the same store with the same seed and library versions",
+        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+    ),
+    "restart": Fault(
+        "a rank is killed under torchrun with `MAX_RESTARTS=1`",
+        "both start again from the newest checkpoint; the final weights are those of an "
+        "undisturbed run to the bit",
+        "test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost",
+        said=False,
+    ),
+    "launcher": Fault(
+        "the launcher is killed",
+        "the system ends its ranks with it",
+        "test_a_launcher_that_is_killed_takes_its_ranks_along",
+        said=False,
+    ),
+}
+
+
+def table() -> str:
+    lines = ["| fault | what is said, or happens | tried in |", "|---|---|---|"]
+    for fault in FAULTS.values():
+        then = f"`{fault.then}`" if fault.said else fault.then
+        test = f"[{fault.test}](../{fault.where})"
+        lines.append(f"| {fault.what} | {then} | {test} |")
+    return "\n".join(lines) + "\n"
+
+
+def tests_of(file: str) -> set[str]:
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def written(page: str) -> str:
+    """The page with the table as it is now."""
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

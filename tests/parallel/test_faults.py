@@ -1,0 +1,223 @@
+"""Faults, each made on purpose in real processes: who is named, in which words, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from programs import TINY, TORCHRUN_SCRIPT, finish, module, start, torchrun_rank, with_rank
+from ranks import run_ranks
+from torch import Tensor
+
+from alexnet2012 import AlexNet, checkpoint, init_mesh, model, trainer
+from alexnet2012.choices import Device
+from alexnet2012.collectives import TowerLink
+from alexnet2012.config import EvaluateConfig, ModelConfig, RunError, TrainConfig
+from alexnet2012.data import order
+from alexnet2012.data.store import Store
+from alexnet2012.evaluate import load_trained
+from alexnet2012.launcher import compose_config, launch
+from alexnet2012.watchdog import RECORDS
+
+SMALL = ModelConfig(width=1 / 24, input_size=64)
+FAULT_STEP = 3
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def crashed() -> None:
+    raise ValueError("a mistake in the code")
+
+
+def slow() -> None:
+    time.sleep(3600)
+
+
+ACTS: dict[str, Callable[[], None]] = {
+    act.__name__: act for act in (killed, stopped, crashed, slow)
+}
+
+
+def train(fault: str, folder: str) -> None:
+    """A few steps of a small net; in one of them rank 1 has its fault, between conv2 and conv3."""
+    mesh = init_mesh(2, device="cpu", stall_s=2)
+    mesh.watchdog.folder = Path(folder)
+    Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
+    net = AlexNet("paper", 10, model=SMALL, mesh=mesh)
+    if fault == "slow":
+        impatient = dist.new_group(timeout=timedelta(seconds=2))
+        net.link = TowerLink(impatient, 2, mesh.tower, watchdog=mesh.watchdog)
+    record = mesh.watchdog.own.record
+
+    def act(*_: object) -> None:
+        if fault in ACTS and mesh.rank == 1 and record.step == FAULT_STEP:
+            while mesh.watchdog.peers[0].record.begun == record.begun:  # until rank 0 waits
+                time.sleep(0.01)
+            ACTS[fault]()
+
+    net.conv2.register_forward_hook(act)
+    gather = model.all_gather_to_sharded
+
+    def skipping(x_shard: Tensor, link: TowerLink, layer: str) -> Tensor:
+        if (fault, mesh.rank, record.step, layer) == ("skips", 1, FAULT_STEP, "fc7"):
+            return torch.cat([x_shard, x_shard], 1)
+        return gather(x_shard, link, layer)
+
+    model.all_gather_to_sharded = skipping
+    for record.step in range(1, FAULT_STEP + 3):
+        F.cross_entropy(
+            net(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
+        ).backward()
+    mesh.close()
+
+
+def end_of(fault: str, folder: Path) -> str:
+    """What the launcher says in the end; no process may be left."""
+    with pytest.raises(RunError) as found:
+        launch(train, 2, fault, str(folder))
+    for rank in range(2):
+        assert not Path("/proc", (folder / f"{rank}.pid").read_text()).exists()
+    return str(found.value)
+
+
+def test_no_fault_no_error(tmp_path: Path) -> None:
+    launch(train, 2, "none", str(tmp_path))
+    assert not (tmp_path / RECORDS).exists()
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "slow", "skips"])
+def test_a_fault_of_one_rank_ends_the_other_in_these_words(fault: str, tmp_path: Path) -> None:
+    assert end_of(fault, tmp_path) == faults.FAULTS[fault].then
+    written = json.loads((tmp_path / RECORDS).read_text())
+    lasts = [written["exchanges"][rank][-1] for rank in ("0", "1")]
+    if fault == "skips":
+        assert [last["layer"] for last in lasts] == ["fc7", "fc8"]
+        assert lasts[0]["number"] == lasts[1]["number"]
+    else:
+        assert [(last["layer"], last["direction"], last["step"]) for last in lasts] == [
+            ("conv3", "forward", FAULT_STEP),
+            ("conv3", "backward", FAULT_STEP - 1),
+        ]
+        assert lasts[0]["ended"] == 0 < lasts[1]["ended"]
+
+
+def test_a_rank_that_fails_is_told_with_its_traceback(tmp_path: Path) -> None:
+    *above, last = end_of("crashed", tmp_path).splitlines()
+    assert last == faults.FAULTS["crashed"].then
+    assert above[0].startswith("rank 1: Traceback")
+    assert above[-1] == "ValueError: a mistake in the code"
+
+
+def tiny(store: str, run_dir: str, *more: str) -> list[str]:
+    return [*TINY, f"data.store={store}", f"hydra.run.dir={run_dir}", *more]
+
+
+def diverging(fault: str, store: str, run_dir: str) -> str:
+    mesh = init_mesh(2, device="cpu")
+    other = mesh.rank == 1
+    seed = f"seed={int(fault == 'seed' and other)}"
+    words = tiny(store, run_dir, seed, "data.feed=duplicate")
+    config, folder = compose_config("train", TrainConfig, words)
+    with pytest.MonkeyPatch.context() as patch:
+        if other and fault in ("code", "torch"):
+            known = trainer.versions() | {fault: "another"}
+            patch.setattr(trainer, "versions", lambda: known)
+        if other and fault == "batch":
+            as_ever = order.epoch_order
+            patch.setattr(order, "epoch_order", lambda n, seed, epoch: as_ever(n, seed + 1, epoch))
+        try:
+            trainer.Trainer(config, mesh, folder).run()
+        except RunError as error:
+            return str(error)
+    return ""
+
+
+def one_after_another(store: str, run_dir: str, names: list[str]) -> list[str]:
+    return [diverging(name, store, run_dir) for name in names]
+
+
+def test_a_rank_that_diverges_is_refused_by_all_in_these_words(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    names = ["seed", "code", "torch", "batch"]
+    said = run_ranks(2, one_after_another, str(photos_store.root), str(tmp_path / "run"), names)
+    assert said[0] == said[1]
+    versions = trainer.versions()
+    for name, text in zip(names, said[0], strict=True):
+        text = text.replace(versions["code"], "…").replace(versions["torch"], "…")
+        if name == "batch":
+            text = re.sub(r"\d{5,}", "…", text)
+        assert text == faults.FAULTS[name].then
+
+
+def undisturbed(store: str, run_dir: str, more: list[str]) -> None:
+    mesh = init_mesh(2, device="cpu")
+    config, folder = compose_config("train", TrainConfig, tiny(store, run_dir, *more))
+    trainer.Trainer(config, mesh, folder).run()
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    return load_trained(run_dir, EvaluateConfig(device=Device.cpu)).model.full_state_dict()
+
+
+def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
+    photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, whole, cut = str(photos_store.root), tmp_path / "whole", tmp_path / "cut"
+    epochs = "schedule.epochs=20"
+    run_ranks(2, undisturbed, store, str(whole), [epochs])
+    monkeypatch.setenv("MAX_RESTARTS", "1")
+    program, mark = start(
+        [TORCHRUN_SCRIPT, *tiny(store, str(cut), epochs, "resume=auto")], tmp_path
+    )
+    until(lambda: checkpoint.newest(cut) is not None)
+    os.kill(torchrun_rank(mark, 1), signal.SIGKILL)
+    ended = finish(program, mark)
+    assert (ended.code, ended.left) == (0, [])
+    assert "alexnet2012: rank 1 ended: it" in ended.err
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    found, expected = weights(cut), weights(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_launcher_that_is_killed_takes_its_ranks_along(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    words = tiny(str(photos_store.root), str(run_dir), "schedule.epochs=10000")
+    program, mark = start(module("train", *words), tmp_path)
+    until(lambda: (run_dir / "metrics.jsonl").exists())
+    with_rank(mark, 1)  # there are two
+    program.kill()
+    assert finish(program, mark).left == []
+
+
+def until(happened: Callable[[], bool]) -> None:
+    waiting_until = time.monotonic() + 100
+    while not happened():
+        assert time.monotonic() < waiting_until
+        time.sleep(0.05)
+
+
+def test_the_docs_show_the_table_of_what_is_tried_here() -> None:
+    page = faults.PAGE.read_text(encoding="utf-8")
+    assert page == faults.written(page), "run: python tests/faults.py"
+    for fault in faults.FAULTS.values():
+        assert fault.test in faults.tests_of(fault.where), fault.test
