@@ -1,0 +1,115 @@
+"""The doctor: what is wrong is found, with a remedy, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import module, run
+
+from alexnet2012 import checkpoint, checkup
+from alexnet2012.checkpoint_files import TENSORS
+from alexnet2012.checks import load_recipe
+from alexnet2012.checkup import GIB, Finding, Level
+from alexnet2012.config import ModelConfig
+from alexnet2012.data.store import Store
+from alexnet2012.mesh import single_process
+from alexnet2012.model import AlexNet
+from alexnet2012.optimizer import PaperSGD
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_the_tested_versions_are_ok_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(check().level is Level.ok for check in checkup.versions())
+    for here, level in (("2.12.1", Level.wrong), ("2.14.0+cu130", Level.warning)):
+        monkeypatch.setattr(checkup, "version", lambda _, here=here: here)
+        found = checkup.library("torch")
+        assert (found.level, found.said) == (level, here)
+        assert "pip install" in found.remedy
+
+
+def test_a_pipeline_of_dali_really_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = single_process()
+    assert checkup.dali(mesh).level is Level.ok
+    monkeypatch.setattr(checkup, "decode_jpeg", lambda encoded: 0)  # another decoder's opinion
+    assert checkup.dali(mesh).level is Level.wrong
+
+
+@pytest.mark.parametrize(
+    ("free", "level"), [(100 * GIB, Level.ok), (2 * GIB, Level.warning), (1000, Level.wrong)]
+)
+def test_room_is_weighed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, level: Level
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
+    found = checkup.disk(tmp_path / "runs" / "not there yet")
+    assert found.level is level
+    assert bool(found.remedy) == (level is not Level.ok)
+
+
+def test_a_folder_that_cannot_be_written_is_wrong() -> None:
+    found = checkup.disk(Path("/proc/runs"))
+    assert found.level is Level.wrong
+    assert "hydra.run.dir" in found.remedy
+
+
+def test_a_store_is_counted_and_a_changed_file_is_found(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    found = checkup.store(photos_store.root)
+    assert (found.level, found.said.split(";")[0]) == (
+        Level.ok,
+        "96 train and 48 val pictures of 16 classes",
+    )
+    assert checkup.store(tmp_path / "none").level is Level.warning
+    root = tmp_path / "store"
+    shutil.copytree(photos_store.root, root)
+    victim = Path(Store.open(root).split("train").paths[0])
+    data = bytearray(victim.read_bytes())
+    data[-3] ^= 1
+    victim.write_bytes(data)
+    assert str(victim) in checkup.store(root).said
+    (root / "train.tsv").write_text("")
+    assert "do not belong together" in checkup.store(root).said
+
+
+def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path) -> None:
+    net = AlexNet("paper", 2, model=ModelConfig(width=1 / 24, input_size=64))
+    folder = tmp_path / "run" / "checkpoints" / "step-0000003"
+    optimizer = PaperSGD(net, load_recipe("paper").optimizer)
+    mean = np.zeros((8, 8, 3), np.float32)
+    checkpoint.save(folder, net, optimizer, checkpoint.Progress(3, 1), mean)
+    assert checkup.saved(tmp_path / "run").said == "step-0000003: 34 tensors, step 3"
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is cut short" in checkup.saved(folder).said
+    (folder / TENSORS).write_text("{")
+    assert checkup.saved(folder).level is Level.wrong
+    assert checkup.saved(tmp_path).level is Level.wrong
+
+
+def test_a_check_that_cannot_be_made_has_found_something() -> None:
+    def broken() -> Finding:
+        raise OSError("no such luck")
+
+    found = checkup.found(broken)
+    assert (found.level, found.said) == (Level.wrong, "no such luck")
+
+
+def test_the_doctor_tells_every_check_and_ends_with_1_if_something_is_wrong(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    words = (f"data.store={photos_store.root}", "mesh.device=cpu", f"checkpoint={tmp_path}")
+    ended = run(module("doctor", "data=store", *words, "--json"), tmp_path)
+    assert (ended.code, ended.err, ended.left) == (1, "", [])
+    found = {row["check"]: row for row in json.loads(ended.out)}
+    wrong = [name for name, row in found.items() if row["level"] == "wrong"]
+    assert wrong == ["checkpoint"]
+    assert {"device", "torch", "DALI", "store", "disk", "commit", "exchange of conv3"} <= set(found)
+    assert "MB/s" in found["exchange of conv3"]["said"]
+    assert list(tmp_path.iterdir()) == []
