@@ -81,6 +81,12 @@ FAULTS = {
         "must read the same store with the same seed and library versions",
         "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
     ),
+    "elsewhere": Fault(
+        "a rank of another machine is killed, or stopped",
+        "the same words as here; a stopped process is left to its own launcher",
+        "test_a_fault_on_another_machine_is_told_in_the_same_words",
+        said=False,
+    ),
     "restart": Fault(
         "a rank is killed under torchrun with `MAX_RESTARTS=1`",
         "both start again from the newest checkpoint; the final weights are those of an "

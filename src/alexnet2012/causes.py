@@ -58,5 +58,5 @@ def leave_cause(error: BaseException) -> int:
 
 def read_causes(folder: Path) -> list[Cause]:
     """What the ranks left, lowest first."""
-    files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
+    files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
     return [Cause(**json.loads(file.read_text(encoding="utf-8"))) for file in files]

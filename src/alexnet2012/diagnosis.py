@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alexnet2012.flight import Exchange, FlightRecord
 
@@ -17,10 +17,11 @@ class Verdict:
 
 @dataclass
 class Party:
-    """A rank and its record."""
+    """A rank and its record, which may be a second old: of the other tower, elsewhere."""
 
     rank: int
     record: FlightRecord
+    old: bool = field(default=False, kw_only=True)
 
 
 def apart(one: Party, other: Party) -> Verdict | None:
@@ -53,6 +54,8 @@ def late(waiting: Party, lost: Party) -> Verdict:
 def _position(waiting: Party, lost: Party) -> str:
     """Where a rank stands, as seen by one that may be waiting for it."""
     own, last = waiting.record.last(), lost.record.last()
+    if lost.old and own is not None and (last is None or last.number < own.number - 1):
+        last = waiting.record.at(own.number - 1)  # which was made, so it took part
     if last is not None and not last.ended:
         return f"was in {_at(last)}"
     done = "it had made no exchange" if last is None else f"its last was {_at(last)}"

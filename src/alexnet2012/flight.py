@@ -30,7 +30,7 @@ class Exchange(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.layer} {self.direction}".strip()
+        return self.layer if self.layer == self.direction else f"{self.layer} {self.direction}"
 
     def alike(self, other: Exchange) -> bool:
         """Whether two ranks mean the same exchange."""

@@ -59,7 +59,7 @@ class Mesh:
         assert self.device_mesh is not None
         return self.device_mesh.get_group(name)
 
-    def broadcast_object(self, value: object, what: str) -> object:
+    def broadcast_object(self, value: object, what: str = "object") -> object:
         """Rank 0's ``value`` on every rank."""
         if self.world_size == 1:
             return value

@@ -48,7 +48,12 @@ class Peer(Party):
     silent_s: float = 0.0
 
     def dead(self) -> bool:
+        """Known for certain on this machine only."""
         return self.near and _started(self.pid) != self.started
+
+    def quiet(self) -> bool:
+        """Elsewhere, and two beats are missing."""
+        return not self.near and self.silent_s > 2.5 * TICK_S
 
     def listen(self, elapsed_s: float) -> None:
         """Once a tick: whether its watchdog has shown itself."""
@@ -92,13 +97,15 @@ class Watchdog:
                     memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)  # type: ignore[assignment]
             same_net = other // towers == rank // towers
             record = FlightRecord(memory)
-            self.peers.append(Peer(other, record, same_net, near, found["pid"], found["started"]))
+            pid_there, started = found["pid"], found["started"]
+            old = same_net and not near
+            self.peers.append(Peer(other, record, same_net, near, pid_there, started, old=old))
         store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         atexit.register(self.close)  # who leaves without a word is taken for killed
         return self
 
-    def exchange(self, layer: str, direction: str = "", sent_bytes: int = 0) -> _Exchanging:
+    def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> _Exchanging:
         """``with watchdog.exchange(…):`` around a collective.
 
         Raises:
@@ -117,7 +124,7 @@ class Watchdog:
         of_torch = isinstance(error, RuntimeError)
         until = time.monotonic() + (CLEARED_UP_WITHIN_S if of_torch else 0)
         while self.peers:
-            if found := self._given() or self._different() or self._ended(or_left=of_torch):
+            if found := self._given() or self._different() or self._ended(failed=of_torch):
                 return self._tell(found)
             if "timed out" in str(error).lower():
                 slowest = min(self.peers, key=lambda peer: peer.record.begun)
@@ -168,7 +175,8 @@ class Watchdog:
     def _end(self, found: Verdict) -> None:
         """End this process: its main thread may hang in an exchange, out of reach."""
         ends_by_itself = self._told is not None
-        self._tell(found)
+        with suppress(OSError):  # the folder of causes has gone with its launcher
+            self._tell(found)
         for peer in self.peers:
             if peer.near and peer.silent_s >= self._stall_s and not peer.dead():
                 os.kill(peer.pid, signal.SIGKILL)  # a launcher's SIGTERM reaches none that stopped
@@ -210,10 +218,11 @@ class Watchdog:
                     return found
         return None
 
-    def _ended(self, *, or_left: bool = False) -> Verdict | None:
+    def _ended(self, *, failed: bool = False) -> Verdict | None:
+        """Of a peer; once an exchange has ``failed`` one that has left or is quiet will do."""
         for peer in self.peers:
             dead = peer.dead()  # asked first: who leaves says so before it ends
-            if or_left if peer.record.left else dead:
+            if failed if peer.record.left else dead or (failed and peer.quiet()):
                 return ended(self.own, peer)
         return None
 

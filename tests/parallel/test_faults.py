@@ -3,103 +3,42 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import faults
+import faulty
 import pytest
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from programs import TINY, TORCHRUN_SCRIPT, finish, module, start, torchrun_rank, with_rank
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012 import AlexNet, checkpoint, init_mesh, model, trainer
+from alexnet2012 import checkpoint, init_mesh, trainer
+from alexnet2012.causes import read_causes
 from alexnet2012.choices import Device
-from alexnet2012.collectives import TowerLink
-from alexnet2012.config import EvaluateConfig, ModelConfig, RunError, TrainConfig
+from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data import order
 from alexnet2012.data.store import Store
 from alexnet2012.evaluate import load_trained
 from alexnet2012.launcher import compose_config, launch
+from alexnet2012.train import _check_restarts
 from alexnet2012.watchdog import RECORDS
-
-SMALL = ModelConfig(width=1 / 24, input_size=64)
-FAULT_STEP = 3
-
-
-def killed() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def stopped() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def crashed() -> None:
-    raise ValueError("a mistake in the code")
-
-
-def slow() -> None:
-    time.sleep(3600)
-
-
-ACTS: dict[str, Callable[[], None]] = {
-    act.__name__: act for act in (killed, stopped, crashed, slow)
-}
-
-
-def train(fault: str, folder: str) -> None:
-    """A few steps of a small net; in one of them rank 1 has its fault, between conv2 and conv3."""
-    mesh = init_mesh(2, device="cpu", stall_s=2)
-    mesh.watchdog.folder = Path(folder)
-    Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
-    net = AlexNet("paper", 10, model=SMALL, mesh=mesh)
-    if fault == "slow":
-        impatient = dist.new_group(timeout=timedelta(seconds=2))
-        net.link = TowerLink(impatient, 2, mesh.tower, watchdog=mesh.watchdog)
-    record = mesh.watchdog.own.record
-
-    def act(*_: object) -> None:
-        if fault in ACTS and mesh.rank == 1 and record.step == FAULT_STEP:
-            while mesh.watchdog.peers[0].record.begun == record.begun:  # until rank 0 waits
-                time.sleep(0.01)
-            ACTS[fault]()
-
-    net.conv2.register_forward_hook(act)
-    gather = model.all_gather_to_sharded
-
-    def skipping(x_shard: Tensor, link: TowerLink, layer: str) -> Tensor:
-        if (fault, mesh.rank, record.step, layer) == ("skips", 1, FAULT_STEP, "fc7"):
-            return torch.cat([x_shard, x_shard], 1)
-        return gather(x_shard, link, layer)
-
-    model.all_gather_to_sharded = skipping
-    for record.step in range(1, FAULT_STEP + 3):
-        F.cross_entropy(
-            net(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
-        ).backward()
-    mesh.close()
 
 
 def end_of(fault: str, folder: Path) -> str:
     """What the launcher says in the end; no process may be left."""
     with pytest.raises(RunError) as found:
-        launch(train, 2, fault, str(folder))
+        launch(faulty.train, 2, fault, str(folder))
     for rank in range(2):
         assert not Path("/proc", (folder / f"{rank}.pid").read_text()).exists()
     return str(found.value)
-
-
-def test_no_fault_no_error(tmp_path: Path) -> None:
-    launch(train, 2, "none", str(tmp_path))
-    assert not (tmp_path / RECORDS).exists()
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped", "slow", "skips"])
@@ -112,8 +51,8 @@ def test_a_fault_of_one_rank_ends_the_other_in_these_words(fault: str, tmp_path:
         assert lasts[0]["number"] == lasts[1]["number"]
     else:
         assert [(last["layer"], last["direction"], last["step"]) for last in lasts] == [
-            ("conv3", "forward", FAULT_STEP),
-            ("conv3", "backward", FAULT_STEP - 1),
+            ("conv3", "forward", faulty.FAULT_STEP),
+            ("conv3", "backward", faulty.FAULT_STEP - 1),
         ]
         assert lasts[0]["ended"] == 0 < lasts[1]["ended"]
 
@@ -123,6 +62,29 @@ def test_a_rank_that_fails_is_told_with_its_traceback(tmp_path: Path) -> None:
     assert last == faults.FAULTS["crashed"].then
     assert above[0].startswith("rank 1: Traceback")
     assert above[-1] == "ValueError: a mistake in the code"
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_a_fault_on_another_machine_is_told_in_the_same_words(fault: str, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = [
+        context.Process(target=faulty.elsewhere, args=(rank, port, fault, str(tmp_path)))
+        for rank in range(2)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        ranks[0].join(60)
+        (cause,) = read_causes(tmp_path)
+        assert cause.text == faults.FAULTS[fault].then.replace(" by SIGKILL", "")
+        assert (cause.rank, cause.lost) == (0, [1])
+        assert ranks[1].is_alive() == (fault == "stopped")  # nobody here can end it
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
 
 
 def tiny(store: str, run_dir: str, *more: str) -> list[str]:
@@ -195,6 +157,23 @@ def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     found, expected = weights(cut), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("shared", "words", "said"),
+    [
+        ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: must be 1"),
+        ("False", [], "hydra.run.dir=None: name it for restarts"),
+    ],
+)
+def test_restarts_that_would_hang_or_begin_anew_are_refused(
+    monkeypatch: pytest.MonkeyPatch, shared: str, words: list[str], said: str
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    _check_restarts(words)  # without restarts anything goes
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(ConfigError, match=said):
+        _check_restarts(words)
 
 
 def test_a_launcher_that_is_killed_takes_its_ranks_along(

@@ -52,7 +52,7 @@ def test_a_record_keeps_the_last_exchanges_and_forgets_the_others() -> None:
 def test_names_of_any_length_and_script_are_kept_as_far_as_they_go() -> None:
     record = FlightRecord()
     record.begin("é" * 100, "x" * 100, 0)
-    record.begin("next", "", 0)
+    record.begin("next", "next", 0)
     first, second = record.exchanges()
     assert first.layer.startswith("é" * 16)
     assert second.name == "next"
