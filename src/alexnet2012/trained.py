@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alexnet2012 import checkpoint
+from alexnet2012.checks import literal
 from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ConfigError, DataConfig, ModelConfig, RecipeConfig
 from alexnet2012.data.views import view_places, viewed
@@ -132,7 +133,7 @@ def _exported(path: Path, device: Device) -> Trained:
             note = json.loads((file.metadata() or {})[METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         recipe, config = (
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), note[key]))
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), literal(note[key])))
             for schema, key in ((RecipeConfig, "recipe"), (ModelConfig, "model"))
         )
         assert isinstance(recipe, RecipeConfig) and isinstance(config, ModelConfig)

@@ -76,7 +76,10 @@ def risks(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [getattr(node, "module", None) or "", *(name.name for name in node.names)]
+            names = [name.name for name in node.names]
+            if names == ["UnpicklingError"]:  # what a careful reader raises
+                continue
+            modules = [getattr(node, "module", None) or "", *names]
             found += {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & set(modules)
         elif isinstance(node, ast.Call):
             call, given = ast.unparse(node.func), [ast.unparse(word) for word in node.keywords]
