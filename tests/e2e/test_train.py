@@ -18,11 +18,12 @@ from alexnet2012 import checkpoint
 from alexnet2012.choices import Device
 from alexnet2012.config import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.evaluate import evaluate_checkpoints, load_trained
+from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.launcher import compose_config
 from alexnet2012.mesh import single_process
 from alexnet2012.metrics import error_interval_pct
 from alexnet2012.tracking import read_records
+from alexnet2012.trained import load_trained
 from alexnet2012.trainer import DivergedError, Trainer
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
@@ -52,7 +53,7 @@ def train_here(store: Store, run_dir: Path, *more: str) -> dict[str, Any]:
 
 
 def net_of(run_dir: Path) -> dict[str, torch.Tensor]:
-    newest = load_trained(run_dir, EvaluateConfig(device=Device.cpu))
+    newest = load_trained(run_dir, Device.cpu)
     return newest.model.full_state_dict()
 
 

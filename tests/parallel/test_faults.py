@@ -23,12 +23,12 @@ from torch import Tensor
 from alexnet2012 import checkpoint, init_mesh, trainer
 from alexnet2012.causes import read_causes
 from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
+from alexnet2012.config import ConfigError, RunError, TrainConfig
 from alexnet2012.data import order
 from alexnet2012.data.store import Store
-from alexnet2012.evaluate import load_trained
 from alexnet2012.launcher import compose_config, launch
 from alexnet2012.train import _check_restarts
+from alexnet2012.trained import load_trained
 from alexnet2012.watchdog import RECORDS
 
 
@@ -136,7 +136,7 @@ def undisturbed(store: str, run_dir: str, more: list[str]) -> None:
 
 
 def weights(run_dir: Path) -> dict[str, Tensor]:
-    return load_trained(run_dir, EvaluateConfig(device=Device.cpu)).model.full_state_dict()
+    return load_trained(run_dir, Device.cpu).model.full_state_dict()
 
 
 def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
