@@ -13,6 +13,7 @@ from alexnet2012.config import ConfigError, RunError
 
 CAUSES = "ALEXNET2012_CAUSES"  # the folder where our own launcher looks for them
 RECORD = ".flight"  # suffix of a rank's flight record there
+AFTER_S = 1.0  # torch's launcher says how a rank ended of the first only: not who lost a peer
 EXIT_FAILURE = 1
 EXIT_MISTAKE = 2
 

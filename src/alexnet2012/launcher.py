@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -33,7 +34,15 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexnet2012.causes import CAUSES, EXIT_FAILURE, RECORD, leave_cause, read_causes
+from alexnet2012.causes import (
+    AFTER_S,
+    CAUSES,
+    EXIT_FAILURE,
+    RECORD,
+    LostPeerError,
+    leave_cause,
+    read_causes,
+)
 from alexnet2012.checks import Schema, from_hydra
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.diagnosis import Party, ended
@@ -161,6 +170,8 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     except BaseException as error:
         code = leave_cause(error)
         sys.stdout.flush()
+        if isinstance(error, LostPeerError):
+            time.sleep(AFTER_S)
         # Not sys.exit: it would wait for threads, and a peer may be waiting in an exchange.
         os._exit(code)
 

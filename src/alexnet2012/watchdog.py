@@ -23,7 +23,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from alexnet2012.causes import CAUSES, EXIT_FAILURE, RECORD, LostPeerError, leave_cause
+from alexnet2012.causes import AFTER_S, CAUSES, EXIT_FAILURE, RECORD, LostPeerError, leave_cause
 from alexnet2012.config import RunError
 from alexnet2012.diagnosis import Party, Verdict, apart, ended, late, silent
 from alexnet2012.flight import SIZE, FlightRecord
@@ -180,8 +180,7 @@ class Watchdog:
         for peer in self.peers:
             if peer.near and peer.silent_s >= self._stall_s and not peer.dead():
                 os.kill(peer.pid, signal.SIGKILL)  # a launcher's SIGTERM reaches none that stopped
-        if ends_by_itself:
-            time.sleep(GRACE_S)
+        time.sleep(GRACE_S if ends_by_itself else AFTER_S)
         os._exit(EXIT_FAILURE)
 
     def _tell(self, found: Verdict) -> LostPeerError:
