@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from programs import TINY
 
 from alexnet2012 import checkpoint
@@ -25,6 +26,12 @@ def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         patch.setenv("ALEXNET2012_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("WANDB_MODE", "offline")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Nets this small lose by a second thread, which spins for work between operations."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

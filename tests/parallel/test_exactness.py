@@ -6,6 +6,7 @@ Bound: sums over channels are taken in another order in two processes, which mov
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -92,6 +93,7 @@ def train_ten_steps(recipe: str, towers: int = 2) -> dict[str, Any]:
     }
 
 
+@cache
 def expected(recipe: str) -> dict[str, Any]:
     """The same from the independent net, started from the one-process net's initial weights."""
     weights = AlexNet(
