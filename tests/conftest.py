@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import TINY
+from ranks import load_server
 
 from alexnet2012 import checkpoint
 from alexnet2012.config import PrepareConfig, TrainConfig
@@ -20,11 +21,15 @@ from alexnet2012.trained import Trained
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _home_of_the_tests(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """Neither tests nor what they start touch the stores of whoever runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALEXNET2012_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("WANDB_MODE", "offline")
+        if any(item.path.parent.name == "parallel" for item in request.session.items):
+            load_server()  # before a preparation starts it with less; it loads meanwhile
         yield
 
 

@@ -12,6 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ TIMEOUT_S = 120
 LOADED = ["pytest", "alexnet2012.launcher", "alexnet2012.trainer", "torch._dynamo"]
 
 
+def load_server() -> None:
+    """Start the forkserver; whoever starts it first in a process says what it loads."""
+    mp.set_forkserver_preload(LOADED)
+    forkserver.ensure_running()
+
+
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """``function(*args)`` on every rank; its results (arrays and plain data), rank 0 first."""
+    load_server()
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
         processes = [
