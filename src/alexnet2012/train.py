@@ -29,7 +29,6 @@ from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet, map_sizes
 from alexnet2012.runs import check_run, check_start, is_finished
-from alexnet2012.trainer import Trainer
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
@@ -99,6 +98,8 @@ def _check_restarts(overrides: list[str]) -> None:
 
 
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
+    from alexnet2012.trainer import Trainer  # loads DALI, which the launching process never needs
+
     set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32

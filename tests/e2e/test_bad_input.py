@@ -17,6 +17,7 @@ from alexnet2012.evaluate import run as evaluate_run
 from alexnet2012.launcher import compose_config, exit_on_error
 from alexnet2012.mesh import single_process
 from alexnet2012.prepare import main as prepare_main
+from alexnet2012.train import main as train_main
 from alexnet2012.train import run as train_run
 from alexnet2012.trainer import Trainer
 
@@ -198,23 +199,43 @@ def test_evaluate_refuses_what_it_cannot_evaluate(
 def test_ranks_that_meet_a_mistake_end_with_its_one_line(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    where = [f"data.store={photos_store.root}", "data.store_size=96"]
+    where = [f"data.store={photos_store.root}", "data.store_size=96", "mesh.processes=4"]
     ended = run(module("train", *TINY, *where), tmp_path)
     the_line(ended, f"data.store={photos_store.root}", "72 pixels", "data.store_size")
 
 
+def test_the_program_refuses_a_wrong_override(tmp_path: Path) -> None:
+    ended = run(module("train", "recipe=papr"), tmp_path)
+    the_line(ended, "recipe=papr", "code145, code146, paper")
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("main", "arguments", "words", "left"),
     [
-        (["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4")),
-        (["recipe=papr"], ("recipe=papr", "code145, code146, paper")),
-        (["+new=1"], ("new=1", "no such key", "take it out")),
+        (train_main, ["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4"), "runs"),
+        (train_main, ["+new=1"], ("new=1", "no such key", "take it out"), "runs"),
+        (prepare_main, ["source=nowhere", "store=store"], ("source=nowhere", "does not exist"), ""),
     ],
 )
-def test_the_program_refuses_wrong_overrides(
-    tmp_path: Path, overrides: list[str], words: tuple[str, ...]
+def test_entry_points_refuse_others_and_leave_no_store_or_metrics(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    main: Callable[[], None],
+    arguments: list[str],
+    words: tuple[str, ...],
+    left: str,
 ) -> None:
-    the_line(run(module("train", *overrides), tmp_path), *words)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the entry point sets
+    monkeypatch.setattr("sys.argv", ["program", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    out, err = capfd.readouterr()
+    assert isinstance(ending.value.code, int)
+    the_line(Ended(ending.value.code, out, err, []), *words)
+    assert "".join(path.name for path in tmp_path.iterdir()) == left
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -262,14 +283,6 @@ def test_hydra_adds_nothing_to_a_mistake(
     assert isinstance(ending.value.code, int)
     named = [word.replace("FILE", str(tmp_path / "file")) for word in words]
     the_line(Ended(ending.value.code, out, err, []), *named)
-
-
-def test_prepare_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    ended = run(
-        module("prepare", f"source={tmp_path}/nowhere", f"store={tmp_path}/store"), tmp_path
-    )
-    the_line(ended, f"source={tmp_path}/nowhere", "does not exist")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from programs import module, run, succeed
+from programs import ON_ONE_CORE, module, run, succeed
 
 from alexnet2012 import checkpoint
 from alexnet2012.claims import Scale
@@ -37,7 +37,7 @@ def command(store: Store, root: Path, *more: str) -> list[str]:
         "schedule.drops=[]",
         "mesh.device=cpu",
     ]
-    return module("train", *words, *more)
+    return [*ON_ONE_CORE, *module("train", *words, *more)]
 
 
 def results(root: Path) -> dict[str, str]:
@@ -67,12 +67,14 @@ def test_every_ablation_and_seed_has_a_place_of_its_own(swept: Path) -> None:
     assert commits == {running_commit()[0]}
 
 
-def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new(
+def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new_past_what_fails(
     photos_store: Store, swept: Path, tmp_path: Path
 ) -> None:
     before = results(swept)
     when = {file: file.stat().st_mtime_ns for file in swept.rglob("metrics.jsonl")}
-    again = succeed(command(photos_store, swept, "ablation=none,no_lrn", "seed=0,1,2"), tmp_path)
+    again = run(command(photos_store, swept, "ablation=none,no_lrn", "seed=-1,0,1,2"), tmp_path)
+    assert (again.code, again.left) == (2, [])
+    assert again.err == "alexnet2012: seed=-1: must be at least 0\n"
     assert again.out.count("finished before, kept") == 4
     assert {file: file.stat().st_mtime_ns for file in when} == when
     after = results(swept)
@@ -173,17 +175,10 @@ def test_jobs_of_a_clusters_launcher_run_and_fail_as_processes_of_their_own(
         f"hydra_plugins.hydra_{launcher}_launcher", reason="optional: docs/ledger.md"
     )
     name = {"submitit": "submitit_local", "ray": "ray"}[launcher]
-    words = command(photos_store, tmp_path / "runs", f"hydra/launcher={name}", "seed=0,-1")
-    ended = run([*words, "mesh=two_towers"], tmp_path)
+    more = (f"hydra/launcher={name}", "mesh=two_towers", "seed=0,-1")
+    ended = run(command(photos_store, tmp_path / "runs", *more)[len(ON_ONE_CORE) :], tmp_path)
     assert ended.code == 2
     assert "alexnet2012: seed=-1: must be at least 0" in ended.err.splitlines()
     assert ended.left == []
     summary = json.loads((tmp_path / "runs" / "none" / "0" / "summary.json").read_text())
     assert summary["world_size"] == 2
-
-
-def test_a_failed_run_is_reported_and_the_others_go_on(photos_store: Store, tmp_path: Path) -> None:
-    ended = run(command(photos_store, tmp_path / "runs", "seed=-1,0"), tmp_path)
-    assert ended.code == 2
-    assert "seed=-1" in ended.err
-    assert (tmp_path / "runs" / "none" / "0" / "summary.json").is_file()

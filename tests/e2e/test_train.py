@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from programs import TINY, TORCHRUN_SCRIPT, finish, module, run, start, succeed, with_rank
+from ranks import run_ranks
 
 from alexnet2012 import checkpoint
 from alexnet2012.choices import Device
@@ -20,7 +21,7 @@ from alexnet2012.config import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.launcher import compose_config
-from alexnet2012.mesh import single_process
+from alexnet2012.mesh import init_mesh, single_process
 from alexnet2012.metrics import error_interval_pct
 from alexnet2012.tracking import read_records
 from alexnet2012.trained import load_trained
@@ -50,6 +51,17 @@ def train_here(store: Store, run_dir: Path, *more: str) -> dict[str, Any]:
     arguments = overrides(store, run_dir, "mesh=one_process", "schedule.epochs=2", *more)
     config, _ = compose_config("train", TrainConfig, arguments)
     return Trainer(config, single_process(Device.cpu), run_dir).run()
+
+
+def train_rank(arguments: list[str], run_dir: str) -> None:
+    config, _ = compose_config("train", TrainConfig, arguments)
+    Trainer(config, init_mesh(2, device="cpu"), Path(run_dir)).run()
+
+
+def train_ranks(processes: int, store: Store, run_dir: Path, *more: str) -> None:
+    """The same in processes that need not load everything first."""
+    arguments = overrides(store, run_dir, f"mesh.processes={processes}", *more)
+    run_ranks(processes, train_rank, arguments, str(run_dir))
 
 
 def net_of(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -126,12 +138,14 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
     # Records every two steps of epochs of three: one covers the end of an epoch and the next.
-    for epochs in (1, 2):
-        more = (f"schedule.epochs={epochs}", "resume=auto")
-        succeed(module("train", *overrides(photos_store, tmp_path / "run", *more)), tmp_path)
-        assert summary(tmp_path / "run")["epochs"] == epochs
+    run_dir = tmp_path / "run"
+    train_ranks(2, photos_store, run_dir, "schedule.epochs=1")
+    assert summary(run_dir)["epochs"] == 1
+    more = ("schedule.epochs=2", "resume=auto")
+    succeed(module("train", *overrides(photos_store, run_dir, *more)), tmp_path)
+    assert summary(run_dir)["epochs"] == 2
     want = read_records(trained / "metrics.jsonl")
-    assert read_records(tmp_path / "run" / "metrics.jsonl") == want
+    assert read_records(run_dir / "metrics.jsonl") == want
 
 
 @pytest.mark.parametrize(
@@ -243,8 +257,7 @@ def test_an_ensemble_of_a_net_with_itself_is_that_net(trained: Path) -> None:
 def test_two_replicas_of_two_towers_train_like_one_replica(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
-    more = ("mesh.processes=4", "schedule.epochs=2")
-    succeed(module("train", *overrides(photos_store, tmp_path / "run", *more)), tmp_path)
+    train_ranks(4, photos_store, tmp_path / "run", "schedule.epochs=2")
     assert summary(tmp_path / "run")["world_size"] == 4
     for mine, other in zip(
         records(tmp_path / "run", "train"), records(trained, "train"), strict=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -65,14 +66,19 @@ def recipe_of(*overrides: str) -> RecipeConfig:
     return compose_config("train", TrainConfig, overrides)[0].recipe
 
 
+@cache
+def full_size(recipe: str) -> AlexNet:
+    return AlexNet(recipe)
+
+
 @pytest.fixture(scope="module")
 def paper() -> AlexNet:
-    return AlexNet()
+    return full_size("paper")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_each_layer_has_the_papers_parameters_and_neurons(recipe: str, paper: AlexNet) -> None:
-    layers = audit(paper if recipe == "paper" else AlexNet(recipe))
+def test_each_layer_has_the_papers_parameters_and_neurons(recipe: str) -> None:
+    layers = audit(full_size(recipe))
     assert {x.name: (x.weights, x.biases, x.neurons) for x in layers} == COUNTS
     assert parameters(layers) == 60_965_224
     assert sum(x.neurons for x in layers) == 659_272
@@ -122,8 +128,8 @@ def test_without_torchrun_the_mesh_is_this_process_with_both_towers() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_initial_values_are_the_recipes(recipe: str, paper: AlexNet) -> None:
-    model = paper if recipe == "paper" else AlexNet(recipe)
+def test_initial_values_are_the_recipes(recipe: str) -> None:
+    model = full_size(recipe)
     deep_std = 0.01 if recipe == "paper" else 0.03
     for name, layer in model.layers().items():
         std = deep_std if name in ("conv3", "conv4", "conv5") else 0.01
