@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from programs import TINY, TORCHRUN_SCRIPT, finish, module, run, start, succeed, with_rank
+from programs import (
+    ON_ONE_CORE,
+    TINY,
+    TORCHRUN_SCRIPT,
+    finish,
+    module,
+    run,
+    start,
+    succeed,
+    with_rank,
+)
 from ranks import run_ranks
 
 from alexnet2012 import checkpoint
@@ -208,9 +218,8 @@ def test_a_sweep_runs_every_job_and_ends_with_the_first_mistake(
         "schedule.epochs=1",
         f"hydra.sweep.dir={tmp_path}/sweep",
     ]
-    ended = run(
-        module("train", "-m", *overrides(photos_store, tmp_path / "unused"), *sweep), tmp_path
-    )
+    command = module("train", "-m", *overrides(photos_store, tmp_path / "unused"), *sweep)
+    ended = run([*ON_ONE_CORE, *command], tmp_path)
     assert (ended.code, ended.left) == (2, [])
     assert ended.err == "alexnet2012: seed=-1: must be at least 0\n"
     finished = sorted(path.parent for path in (tmp_path / "sweep").glob("*/summary.json"))
@@ -296,7 +305,8 @@ def test_a_sweep_that_is_interrupted_starts_no_further_run(
 ) -> None:
     words = overrides(photos_store, tmp_path / "run", "schedule.epochs=10000", "mesh=one_process")
     where = [f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=run-${seed}", "seed=0,1"]
-    program, mark = start(module("train", "-m", *words, *where), tmp_path)
+    command = [*ON_ONE_CORE, *module("train", "-m", *words, *where)]
+    program, mark = start(command, tmp_path)
     until_it_trains(tmp_path / "run-0")
     program.send_signal(number)
     ended = finish(program, mark)
