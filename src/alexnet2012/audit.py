@@ -21,6 +21,7 @@ class LayerAudit:
     biases: int
     neurons: int
     multiply_adds: int
+    reads: tuple[int, ...]  # what it reads of one picture, of all towers: [C, H, W] or [inputs]
 
 
 @torch.no_grad()
@@ -28,10 +29,12 @@ def audit(model: AlexNet) -> list[LayerAudit]:
     """Count a whole net, in one process, by running one picture through it."""
     assert model.mesh.towers == 1, "count the whole net"
     outputs: dict[str, int] = {}
+    reads: dict[str, tuple[int, ...]] = {}
 
     def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             outputs[name] = output[0].numel()
+            reads[name] = tuple(inputs[0].shape[1:])
 
         return hook
 
@@ -50,6 +53,7 @@ def audit(model: AlexNet) -> list[LayerAudit]:
             biases=layer.bias.numel(),
             neurons=outputs[name],
             multiply_adds=outputs[name] * layer.weight[0].numel(),
+            reads=reads[name],
         )
         for name, layer in model.layers().items()
     ]

@@ -19,6 +19,7 @@ from alexnet2012.config import (
     DataConfig,
     EvaluateConfig,
     ModelConfig,
+    PlanConfig,
     PrepareConfig,
     RecipeConfig,
     ReproduceConfig,
@@ -39,6 +40,7 @@ Schema = TypeVar(
     TrainConfig,
     PrepareConfig,
     EvaluateConfig,
+    PlanConfig,
     ReproduceConfig,
     PredictConfig,
     FeaturesConfig,
@@ -70,6 +72,9 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
         _check_views("views", config.views)
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "names none; give at least one")
+    elif isinstance(config, PlanConfig):
+        check_recipe(config.recipe, config.model)
+        _check_plan(config)
     return config
 
 
@@ -211,6 +216,19 @@ def check_world_size(world_size: int, towers: int) -> None:
         near = max(1, world_size // towers) * towers
         remedy = f"must be 1, or a multiple of mesh.towers={towers}; use {near} or {near + towers}"
         raise ConfigError("mesh.processes", world_size, remedy)
+
+
+def _check_plan(config: PlanConfig) -> None:
+    towers, processes = config.towers, config.nodes * config.gpus
+    if towers not in (1, config.recipe.towers):
+        remedy = f"must be 1 or recipe.towers={config.recipe.towers}"
+        raise ConfigError("towers", towers, remedy)
+    if processes % towers:
+        remedy = f"times nodes={config.nodes} must be a multiple of towers={towers}; use {towers}"
+        raise ConfigError("gpus", config.gpus, remedy)
+    if config.batch < processes // towers:
+        remedy = f"must be at least {processes // towers}, a picture for each replica of the net"
+        raise ConfigError("batch", config.batch, remedy)
 
 
 def _check_train(config: TrainConfig) -> None:

@@ -1,0 +1,193 @@
+"""Kernel rates and link speed of this machine, from a few real steps.
+
+The layers are timed within the steps, in as many processes at once as the plan has on a machine:
+on a CPU these share its arithmetic units and its memory. Seconds in exchanges are left out; the
+link is timed by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet2012.collectives import TowerLink
+from alexnet2012.config import PlanConfig
+from alexnet2012.costs import Layout, Link, Work
+from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.mesh import Mesh, close_mesh, init_mesh, single_process
+from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.schedule import Rates
+
+ROWS, STEPS = 64, 3  # pictures at most, and how often
+SMALL_BYTES, LARGE_BYTES, MESSAGES = 2**12, 2**22, 10  # what times a link
+UPDATE = "update"
+Seconds = dict[tuple[str, str], float]  # by layer and direction
+
+
+class Measured(NamedTuple):
+    """Work of one process at the plan's rows; its link to a peer, where it has one on a CPU."""
+
+    work: Work
+    link: Link | None
+
+
+def measure(config: PlanConfig, layout: Layout) -> Measured:
+    """Start the processes, time them, and scale from the pictures that were timed to the plan's.
+
+    Raises:
+        RunError, ConfigError: as a training run would.
+    """
+    rows, processes = min(ROWS, layout.rows), _processes(config)
+    with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
+        answer = Path(folder, "seconds.json")
+        launch(worker, processes, config, rows, answer)
+        found = json.loads(answer.read_text(encoding="utf-8"))
+    # One process that held all towers did the work of each.
+    part = 1 / layout.towers if processes == 1 else 1.0
+    scale = part * layout.rows / rows
+    layers = {name: (scale * there, scale * back) for name, there, back in found["layers"]}
+    link = Link(*found["link"]) if found["link"] else None
+    return Measured(Work(layers, part * found["update_s"]), link)
+
+
+def _processes(config: PlanConfig) -> int:
+    """Those of one machine, or as many of them as this one has cores for; whole nets only.
+
+    One where that is less than a net: it holds all towers. On CUDA too: GPUs share nothing.
+    """
+    mesh = single_process(config.device)
+    if mesh.device.type == "cuda":
+        return 1
+    here = min(config.gpus, len(os.sched_getaffinity(0)))
+    return max(1, here // config.towers * config.towers)
+
+
+def worker(config: PlanConfig, rows: int, answer: Path) -> None:
+    """One process: rank 0 writes the slowest rank's seconds."""
+    set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    reuse_memory()
+    mesh = init_mesh(config.towers, device=config.device)
+    try:
+        seconds = time_steps(config, mesh, rows)
+        slowest = torch.tensor(list(seconds.values()), dtype=torch.float64)
+        link = None
+        if mesh.world_size > 1:
+            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            link = time_link(mesh)
+        if mesh.rank == 0:
+            by_key = dict(zip(seconds, slowest.tolist(), strict=True))
+            names = dict.fromkeys(name for name, _ in by_key if name != UPDATE)
+            found = {
+                "layers": [(n, by_key[n, "forward"], by_key[n, "backward"]) for n in names],
+                "update_s": by_key[UPDATE, ""],
+                "link": link,
+            }
+            answer.write_text(json.dumps(found), encoding="utf-8")
+    finally:
+        close_mesh()
+
+
+def time_steps(config: PlanConfig, mesh: Mesh, rows: int) -> Seconds:
+    """Mean seconds of a step, without those in exchanges, for each layer with what follows it."""
+    net = AlexNet(
+        config.recipe,
+        config.classes,
+        model=config.model,
+        mesh=mesh,
+        dtype=DTYPES[config.precision],
+    )
+    optimizer = PaperSGD(net, config.recipe.optimizer)
+    optimizer.set_rates(Rates(1e-9, 1e-9))
+    draw, side = torch.Generator().manual_seed(0), config.model.input_size
+    images = 50 * torch.randn(rows, 3, side, side, generator=draw)
+    images = images.to(mesh.device, DTYPES[config.precision])
+    labels = torch.zeros(rows, dtype=torch.long, device=mesh.device)
+    laps = Laps(net)
+    for step in range(1 + STEPS):
+        if step == 1:  # the first one is not counted: memory is fetched, kernels are made
+            laps.seconds.clear()
+        laps.begin()
+        loss = F.cross_entropy(net(images), labels)
+        laps.end_forward()
+        optimizer.zero_grad()
+        loss.backward()
+        laps.end_backward()
+        optimizer.step()
+        laps.lap(UPDATE, "")
+    return {key: seconds / STEPS for key, seconds in laps.seconds.items()}
+
+
+class Laps:
+    """A clock that stands still in exchanges, read where one layer ends and the next begins."""
+
+    def __init__(self, net: AlexNet) -> None:
+        self.seconds: Seconds = defaultdict(float)
+        self._net, self._names, self._last, self._layer = net, list(net.layers()), 0.0, ""
+        for name, layer in net.layers().items():
+            layer.register_forward_pre_hook(self._entering(name))
+
+    def begin(self) -> None:
+        self._layer, self._last = self._names[0], self._now()
+
+    def end_forward(self) -> None:
+        self.lap(self._layer, "forward")
+
+    def end_backward(self) -> None:
+        self.lap(self._names[0], "backward")
+
+    def lap(self, name: str, direction: str) -> None:
+        """What has passed since the last lap belongs to ``name``."""
+        now = self._now()
+        self.seconds[name, direction] += now - self._last
+        self._last = now
+
+    def _entering(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.lap(self._layer, "forward")
+            self._layer = name
+            if inputs[0].requires_grad:  # its gradient is the last thing that the layer computes
+                inputs[0].register_hook(lambda grad: self.lap(name, "backward"))
+
+        return hook
+
+    def _now(self) -> float:
+        if self._net.mesh.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - self._net.link.traffic.training_seconds()
+
+
+def time_link(mesh: Mesh) -> Link:
+    """Between the processes of one machine: an exchange and its return, small and large."""
+    group, parts, part = (
+        (mesh.tower_group, mesh.towers, mesh.tower)
+        if mesh.towers > 1
+        else (mesh.data_group, mesh.replicas, mesh.replica)
+    )
+    link = TowerLink(group, parts, part)
+
+    def seconds(size: int) -> float:
+        times, own = [], torch.zeros(size // 4)
+        for _ in range(MESSAGES):
+            mesh.barrier()
+            began = time.perf_counter()
+            link.reduce_scatter(link.all_gather(own, "link", "there"), "link", "back")
+            times.append((time.perf_counter() - began) / 2)
+        return median(times)
+
+    small_s, large_s = seconds(SMALL_BYTES), seconds(LARGE_BYTES)
+    peers = parts - 1
+    bytes_per_s = peers * (LARGE_BYTES - SMALL_BYTES) / max(large_s - small_s, 1e-9)
+    return Link(bytes_per_s, small_s / peers)
