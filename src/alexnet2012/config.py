@@ -338,7 +338,9 @@ class PlanConfig:
     card: str | None = None  # a GPU whose data sheet stands for what is not given
     tflops: float | None = ranged(None, above=0)  # of one process; null: measured here
     memory_gb_per_s: float | None = ranged(None, above=0)  # of one process; null: not a limit
-    link_gbps: float | None = ranged(None, above=0)  # Gbit/s each way, of a machine to the others
+    link_gbps: float | None = ranged(
+        None, above=0
+    )  # Gbit/s each way, of a machine; of a process on one machine
     node_link_gbps: float | None = ranged(None, above=0)  # Gbit/s, of a process within its machine
     link_latency_us: float | None = ranged(None, low=0)  # of a message
     json: bool = False

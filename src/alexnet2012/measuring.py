@@ -50,7 +50,7 @@ def measure(config: PlanConfig, layout: Layout) -> Measured:
     Raises:
         RunError, ConfigError: as a training run would.
     """
-    rows, processes = min(ROWS, layout.rows), _processes(config)
+    rows, processes = min(ROWS, layout.rows), processes_here(config)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         answer = Path(folder, "seconds.json")
         launch(worker, processes, config, rows, answer)
@@ -63,16 +63,15 @@ def measure(config: PlanConfig, layout: Layout) -> Measured:
     return Measured(Work(layers, part * found["update_s"]), link)
 
 
-def _processes(config: PlanConfig) -> int:
-    """Those of one machine, or as many of them as this one has cores for; whole nets only.
+def processes_here(config: PlanConfig) -> int:
+    """Those of a machine, as far as this one has cores for whole nets of them.
 
-    One where that is less than a net: it holds all towers. On CUDA too: GPUs share nothing.
+    One where it has not, which then holds all towers; one on CUDA, where GPUs share nothing.
     """
-    mesh = single_process(config.device)
-    if mesh.device.type == "cuda":
+    if single_process(config.device).device.type == "cuda":
         return 1
-    here = min(config.gpus, len(os.sched_getaffinity(0)))
-    return max(1, here // config.towers * config.towers)
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(config.gpus, cores) // config.towers * config.towers)
 
 
 def worker(config: PlanConfig, rows: int, answer: Path) -> None:

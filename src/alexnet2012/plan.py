@@ -29,7 +29,7 @@ from alexnet2012.experiments import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
 from alexnet2012.launcher import hydra_main
 from alexnet2012.mesh import single_process
 from alexnet2012.model import DTYPES, AlexNet
-from alexnet2012.speeds import Speeds, card_of, find_speeds
+from alexnet2012.speeds import Speeds, card_of, check_speeds, find_speeds
 
 WHAT_TAKES_TIME = {
     "layers": "layers, forward and backward",
@@ -41,14 +41,12 @@ WHAT_TAKES_TIME = {
 ASSUMPTIONS = (
     "Nothing overlaps: layers, exchanges, gradients and the update follow each other.",
     "All processes are equally fast; the one with the largest share decides.",
-    "Gradients are summed tensor by tensor, round a ring that any link but the slowest can follow.",
-    "Input, validation and checkpoints take no time.",
-    "Memory is what the net and one step keep, without the libraries' own.",
+    "Gradients go tensor by tensor round rings; those of a machine share its link.",
+    "Input, validation and checkpoints cost nothing.",
+    "Memory is the net's and one step's, as if all at once, without the libraries' own.",
 )
-AS_MEASURED = "Layers take as long a picture as in the step that was measured, whatever the batch."
-AS_BOUNDED = (
-    "Layers take what arithmetic and memory at the rates above allow: the least, no forecast."
-)
+MEASURED = "A layer takes as long a picture as in the steps that were timed, at any batch."
+BOUNDED = "Layers take the least time that the rates allow: a bound, no forecast."
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
@@ -57,6 +55,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a number is missing that cannot be measured here, or a net cannot be built.
     """
+    check_speeds(config)
     dtype = DTYPES[config.precision]
     layout = Layout(
         config.batch,
@@ -100,7 +99,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "days_for_90_epochs_of_1_2_m": PAPER_TRAINING_IMAGES * PAPER_EPOCHS / images_per_s / 86_400,
         "efficiency_pct": 100 * efficiency(time, layout),
         "assumptions": [
-            AS_BOUNDED if config.tflops or card else AS_MEASURED,
+            BOUNDED if config.tflops or card else MEASURED,
             *ASSUMPTIONS,
         ],
     }
@@ -120,11 +119,11 @@ def _layer(cost: LayerCost, layout: Layout, speeds: Speeds) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    console.print(f"{found['net']}", highlight=False)
+    console.print(found["net"], highlight=False)
     console.print(
-        f"{found['nodes']} × {found['processes'] // found['nodes']} processes: "
-        f"{found['replicas']} replicas of {found['towers']} towers, batch {found['batch']}, "
-        f"{found['pictures_of_a_replica']} pictures a replica",
+        f"{found['processes']} processes on {found['nodes']} machines: {found['towers']} towers × "
+        f"{found['replicas']} replicas;\nbatch {found['batch']}, of which a replica has "
+        f"{found['pictures_of_a_replica']} pictures",
         highlight=False,
     )
     for table in (_layers(found), _memory(found), _step(found), _speeds(found)):
@@ -193,7 +192,7 @@ def _step(found: dict[str, Any]) -> Table:
             table.add_section()
         table.add_row(WHAT_TAKES_TIME[what], _short(time), f"{100 * time / total:.1f}%")
     table.add_section()
-    table.add_row("images/s", f"{found['images_per_s']:,.1f}", "")
+    table.add_row("images/s", _short(found["images_per_s"]), "")
     table.add_row("days for 90 epochs of 1.2 M", _short(found["days_for_90_epochs_of_1_2_m"]), "")
     table.add_row("efficiency against one process", f"{found['efficiency_pct']:.1f}%", "")
     sent = found["gradient_bytes"] / 1e6

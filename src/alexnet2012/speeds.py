@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
+from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, PlanConfig
 from alexnet2012.costs import LayerCost, Layout, Link, Peaks, Work, bounded_work
-from alexnet2012.measuring import Measured, measure
+from alexnet2012.measuring import Measured, measure, processes_here
 
 GBPS = 1e9 / 8  # bytes in a second
 MEASURED, GIVEN, DATA_SHEET = "measured here", "given", "data sheet"
@@ -67,23 +70,45 @@ class Speeds:
 
 
 def card_of(config: PlanConfig) -> Card | None:
-    """Raises ConfigError: no such card."""
+    return CARDS[config.card] if config.card is not None else None
+
+
+def check_speeds(config: PlanConfig) -> None:
+    """Whether all that is needed is given or can be had here; before any work.
+
+    Raises:
+        ConfigError: names what is missing.
+    """
     if config.card is not None and config.card not in CARDS:
         raise ConfigError("card", config.card, f"no such card; use one of {', '.join(CARDS)}")
-    return CARDS[config.card] if config.card else None
+    card, measures = card_of(config), _measures(config)
+    if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
+        remedy = f"{card.name} has no rate for it; give tflops=… or use one of "
+        raise ConfigError("precision", config.precision, remedy + ", ".join(card.tflops))
+    if measures and config.device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError("device", config.device, "no GPU is visible; use cpu, or give tflops=…")
+    if measures and config.memory_gb_per_s is not None:
+        remedy = "goes with tflops=… or card=…; without them the layers are measured"
+        raise ConfigError("memory_gb_per_s", config.memory_gb_per_s, remedy)
+    if config.link_gbps is None and config.nodes > 1:
+        remedy = "cannot be measured on one machine; give Gbit/s of a machine to the others"
+        raise ConfigError("link_gbps", None, remedy)
+    known = card is not None or config.node_link_gbps is not None or config.link_gbps is not None
+    if config.gpus > 1 and not known and not (measures and processes_here(config) > 1):
+        remedy = "is measured only along with layers on a CPU; give Gbit/s between processes"
+        raise ConfigError("link_gbps", None, remedy)
+
+
+def _measures(config: PlanConfig) -> bool:
+    return config.tflops is None and config.card is None
 
 
 def find_speeds(config: PlanConfig, costs: Sequence[LayerCost], layout: Layout) -> Speeds:
-    """Of the layers, the update and the links; measures what is neither given nor on a data sheet.
-
-    Raises:
-        ConfigError: a number is needed that cannot be measured here.
-    """
+    """Of layers, update and links; measures what is neither given nor on a data sheet."""
     card = card_of(config)
-    _check_links(config, card, layout)
     table: list[Speed] = []
     measured = None
-    if config.tflops is None and card is None:
+    if _measures(config):
         measured = measure(config, layout)
         work = measured.work
         product_flops = 2 * layout.rows * sum(c.multiply_adds * (1 + c.products) for c in costs)
@@ -103,19 +128,15 @@ def find_speeds(config: PlanConfig, costs: Sequence[LayerCost], layout: Layout) 
 
 
 def _peaks(config: PlanConfig, card: Card | None, table: list[Speed]) -> Peaks:
+    """Of one process; what is given counts for more than a data sheet."""
     flops, memory = config.tflops, config.memory_gb_per_s
-    if flops is None:
-        assert card is not None
-        precision = str(config.precision)
-        if precision not in card.tflops:
-            remedy = f"{card.name} has no rate for it; give tflops=… or use one of "
-            raise ConfigError("precision", precision, remedy + ", ".join(card.tflops))
-        flops = card.tflops[precision]
+    if card is not None:
+        flops = flops or card.tflops[str(config.precision)]
+        memory = memory or card.memory_gb_per_s
+    assert flops is not None
     table.append(
         Speed("arithmetic", flops, "TFLOP/s", GIVEN if config.tflops is not None else DATA_SHEET)
     )
-    if memory is None and card is not None:
-        memory = card.memory_gb_per_s
     if memory is not None:
         given = config.memory_gb_per_s is not None
         table.append(Speed("memory", memory, "GB/s", GIVEN if given else DATA_SHEET))
@@ -132,6 +153,7 @@ def _links(
         latency_us, source = (1e6 * here.latency_s, MEASURED) if here else (0.0, "not given")
     choices = (
         (config.node_link_gbps, GIVEN),
+        (config.link_gbps if config.nodes == 1 else None, GIVEN),
         (card and card.link_gbps, DATA_SHEET),
         (here and here.bytes_per_s / GBPS, MEASURED),
         (config.link_gbps, "as link_gbps"),
@@ -148,14 +170,3 @@ def _links(
         for gbps in (near_gbps, config.link_gbps)
     )
     return near, far
-
-
-def _check_links(config: PlanConfig, card: Card | None, layout: Layout) -> None:
-    """Before anything is measured."""
-    if config.nodes > 1 and config.link_gbps is None:
-        remedy = "cannot be measured on one machine; give Gbit/s of a machine to the others"
-        raise ConfigError("link_gbps", None, remedy)
-    unknown = config.node_link_gbps is None and config.link_gbps is None and card is None
-    if config.gpus > 1 and unknown and config.tflops is not None:
-        remedy = "is not measured where tflops=… is given; give Gbit/s within a machine"
-        raise ConfigError("node_link_gbps", None, remedy)

@@ -25,6 +25,7 @@ from alexnet2012.config import (
     DropConfig,
     EvaluateConfig,
     ModelConfig,
+    PlanConfig,
     PrepareConfig,
     RecipeConfig,
     TrainConfig,
@@ -375,7 +376,7 @@ def test_every_setting_has_a_reader() -> None:
     read |= {*RecipeConfig().convs, *RecipeConfig().hidden}  # read in loops, by these names
     read.add("present")  # by the loops themselves
     schemas = (
-        *(TrainConfig, PrepareConfig, EvaluateConfig, DropConfig),
+        *(TrainConfig, PrepareConfig, EvaluateConfig, PlanConfig, DropConfig),
         *(PredictConfig, FeaturesConfig, NearestConfig, ExportConfig, ImportConfig),
     )
     assert set().union(*(unread(schema, read) for schema in schemas)) == set()

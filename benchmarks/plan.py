@@ -1,0 +1,87 @@
+"""Does `alexnet2012.plan` tell how fast a full-size step is on this machine?
+
+    python benchmarks/plan.py [steps=3] [rounds=3]
+
+The plan's own short measurement and the step of benchmarks/full_step.py on two gloo processes take
+turns, since a shared machine drifts. Larger batches than the plan times are scaled from those that
+it does. Prints images/s, predicted and measured, with their ratio, and writes results/plan.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from full_step import CLASSES, run_apart
+from record import given, keep, show
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Device
+from alexnet2012.config import PlanConfig
+from alexnet2012.plan import plan
+
+ARM, PROCESSES = "ours, 2 processes", 2
+BATCHES = (16, 64, 128)
+LIMITS = (0.8, 1.2)
+
+
+def predicted(batch: int) -> float:
+    config = PlanConfig(
+        gpus=PROCESSES,
+        batch=batch,
+        classes=CLASSES,
+        device=Device.cpu,
+        recipe=load_recipe("paper"),
+    )
+    rate: float = plan(config)["images_per_s"]
+    return rate
+
+
+def measured(batch: int, steps: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "rate.json")
+        run_apart(PROCESSES, ARM, batch, steps, answer)
+        rate: float = json.loads(answer.read_text(encoding="utf-8"))
+    return rate
+
+
+def main() -> None:
+    words, load_before = given(steps=3, rounds=3), os.getloadavg()[0]
+    rates: dict[int, list[tuple[float, float]]] = {batch: [] for batch in BATCHES}
+    for _ in range(words.rounds):
+        for batch in BATCHES:
+            rates[batch].append((predicted(batch), measured(batch, words.steps)))
+    rows = []
+    for batch in BATCHES:
+        ratios = [mine / theirs for mine, theirs in rates[batch]]
+        ratio = statistics.median(ratios)
+        rows.append(
+            {
+                "batch": batch,
+                "predicted_images_per_s": statistics.median(mine for mine, _ in rates[batch]),
+                "measured_images_per_s": statistics.median(theirs for _, theirs in rates[batch]),
+                "ratio": ratio,
+                "ratio_range": [min(ratios), max(ratios)],
+                "limits": LIMITS,
+                "within": LIMITS[0] <= ratio <= LIMITS[1],
+            }
+        )
+    columns = {
+        "batch": "{batch}",
+        "predicted images/s": "{predicted_images_per_s:.1f}",
+        "measured images/s": "{measured_images_per_s:.1f}",
+        "ratio": "{ratio:.2f}",
+        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "limits": "{limits[0]:.1f} - {limits[1]:.1f}",
+    }
+    title = f"plan against a full-size step on two processes, float32, median of {words.rounds}"
+    show(title, columns, rows)
+    question = "the plan's images/s against those of a full-size step here"
+    keep(question, ["torch"], load_before, **vars(words), rows=rows)
+
+
+if __name__ == "__main__":
+    main()
