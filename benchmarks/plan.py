@@ -20,7 +20,7 @@ from record import given, keep, show
 
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Device
-from alexnet2012.config import PlanConfig
+from alexnet2012.config import MeshConfig, PlanConfig
 from alexnet2012.plan import plan
 
 ARM, PROCESSES = "ours, 2 processes", 2
@@ -33,7 +33,7 @@ def predicted(batch: int) -> float:
         gpus=PROCESSES,
         batch=batch,
         classes=CLASSES,
-        device=Device.cpu,
+        mesh=MeshConfig(device=Device.cpu),
         recipe=load_recipe("paper"),
     )
     rate: float = plan(config)["images_per_s"]

@@ -219,12 +219,14 @@ def check_world_size(world_size: int, towers: int) -> None:
 
 
 def _check_plan(config: PlanConfig) -> None:
-    towers, processes = config.towers, config.nodes * config.gpus
+    towers, processes = config.mesh.towers, config.nodes * config.gpus
     if towers not in (1, config.recipe.towers):
         remedy = f"must be 1 or recipe.towers={config.recipe.towers}"
-        raise ConfigError("towers", towers, remedy)
+        raise ConfigError("mesh.towers", towers, remedy)
     if processes % towers:
-        remedy = f"times nodes={config.nodes} must be a multiple of towers={towers}; use {towers}"
+        remedy = (
+            f"times nodes={config.nodes} must be a multiple of mesh.towers={towers}; use {towers}"
+        )
         raise ConfigError("gpus", config.gpus, remedy)
     if config.batch < processes // towers:
         remedy = f"must be at least {processes // towers}, a picture for each replica of the net"

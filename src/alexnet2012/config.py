@@ -330,22 +330,22 @@ class PlanConfig:
 
     nodes: int = ranged(1, low=1)  # machines
     gpus: int = ranged(2, low=1)  # processes on each
-    towers: int = ranged(2, low=1)  # processes that share one net
     batch: int = ranged(128, low=1)  # pictures a step, over all data replicas
     classes: int = ranged(1000, low=1)
     precision: Precision = Precision.fp32
-    device: Device = Device.auto  # that is measured, where no rate is given
     card: str | None = None  # a GPU whose data sheet stands for what is not given
     tflops: float | None = ranged(None, above=0)  # of one process; null: measured here
     memory_gb_per_s: float | None = ranged(None, above=0)  # of one process; null: not a limit
     link_gbps: float | None = ranged(
         None, above=0
-    )  # Gbit/s each way, of a machine; of a process on one machine
-    node_link_gbps: float | None = ranged(None, above=0)  # Gbit/s, of a process within its machine
+    )  # Gbit/s each way of a machine to the others; with one machine, of a process
+    node_link_gbps: float | None = ranged(None, above=0)  # Gbit/s of a process within its machine
     link_latency_us: float | None = ranged(None, low=0)  # of a message
     json: bool = False
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # its batch size counts, where none is set
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # towers, and the device that is measured
 
 
 @dataclass

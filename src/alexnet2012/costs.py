@@ -222,10 +222,7 @@ def bounded_work(costs: Sequence[LayerCost], layout: Layout, peaks: Peaks) -> Wo
     layers, parameters = {}, 0
     for cost in costs:
         parameters += cost.parameters
-        moved = (
-            layout.rows * cost.operands * layout.activation_bytes
-            + cost.parameters * layout.activation_bytes
-        )
+        moved = (layout.rows * cost.operands + cost.parameters) * layout.activation_bytes
         product = max(
             2 * layout.rows * cost.multiply_adds / peaks.flops, peaks.memory_seconds(moved)
         )

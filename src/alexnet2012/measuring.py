@@ -68,17 +68,18 @@ def processes_here(config: PlanConfig) -> int:
 
     One where it has not, which then holds all towers; one on CUDA, where GPUs share nothing.
     """
-    if single_process(config.device).device.type == "cuda":
+    if single_process(config.mesh.device).device.type == "cuda":
         return 1
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(config.gpus, cores) // config.towers * config.towers)
+    return max(1, min(config.gpus, cores) // config.mesh.towers * config.mesh.towers)
 
 
 def worker(config: PlanConfig, rows: int, answer: Path) -> None:
     """One process: rank 0 writes the slowest rank's seconds."""
     set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
-    mesh = init_mesh(config.towers, device=config.device)
+    torch.backends.cudnn.allow_tf32 = False  # as in training
+    mesh = init_mesh(config.mesh.towers, device=config.mesh.device)
     try:
         seconds = time_steps(config, mesh, rows)
         slowest = torch.tensor(list(seconds.values()), dtype=torch.float64)

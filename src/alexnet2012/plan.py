@@ -59,8 +59,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     dtype = DTYPES[config.precision]
     layout = Layout(
         config.batch,
-        config.nodes * config.gpus // config.towers,
-        config.towers,
+        config.nodes * config.gpus // config.mesh.towers,
+        config.mesh.towers,
         activation_bytes=dtype.itemsize,
         parameter_bytes=dtype.itemsize,
     )
@@ -121,9 +121,9 @@ def _layer(cost: LayerCost, layout: Layout, speeds: Speeds) -> dict[str, Any]:
 def show(found: dict[str, Any], console: Console) -> None:
     console.print(found["net"], highlight=False)
     console.print(
-        f"{found['processes']} processes on {found['nodes']} machines: {found['towers']} towers × "
-        f"{found['replicas']} replicas;\nbatch {found['batch']}, of which a replica has "
-        f"{found['pictures_of_a_replica']} pictures",
+        f"machines {found['nodes']}, processes {found['processes']} = towers {found['towers']} × "
+        f"replicas {found['replicas']},\nbatch {found['batch']}, pictures of a replica "
+        f"{found['pictures_of_a_replica']}",
         highlight=False,
     )
     for table in (_layers(found), _memory(found), _step(found), _speeds(found)):
@@ -203,7 +203,7 @@ def _step(found: dict[str, Any]) -> Table:
 def _speeds(found: dict[str, Any]) -> Table:
     table = _table("What it rests on: one process", "speed", "value", "unit", "source")
     for speed in found["speeds"]:
-        table.add_row(speed["name"], _short(speed["value"]), speed["unit"], speed["source"])
+        table.add_row(speed["name"], _short(speed["value"]) or "0", speed["unit"], speed["source"])
     return table
 
 

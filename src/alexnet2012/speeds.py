@@ -85,8 +85,10 @@ def check_speeds(config: PlanConfig) -> None:
     if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
         remedy = f"{card.name} has no rate for it; give tflops=… or use one of "
         raise ConfigError("precision", config.precision, remedy + ", ".join(card.tflops))
-    if measures and config.device is Device.cuda and not torch.cuda.is_available():
-        raise ConfigError("device", config.device, "no GPU is visible; use cpu, or give tflops=…")
+    if measures and config.mesh.device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "mesh.device", config.mesh.device, "no GPU is visible; use cpu, or give tflops=…"
+        )
     if measures and config.memory_gb_per_s is not None:
         remedy = "goes with tflops=… or card=…; without them the layers are measured"
         raise ConfigError("memory_gb_per_s", config.memory_gb_per_s, remedy)

@@ -300,7 +300,7 @@ def test_the_towers_of_a_machine_share_its_link_to_the_others() -> None:
         (["nodes=2"], "link_gbps"),
         (["tflops=1"], "link_gbps"),
         (["gpus=3"], "gpus"),
-        (["towers=3"], "towers"),
+        (["mesh.towers=3"], "mesh.towers"),
         (["nodes=64", "batch=8", "link_gbps=1"], "batch"),
         (["card=abacus"], "card"),
         (["card=gtx580", "precision=fp64", "gpus=0"], "gpus"),
@@ -321,7 +321,7 @@ def test_a_measured_plan_is_printed_in_80_columns_and_as_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    overrides = ("gpus=1", "towers=1", "batch=4", "device=cpu", *TINY)
+    overrides = ("mesh=one_process", "mesh.towers=1", "batch=4", "mesh.device=cpu", *TINY)
     run(config_of(*overrides), tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
