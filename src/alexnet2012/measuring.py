@@ -26,7 +26,7 @@ from alexnet2012.collectives import TowerLink
 from alexnet2012.config import PlanConfig
 from alexnet2012.costs import Layout, Link, Work
 from alexnet2012.launcher import launch, reuse_memory, set_threads
-from alexnet2012.mesh import Mesh, close_mesh, init_mesh, single_process
+from alexnet2012.mesh import Mesh, init_mesh, single_process
 from alexnet2012.model import DTYPES, AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
@@ -97,7 +97,7 @@ def worker(config: PlanConfig, rows: int, answer: Path) -> None:
             }
             answer.write_text(json.dumps(found), encoding="utf-8")
     finally:
-        close_mesh()
+        mesh.close()
 
 
 def time_steps(config: PlanConfig, mesh: Mesh, rows: int) -> Seconds:
