@@ -39,7 +39,7 @@ def train(folder: Path, feed: str, number: int, steps: int, batch: int) -> dict[
         f"data.feed={feed}",
         f"data.batch_size={batch}",
         f"max_steps={steps}",
-        "checkpoint_every_epochs=null",
+        "checkpoint={every_epochs: null, every_minutes: null}",
         "tracking.wandb=disabled",
         f"hydra.run.dir={run_dir}",
     )

@@ -17,6 +17,7 @@ from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.launcher import compose_config
 from alexnet2012.model import AlexNet
+from alexnet2012.snapshot import Progress, Snapshot, plain
 from alexnet2012.trained import Trained
 
 
@@ -67,10 +68,11 @@ def net(photos_store: Store) -> Trained:
 def saved_run(net: Trained, photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in a run directory."""
     run = tmp_path_factory.mktemp("saved") / "run"
-    settings = checkpoint.plain(_tiny_config(photos_store))
-    progress = checkpoint.Progress(7, 1, settings=settings, classes=list(net.classes))
+    settings = plain(_tiny_config(photos_store))
+    progress = Progress(7, 1, settings=settings, classes=list(net.classes))
     folder = run / "checkpoints" / "step-0000007"
-    checkpoint.save(folder, net.model, None, progress, net.mean_image)
+    snapshot = Snapshot.of(net.model, None, progress, net.mean_image)
+    checkpoint.save(folder, snapshot, net.model.mesh)
     return run
 
 

@@ -1,127 +1,171 @@
-"""Checkpoints that any mesh can load, whatever mesh saved them.
+"""One checkpoint: written, checked and read, by any mesh whatever mesh has written it.
 
-Each process holds rows of a full tensor; wrapped as a DTensor at save time, they are written by
-torch.distributed.checkpoint under the full tensor's name and shape.
+Written by torch.distributed.checkpoint under the full tensors' names and shapes, as safetensors:
+nothing in a checkpoint is ever unpickled. ``SHA256SUMS`` has a line for each of its files, as
+sha256sum prints and reads them.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, Shard
 
-from alexnet2012.checkpoint_files import CheckpointReader, CheckpointWriter
-from alexnet2012.checks import literal
-from alexnet2012.config import ConfigError, ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.agreement import agree, on_rank_0
+from alexnet2012.config import ConfigError, RunError
+from alexnet2012.files import checksum_lines, sync_folder, synced
+from alexnet2012.mesh import Mesh, log
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
+from alexnet2012.snapshot import Progress, Snapshot, state_of
 
 METADATA = "checkpoint.json"
 MEAN_IMAGE = "mean_image.npy"
-WRITING = ".writing"  # suffix of one that is not complete
+CHECKSUMS = "SHA256SUMS"
+# Suffixes of one that is not complete.
+WRITING, REMOVING = ".writing", ".removing"
 
-
-@dataclass
-class Progress:
-    """How far a run came, and of what. ``settings`` is its whole configuration, as plain data."""
-
-    step: int
-    epoch: int  # epochs finished
-    validation_errors: list[float] = field(default_factory=list)  # after each whole epoch
-    # Loss, errors and pictures of an epoch that max_steps cut short.
-    epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    settings: dict[str, Any] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    store_fingerprint: str = ""
-
-
-def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
-    """A configuration as JSON types."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
-    return values
-
-
-def config_of(progress: Progress) -> TrainConfig:
-    """The configuration that a checkpoint was trained with."""
-    settings = literal(progress.settings)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
-    assert isinstance(config, TrainConfig)
-    return config
+# Here, as a context would change the filters of other threads, too.
+warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
 
 
 def save(
     folder: Path,
-    model: AlexNet,
-    optimizer: PaperSGD | None,
-    progress: Progress,
-    mean_image: npt.NDArray[np.float32],
+    snapshot: Snapshot,
+    mesh: Mesh,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Write a checkpoint under a temporary name, then rename it. Collective.
+    """Write a checkpoint under a temporary name, then rename it. Collective in ``group``.
 
-    The mean image [P, P, 3] that the net was trained with goes along: it belongs to the net, not
-    to the pictures that it may be shown later.
+    Raises:
+        RunError: on every rank alike: it cannot be written, or what it would hold is not finite.
+            Nothing of it is left then, and nothing that was there before is harmed.
     """
     writing = folder.with_name(folder.name + WRITING)
-    if model.mesh.rank == 0:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-    model.mesh.barrier()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
+    for name in agree(snapshot.not_finite, mesh, group):
+        if name is not None:
+            raise RunError(f"step {snapshot.progress.step}: {name} is no longer finite; not saved")
+    try:
+        on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
         dcp.save(
-            _state(model, optimizer),
-            storage_writer=CheckpointWriter(writing),
-            no_dist=model.mesh.world_size == 1,
+            snapshot.state,
+            storage_writer=dcp.HuggingFaceStorageWriter(str(writing), save_distributed=True),
+            process_group=group,
+            no_dist=mesh.world_size == 1,
         )
-    if model.mesh.rank == 0:
-        text = json.dumps(asdict(progress), indent=1, sort_keys=True)
-        (writing / METADATA).write_text(text, encoding="utf-8")
-        np.save(writing / MEAN_IMAGE, mean_image)
-        shutil.rmtree(folder, ignore_errors=True)
-        writing.replace(folder)
-    model.mesh.barrier()
+        sums = _checksums(writing, mesh, group)
+        on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
+    except (OSError, CheckpointException) as error:
+        on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
+        raise RunError(
+            f"{folder}: cannot be written ({_cause(error)}); earlier checkpoints are as they were. "
+            "Make room there and start the same command again: it goes on from the last one"
+        ) from error
+
+
+def verify(folder: Path, mesh: Mesh) -> None:
+    """Compare the SHA-256 of every file with what was written. Collective; all say the same.
+
+    Raises:
+        ConfigError: there is no checkpoint, or a bit of it has changed.
+    """
+
+    def expected() -> str:
+        if not (folder / METADATA).is_file() and not (folder / CHECKSUMS).is_file():
+            raise _missing(folder)
+        return (folder / CHECKSUMS).read_bytes().decode("ascii", "replace")
+
+    try:
+        wanted = on_rank_0(expected, mesh)
+        found = _checksums(folder, mesh)
+    except OSError as error:
+        raise _damaged(folder, error) from error
+    if found != wanted:
+        here, there = set(found.splitlines()), set(wanted.splitlines())
+        name = next((line[66:] for line in (*here - there, *there - here)), "") or CHECKSUMS
+        raise _damaged(folder, ValueError(f"{name} has another checksum"))
+
+
+def of_run(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run directory, the last one first; one that was cut off is none."""
+    folders = [f for f in (run_dir / "checkpoints").glob("step-*") if f.name[5:].isdigit()]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name[5:])
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The last checkpoint of a run directory, good or not."""
+    return next(iter(of_run(run_dir)), None)
+
+
+def find(path: Path, mesh: Mesh) -> Path:
+    """A checkpoint whose files are as they were written, or the last such of a run. Collective.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folders = on_rank_0(lambda: of_run(path), mesh)
+    if not folders:
+        verify(path, mesh)
+        return path
+    for folder in folders:
+        try:
+            verify(folder, mesh)
+        except ConfigError as error:
+            if mesh.rank == 0:
+                log.warning("%s", error)
+        else:
+            return folder
+    raise ConfigError("checkpoint", path, "has none that is not damaged; take another directory")
+
+
+def remove(folder: Path) -> None:
+    """At once for whoever looks for it; a process that ends meanwhile leaves no half of it."""
+    shutil.rmtree(folder.replace(folder.with_name(folder.name + REMOVING)), ignore_errors=True)
+
+
+def remove_incomplete(run_dir: Path) -> None:
+    """What a process that was killed had begun to write, or to remove."""
+    for folder in (run_dir / "checkpoints").glob("step-*"):
+        if folder.suffix in (WRITING, REMOVING):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Progress:
-    """Fill a model, and an optimizer where one is given. Collective."""
+    """Fill a model, and an optimizer where one is given, from what was verified. Collective."""
     progress = read_progress(folder)
-    state = _state(model, optimizer)
+    state = state_of(model, optimizer)
     _load(state, folder, model)
     if optimizer is not None:
-        model.load_random_state(
-            {
-                key.removeprefix("random."): t
-                for key, t in state.items()
-                if key.startswith("random.")
-            }
-        )
+        streams = {k: t for k, t in state.items() if k.startswith("random.")}
+        model.load_random_state({k.removeprefix("random."): t for k, t in streams.items()})
     return progress
 
 
-def take_over(path: Path, model: AlexNet, names: Sequence[str]) -> None:
-    """Start layers of a model from those of a checkpoint, or of a run's newest. Collective.
+def take_over(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
+    """Start layers of a model from those of a verified checkpoint. Collective.
 
     ``names`` are the layers; without any it is all but the last, whose classes may be others.
 
     Raises:
-        ConfigError: there is no checkpoint, or it has no such layers, or of other shapes.
+        ConfigError: it has no such layers, or of other shapes.
     """
-    folder = newest(path) or path
-    read_progress(folder)
     saved = _saved_shapes(folder)
     chosen = list(names) or [name for name in model.layers() if name != "fc8"]
     if unknown := [name for name in chosen if name not in model.layers()]:
@@ -135,7 +179,7 @@ def take_over(path: Path, model: AlexNet, names: Sequence[str]) -> None:
                 f"{name} is {has} there, {tuple(shape)} here; leave its layer out of init_layers"
             )
             raise ConfigError("init_from", folder, remedy)
-    state = {k: v for k, v in _state(model, None).items() if k.split(".")[1] in chosen}
+    state = {k: v for k, v in state_of(model, None).items() if k.split(".")[1] in chosen}
     _load(state, folder, model)
 
 
@@ -147,10 +191,7 @@ def read_progress(folder: Path) -> Progress:
     """
     file = folder / METADATA
     if not file.is_file():
-        remedy = (
-            f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/step-0001000"
-        )
-        raise ConfigError("checkpoint", folder, remedy)
+        raise _missing(folder)
     try:
         return Progress(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -166,103 +207,69 @@ def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
     return mean_image
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The last checkpoint of a run directory; one whose writing was cut off is none."""
-    folders = [
-        folder
-        for folder in (run_dir / "checkpoints").glob("step-*")
-        if (folder / METADATA).is_file() and folder.suffix != WRITING
-    ]
-    return max(folders, key=lambda f: read_progress(f).step, default=None)
+def _begin(writing: Path, snapshot: Snapshot) -> None:
+    shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
+    writing.mkdir(parents=True)
+    with synced(writing / METADATA) as file:
+        file.write(json.dumps(asdict(snapshot.progress), indent=1, sort_keys=True).encode())
+    buffer = io.BytesIO()  # NumPy would not say why a file cannot be written
+    np.save(buffer, snapshot.mean_image)
+    with synced(writing / MEAN_IMAGE) as file:
+        file.write(buffer.getvalue())
 
 
-def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
-    """Refuse to go on from a checkpoint of another net, optimizer or data order.
+def _commit(writing: Path, folder: Path, checksums: str) -> None:
+    with synced(writing / CHECKSUMS) as file:
+        file.write(checksums.encode("ascii"))
+    sync_folder(writing)
+    if folder.exists():  # saved at this very step before its validation
+        remove(folder)
+    writing.replace(folder)
+    sync_folder(folder.parent)
 
-    Raises:
-        ConfigError: names the first setting that differs.
-    """
-    here, there = _flat(plain(config)), settings_of(progress.settings)
-    if here["recipe.name"] != there.get("recipe.name"):
-        remedy = f"was saved with recipe={there.get('recipe.name')}"
-        remedy += f", this run has recipe={here['recipe.name']}; use the same"
-        raise ConfigError("resume", folder, remedy)
-    parts = (
-        *("recipe.", "model.", "schedule.", "precision", "seed", "init_from", "init_layers"),
-        *("data.batch_size", "data.limit", "data.first_classes"),
-    )
-    for key in sorted(set(here) | set(there)):
-        if not key.startswith(parts) or key == "schedule.epochs":
-            continue
-        if here.get(key) != there.get(key):
-            remedy = f"was saved with {key}={there.get(key)}, this run has {key}={here.get(key)}"
-            raise ConfigError("resume", folder, f"{remedy}; set {key} alike, or start a new run")
+
+def _checksums(folder: Path, mesh: Mesh, group: dist.ProcessGroup | None = None) -> str:
+    """What ``SHA256SUMS`` is to hold; the ranks share the reading. Collective."""
+
+    def names() -> list[str]:
+        files = (path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+        return sorted(name for name in files if not name.startswith("."))  # a desktop's, or NFS's
+
+    every = on_rank_0(names, mesh, group)
+    own = every[mesh.rank :: mesh.world_size]
+    parts = agree(lambda: checksum_lines(folder, own), mesh, group)
+    return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
 
 
 def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dcp.load(
-                state,
-                storage_reader=CheckpointReader(folder),
-                no_dist=model.mesh.world_size == 1,
-            )
-        except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-            raise _damaged(folder, error) from error
+    try:
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(state, storage_reader=reader, no_dist=model.mesh.world_size == 1)
+    except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(folder, error) from error
 
 
 def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
-    try:
-        found = CheckpointReader(folder).read_metadata().state_dict_metadata
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, error) from error
+    found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {
         key: entry.size for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)
     }
 
 
+def _missing(folder: Path) -> ConfigError:
+    remedy = f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/step-0001000"
+    return ConfigError("checkpoint", folder, remedy)
+
+
 def _damaged(folder: Path, error: BaseException) -> ConfigError:
+    return ConfigError("checkpoint", folder, f"is damaged ({_cause(error)}); use an earlier one")
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong, on the first rank where it did."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]  # of the first rank that failed
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     first_line = str(error).strip().splitlines()[:1]
-    what = first_line[0] if first_line else type(error).__name__
-    return ConfigError("checkpoint", folder, f"is damaged ({what}); use an earlier one")
-
-
-def settings_of(saved: Any) -> dict[str, Any]:
-    """Saved settings by their full keys; one that is newer than they are has its default."""
-    return _flat(plain(TrainConfig())) | _flat(saved)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else key))
-    return flat
-
-
-def _state(model: AlexNet, optimizer: PaperSGD | None) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        state[f"model.{name}"] = _sharded(model, name, parameter.detach())
-        if optimizer is not None:
-            velocity = optimizer.velocity(parameter)
-            state[f"velocity.{name}"] = _sharded(model, name, velocity)
-    if optimizer is not None:
-        state.update({f"random.{k}": v.cpu() for k, v in model.random_state().items()})
-    return state
-
-
-def _sharded(model: AlexNet, name: str, local: Tensor) -> Tensor:
-    """The own rows as part of the full tensor; shares memory with ``local``."""
-    if model.mesh.device_mesh is None or model.mesh.towers == 1:
-        return local
-    shape = model.full_shapes()[name]
-    stride = torch.empty(shape, device="meta").stride()
-    tower_mesh = model.mesh.device_mesh["tower"]
-    return DTensor.from_local(
-        local, tower_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
-    )
+    return first_line[0] if first_line else type(error).__name__

@@ -19,13 +19,12 @@ import torch
 from simplejpeg import decode_jpeg, encode_jpeg
 
 from alexnet2012 import checkpoint
-from alexnet2012.checkpoint_files import CheckpointReader
-from alexnet2012.choices import Decoder
+from alexnet2012.choices import Decoder, Device
 from alexnet2012.config import ConfigError
 from alexnet2012.data.pipeline import Feed, Reader, whole
 from alexnet2012.data.store import SPLITS, Split, Store
 from alexnet2012.machine import cpu_name, running_commit
-from alexnet2012.mesh import Mesh
+from alexnet2012.mesh import Mesh, single_process
 
 GIB = 1 << 30
 LOCK = Path(__file__).parents[2] / "requirements.lock"  # of a checkout
@@ -196,16 +195,11 @@ def store(root: Path) -> Finding:
 def saved(path: Path) -> Finding:
     try:
         folder = checkpoint.newest(path) or path
-        progress = checkpoint.read_progress(folder)
-        listed = CheckpointReader(folder).read_metadata()
-        for place in listed.storage_data.values():
-            file = folder / place.relative_path
-            if file.stat().st_size < place.offset + place.length:
-                raise ValueError(f"{file.name} is cut short")
+        checkpoint.verify(folder, single_process(Device.cpu))
+        step = checkpoint.read_progress(folder).step
     except (OSError, ValueError) as error:
         return Finding("checkpoint", Level.wrong, str(error), "use an earlier one")
-    count = len(listed.state_dict_metadata)
-    return ok("checkpoint", f"{folder.name}: {count} tensors, step {progress.step}")
+    return ok("checkpoint", f"{folder.name}: step {step}, all as it was written")
 
 
 def commit() -> Finding:

@@ -267,6 +267,21 @@ class MeshConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When a run is saved, besides at its end and when a signal ends it; all three null: never."""
+
+    every_epochs: int | None = ranged(1, low=1)
+    every_steps: int | None = ranged(None, low=1)
+    every_minutes: float | None = ranged(10.0, above=0)  # by rank 0's clock
+    keep_last: int | None = ranged(3, low=1)  # null: all
+    keep_best: bool = True  # besides: the one of the lowest top-1 validation error
+
+    @property
+    def wanted(self) -> bool:
+        return (self.every_epochs, self.every_steps, self.every_minutes) != (None, None, None)
+
+
+@dataclass
 class TrackingConfig:
     """Records beside metrics.jsonl."""
 
@@ -285,8 +300,9 @@ class TrainConfig:
     stop_at_train_error_pct: float | None = ranged(None, low=0, high=100)  # of an epoch; the last
     eval_views: int = 1  # or 10
     eval_every_epochs: int = ranged(1, low=1)
-    checkpoint_every_epochs: int | None = ranged(1, low=1)  # null: none at all
-    resume: str | None = None  # a checkpoint, or `auto` for the newest of the run directory
+    # `auto` goes on from the newest good checkpoint of the run directory, if there is one; or a
+    # checkpoint; null: the run directory must be a new one.
+    resume: str | None = "auto"
     init_from: str | None = None  # a checkpoint or run whose layers a new run starts from
     init_layers: list[str] = field(default_factory=list)  # which of them; none: all but fc8
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -294,6 +310,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +73,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
         found = {
             "checkpoint": config.checkpoint,
             "views": config.views,
-            **asdict(errors),
-            "top1_error_pct": errors.top1_error_pct,
-            "top5_error_pct": errors.top5_error_pct,
+            **errors.summary(),
         }
         Path(config.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

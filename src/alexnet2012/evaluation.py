@@ -6,7 +6,7 @@ Legend: N pictures, V views a picture, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,11 @@ class Errors:
     @property
     def top5_error_pct(self) -> float:
         return 100 * self.top5_errors / self.pictures
+
+    def summary(self) -> dict[str, float]:
+        """All of it, by name."""
+        shares = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
+        return {**asdict(self), **shares}
 
 
 @torch.no_grad()

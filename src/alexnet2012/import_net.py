@@ -19,6 +19,7 @@ from alexnet2012.foreign import IMAGENET_MEAN, Foreign, as_alexnet
 from alexnet2012.from_caffe import read_caffemodel, read_mean_image
 from alexnet2012.from_torchvision import from_state_dict, read_state_dict
 from alexnet2012.launcher import compose_config, hydra_main
+from alexnet2012.snapshot import Progress, Snapshot, plain
 
 CAFFE = ".caffemodel"
 
@@ -45,13 +46,13 @@ def run(config: ImportConfig, run_dir: Path) -> None:
     settings.recipe, settings.model = model.recipe, model.config
     settings.data.source = settings.data.store = None
     settings.data.store_size = len(mean_image)
-    progress = checkpoint.Progress(
+    progress = Progress(
         step=0,
         epoch=0,
-        settings=checkpoint.plain(settings),
+        settings=plain(settings),
         classes=_classes(config, net.num_classes),
     )
-    checkpoint.save(out, model, None, progress, mean_image)
+    checkpoint.save(out, Snapshot.of(model, None, progress, mean_image), model.mesh)
     layers = ", ".join(f"{n} {list(s)}" for n, s in model.full_shapes().items() if "weight" in n)
     print(f"{out}: {layers}")
 

@@ -156,6 +156,9 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         try:
             elastic_launch(config, _guarded)(worker, folder, *args)
         except ChildFailedError as error:
+            codes = {failure.exitcode for failure in error.failures.values()}
+            if codes <= {128 + signal.SIGTERM, 128 + signal.SIGINT}:  # sent to the ranks alone
+                raise SignalException("ended", signal.Signals(max(codes) - 128)) from None
             raise _cause(error, Path(folder)) from None
         finally:
             logging.disable(logging.NOTSET)
@@ -167,6 +170,9 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     end_with_parent()
     try:
         worker(*args)
+    except SignalException as error:  # it has saved what there was to save
+        sys.stdout.flush()
+        os._exit(128 + error.sigval)
     except BaseException as error:
         code = leave_cause(error)
         sys.stdout.flush()

@@ -149,7 +149,7 @@ class Reproduce:
         overrides = [
             f"schedule.epochs={epochs}",
             f"schedule.drops=[{{epoch: {drop}, rate: 0.001}}]",
-            f"checkpoint_every_epochs={epochs}",
+            f"checkpoint.every_epochs={epochs}",
         ]
         if self.config.pictures_per_class is not None:
             overrides.append(f"data.limit={self.config.pictures_per_class}")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from alexnet2012.choices import WandbMode
 from alexnet2012.config import TrackingConfig
+from alexnet2012.files import replace_text
+from alexnet2012.mesh import log
 
 Record = dict[str, Any]
+FILES = ("metrics.jsonl", "timings.jsonl")
+WANDB_ID = "wandb_id.txt"
 
 
 class Tracker:
@@ -22,35 +28,51 @@ class Tracker:
     """
 
     def __init__(
-        self, config: TrackingConfig, run_dir: Path, settings: Record, *, resumed_step: int = 0
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        settings: Record,
+        *,
+        resumed: Mapping[str, int] | None = None,
     ) -> None:
+        """``resumed`` has the lines of each file that the checkpoint to go on from knows of."""
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics", "timings"):
-            _keep_until(run_dir / f"{name}.jsonl", resumed_step)
+        self.lines = {f: _keep(run_dir / f, (resumed or {}).get(f, 0)) for f in FILES}
         self._wandb = None
         if config.wandb is not WandbMode.disabled:
             os.environ.setdefault("WANDB_SILENT", "true")
             import wandb  # takes a second: only where it is wanted
 
+            online = config.wandb is WandbMode.online
             self._wandb = wandb.init(
                 project=config.project,
                 mode=config.wandb.value,
                 dir=run_dir,
+                id=_wandb_id(run_dir / WANDB_ID, new=not resumed),
+                resume="allow" if online else None,  # offline, the id alone tells whose part it is
                 name=run_dir.name,
                 config=settings,
                 settings=wandb.Settings(console="off", silent=True, disable_git=True),
             )
 
     def metrics(self, kind: str, step: int, **values: float) -> None:
-        self._write("metrics", kind, step, values)
+        self._write("metrics.jsonl", kind, step, values)
 
     def timings(self, kind: str, step: int, **values: float) -> None:
-        self._write("timings", kind, step, values)
+        self._write("timings.jsonl", kind, step, values)
 
-    def _write(self, file: str, kind: str, step: int, values: dict[str, float]) -> None:
-        with open(self.run_dir / f"{file}.jsonl", "a", encoding="utf-8") as out:
+    def sync(self) -> dict[str, int]:
+        """All records are on the disk; returns the lines of each file, which a checkpoint keeps."""
+        for name in FILES:
+            with open(self.run_dir / name, "rb") as file:
+                os.fsync(file.fileno())
+        return dict(self.lines)
+
+    def _write(self, name: str, kind: str, step: int, values: dict[str, float]) -> None:
+        with open(self.run_dir / name, "a", encoding="utf-8") as out:
             out.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.lines[name] += 1
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
 
@@ -74,7 +96,18 @@ def read_records(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Forget what a run wrote after the checkpoint that it goes on from."""
-    kept = [r for r in read_records(path) if r["step"] <= step] if step else []
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+def _keep(path: Path, count: int) -> int:
+    """Forget what a run wrote after the checkpoint that it goes on from; returns what is left."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines[:count] if line.endswith("\n")]
+    if len(kept) < count:
+        log.warning("%s: %d of %d records are lost", path, count - len(kept), count)
+    replace_text(path, "".join(kept))
+    return len(kept)
+
+
+def _wandb_id(file: Path, *, new: bool) -> str:
+    """The name under which a run directory's run is known to wandb, whenever it goes on."""
+    if new or not file.exists():
+        replace_text(file, secrets.token_hex(4))
+    return file.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from alexnet2012.agreement import on_rank_0
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparing import prepare
@@ -28,12 +29,12 @@ from alexnet2012.launcher import (
 from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet, map_sizes
-from alexnet2012.runs import check_run, check_start, is_finished
+from alexnet2012.runs import AUTO, check_run, check_start, is_finished
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
     """Make the store where there is none yet, then train in ``mesh.processes`` processes."""
-    if config.resume == "auto" and is_finished(config, run_dir):
+    if config.resume == AUTO and is_finished(config, run_dir):
         print(f"run directory: {run_dir}: finished before, kept")
         return
     check_start(config, run_dir)
@@ -72,6 +73,11 @@ def torchrun_worker() -> None:
     mesh.check_same("the command", asked, remedy, within_replica=False)
     chosen = mesh.broadcast_object((config, run_dir), "configuration")
     config, run_dir = chosen  # type: ignore[misc]
+    if on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
+        if mesh.rank == 0:
+            print(f"run directory: {run_dir}: finished before, kept")
+        mesh.close()
+        return
 
     def prepare_here() -> None:
         check_start(config, run_dir)
@@ -125,8 +131,9 @@ def check(overrides: list[str]) -> None:
     config, run_dir = compose_config("train", TrainConfig, overrides)
     check_start(config, run_dir)
     prepare_store(config)
-    store, _ = check_run(config, run_dir)
-    AlexNet(config.recipe, len(store.classes), model=config.model, mesh=single_process(Device.cpu))
+    mesh = single_process(Device.cpu)
+    store, _ = check_run(config, run_dir, mesh)
+    AlexNet(config.recipe, len(store.classes), model=config.model, mesh=mesh)
 
 
 def main() -> None:

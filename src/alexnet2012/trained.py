@@ -27,6 +27,7 @@ from alexnet2012.config import ConfigError, DataConfig, ModelConfig, RecipeConfi
 from alexnet2012.data.views import view_places, viewed
 from alexnet2012.mesh import single_process
 from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.snapshot import config_of, plain
 
 MEAN_IMAGE = "mean_image"  # a tensor of an exported file, beside the parameters
 METADATA = "alexnet2012"  # its note: a JSON text
@@ -63,14 +64,15 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
     """
     if path.is_file():
         return _exported(path, device)
-    folder = checkpoint.newest(path) or path
+    mesh = single_process(device)
+    folder = checkpoint.find(path, mesh)
     progress = checkpoint.read_progress(folder)
-    trained = checkpoint.config_of(progress)
+    trained = config_of(progress)
     model = AlexNet(
         trained.recipe,
         len(progress.classes),
         model=trained.model,
-        mesh=single_process(device),
+        mesh=mesh,
         dtype=DTYPES[trained.precision],
     )
     checkpoint.load(folder, model)
@@ -116,8 +118,8 @@ def describe(net: Trained) -> str:
     """What an exported file says of its net: JSON that :func:`load_trained` reads back."""
     return json.dumps(
         {
-            "recipe": checkpoint.plain(net.model.recipe),
-            "model": checkpoint.plain(net.model.config),
+            "recipe": plain(net.model.recipe),
+            "model": plain(net.model.config),
             "precision": {dtype: name.value for name, dtype in DTYPES.items()}[net.dtype],
             "classes": net.classes,
             "picture_size": len(net.mean_image),

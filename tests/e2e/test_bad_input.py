@@ -166,6 +166,10 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse(*where, f"resume={folder}", "seed=1", words=words)
     words = (f"{tmp_path}/nowhere", "no checkpoint", "step-0001000")
     refuse(*where, f"resume={tmp_path}/nowhere", words=words)
+    shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)  # and by itself
+    refuse(
+        *where, "seed=1", words=(f"hydra.run.dir={tmp_path}", "holds a run with seed=0", "seed=1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +310,7 @@ def test_a_checkpoint_that_lost_a_file_is_refused_in_one_line(
     newest = checkpoint.newest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
-    for file in folder.glob("*.distcp"):
+    for file in folder.glob("*.safetensors"):
         file.unlink()
     where = (f"data.store={photos_store.root}", "schedule.epochs=2")
     refuse(*where, f"resume={folder}", words=(str(folder), "damaged"))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +28,21 @@ from programs import (
     with_rank,
 )
 from ranks import run_ranks
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012 import checkpoint
+from alexnet2012 import checkpoint, runs
 from alexnet2012.choices import Device
-from alexnet2012.config import EvaluateConfig, TrainConfig
+from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data.store import Store
+from alexnet2012.divergence import DivergedError
 from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.launcher import compose_config
 from alexnet2012.mesh import init_mesh, single_process
 from alexnet2012.metrics import error_interval_pct
 from alexnet2012.tracking import read_records
 from alexnet2012.trained import load_trained
-from alexnet2012.trainer import DivergedError, Trainer
+from alexnet2012.trainer import Trainer
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
 VALIDATION_PICTURES = 48
@@ -93,7 +100,7 @@ def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
     trained: Path, photos_store: Store
 ) -> None:
-    names = {path.name for path in trained.iterdir()} - {".hydra", "wandb"}
+    names = {path.name for path in trained.iterdir()} - {".hydra", ".lock"}
     files = {"config.yaml", "metrics.jsonl", "timings.jsonl", "summary.json", "checkpoints"}
     assert names == files
     config = yaml.safe_load((trained / "config.yaml").read_text())
@@ -151,8 +158,7 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
     run_dir = tmp_path / "run"
     train_ranks(2, photos_store, run_dir, "schedule.epochs=1")
     assert summary(run_dir)["epochs"] == 1
-    more = ("schedule.epochs=2", "resume=auto")
-    succeed(module("train", *overrides(photos_store, run_dir, *more)), tmp_path)
+    succeed(module("train", *overrides(photos_store, run_dir, "schedule.epochs=2")), tmp_path)
     assert summary(run_dir)["epochs"] == 2
     want = read_records(trained / "metrics.jsonl")
     assert read_records(run_dir / "metrics.jsonl") == want
@@ -161,10 +167,7 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
 @pytest.mark.parametrize(
     ("cut", "every"),  # steps that a record covers; epochs have three
     [
-        ("schedule.epochs=1", 1),
-        ("schedule.epochs=1", 2),
         ("schedule.epochs=1", 5),
-        ("max_steps=2", 2),
         ("max_steps=4", 2),
     ],
 )
@@ -174,7 +177,7 @@ def test_wherever_a_run_stopped_it_goes_on_as_if_nothing_had_happened(
     logging = f"tracking.log_every_steps={every}"
     train_here(photos_store, tmp_path / "whole", logging)
     train_here(photos_store, tmp_path / "cut", logging, cut)
-    train_here(photos_store, tmp_path / "cut", logging, "resume=auto")
+    train_here(photos_store, tmp_path / "cut", logging)
     whole, resumed = tmp_path / "whole", tmp_path / "cut"
     last = (records(directory, "validation")[-1] for directory in (whole, resumed))
     assert next(last) == next(last)
@@ -184,29 +187,191 @@ def test_wherever_a_run_stopped_it_goes_on_as_if_nothing_had_happened(
         assert read_records(resumed / "metrics.jsonl") == read_records(whole / "metrics.jsonl")
 
 
-def test_a_finished_run_that_is_taken_up_again_keeps_its_summary(
+class KilledError(Exception):
+    """In place of SIGKILL: nothing is caught, nothing saved."""
+
+
+@contextmanager
+def end_at(step: int, how: signal.Signals | None) -> Iterator[None]:
+    """What ends any training here right after a step: a signal, or at once without one."""
+    whole_step = Trainer._step
+
+    def last_step(trainer: Trainer, *args: Any) -> None:
+        whole_step(trainer, *args)
+        if trainer.progress.step == step:
+            if how is None:
+                trainer._saver.wait()
+                raise KilledError
+            signal.raise_signal(how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", last_step)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole")
+    train_here(photos_store, run_dir, *OFTEN)
+    return run_dir
+
+
+OFTEN = ("checkpoint.every_steps=2", "tracking.log_every_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("step", "how"),  # of two epochs of three; 3 is met while validating
+    [(1, signal.SIGTERM), (3, signal.SIGINT), (3, None), (5, None)],
+)
+def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repeats(
+    photos_store: Store, tmp_path: Path, whole: Path, step: int, how: signal.Signals | None
+) -> None:
+    with end_at(step, how), pytest.raises(KilledError if how is None else SignalException):
+        train_here(photos_store, tmp_path, *OFTEN)
+    newest = checkpoint.newest(tmp_path)
+    if how is None:  # the last that was due
+        assert (newest and checkpoint.step_of(newest)) == {3: 2, 5: 4}[step]
+    else:
+        assert newest is not None
+        assert checkpoint.step_of(newest) == step
+    train_here(photos_store, tmp_path, *OFTEN)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert state_of(tmp_path) == state_of(whole)
+
+
+def state_of(run_dir: Path) -> dict[str, bytes]:
+    """Weights, momenta and streams of the newest checkpoint."""
+    (file,) = checkpoint.find(run_dir, single_process()).glob("*.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+
+
+def test_a_damaged_checkpoint_is_passed_over_in_one_line_and_set_aside(
+    photos_store: Store, tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    (run_dir / "summary.json").unlink()
+    folder = run_dir / "checkpoints" / "step-0000006"
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    train_here(photos_store, run_dir, *OFTEN)
+    told = [r.getMessage() for r in caplog.records if r.name == "alexnet2012"]
+    lines = [line for line in told if "is damaged" in line]
+    assert len(lines) == 1
+    assert f"{folder}: is damaged ({file.name} has another checksum)" in lines[0]
+    assert (run_dir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert state_of(run_dir) == state_of(whole)
+    names = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert names == {"step-0000003", "step-0000004", "step-0000006", "step-0000006.damaged"}
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_goes_on(
+    photos_store: Store, tmp_path: Path, whole: Path
+) -> None:
+    run_dir, longer = tmp_path / "run", (*OFTEN, "schedule.epochs=3")
+    shutil.copytree(whole, run_dir)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(RunError, match=r"step-0000008: cannot be written \(File too large\)"):
+            train_here(photos_store, run_dir, *longer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    names = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert names == {path.name for path in (whole / "checkpoints").iterdir()}
+    train_here(photos_store, run_dir, *longer)
+    assert summary(run_dir)["steps"] == 9
+
+
+def test_checkpoints_are_saved_by_the_clock(photos_store: Store, tmp_path: Path) -> None:
+    often = ("checkpoint.every_minutes=1e-9", "checkpoint.keep_last=null")
+    train_here(photos_store, tmp_path, *often)
+    found = [checkpoint.step_of(folder) for folder in checkpoint.of_run(tmp_path)]
+    assert {3, 6} < set(found)
+
+
+def test_a_run_without_checkpoints_saves_none_when_a_signal_ends_it(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    train_here(photos_store, tmp_path)
-    before, metrics = summary(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()
-    train_here(photos_store, tmp_path, "resume=auto")
-    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
-    after = summary(tmp_path)
-    assert after["top1_error_pct"] == before["top1_error_pct"]
-    assert after["images_per_s"] > 0
+    never = "checkpoint={every_epochs: null, every_minutes: null}"
+    with end_at(4, signal.SIGTERM), pytest.raises(SignalException):
+        train_here(photos_store, tmp_path, never)
+    assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("every", [1, 50])  # the end of an epoch must notice too
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
-    photos_store: Store, tmp_path: Path, every: int
+def test_a_finished_run_is_known_by_its_summary_and_by_its_last_checkpoint(
+    photos_store: Store, tmp_path: Path, whole: Path
 ) -> None:
-    more = ("schedule.rate=1e6", f"tracking.log_every_steps={every}")
-    with pytest.raises(DivergedError, match=r"lower schedule.rate=1000000\.0"):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    train_here(photos_store, run_dir, *OFTEN)
+    assert summary(run_dir) == summary(whole)
+    (run_dir / "summary.json").unlink()  # killed between the two
+    train_here(photos_store, run_dir, *OFTEN)
+    assert summary(run_dir) == summary(whole)
+    assert (run_dir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_longer_run_that_was_ended_is_not_taken_for_the_shorter_one_before(
+    photos_store: Store, tmp_path: Path, whole: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    with end_at(7, None), pytest.raises(KilledError):
+        train_here(photos_store, run_dir, *OFTEN, "schedule.epochs=3")
+    assert not (run_dir / "summary.json").exists()
+    train_here(photos_store, run_dir, *OFTEN, "schedule.epochs=3")
+    assert summary(run_dir)["epochs"] == 3
+
+
+def test_a_directory_that_another_process_trains_in_is_refused(
+    photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "LET_GO_S", 0.0)
+    with runs.take(tmp_path), pytest.raises(ConfigError, match=r"is in use by another process"):
+        train_here(photos_store, tmp_path)
+    train_here(photos_store, tmp_path, "schedule.epochs=1")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    more = ("schedule.rate=1e6", "tracking.log_every_steps=1", "checkpoint.every_steps=1")
+    told = r"step \d: the loss is (nan|inf), first not finite: .*; lower schedule.rate=1000000\.0"
+    with pytest.raises(RunError, match=f"{told}|is no longer finite"):
         train_here(photos_store, tmp_path, *more)
     assert not (tmp_path / "summary.json").exists()
-    assert checkpoint.newest(tmp_path) is None
     for record in read_records(tmp_path / "metrics.jsonl"):
         json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "told"),
+    [
+        ("conv3.weight", "conv3's weights"),
+        ("fc7.bias", "fc7's weights"),
+        (None, "what conv4 gives"),
+    ],
+)
+def test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named(
+    photos_store: Store, tmp_path: Path, whole: Path, poisoned: str | None, told: str
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    arguments = overrides(photos_store, run_dir, "mesh=one_process", "schedule.epochs=3")
+    config, _ = compose_config("train", TrainConfig, arguments)
+    trainer = Trainer(config, single_process(Device.cpu), run_dir)
+    with torch.no_grad():
+        if poisoned is not None:
+            trainer.model.get_parameter(poisoned)[0] = float("nan")
+        else:  # finite weights, but too large a sum
+            trainer.model.get_parameter("conv4.weight").fill_(3e38)
+    with pytest.raises(DivergedError) as error:
+        trainer.run()
+    assert str(error.value).startswith("step 7: the loss is ")
+    assert f"first not finite: {told}; {run_dir}/checkpoints/step-0000006 is from" in str(
+        error.value
+    )
 
 
 def test_a_sweep_runs_every_job_and_ends_with_the_first_mistake(
@@ -278,7 +443,7 @@ def test_two_replicas_of_two_towers_train_like_one_replica(
 
 
 def until_it_trains(run_dir: Path) -> None:
-    waiting_until = time.monotonic() + 60
+    waiting_until = time.monotonic() + 120
     while not read_records(run_dir / "metrics.jsonl") and time.monotonic() < waiting_until:
         time.sleep(0.1)
 
@@ -316,20 +481,33 @@ def test_a_sweep_that_is_interrupted_starts_no_further_run(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "kill"]
+    ("number", "code", "told"),
+    [
+        (signal.SIGINT, 130, "group"),  # by a terminal, and then by the launcher once more
+        (signal.SIGTERM, 143, "launcher"),
+        (signal.SIGTERM, 143, "rank 1"),
+        (signal.SIGTERM, 1, "torchrun"),  # which has no code of its own for it
+    ],
+    ids=["Ctrl-C", "kill", "kill a rank", "kill torchrun"],
 )
-def test_a_run_that_is_interrupted_says_so_and_leaves_no_process(
-    photos_store: Store, tmp_path: Path, number: signal.Signals, code: int
+def test_a_run_that_is_interrupted_is_saved_and_leaves_no_process(
+    photos_store: Store, tmp_path: Path, number: signal.Signals, code: int, told: str
 ) -> None:
     run_dir = tmp_path / "run"
-    command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=10000"))
+    words = overrides(photos_store, run_dir, "schedule.epochs=10000")
+    command = [TORCHRUN_SCRIPT, *words] if told == "torchrun" else module("train", *words)
     program, mark = start(command, tmp_path)
     until_it_trains(run_dir)
-    if number is signal.SIGINT:
-        os.killpg(program.pid, number)  # a terminal tells all of its processes
+    if told == "group":
+        os.killpg(program.pid, number)
     else:
-        program.send_signal(number)
+        os.kill(with_rank(mark, 1) if told == "rank 1" else program.pid, number)
     ended = finish(program, mark)
     assert ended.left == []
     assert ended.code == code
-    assert ended.err == "alexnet2012: interrupted\n"
+    newest = checkpoint.find(run_dir, single_process())
+    step = checkpoint.step_of(newest)
+    if told != "torchrun":  # it prints much of its own
+        saved = f"step {step} is saved: the same command goes on there"
+        assert ended.err == f"{saved}\nalexnet2012: interrupted\n"
+    assert step - read_records(run_dir / "metrics.jsonl")[-1]["step"] < 2

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +20,16 @@ import torch.nn.functional as F
 from ranks import run_ranks
 
 from alexnet2012 import AlexNet, checkpoint, init_mesh
-from alexnet2012.checkpoint import Progress
 from alexnet2012.checks import load_recipe
 from alexnet2012.collectives import gather_rows
-from alexnet2012.config import ConfigError, ModelConfig, TrainConfig
+from alexnet2012.config import CheckpointConfig, ConfigError, ModelConfig, RunError, TrainConfig
 from alexnet2012.launcher import compose_config
+from alexnet2012.mesh import single_process
 from alexnet2012.optimizer import PaperSGD
+from alexnet2012.runs import check_fits
+from alexnet2012.saver import Saver
 from alexnet2012.schedule import Rates
+from alexnet2012.snapshot import Progress, Snapshot, config_of, plain
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 IMAGES = 4  # of the global batch
@@ -50,6 +59,10 @@ def train(model: AlexNet, optimizer: PaperSGD, steps: range) -> None:
         optimizer.step()
 
 
+def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress = PROGRESS) -> None:
+    checkpoint.save(folder, Snapshot.of(model, optimizer, progress, MEAN_IMAGE), model.mesh)
+
+
 def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
     """All that goes on from a checkpoint, of the whole net."""
     found = {f"weight {name}": w.numpy() for name, w in model.full_state_dict().items()}
@@ -64,7 +77,7 @@ def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
 def train_and_save(folder: str, classes: int) -> dict[str, np.ndarray]:
     model, optimizer = build(classes, seed=0)
     train(model, optimizer, range(2))
-    checkpoint.save(Path(folder), model, optimizer, PROGRESS, MEAN_IMAGE)
+    save(Path(folder), model, optimizer)
     return contents(model, optimizer)
 
 
@@ -104,7 +117,7 @@ def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], .
     """A net of other classes: its weights before and after it took layers over."""
     model, _ = build(3, seed=1)
     before = {name: w.clone().numpy() for name, w in model.full_state_dict().items()}
-    checkpoint.take_over(Path(folder), model, layers)
+    checkpoint.take_over(checkpoint.find(Path(folder), model.mesh), model, layers)
     return before, {name: w.numpy() for name, w in model.full_state_dict().items()}
 
 
@@ -141,7 +154,7 @@ def go_on(folder: str) -> dict[str, Any]:
     """Four steps undisturbed, and two steps after a checkpoint of the first two."""
     undisturbed = build(7, seed=0)
     train(*undisturbed, range(2))
-    checkpoint.save(Path(folder), *undisturbed, PROGRESS, MEAN_IMAGE)
+    save(Path(folder), *undisturbed)
     train(*undisturbed, range(2, 4))
     resumed = build(7, seed=1)
     checkpoint.load(Path(folder), *resumed)
@@ -169,7 +182,7 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
     (tmp_path / "checkpoints" / "step-0000001.writing" / "half").touch()
     model, optimizer = build(7, seed=0)
     for step in (1, 2):
-        checkpoint.save(folder, model, optimizer, replace(PROGRESS, step=step), MEAN_IMAGE)
+        save(folder, model, optimizer, replace(PROGRESS, step=step))
     assert [path.name for path in folder.parent.iterdir()] == ["step-0000001"]
     assert not (folder / "half").exists()
     assert checkpoint.read_progress(folder).step == 2
@@ -177,11 +190,9 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
-    for name, step in (("step-0000009", 9), ("step-0000010", 10), ("step-10000000", 11)):
+    names = ("step-0000009", "step-0000010", "step-10000000")
+    for name in (*names, "step-99999999.writing", "step-99999999.removing"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        text = json.dumps({"step": step, "epoch": step})
-        (tmp_path / "checkpoints" / name / checkpoint.METADATA).write_text(text)
-    (tmp_path / "checkpoints" / "step-99999999.writing").mkdir()
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest.name == "step-10000000"
@@ -198,24 +209,191 @@ def test_a_damaged_checkpoint_file_is_refused_in_one_line(tmp_path: Path) -> Non
         checkpoint.read_progress(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with two checkpoints."""
+    directory = tmp_path_factory.mktemp("run")
+    for step in (1, 2):
+        train_and_save(str(directory / "checkpoints" / f"step-{step:07d}"), 7)
+    return directory
+
+
+def damages(folder: Path, flips: int, truncations: int) -> Iterator[tuple[Path, bytes]]:
+    """Files of a checkpoint in turn, each with what it holds after a random damage."""
+    draw = random.Random(0)
+    files = sorted(folder.iterdir())
+    for count in range(flips + truncations):
+        file = files[count % len(files)]
+        data = bytearray(file.read_bytes())
+        if count < flips:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        else:
+            del data[draw.randrange(len(data)) :]
+        yield file, bytes(data)
+
+
+def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is_taken(
+    run_dir: Path,
+) -> None:
+    before, last = sorted((run_dir / "checkpoints").iterdir())
+    assert checkpoint.find(run_dir, single_process()) == last
+    noticed = 0
+    for file, damaged in damages(last, flips=200, truncations=50):
+        whole = file.read_bytes()
+        file.write_bytes(damaged)
+        noticed += checkpoint.find(run_dir, single_process()) == before
+        file.write_bytes(whole)
+    assert noticed == 250
+    assert checkpoint.find(run_dir, single_process()) == last
+
+
+@pytest.mark.parametrize("change", ["lost", "another"])
+def test_a_checkpoint_with_a_file_less_or_more_is_damaged(run_dir: Path, change: str) -> None:
+    last = checkpoint.newest(run_dir)
+    assert last is not None
+    file = last / ("mean_image.npy" if change == "lost" else "shard-9.safetensors")
+    whole = file.read_bytes() if change == "lost" else None
+    file.unlink() if change == "lost" else file.touch()
+    (last / ".DS_Store").touch()  # a desktop's: none of ours
+    with pytest.raises(ConfigError, match=rf"is damaged \({file.name} has another checksum\)"):
+        checkpoint.verify(last, single_process())
+    file.unlink() if whole is None else file.write_bytes(whole)
+    checkpoint.verify(last, single_process())
+
+
+def find_on_all(directory: str) -> str:
+    try:
+        return str(checkpoint.find(Path(directory), init_mesh(2, device="cpu")))
+    except ConfigError as error:
+        return str(error)
+
+
+def test_ranks_share_the_reading_and_say_the_same(run_dir: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run_dir, copied)
+    before, last = sorted((copied / "checkpoints").iterdir())
+    for damaged, word in ((last, str(before)), (before, "has none that is not damaged")):
+        for file in damaged.iterdir():  # whoever reads it
+            file.write_bytes(file.read_bytes()[:-1])
+        first, second = run_ranks(2, find_on_all, str(copied))
+        assert first == second
+        assert word in first
+
+
+def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]]:
+    """Save, then once more when rank 1 can write no more than a part of its file."""
+    model, optimizer = build(7, seed=0)
+    save(Path(directory, "step-0000001"), model, optimizer)
+    if model.mesh.rank == 1:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    with pytest.raises(RunError) as error:
+        save(Path(directory, "step-0000002"), model, optimizer)
+    left = sorted(path.name for path in Path(directory).iterdir())
+    checkpoint.verify(Path(directory, "step-0000001"), model.mesh)
+    return str(error.value), left, contents(model, optimizer)
+
+
+def test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do(tmp_path: Path) -> None:
+    first, second = run_ranks(2, fill_the_disk, str(tmp_path))
+    assert first[0] == second[0]
+    assert "step-0000002: cannot be written (File too large)" in first[0]
+    assert "Make room there and start the same command again" in first[0]
+    assert first[1] == second[1] == ["step-0000001"]
+    saved = load_from(tmp_path / "step-0000001")
+    assert equal(saved, first[2])
+
+
+def load_from(folder: Path) -> dict[str, np.ndarray]:
+    model, optimizer = build(7, seed=1)
+    checkpoint.load(folder, model, optimizer)
+    return contents(model, optimizer)
+
+
+def saver(directory: Path, **settings: Any) -> Saver:
+    return Saver(CheckpointConfig(**settings), directory, single_process(), 0)
+
+
+def test_what_is_written_in_the_background_is_the_state_when_it_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    model, optimizer = build(7, seed=0)
+    train(model, optimizer, range(2))
+    at_once, writer = contents(model, optimizer), saver(tmp_path)
+    writer.save(Snapshot.of(model, optimizer, PROGRESS, MEAN_IMAGE))
+    train(model, optimizer, range(2, 4))
+    writer.wait()
+    assert equal(load_from(tmp_path / "checkpoints" / "step-0000002"), at_once)
+    assert not equal(contents(model, optimizer), at_once)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"keep_last": 2}, [2, 5, 6]),
+        ({"keep_last": 2, "keep_best": False}, [5, 6]),
+        ({"keep_last": None}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_last_checkpoints_and_the_best_are_kept(
+    tmp_path: Path, settings: dict[str, Any], kept: list[int]
+) -> None:
+    model, optimizer = build(7, seed=0)
+    writer = saver(tmp_path, **settings)
+    for step, error in enumerate((50.0, 20.0, None, 20.0, 30.0, None), start=1):
+        progress = replace(PROGRESS, step=step, top1_error_pct=error)
+        writer.save(Snapshot.of(model, optimizer, progress, MEAN_IMAGE))
+        writer.wait()
+    folders = sorted((tmp_path / "checkpoints").iterdir())
+    assert [checkpoint.step_of(folder) for folder in folders] == kept
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model, optimizer = build(7, seed=0)
+    optimizer.velocity(model.layers()["fc7"].bias)[1] = float("inf")
+    writer = saver(tmp_path)
+    writer.save(Snapshot.of(model, optimizer, PROGRESS, MEAN_IMAGE))
+    with pytest.raises(RunError, match=r"step 2: velocity.fc7.bias is no longer finite"):
+        writer.wait()
+    assert writer.failed
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(run_dir: Path, monkeypatch: Any) -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, refused)
+    folder = checkpoint.find(run_dir, single_process())
+    load_from(folder)
+    checkpoint.read_mean_image(folder)
+    assert {file.suffix for file in folder.iterdir() if file.name != ".DS_Store"} == {
+        ".safetensors", ".json", ".npy", ""
+    }  # fmt: skip
+
+
+def test_sha256sum_can_check_a_checkpoint(run_dir: Path) -> None:
+    folder = checkpoint.find(run_dir, single_process())
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+
 def settings(*overrides: str) -> TrainConfig:
     return compose_config("train", TrainConfig, overrides)[0]
 
 
 def saved_with(*overrides: str) -> Progress:
-    return replace(
-        PROGRESS, settings=json.loads(json.dumps(checkpoint.plain(settings(*overrides))))
-    )
+    return replace(PROGRESS, settings=json.loads(json.dumps(plain(settings(*overrides)))))
 
 
 def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> None:
     overrides = ("recipe=code145", "model=small", "seed=5", "data.limit=3")
-    assert checkpoint.config_of(saved_with(*overrides)) == settings(*overrides)
+    assert config_of(saved_with(*overrides)) == settings(*overrides)
 
 
 def test_another_recipe_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"recipe=paper.*recipe=code145"):
-        checkpoint.check_fits(Path("there"), saved_with(), settings("recipe=code145"))
+        check_fits(Path("there"), saved_with(), settings("recipe=code145"))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +412,7 @@ def test_another_recipe_is_refused_by_name() -> None:
 def test_a_setting_that_would_change_the_run_is_refused_with_both_values(override: str) -> None:
     key, value = override.split("=")
     with pytest.raises(ConfigError) as error:
-        checkpoint.check_fits(Path("there"), saved_with(), settings(override))
+        check_fits(Path("there"), saved_with(), settings(override))
     assert f"{key}=" in str(error.value)
     assert value in str(error.value)
 
@@ -253,13 +431,13 @@ def test_a_setting_that_would_change_the_run_is_refused_with_both_values(overrid
     ],
 )
 def test_a_setting_that_leaves_the_run_the_same_may_differ(override: str) -> None:
-    checkpoint.check_fits(Path("there"), saved_with(), settings(override))
+    check_fits(Path("there"), saved_with(), settings(override))
 
 
 def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
     older = saved_with("mesh=one_process")
     del older.settings["recipe"]["lrn_across_towers"]
-    checkpoint.check_fits(Path("there"), older, settings("mesh=one_process"))
+    check_fits(Path("there"), older, settings("mesh=one_process"))
     changed = settings("mesh=one_process", "recipe.lrn_across_towers=true")
     with pytest.raises(ConfigError, match=r"recipe\.lrn_across_towers=False, this run has .*=True"):
-        checkpoint.check_fits(Path("there"), older, changed)
+        check_fits(Path("there"), older, changed)

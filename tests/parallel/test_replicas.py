@@ -14,6 +14,7 @@ from ranks import run_ranks
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Device, Precision, ScheduleKind, WandbMode
 from alexnet2012.config import (
+    CheckpointConfig,
     DataConfig,
     MeshConfig,
     ModelConfig,
@@ -24,6 +25,7 @@ from alexnet2012.config import (
 )
 from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
+from alexnet2012.divergence import DivergedError
 from alexnet2012.mesh import init_mesh
 from alexnet2012.sharding import Share
 from alexnet2012.trainer import Trainer
@@ -48,7 +50,7 @@ def config(store: str) -> TrainConfig:
         ),
         mesh=MeshConfig(device=Device.cpu),
         tracking=TrackingConfig(wandb=WandbMode.disabled),
-        checkpoint_every_epochs=None,
+        checkpoint=CheckpointConfig(every_epochs=None, every_minutes=None),
     )
 
 
@@ -111,3 +113,25 @@ def test_ranks_with_other_settings_are_refused_on_every_rank(
     answers = run_ranks(2, configure_differently, str(photos_store.root), str(tmp_path))
     assert len(set(answers)) == 1
     assert "seed is 1 on rank 1 and 0 on rank 0" in answers[0]
+
+
+def diverge(store: str, run_dir: str) -> str:
+    """Rank 3, a tower of the second replica, holds a kernel that is not a number."""
+    mesh = init_mesh(2, device="cpu")
+    trainer = Trainer(config(store), mesh, Path(run_dir))
+    if mesh.rank == 3:
+        with torch.no_grad():
+            trainer.model.get_parameter("conv4.weight")[0] = float("nan")
+    try:
+        trainer.run()
+    except DivergedError as error:
+        return str(error)
+    return "trained"
+
+
+def test_a_loss_that_is_no_number_on_one_replica_ends_every_rank_with_the_same_words(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    answers = run_ranks(4, diverge, str(photos_store.root), str(tmp_path))
+    assert len(set(answers)) == 1
+    assert "step 1: the loss is nan, first not finite: conv4's weights on rank 3;" in answers[0]

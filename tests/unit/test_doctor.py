@@ -12,7 +12,6 @@ import pytest
 from programs import module, run
 
 from alexnet2012 import checkpoint, checkup
-from alexnet2012.checkpoint_files import TENSORS
 from alexnet2012.checks import load_recipe
 from alexnet2012.checkup import GIB, Finding, Level
 from alexnet2012.config import ModelConfig
@@ -20,6 +19,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.mesh import single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
+from alexnet2012.snapshot import Progress, Snapshot
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -83,13 +83,11 @@ def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path)
     folder = tmp_path / "run" / "checkpoints" / "step-0000003"
     optimizer = PaperSGD(net, load_recipe("paper").optimizer)
     mean = np.zeros((8, 8, 3), np.float32)
-    checkpoint.save(folder, net, optimizer, checkpoint.Progress(3, 1), mean)
-    assert checkup.saved(tmp_path / "run").said == "step-0000003: 34 tensors, step 3"
-    (file,) = folder.glob("*.distcp")
+    checkpoint.save(folder, Snapshot.of(net, optimizer, Progress(3, 1), mean), net.mesh)
+    assert checkup.saved(tmp_path / "run").said == "step-0000003: step 3, all as it was written"
+    (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    assert "is cut short" in checkup.saved(folder).said
-    (folder / TENSORS).write_text("{")
-    assert checkup.saved(folder).level is Level.wrong
+    assert f"{file.name} has another checksum" in checkup.saved(folder).said
     assert checkup.saved(tmp_path).level is Level.wrong
 
 

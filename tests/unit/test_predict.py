@@ -135,12 +135,14 @@ def test_several_nets_are_averaged_whatever_sizes_they_read(
     picture = photos_folder / "val" / "clock" / "0000.jpg"
     from alexnet2012 import checkpoint
     from alexnet2012.model import AlexNet
+    from alexnet2012.snapshot import Snapshot, plain
 
     other = AlexNet("paper", 16, model=net.model.config, seed=9)
     progress = checkpoint.read_progress(saved_run / "checkpoints" / "step-0000007")
-    progress.settings["recipe"] = checkpoint.plain(other.recipe)
+    progress.settings["recipe"] = plain(other.recipe)
     mean_image = np.full((96, 96, 3), 120, np.float32)
-    checkpoint.save(tmp_path / "other", other, None, progress, mean_image)
+    snapshot = Snapshot.of(other, None, progress, mean_image)
+    checkpoint.save(tmp_path / "other", snapshot, other.mesh)
     nets = [str(saved_run), str(tmp_path / "other")]
 
     def found(checkpoint: object) -> np.ndarray:  # type: ignore[type-arg]
@@ -151,7 +153,8 @@ def test_several_nets_are_averaged_whatever_sizes_they_read(
     assert found(nets) == pytest.approx((found(nets[0]) + found(nets[1])) / 2, abs=1e-9)
     assert abs(found(nets[0]) - found(nets[1])).max() > 1e-3
     progress.classes = [*progress.classes[1:], "another"]
-    checkpoint.save(tmp_path / "else", other, None, progress, mean_image)
+    snapshot = Snapshot.of(other, None, progress, mean_image)
+    checkpoint.save(tmp_path / "else", snapshot, other.mesh)
     with pytest.raises(ConfigError, match=r"checkpoint=.*else: was trained on other classes than"):
         found([*nets, str(tmp_path / "else")])
 

@@ -1,0 +1,113 @@
+"""What does a checkpoint every minute cost the training?
+
+    python benchmarks/checkpoints.py [batch=32] [steps=4] [rounds=6]
+
+The full-size net in two processes: a few steps with a checkpoint written meanwhile, waited for to
+its end, and the same steps without, in turns, since a shared machine drifts. What the first take
+longer is the cost of one checkpoint; the question is how much of a minute it is. Prints that, and
+how long training stood still, and writes results/checkpoints.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from record import given, keep, show
+
+from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.agreement import Exchange, Wishes
+from alexnet2012.checks import load_recipe
+from alexnet2012.config import CheckpointConfig
+from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.saver import Saver
+from alexnet2012.schedule import Rates
+from alexnet2012.snapshot import Progress, Snapshot
+
+CLASSES = 1000
+MEAN_IMAGE = np.zeros((256, 256, 3), np.float32)
+
+
+def measure(batch: int, steps: int, rounds: int, folder: Path) -> None:
+    """On each rank: seconds of each block of steps; rank 0 leaves its own in the folder."""
+    set_threads(2)
+    reuse_memory()
+    mesh = init_mesh(2, device="cpu")
+    model = AlexNet("paper", CLASSES, mesh=mesh)
+    optimizer = PaperSGD(model, load_recipe("paper").optimizer)
+    optimizer.set_rates(Rates(0.01, 0.01))
+    draw = torch.Generator().manual_seed(0)
+    images = 50 * torch.randn(batch, 3, 224, 224, generator=draw)
+    labels = torch.randint(CLASSES, (batch,), generator=draw)
+    saver, exchange = Saver(CheckpointConfig(), folder, mesh, 0), Exchange(mesh, timeout_s=300)
+    found: dict[str, list[float]] = {name: [] for name in ("with", "without", "still", "wishes")}
+
+    def block(save_as: int | None) -> float:
+        mesh.barrier()
+        began = time.perf_counter()
+        if save_as is not None:
+            progress = Progress(step=save_as, epoch=0)
+            saver.save(Snapshot.of(model, optimizer, progress, MEAN_IMAGE))
+            found["still"].append(time.perf_counter() - began)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            asked = time.perf_counter()
+            exchange(Wishes())
+            found["wishes"].append(time.perf_counter() - asked)
+        saver.wait()
+        return time.perf_counter() - began
+
+    block(0)  # touches all memory
+    for number in range(1, rounds + 1):
+        for arm in ("with", "without") if number % 2 else ("without", "with"):
+            found[arm].append(block(number if arm == "with" else None))
+    exchange.finish()
+    if mesh.rank == 0:
+        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    mesh.close()
+
+
+def main() -> None:
+    words, load_before = given(batch=32, steps=4, rounds=6), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        launch(measure, 2, words.batch, words.steps, words.rounds, folder)
+        found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+        (newest, *_) = sorted((folder / "checkpoints").iterdir(), reverse=True)
+        megabytes = sum(file.stat().st_size for file in newest.iterdir()) / 1e6
+    extra_s = [a - b for a, b in zip(found["with"], found["without"], strict=True)]
+    row: dict[str, Any] = {
+        "megabytes": megabytes,
+        "step_s": statistics.median(found["without"]) / words.steps,
+        "still_s": statistics.median(found["still"][1:]),
+        "extra_s": statistics.median(extra_s),
+        "extra_s_range": [min(extra_s), max(extra_s)],
+        "of_a_minute_pct": statistics.median(extra_s) / 60 * 100,
+        "wishes_ms": 1e3 * statistics.median(found["wishes"]),
+    }
+    columns = {
+        "MB, both ranks": "{megabytes:.0f}",
+        "a step takes s": "{step_s:.2f}",
+        "training stood still s": "{still_s:.2f}",
+        "longer by s": "{extra_s:.2f}",
+        "its range": "{extra_s_range[0]:.2f} - {extra_s_range[1]:.2f}",
+        "of a minute %": "{of_a_minute_pct:.2f}",
+        "wishes, a step ms": "{wishes_ms:.2f}",
+    }
+    show(f"One checkpoint of the full-size net, median of {words.rounds}", columns, [row])
+    keep("cost of a checkpoint every minute", ["torch"], load_before, **vars(words), row=row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The state of a run at one step: what a checkpoint holds, on this rank, in host memory.
+
+Each process holds rows of a full tensor; wrapped as a DTensor it is known to be a part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from alexnet2012.checks import literal
+from alexnet2012.config import ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.data.store import Store
+from alexnet2012.model import AlexNet
+from alexnet2012.optimizer import PaperSGD
+
+
+@dataclass
+class Progress:
+    """How far a run came, and of what. ``settings`` is its whole configuration, as plain data."""
+
+    step: int
+    epoch: int  # epochs finished, each with its validation
+    validation_errors: list[float] = field(default_factory=list)  # after each whole epoch
+    top1_error_pct: float | None = None  # of these very weights, where it was measured
+    # Loss, errors and pictures by replica: of the epoch so far, and since the last record.
+    epoch_sums: list[list[float]] = field(default_factory=list)
+    sums: list[list[float]] = field(default_factory=list)
+    records: dict[str, int] = field(default_factory=dict)  # lines of each .jsonl file
+    summary: dict[str, Any] | None = None  # of a run that has come to its end
+    settings: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    store_fingerprint: str = ""
+    code: str = ""  # the commit, and torch's version
+
+    @classmethod
+    def at_start(cls, config: TrainConfig, store: Store, code: str) -> Progress:
+        return cls(
+            step=0,
+            epoch=0,
+            settings=plain(config),
+            classes=list(store.classes),
+            store_fingerprint=store.fingerprint,
+            code=code,
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run at one step, in host memory, as this process holds it.
+
+    The mean image [P, P, 3] that the net was trained with goes along: it belongs to the net, not
+    to the pictures that it may be shown later.
+    """
+
+    state: dict[str, Tensor]
+    progress: Progress
+    mean_image: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls,
+        model: AlexNet,
+        optimizer: PaperSGD | None,
+        progress: Progress,
+        mean_image: npt.NDArray[np.float32],
+    ) -> Snapshot:
+        def copied(local: Tensor) -> Tensor:  # safetensors knows no other layout of memory
+            return local.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+        state = state_of(model, optimizer, copied)
+        return cls(state, copy.deepcopy(progress), mean_image)
+
+    def not_finite(self) -> str | None:
+        """The first tensor that holds NaN or an infinity, if any does."""
+        for name, tensor in self.state.items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if local.is_floating_point() and not torch.isfinite(local.sum()):
+                return name
+        return None
+
+
+def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
+    """A configuration as JSON types."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
+    return values
+
+
+def config_of(progress: Progress) -> TrainConfig:
+    """The configuration that a checkpoint was trained with."""
+    settings = literal(progress.settings)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def state_of(
+    model: AlexNet, optimizer: PaperSGD | None, of: Callable[[Tensor], Tensor] = Tensor.detach
+) -> dict[str, Tensor]:
+    """Parameters, momenta and streams: their own memory, or what ``of`` makes of it."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state[f"model.{name}"] = _sharded(model, name, of(parameter.detach()))
+        if optimizer is not None:
+            state[f"velocity.{name}"] = _sharded(model, name, of(optimizer.velocity(parameter)))
+    if optimizer is not None:
+        state.update({f"random.{k}": v.cpu() for k, v in model.random_state().items()})
+    return state
+
+
+def _sharded(model: AlexNet, name: str, local: Tensor) -> Tensor:
+    """The own rows as part of the full tensor; shares memory with ``local``."""
+    if model.mesh.device_mesh is None or model.mesh.towers == 1:
+        return local
+    shape = model.full_shapes()[name]
+    stride = torch.empty(shape, device="meta").stride()
+    tower_mesh = model.mesh.device_mesh["tower"]
+    return DTensor.from_local(
+        local, tower_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+    )

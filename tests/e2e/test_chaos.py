@@ -1,0 +1,28 @@
+"""Killed at random moments and started again, a run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chaos import state_of, train_through_kills
+from programs import TINY, module, succeed
+
+from alexnet2012.data.store import Store
+
+
+def test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    command = [
+        *TINY,
+        f"data.store={photos_store.root}",
+        "schedule.epochs=20",
+        "checkpoint.every_steps=5",
+    ]
+    whole, killed = (tmp_path / name for name in ("whole", "killed"))
+    succeed(module("train", *command, f"hydra.run.dir={whole}"), tmp_path)
+    words, targets = [*command, f"hydra.run.dir={killed}"], ("rank 1", "launcher")
+    kills = train_through_kills(words, killed, targets, seed=0, most_s=0.5)
+    assert [kill.left for kill in kills] == [[], []]
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert state_of(killed) == state_of(whole)
