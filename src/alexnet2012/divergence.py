@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ class DivergedError(RunError):
     """The loss is no longer a number."""
 
 
-def finite_on_all_replicas(loss: Tensor, mesh: Mesh) -> bool:
-    """Whether the losses of all replicas are; the towers of one have the same. Collective."""
+def loss_of_replicas(loss: Tensor, mesh: Mesh) -> float:
+    """The sum over all replicas; the towers of one have the same loss. Collective."""
     loss = loss.clone()
     mesh.sum_over_replicas([loss], "loss")
-    return math.isfinite(loss)
+    return float(loss)
 
 
 def diverged(

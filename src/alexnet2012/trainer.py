@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,7 +21,7 @@ from alexnet2012 import checkpoint
 from alexnet2012.agreement import Exchange, Wishes, on_rank_0
 from alexnet2012.config import RunError, TrainConfig
 from alexnet2012.data.loaders import Batch, content_digest
-from alexnet2012.divergence import diverged, finite_on_all_replicas
+from alexnet2012.divergence import diverged, loss_of_replicas
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.files import replace_text
 from alexnet2012.inputs import loaders
@@ -199,11 +200,12 @@ class Trainer:
         self.optimizer.zero_grad()
         (loss / batch.rows.total).backward()
         # Before the weights take part of it, and found out by all ranks at the same step.
-        if not finite_on_all_replicas(loss.detach(), self.mesh):
+        total = loss_of_replicas(loss.detach(), self.mesh)
+        if not math.isfinite(total):
             with suppress(RunError):
                 self._saver.wait()
-            step, told = self.progress.step + 1, float(loss.detach())
-            raise diverged(self.model, batch, self.run_dir, step, told, now.weight)
+            step = self.progress.step + 1
+            raise diverged(self.model, batch, self.run_dir, step, total, now.weight)
         self._sum_over_replicas()
         self.optimizer.step()
         self.progress.step += 1

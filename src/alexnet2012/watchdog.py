@@ -105,6 +105,9 @@ class Watchdog:
         atexit.register(self.close)  # who leaves without a word is taken for killed
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watchdog:
+        return self  # a copy of a net has the same process
+
     def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> _Exchanging:
         """``with watchdog.exchange(…):`` around a collective.
 
