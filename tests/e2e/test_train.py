@@ -156,10 +156,9 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
 ) -> None:
     # Records every two steps of epochs of three: one covers the end of an epoch and the next.
     run_dir = tmp_path / "run"
-    train_ranks(2, photos_store, run_dir, "schedule.epochs=1")
-    assert summary(run_dir)["epochs"] == 1
-    succeed(module("train", *overrides(photos_store, run_dir, "schedule.epochs=2")), tmp_path)
-    assert summary(run_dir)["epochs"] == 2
+    for epochs in (1, 2):
+        train_ranks(2, photos_store, run_dir, f"schedule.epochs={epochs}")
+        assert summary(run_dir)["epochs"] == epochs
     want = read_records(trained / "metrics.jsonl")
     assert read_records(run_dir / "metrics.jsonl") == want
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 from ranks import run_ranks
 
 from alexnet2012 import AlexNet, checkpoint, init_mesh
-from alexnet2012.checks import load_recipe
 from alexnet2012.collectives import gather_rows
 from alexnet2012.config import CheckpointConfig, ConfigError, ModelConfig, RunError, TrainConfig
 from alexnet2012.launcher import compose_config
@@ -39,7 +39,7 @@ PROGRESS = Progress(step=2, epoch=1, validation_errors=[50.0], classes=["a", "b"
 
 def build(classes: int, seed: int) -> tuple[AlexNet, PaperSGD]:
     model = AlexNet("code145", classes, model=SMALL, mesh=init_mesh(2, device="cpu"), seed=seed)
-    return model, PaperSGD(model, load_recipe("code145").optimizer)
+    return model, PaperSGD(model, model.recipe.optimizer)
 
 
 def train(model: AlexNet, optimizer: PaperSGD, steps: range) -> None:
@@ -378,6 +378,7 @@ def test_sha256sum_can_check_a_checkpoint(run_dir: Path) -> None:
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
+@cache
 def settings(*overrides: str) -> TrainConfig:
     return compose_config("train", TrainConfig, overrides)[0]
 
