@@ -5,7 +5,7 @@
 #   NNODES=2 MASTER=host0:29500 launch/torchrun.sh [overrides]
 # After a fault all workers start again, up to MAX_RESTARTS times, from the newest checkpoint of the
 # run directory, which has to be named (docs/faults.md):
-#   MAX_RESTARTS=3 launch/torchrun.sh hydra.run.dir=RUN resume=auto [overrides]
+#   MAX_RESTARTS=3 launch/torchrun.sh hydra.run.dir=RUN [overrides]
 set -euo pipefail
 export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # runs start in your own folder
 
