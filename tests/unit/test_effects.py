@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012.checkpoint import plain
 from alexnet2012.claims import Scale, load_claims
 from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.effects import (
@@ -24,6 +23,7 @@ from alexnet2012.effects import (
     supports,
 )
 from alexnet2012.launcher import compose_config
+from alexnet2012.snapshot import plain
 
 ARMS = [arm for claim in load_claims() for arm in claim.arms]
 SEEDS = range(5)
