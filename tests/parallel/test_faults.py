@@ -143,10 +143,10 @@ def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
     photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, whole, cut = str(photos_store.root), tmp_path / "whole", tmp_path / "cut"
-    more = ["schedule.epochs=10", "checkpoint_every_epochs=2"]
+    more = ["schedule.epochs=10", "checkpoint.every_epochs=2"]
     run_ranks(2, undisturbed, store, str(whole), more)
     monkeypatch.setenv("MAX_RESTARTS", "1")
-    program, mark = start([TORCHRUN_SCRIPT, *tiny(store, str(cut), *more, "resume=auto")], tmp_path)
+    program, mark = start([TORCHRUN_SCRIPT, *tiny(store, str(cut), *more)], tmp_path)
     until(lambda: checkpoint.newest(cut) is not None)
     os.kill(torchrun_rank(mark, 1), signal.SIGKILL)
     ended = finish(program, mark)
