@@ -41,8 +41,7 @@ def audit(model: AlexNet) -> list[LayerAudit]:
     handles = [m.register_forward_hook(record(n)) for n, m in model.layers().items()]
     was_training = model.training
     size = model.config.input_size
-    first = next(model.parameters())
-    model.eval()(torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype))
+    model.eval()(torch.zeros(1, 3, size, size, device=model.mesh.device))
     model.train(was_training)
     for handle in handles:
         handle.remove()

@@ -41,10 +41,16 @@ class LightingScale(Choice):
 
 
 class Precision(Choice):
-    """Type of weights, activations and updates."""
+    """What is computed in.
+
+    ``fp32`` and ``fp64`` throughout; ``tf32`` rounds what products read to 10 bits, on a GPU; with
+    ``bf16`` activations and their gradients are bf16, weights and updates float32.
+    """
 
     fp32 = "fp32"
     fp64 = "fp64"
+    tf32 = "tf32"
+    bf16 = "bf16"
 
 
 class ScheduleKind(Choice):

@@ -5,14 +5,18 @@ uses the whole activation for its own kernels, so its gradients are partial and 
 Before *replicated* computation (the loss) every tower computes the same thing, and a sum would
 count it T times.
 
-Legend: N images, c = C/T channels or units of a tower, C of the net, T towers.
+Legend: N images, c = C/T channels or units of a tower, C of the net, T towers. Maps travel as they
+lie in memory, channels last.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,29 +53,48 @@ class TowerLink:
     traffic: Traffic = field(default_factory=Traffic)
     watchdog: Watchdog = field(default_factory=Watchdog)
 
-    def all_gather(self, x: Tensor, layer: str, direction: str) -> Tensor:
+    def all_gather(self, x: Tensor, layer: str, direction: str) -> UnderWay:
         """[...] → [T, ...], tower 0 first."""
         gathered = x.new_empty((self.towers, *x.shape))
-        own_bytes = x.numel() * x.element_size()
-        began = time.perf_counter()
-        with self.watchdog.exchange(layer, direction, own_bytes):
-            dist.all_gather_single(gathered.flatten(0, 1), x.contiguous(), group=self.group)
-        self._count(own_bytes, layer, direction, began)
-        return gathered
+        send = partial(dist.all_gather_single, gathered.flatten(0, 1), x.contiguous())
+        return UnderWay(self, layer, direction, x, gathered, send)
 
-    def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> Tensor:
+    def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> UnderWay:
         """[T, ...] → [...]: the sum over towers of the part that is this tower's."""
         own = parts.new_empty(parts.shape[1:])
-        own_bytes = own.numel() * own.element_size()
-        began = time.perf_counter()
-        with self.watchdog.exchange(layer, direction, own_bytes):
-            dist.reduce_scatter_single(own, parts.flatten(0, 1).contiguous(), group=self.group)
-        self._count(own_bytes, layer, direction, began)
-        return own
+        send = partial(dist.reduce_scatter_single, own, parts.flatten(0, 1).contiguous())
+        return UnderWay(self, layer, direction, own, own, send)
 
-    def _count(self, own_bytes: int, layer: str, direction: str, began: float) -> None:
-        self.traffic.seconds[layer, direction] += time.perf_counter() - began
-        self.traffic.sent_bytes[layer, direction] += own_bytes * (self.towers - 1)
+
+class UnderWay:
+    """An exchange that has begun; no other begins before its result is taken."""
+
+    def __init__(
+        self,
+        link: TowerLink,
+        layer: str,
+        direction: str,
+        part: Tensor,
+        result: Tensor,
+        send: Callable[..., dist.Work],
+    ) -> None:
+        self._link, self.key, self._result = link, (layer, direction), result
+        part_bytes = part.numel() * part.element_size()
+        began = time.perf_counter()
+        with ExitStack() as stack:
+            stack.enter_context(link.watchdog.exchange(layer, direction, part_bytes))
+            self._work = send(group=link.group, async_op=True)
+            self._watched = stack.pop_all()  # it began: what goes wrong from here on, wait tells
+        link.traffic.seconds[self.key] += time.perf_counter() - began
+        link.traffic.sent_bytes[self.key] += part_bytes * (link.towers - 1)
+
+    def wait(self) -> Tensor:
+        """The result. Only this time counts as spent in the exchange."""
+        began = time.perf_counter()
+        with self._watched:
+            self._work.wait()
+        self._link.traffic.seconds[self.key] += time.perf_counter() - began
+        return self._result
 
 
 def link_of(mesh: Mesh) -> TowerLink:
@@ -83,14 +106,15 @@ class _AllGatherToSharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_shard: Tensor, link: TowerLink, layer: str, direction: str) -> Tensor:
         ctx.link, ctx.layer = link, layer
-        gathered = link.all_gather(x_shard, layer, direction)  # [T, N, c, ...]
-        return gathered.transpose(0, 1).flatten(1, 2)
+        gathered = link.all_gather(x_shard.movedim(1, -1), layer, direction).wait()
+        return gathered.movedim(0, -2).flatten(-2).movedim(-1, 1)  # [T, N, ..., c] → [N, C, ...]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_full,) = grads
-        parts = grad_full.unflatten(1, (ctx.link.towers, -1)).transpose(0, 1)  # [T, N, c, ...]
-        return ctx.link.reduce_scatter(parts, ctx.layer, "backward"), None, None, None
+        parts = grad_full.movedim(1, -1).unflatten(-1, (ctx.link.towers, -1)).movedim(-2, 0)
+        grad = ctx.link.reduce_scatter(parts, ctx.layer, "backward").wait()  # [N, ..., c]
+        return grad.movedim(-1, 1), None, None, None
 
 
 class _AllGatherToReplicated(torch.autograd.Function):
@@ -113,7 +137,7 @@ def gather_rows(x_shard: Tensor, own: Share, link: TowerLink, layer: str, direct
         return x_shard.clone(memory_format=torch.contiguous_format)
     padded = x_shard.new_zeros((largest_share(own.total, link.towers), *x_shard.shape[1:]))
     padded[: own.size] = x_shard
-    gathered = link.all_gather(padded, layer, direction)
+    gathered = link.all_gather(padded, layer, direction).wait()
     return gathered.flatten(0, 1)[: own.total]  # only the last shares can be short
 
 
@@ -143,6 +167,62 @@ def all_gather_to_replicated(x_shard: Tensor, link: TowerLink, layer: str, total
         x_shard, link, layer, total, _direction()
     )
     return result
+
+
+class HiddenGather:
+    """The gather of :func:`all_gather_to_sharded` in two halves, with work to do between them.
+
+    ``begin`` sends the own channels and returns them; ``end`` returns those of each peer. What is
+    computed of the own channels after ``begin`` and of the peers' after ``end`` hides the exchange
+    in both directions: backward runs it the other way round, the peers' products first.
+
+    Forward: [N, c, ...] → [N, c, ...] and T - 1 times [N, c, ...].
+    Backward: the sum over towers of the own channels' gradient.
+    """
+
+    def __init__(self, link: TowerLink, layer: str) -> None:
+        self.link, self.layer, self.direction = link, layer, _direction()
+        self.under_way: UnderWay
+
+    def begin(self, x_shard: Tensor) -> Tensor:
+        x: Tensor = _Begin.apply(x_shard, self)  # type: ignore[no-untyped-call]
+        return x
+
+    def end(self, x: Tensor) -> dict[int, Tensor]:
+        """By tower; ``x`` is what ``begin`` returned."""
+        others = (tower for tower in range(self.link.towers) if tower != self.link.tower)
+        return dict(zip(others, _End.apply(x, self), strict=True))  # type: ignore[no-untyped-call]
+
+
+class _Begin(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_shard: Tensor, gather: HiddenGather) -> Tensor:
+        ctx.gather = gather
+        x_last = x_shard.movedim(1, -1)
+        gather.under_way = gather.link.all_gather(x_last, gather.layer, gather.direction)
+        return x_shard.view_as(x_shard)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        of_peers = ctx.gather.under_way.wait().movedim(-1, 1)  # by their products
+        return grads[0] + of_peers, None
+
+
+class _End(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gather: HiddenGather) -> tuple[Tensor, ...]:
+        ctx.gather = gather
+        gathered = gather.under_way.wait().movedim(-1, 2)  # [T, N, c, ...]
+        tower = gather.link.tower
+        return *gathered[:tower].unbind(), *gathered[tower + 1 :].unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        gather, tower = ctx.gather, ctx.gather.link.tower
+        nothing = torch.zeros_like(grads[0])  # the own product's gradient stays here
+        parts = torch.stack([*grads[:tower], nothing, *grads[tower:]]).movedim(2, -1)
+        gather.under_way = gather.link.reduce_scatter(parts, gather.layer, "backward")
+        return None, None
 
 
 def _direction() -> str:

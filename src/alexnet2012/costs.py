@@ -34,7 +34,7 @@ class Kept(NamedTuple):
 
 KEPT = {
     Step.activation: Kept(output=True),
-    Step.lrn: Kept(input=True, maps=1),  # denominators
+    Step.lrn: Kept(input=True),  # from which backward has the denominators again
     Step.spatial_norm: Kept(input=True, maps=3),  # squares, denominators, their powers
     Step.max_pool: Kept(input=True, indices=True),
     Step.average_pool: Kept(input=True),
@@ -54,6 +54,11 @@ class Layout:
     @property
     def processes(self) -> int:
         return self.replicas * self.towers
+
+    @property
+    def copies_weights(self) -> bool:
+        """bf16: layers read rounded copies, and the gradients of these."""
+        return self.activation_bytes != self.parameter_bytes
 
     @property
     def rows(self) -> int:
@@ -139,7 +144,7 @@ def layer_costs(
         *costs,
         LayerCost(
             "logits",
-            kept_bytes=classes * size + LABEL_BYTES,
+            kept_bytes=classes * layout.parameter_bytes + LABEL_BYTES,
             gathered_bytes=part * layout.towers if peers else 0,
             sent_bytes={"forward": part * peers} if peers else {},
         ),
@@ -198,11 +203,14 @@ def _layer_cost(
 
 def memory_bytes(costs: Sequence[LayerCost], layout: Layout) -> dict[str, int]:
     """What one process holds, as if all at once, less what passes within a layer."""
-    parameters = layout.parameter_bytes * sum(cost.parameters for cost in costs)
+    count = sum(cost.parameters for cost in costs)
+    parameters = layout.parameter_bytes * count
+    copies = {"weights as activations": layout.activation_bytes * count}
     return {
         "weights": parameters,
         "momentum": parameters,
         "gradients": parameters,
+        **(copies if layout.copies_weights else {}),
         "activations kept for backward": layout.rows * sum(cost.kept_bytes for cost in costs),
         "draws of dropout": layout.batch * max(cost.drawn_bytes for cost in costs),
         "largest exchange": layout.rows * max(cost.gathered_bytes for cost in costs),
@@ -217,7 +225,8 @@ def gradient_bytes(costs: Sequence[LayerCost], layout: Layout) -> int:
 
 def bounded_work(costs: Sequence[LayerCost], layout: Layout, peaks: Peaks) -> Work:
     """The least time at given rates: a product waits for arithmetic or for memory, whichever is
-    slower; every other step reads and writes its maps once; the update reads three and writes two.
+    slower; every other step reads and writes its maps once; the update reads three and writes two
+    numbers a weight, and copies one each way where layers read copies.
     """
     layers, parameters = {}, 0
     for cost in costs:
@@ -231,7 +240,10 @@ def bounded_work(costs: Sequence[LayerCost], layout: Layout, peaks: Peaks) -> Wo
             product + steps,
             cost.products * product + BACKWARD_TO_FORWARD * steps,
         )
-    return Work(layers, peaks.memory_seconds(5 * parameters * layout.parameter_bytes))
+    updated = 5 * layout.parameter_bytes
+    if layout.copies_weights:
+        updated += 2 * (layout.parameter_bytes + layout.activation_bytes)
+    return Work(layers, peaks.memory_seconds(parameters * updated))
 
 
 def step_time(

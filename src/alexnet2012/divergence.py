@@ -65,7 +65,7 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
 
     layers = model.layers().items()
     hooks = [m.register_forward_hook(watch(i, name)) for i, (name, m) in enumerate(layers)]
-    model(batch.images.to(next(model.parameters()).dtype), batch.rows)
+    model(batch.images, batch.rows)
     for hook in hooks:
         hook.remove()
     every = agree(lambda: min(found, default=None), model.mesh)

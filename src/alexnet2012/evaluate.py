@@ -91,7 +91,7 @@ def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store)
         augment = net.model.recipe.augment
         alike = (
             net.model.config.input_size == first.config.input_size
-            and net.dtype is nets[0].dtype
+            and net.model.precision is first.precision
             and augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
             and np.array_equal(net.mean_image, nets[0].mean_image)
         )

@@ -53,7 +53,6 @@ def evaluate(models: Sequence[AlexNet], batches: Iterable[Batch], mesh: Mesh) ->
     for batch in batches:
         count, views = batch.images.shape[:2]
         images = batch.images.flatten(0, 1)
-        images = images.to(next(models[0].parameters()).dtype)
         # [N·V, K] → [N, V, K]; averaged over views, then over models
         predictions = [
             F.softmax(model(images), dim=1).unflatten(0, (count, views)).mean(1) for model in models

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device
+from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ModelConfig
 from alexnet2012.mesh import init_mesh, single_process
 from alexnet2012.model import AlexNet
@@ -49,7 +49,7 @@ def worker(recipe: str, width: float, steps: int, seed: int, answer: Path) -> No
                     model=ModelConfig(width=width),
                     mesh=place,
                     seed=seed,
-                    dtype=torch.float64,
+                    precision=Precision.fp64,
                 )
                 for place in (mesh, single_process(Device.cpu))
             ),

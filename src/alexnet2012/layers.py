@@ -1,4 +1,4 @@
-"""The layers of one process: column-parallel convolution and linear, LRN, dropout.
+"""The layers of one process: column-parallel convolution and linear, dropout.
 
 Every layer holds the rows (kernels, units) of the towers that live in this process. One process
 may hold them all: then towers that do not read each other are the groups of one convolution.
@@ -9,20 +9,20 @@ T towers of the net, t of them in this process.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet2012.config import ConvConfig, NormConfig
+from alexnet2012.collectives import HiddenGather
+from alexnet2012.config import ConvConfig
 from alexnet2012.sharding import Share
 
 
 class ColumnParallel(nn.Module):
     """Kernels or units ``rows`` of a full weight [rows.total, ...] and bias [rows.total].
 
-    ``groups`` is t where a tower reads its own channels only, else 1.
+    ``groups`` is t where a tower reads its own channels only, else 1. Both are brought to the type
+    of the activations when they are used: bf16 rounds copies, and updates add up in float32.
     """
 
     def __init__(self, rows: Share, row_shape: tuple[int, ...], groups: int) -> None:
@@ -38,6 +38,24 @@ class ColumnParallel(nn.Module):
             self.weight.copy_(self.rows.of(full).mul_(weight_std))
             self.bias.fill_(bias)
 
+    def forward(self, x: Tensor, hidden: HiddenGather | None = None) -> Tensor:
+        """``x`` is all that the layer reads; with ``hidden`` the own tower's part of it.
+
+        The product with what the own tower has is then made while the rest is under way.
+        """
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if hidden is None:
+            return self.product(x, weight, bias)
+        by_tower = weight.split(x.shape[1], dim=1)
+        x = hidden.begin(x)
+        y = self.product(x, by_tower[hidden.link.tower], bias)
+        for tower, there in hidden.end(x).items():
+            y = y + self.product(there, by_tower[tower], None)
+        return y
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
 
 class ColumnParallelConv2d(ColumnParallel):
     """[N, groups·C_in, H, W] → [N, rows, H', W']."""
@@ -52,22 +70,23 @@ class ColumnParallelConv2d(ColumnParallel):
         )
         self.overhang = config.overhang
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.overhang:
             extra = overhang_pixels(x.shape[-1], self.kernel_size, self.stride, self.padding)
             x = F.pad(x, (0, extra, 0, extra))
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
 
 
 class ColumnParallelLinear(ColumnParallel):
     """[N, groups·inputs] → [N, rows]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.groups == 1:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, weight, bias)
+        assert bias is not None  # of towers that do not read each other nothing is under way
         x_by_tower = x.unflatten(1, (self.groups, -1))
-        weight_by_tower = self.weight.unflatten(0, (self.groups, -1))
-        return torch.einsum("nti,toi->nto", x_by_tower, weight_by_tower).flatten(1) + self.bias
+        weight_by_tower = weight.unflatten(0, (self.groups, -1))
+        return torch.einsum("nti,toi->nto", x_by_tower, weight_by_tower).flatten(1) + bias
 
 
 def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> int:
@@ -76,56 +95,6 @@ def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> i
     224 pixels, kernel 11, stride 4: 55 windows, the last one 3 pixels outside.
     """
     return -(size + 2 * padding - kernel_size) % stride
-
-
-class _LocalResponseNorm(torch.autograd.Function):
-    """y = x·d^-β, d = k + s·W(x²), W the sum over a window of neighbouring maps.
-
-    Backward: gx = g·d^-β - 2·s·β·x·W(g·x·d^(-β-1)); W is its own transpose.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, scale: float, beta: float, k: float) -> Tensor:
-        denominator = _window_sum(x * x, size).mul_(scale).add_(k)
-        ctx.save_for_backward(x, denominator)
-        ctx.size, ctx.scale, ctx.beta = size, scale, beta
-        return x * denominator.pow(-beta)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (grad,) = grads
-        x, denominator = ctx.saved_tensors
-        direct = grad * denominator.pow(-ctx.beta)
-        crossed = _window_sum(direct * x / denominator, ctx.size).mul_(x)
-        return direct.sub_(crossed, alpha=2 * ctx.scale * ctx.beta), None, None, None, None
-
-
-def _window_sum(x: Tensor, size: int) -> Tensor:
-    """[N, t, c, H, W]: over ``size`` maps centred on each, cut off at a tower's edges."""
-    total = x.clone()
-    for shift in range(1, min(size // 2 + 1, x.shape[2])):
-        total[:, :, shift:] += x[:, :, :-shift]
-        total[:, :, :-shift] += x[:, :, shift:]
-    return total
-
-
-def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor:
-    """Across neighbouring maps of one tower: [N, C, H, W] → [N, C, H, W].
-
-    Source: paper sec. 3.3; windows never cross the towers.
-    """
-    scale = norm.alpha / norm.size if norm.divide_by_window else norm.alpha
-    by_tower = x.unflatten(1, (towers_here, -1))
-    y: Tensor = _LocalResponseNorm.apply(by_tower, norm.size, scale, norm.beta, norm.k)  # type: ignore[no-untyped-call]
-    return y.flatten(1, 2)
-
-
-def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
-    """Over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W]. Source: 2012 code."""
-    window = norm.size**2
-    sums = F.avg_pool2d(x * x, norm.size, stride=1, padding=norm.size // 2) * window
-    scale = norm.alpha / window if norm.divide_by_window else norm.alpha
-    return x * (norm.k + scale * sums).pow(-norm.beta)
 
 
 class Dropout(nn.Module):

@@ -54,7 +54,7 @@ def seen(net: Trained, store: Store, split: Split, config: EvaluateConfig) -> Se
     )
     hidden, probabilities, labels = [], [], []
     for batch in loader.batches():
-        activations = model.features(batch.images[:, 0].to(next(model.parameters()).dtype))
+        activations = model.features(batch.images[:, 0])
         hidden.append(activations.cpu())
         probabilities.append(F.softmax(model.fc8(activations), dim=1).cpu())
         labels.append(batch.labels.cpu())

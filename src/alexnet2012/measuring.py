@@ -27,7 +27,7 @@ from alexnet2012.config import PlanConfig
 from alexnet2012.costs import Layout, Link, Work
 from alexnet2012.launcher import launch, reuse_memory, set_threads
 from alexnet2012.mesh import Mesh, init_mesh, single_process
-from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.model import AlexNet, allow_tf32
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
 
@@ -78,7 +78,7 @@ def worker(config: PlanConfig, rows: int, answer: Path) -> None:
     """One process: rank 0 writes the slowest rank's seconds."""
     set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    allow_tf32(config.precision)
     mesh = init_mesh(config.mesh.towers, device=config.mesh.device)
     try:
         seconds = time_steps(config, mesh, rows)
@@ -107,13 +107,13 @@ def time_steps(config: PlanConfig, mesh: Mesh, rows: int) -> Seconds:
         config.classes,
         model=config.model,
         mesh=mesh,
-        dtype=DTYPES[config.precision],
+        precision=config.precision,
     )
     optimizer = PaperSGD(net, config.recipe.optimizer)
     optimizer.set_rates(Rates(1e-9, 1e-9))
     draw, side = torch.Generator().manual_seed(0), config.model.input_size
     images = 50 * torch.randn(rows, 3, side, side, generator=draw)
-    images = images.to(mesh.device, DTYPES[config.precision])
+    images = images.to(mesh.device)
     labels = torch.zeros(rows, dtype=torch.long, device=mesh.device)
     laps = Laps(net)
     for step in range(1 + STEPS):
@@ -183,7 +183,7 @@ def time_link(mesh: Mesh) -> Link:
         for _ in range(MESSAGES):
             mesh.barrier()
             began = time.perf_counter()
-            link.reduce_scatter(link.all_gather(own, "link", "there"), "link", "back")
+            link.reduce_scatter(link.all_gather(own, "link", "there").wait(), "link", "back").wait()
             times.append((time.perf_counter() - began) / 2)
         return median(times)
 

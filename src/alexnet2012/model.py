@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from alexnet2012.checks import check_recipe, load_recipe, scaled
 from alexnet2012.choices import Activation, Precision, Step
 from alexnet2012.collectives import (
+    HiddenGather,
     all_gather_to_replicated,
     all_gather_to_sharded,
     gather_rows,
@@ -27,11 +29,10 @@ from alexnet2012.layers import (
     ColumnParallelConv2d,
     ColumnParallelLinear,
     Dropout,
-    local_response_norm,
     overhang_pixels,
-    spatial_norm,
 )
 from alexnet2012.mesh import Mesh, single_process
+from alexnet2012.normalisation import local_response_norm, spatial_norm
 from alexnet2012.sharding import Share, share
 from alexnet2012.streams import stream_seed
 
@@ -39,7 +40,21 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.relu: F.relu,
     Activation.tanh: torch.tanh,
 }
-DTYPES = {Precision.fp32: torch.float32, Precision.fp64: torch.float64}
+
+
+class Types(NamedTuple):
+    """What a precision computes with."""
+
+    parameters: torch.dtype
+    activations: torch.dtype
+
+
+TYPES = {
+    Precision.fp32: Types(torch.float32, torch.float32),
+    Precision.fp64: Types(torch.float64, torch.float64),
+    Precision.tf32: Types(torch.float32, torch.float32),
+    Precision.bf16: Types(torch.float32, torch.bfloat16),
+}
 
 
 class AlexNet(nn.Module):
@@ -55,6 +70,10 @@ class AlexNet(nn.Module):
         model: activation, width and input size; the recipe's own net without.
         mesh: from :func:`alexnet2012.init_mesh`; one process with both towers without.
         seed: fixes initial values and dropout, whatever the mesh.
+        precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
+            a switch of torch's for the whole process: :func:`allow_tf32`.
+        hide_exchanges: whether a tower multiplies what it has while the rest is under way; the
+            same sums in another order. None: on CUDA, which computes beside its exchanges.
 
     Raises:
         ConfigError: the net cannot be built; names the key and a remedy.
@@ -72,13 +91,17 @@ class AlexNet(nn.Module):
         model: ModelConfig | None = None,
         mesh: Mesh | None = None,
         seed: int = 0,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision | str = Precision.fp32,
+        hide_exchanges: bool | None = None,
     ) -> None:
         super().__init__()
         self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
         self.config = model or ModelConfig()
         self.mesh = mesh or single_process()
         self.num_classes = num_classes
+        self.precision = Precision(precision)
+        on_cuda = self.mesh.device.type == "cuda"
+        self.hide_exchanges = on_cuda if hide_exchanges is None else hide_exchanges
         check_recipe(self.recipe, self.config)
         if num_classes < 1:
             raise ConfigError("num_classes", num_classes, "must be 1 or more")
@@ -94,17 +117,22 @@ class AlexNet(nn.Module):
         self._steps = self._after_convolutions()
         self._build(seed)
         # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
-        self.to(self.mesh.device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(self.mesh.device, self.types.parameters).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def types(self) -> Types:
+        return TYPES[self.precision]
 
     def forward(self, images: Tensor, rows: Share | None = None) -> Tensor:
-        """[N, 3, S, S] → logits [N, num_classes], on every rank.
+        """[N, 3, S, S] of any type → logits [N, num_classes] of the parameters', on every rank.
 
         ``rows`` says which rows of the global batch these are (for dropout); without it every
         replica is taken to hold N rows.
         """
         hidden = self.features(images, rows)
-        logits_shard = self.fc8(self._read("fc8", hidden, both=True))
-        return all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
+        logits_shard = self._product("fc8", hidden, both=True)
+        logits = all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
+        return logits.to(self.types.parameters)
 
     def features(self, images: Tensor, rows: Share | None = None) -> Tensor:
         """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
@@ -115,13 +143,12 @@ class AlexNet(nn.Module):
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
-        x = images.contiguous(memory_format=torch.channels_last)
+        x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self.recipe.convs.items():
             x = self._convolve(name, conv, x)
         x = x.flatten(1)  # channel, row, column; tower 0's channels first
         for name, linear in self.recipe.hidden.items():
-            x = self._read(name, x, both=linear.reads_both_towers)
-            x = self.activation(self.get_submodule(name)(x))
+            x = self.activation(self._product(name, x, both=linear.reads_both_towers))
             x = self.dropouts[name](x, rows)
         return x
 
@@ -186,8 +213,7 @@ class AlexNet(nn.Module):
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 
     def _convolve(self, name: str, conv: ConvConfig, x: Tensor) -> Tensor:
-        x = self._read(name, x, both=conv.reads_both_towers)
-        x = self.get_submodule(name)(x)
+        x = self._product(name, x, both=conv.reads_both_towers)
         for step in conv.after:
             x = self._steps[step](x)
         return x
@@ -207,8 +233,15 @@ class AlexNet(nn.Module):
             Step.average_pool: lambda x: F.avg_pool2d(x, size, stride, ceil_mode=True),
         }
 
-    def _read(self, layer: str, x: Tensor, *, both: bool) -> Tensor:
-        return all_gather_to_sharded(x, self.link, layer) if both else x
+    def _product(self, name: str, x: Tensor, *, both: bool) -> Tensor:
+        layer = self.get_submodule(name)
+        if not both or self.link.towers == 1:
+            y: Tensor = layer(x)
+        elif self.hide_exchanges:
+            y = layer(x, HiddenGather(self.link, name))
+        else:
+            y = layer(all_gather_to_sharded(x, self.link, name))
+        return y
 
     def _build(self, seed: int) -> None:
         recipe, width = self.recipe, self.config.width
@@ -262,6 +295,12 @@ class AlexNet(nn.Module):
         generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))
         layer.draw(std, bias, generator)
         self.add_module(name, layer)
+
+
+def allow_tf32(precision: Precision) -> None:
+    """Whether a GPU may round float32 products of this process to tf32; torch lets cuDNN do it."""
+    torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
 
 
 def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:

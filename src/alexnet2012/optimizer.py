@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet2012.config import OptimizerConfig
 from alexnet2012.schedule import Rates
+
+BLOCK = 2**16  # numbers of a weight that are updated at a time on a CPU
 
 
 class PaperSGD(Optimizer):
@@ -48,16 +50,27 @@ class PaperSGD(Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                velocity = self.velocity(weight)
-                velocity.mul_(group["momentum"]).add_(weight.grad, alpha=-rate)
-                if group["weight_decay"]:
-                    velocity.add_(weight, alpha=-rate * group["weight_decay"])
-                weight.add_(velocity)
+                for w, v, g in _blocks(weight, self.velocity(weight), weight.grad):
+                    v.mul_(group["momentum"]).add_(g, alpha=-rate)
+                    if group["weight_decay"]:
+                        v.add_(w, alpha=-rate * group["weight_decay"])
+                    w.add_(v)
 
-    def velocity(self, weight: torch.Tensor) -> torch.Tensor:
+    def velocity(self, weight: Tensor) -> Tensor:
         """The momentum of one parameter, of its own shape; zero before the first step."""
         state = self.state[weight]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(weight)
-        velocity: torch.Tensor = state["velocity"]
+        velocity: Tensor = state["velocity"]
         return velocity
+
+
+def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Equal pieces along the first dimension: on a CPU a piece stays in its cache from the first
+    operation to the last, and memory is gone through once.
+    """
+    first = tensors[0]
+    if first.device.type != "cpu":
+        return [tensors]
+    rows = max(1, BLOCK * len(first) // max(1, first.numel()))
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

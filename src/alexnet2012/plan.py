@@ -28,7 +28,7 @@ from alexnet2012.costs import (
 from alexnet2012.experiments import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
 from alexnet2012.launcher import hydra_main
 from alexnet2012.mesh import single_process
-from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.model import TYPES, AlexNet
 from alexnet2012.speeds import Speeds, card_of, check_speeds, find_speeds
 
 WHAT_TAKES_TIME = {
@@ -56,13 +56,13 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         ConfigError: a number is missing that cannot be measured here, or a net cannot be built.
     """
     check_speeds(config)
-    dtype = DTYPES[config.precision]
+    types = TYPES[config.precision]
     layout = Layout(
         config.batch,
         config.nodes * config.gpus // config.mesh.towers,
         config.mesh.towers,
-        activation_bytes=dtype.itemsize,
-        parameter_bytes=dtype.itemsize,
+        activation_bytes=types.activations.itemsize,
+        parameter_bytes=types.parameters.itemsize,
     )
     card = card_of(config)
     net = AlexNet(

@@ -11,8 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 from alexnet2012.agreement import on_rank_0
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
@@ -28,7 +26,7 @@ from alexnet2012.launcher import (
 )
 from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
-from alexnet2012.model import AlexNet, map_sizes
+from alexnet2012.model import AlexNet, allow_tf32, map_sizes
 from alexnet2012.runs import AUTO, check_run, check_start, is_finished
 
 
@@ -108,7 +106,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
 
     set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    allow_tf32(config.precision)
     setup_logging(mesh.rank)
     try:
         Trainer(config, mesh, run_dir).run()

@@ -26,7 +26,7 @@ from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ConfigError, DataConfig, ModelConfig, RecipeConfig
 from alexnet2012.data.views import view_places, viewed
 from alexnet2012.mesh import single_process
-from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.model import AlexNet
 from alexnet2012.snapshot import config_of, plain
 
 MEAN_IMAGE = "mean_image"  # a tensor of an exported file, beside the parameters
@@ -42,10 +42,6 @@ class Trained:
     mean_image: npt.NDArray[np.float32]  # [P, P, 3] of the training pictures
     data: DataConfig | None  # what it was trained on, where that is known
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
     def views(self, pictures: Tensor, count: int) -> Tensor:
         """uint8 [N, P, P, 3] → what the net reads of them, [N, V, 3, S, S]."""
         size = self.model.config.input_size
@@ -53,7 +49,7 @@ class Trained:
         places = view_places(count, len(self.mean_image), size)
         mean = torch.from_numpy(self.mean_image).to(device)
         augment = self.model.recipe.augment
-        return viewed(pictures.to(device), places, mean, augment, size).to(self.dtype)
+        return viewed(pictures.to(device), places, mean, augment, size)
 
 
 def load_trained(path: Path, device: Device = Device.auto) -> Trained:
@@ -73,7 +69,7 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
         len(progress.classes),
         model=trained.model,
         mesh=mesh,
-        dtype=DTYPES[trained.precision],
+        precision=trained.precision,
     )
     checkpoint.load(folder, model)
     mean_image = checkpoint.read_mean_image(folder)
@@ -120,7 +116,7 @@ def describe(net: Trained) -> str:
         {
             "recipe": plain(net.model.recipe),
             "model": plain(net.model.config),
-            "precision": {dtype: name.value for name, dtype in DTYPES.items()}[net.dtype],
+            "precision": net.model.precision.value,
             "classes": net.classes,
             "picture_size": len(net.mean_image),
             "input": "RGB, grey levels 0-255, pictures scaled so that the short side is "
@@ -140,9 +136,9 @@ def _exported(path: Path, device: Device) -> Trained:
         )
         assert isinstance(recipe, RecipeConfig) and isinstance(config, ModelConfig)
         mean_image = state.pop(MEAN_IMAGE).numpy()
-        classes, dtype = tuple(note["classes"]), DTYPES[Precision(note["precision"])]
+        classes, precision = tuple(note["classes"]), Precision(note["precision"])
         mesh = single_process(device)
-        model = AlexNet(recipe, len(classes), model=config, mesh=mesh, dtype=dtype)
+        model = AlexNet(recipe, len(classes), model=config, mesh=mesh, precision=precision)
         model.load_full_state_dict(state)
         if mean_image.shape != (len(mean_image), len(mean_image), 3):
             raise ValueError(f"its mean image is {mean_image.shape}")

@@ -29,7 +29,7 @@ from alexnet2012.interrupts import Interrupts
 from alexnet2012.machine import running_commit, versions
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.metrics import topk_errors
-from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.progress import TrainProgress
 from alexnet2012.reporting import Reporter
@@ -60,14 +60,13 @@ class Trainer:
 
     def _build(self) -> None:
         config, mesh = self.config, self.mesh
-        self.dtype = DTYPES[config.precision]
         self.model = AlexNet(
             config.recipe,
             len(self.store.classes),
             model=config.model,
             mesh=mesh,
             seed=config.seed,
-            dtype=self.dtype,
+            precision=config.precision,
         )
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
         self.train_loader, self.val_loader = loaders(config, self.store, mesh)
@@ -194,7 +193,7 @@ class Trainer:
         self.throughput.train_s += time.perf_counter() - began
 
     def _step(self, batch: Batch, now: Rates) -> None:
-        logits = self.model(batch.images.to(self.dtype), batch.rows)
+        logits = self.model(batch.images, batch.rows)
         # The mean over the global batch: replicas with fewer rows then weigh less.
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         self.optimizer.zero_grad()

@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
 def test_logits_on_the_gpu_are_those_of_the_independent_net(recipe: str) -> None:
-    net = AlexNet(recipe, 10, model=ModelConfig(width=0.25), dtype=torch.float64).eval()
+    net = AlexNet(recipe, 10, model=ModelConfig(width=0.25), precision="fp64").eval()
     assert next(net.parameters()).is_cuda
     images = 60 * torch.randn(2, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():

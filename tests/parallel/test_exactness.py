@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alexnet2012 import AlexNet, collectives, init_mesh
 from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device
+from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ModelConfig
 from alexnet2012.mesh import single_process
 from alexnet2012.optimizer import PaperSGD
@@ -53,7 +53,7 @@ def build(recipe: str, towers: int) -> AlexNet:
         model=SMALL,
         mesh=init_mesh(towers, device="cpu"),
         seed=SEED,
-        dtype=torch.float64,
+        precision=Precision.fp64,
     )
 
 
@@ -102,7 +102,7 @@ def expected(recipe: str) -> dict[str, Any]:
         model=SMALL,
         mesh=single_process(Device.cpu),
         seed=SEED,
-        dtype=torch.float64,
+        precision=Precision.fp64,
     )
     initial = weights.full_state_dict()
     trained, gradients = reference.train(
@@ -176,12 +176,12 @@ def train_with_summed_logits_gradient() -> dict[str, Any]:
 
 def train_with_swapped_towers() -> dict[str, Any]:
     """The peer's activations first: every tower reads the right maps in the wrong order."""
-    gather = collectives.TowerLink.all_gather
+    wait = collectives.UnderWay.wait
 
-    def swapped(self: Any, *args: Any) -> Tensor:
-        return gather(self, *args).flip(0)
+    def swapped(self: Any) -> Tensor:
+        return wait(self) if "backward" in self.key else wait(self).flip(0)
 
-    with patch.object(collectives.TowerLink, "all_gather", swapped):
+    with patch.object(collectives.UnderWay, "wait", swapped):
         return train_ten_steps("paper")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from omegaconf import OmegaConf
 
 import alexnet2012
 from alexnet2012.checks import check_recipe, check_world_size, load_recipe, scaled
-from alexnet2012.choices import Precision
 from alexnet2012.config import (
     ConfigError,
     DropConfig,
@@ -38,7 +36,6 @@ from alexnet2012.config_use import (
     PredictConfig,
 )
 from alexnet2012.launcher import compose_config, exit_on_error
-from alexnet2012.model import DTYPES
 
 SOURCE = Path(alexnet2012.__file__).parent
 CONF = SOURCE.parents[1] / "conf"
@@ -341,10 +338,6 @@ def test_suggested_kernel_counts_are_themselves_accepted(kernels: int, towers: i
     for choice in error.value.remedy.split("; use ")[1].split(" or "):
         recipe.conv1.kernels = int(choice)
         check_recipe(recipe, ModelConfig())
-
-
-def test_precisions_are_torchs_types() -> None:
-    assert [DTYPES[p] for p in Precision] == [torch.float32, torch.float64]
 
 
 def test_an_error_is_one_line_of_key_value_and_remedy() -> None:

@@ -18,10 +18,9 @@ from alexnet2012.layers import (
     ColumnParallelConv2d,
     ColumnParallelLinear,
     Dropout,
-    local_response_norm,
     overhang_pixels,
-    spatial_norm,
 )
+from alexnet2012.normalisation import local_response_norm, spatial_norm
 from alexnet2012.sharding import share
 
 BOUND = {"rtol": 1e-12, "atol": 1e-12}

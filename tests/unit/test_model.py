@@ -258,7 +258,7 @@ def test_tanh_bounds_every_hidden_activation() -> None:
 
 
 def test_a_net_of_float64_computes_in_float64() -> None:
-    model = AlexNet("code145", 7, model=SMALL, dtype=torch.float64)
+    model = AlexNet("code145", 7, model=SMALL, precision="fp64")
     assert model(images(1, 64, torch.float64)).dtype == torch.float64
 
 

@@ -1,0 +1,115 @@
+"""Response normalisation: over neighbouring maps (the paper's), or over neighbouring pixels.
+
+Legend: N images, C channels, H×W pixels, M = N·H·W, t towers in this process, c channels of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alexnet2012.config import NormConfig
+
+BLOCK = 2**16  # numbers of a map that are worked on at a time on a CPU: they stay in its cache
+
+
+class _Formula(NamedTuple):
+    """d = k + s·W(x²), W the sum over a window of neighbouring maps."""
+
+    size: int
+    scale: float
+    beta: float
+    k: float
+
+
+class _LocalResponseNorm(torch.autograd.Function):
+    """y = x·d^-β.
+
+    Backward: gx = g·d^-β - 2·s·β·x·W(g·x·d^(-β-1)); W is its own transpose. Only x is kept: to
+    compute d again costs less than to read it from memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, formula: _Formula, towers: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.formula, ctx.towers = formula, towers
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        for x_rows, y_rows in _blocks(towers, x, y):
+            y_rows.copy_(_normalised(_wide(x_rows), formula))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        for x_rows, grad_rows, out_rows in _blocks(ctx.towers, x, grad, grad_x):
+            out_rows.copy_(_gradient(_wide(x_rows), _wide(grad_rows), ctx.formula))
+        return grad_x, None, None
+
+
+def _normalised(x: Tensor, formula: _Formula) -> Tensor:
+    """[M, t, c] → [M, t, c]."""
+    return _to_minus(_denominator(x, formula), formula.beta).mul_(x)
+
+
+def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
+    """[M, t, c], gradient of the result → gradient of x."""
+    denominator = _denominator(x, formula)
+    direct = _to_minus(denominator, formula.beta).mul_(grad)
+    crossed = _window_sum((direct * x).div_(denominator), formula.size).mul_(x)
+    return direct.sub_(crossed, alpha=2 * formula.scale * formula.beta)
+
+
+def _denominator(x: Tensor, formula: _Formula) -> Tensor:
+    return _window_sum(x * x, formula.size).mul_(formula.scale).add_(formula.k)
+
+
+def _to_minus(x: Tensor, exponent: float) -> Tensor:
+    """x to the power of -exponent; the paper's ¾ by square roots, an order of magnitude sooner."""
+    return x.sqrt().mul_(x).rsqrt_() if exponent == 0.75 else x.pow(-exponent)
+
+
+def _window_sum(x: Tensor, size: int) -> Tensor:
+    """Over ``size`` maps centred on each, cut off at a tower's edges: [M, t, c] → [M, t, c]."""
+    total = x.clone()
+    for shift in range(1, min(size // 2 + 1, x.shape[2])):
+        total[..., shift:] += x[..., :-shift]
+        total[..., :-shift] += x[..., shift:]
+    return total
+
+
+def _wide(x: Tensor) -> Tensor:
+    """bf16 as float32: sums of squares need its digits."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _blocks(towers: int, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equal pieces [M', t, c] of maps [N, C, H, W] that lie channels last."""
+    rows = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
+    step = max(1, BLOCK // maps[0].shape[1])
+    yield from zip(*(r.split(step) for r in rows), strict=True)
+
+
+def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor:
+    """Across neighbouring maps of one tower: [N, C, H, W] → [N, C, H, W].
+
+    Source: paper sec. 3.3; windows never cross the towers.
+    """
+    scale = norm.alpha / norm.size if norm.divide_by_window else norm.alpha
+    formula = _Formula(norm.size, scale, norm.beta, norm.k)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y: Tensor = _LocalResponseNorm.apply(x, formula, towers_here)  # type: ignore[no-untyped-call]
+    return y
+
+
+def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
+    """Over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W]. Source: 2012 code."""
+    window = norm.size**2
+    sums = F.avg_pool2d(x * x, norm.size, stride=1, padding=norm.size // 2) * window
+    scale = norm.alpha / window if norm.divide_by_window else norm.alpha
+    return x * (norm.k + scale * sums).pow(-norm.beta)
