@@ -232,6 +232,8 @@ class ScheduleConfig:
         3, low=1
     )  # plateau: epochs without a better validation error before a drop
     drops: list[DropConfig] = field(default_factory=list)  # fixed: in order of epochs
+    # The batch that the rates are meant for: they grow in proportion to the actual one; null: no.
+    reference_batch: int | None = ranged(None, low=1)
 
 
 @dataclass
@@ -264,6 +266,8 @@ class MeshConfig:
     device: Device = Device.auto
     timeout_s: int = ranged(300, low=1)  # for a rank that lives to come to an exchange
     stall_s: int = ranged(20, low=1)  # without a sign of life a rank is taken for lost
+    hide_exchanges: bool | None = None  # behind the product with the own half; null: on CUDA
+    gather_logits: bool = True  # before the loss; else it is made of each tower's own classes
 
 
 @dataclass

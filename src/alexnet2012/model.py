@@ -129,10 +129,13 @@ class AlexNet(nn.Module):
         ``rows`` says which rows of the global batch these are (for dropout); without it every
         replica is taken to hold N rows.
         """
-        hidden = self.features(images, rows)
-        logits_shard = self._product("fc8", hidden, both=True)
-        logits = all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
-        return logits.to(self.types.parameters)
+        logits_shard = self.own_logits(images, rows)
+        return all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
+
+    def own_logits(self, images: Tensor, rows: Share | None = None) -> Tensor:
+        """Those of the classes of ``fc8.rows`` alone: [N, 3, S, S] → [N, k]."""
+        logits = self._product("fc8", self.features(images, rows), both=True)
+        return logits.to(self.types.parameters)  # exponentials and their sums need the digits
 
     def features(self, images: Tensor, rows: Share | None = None) -> Tensor:
         """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
@@ -238,7 +241,7 @@ class AlexNet(nn.Module):
         if not both or self.link.towers == 1:
             y: Tensor = layer(x)
         elif self.hide_exchanges:
-            y = layer(x, HiddenGather(self.link, name))
+            y = layer(x, hidden=HiddenGather(self.link, name))  # hooks see x alone
         else:
             y = layer(all_gather_to_sharded(x, self.link, name))
         return y

@@ -5,7 +5,8 @@ Legend: N images, C channels, H×W pixels, M = N·H·W, t towers in this process
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +39,9 @@ class _LocalResponseNorm(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.formula, ctx.towers = formula, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
+        normalised = _fused(_normalised, x.device)
         for x_rows, y_rows in _blocks(towers, x, y):
-            y_rows.copy_(_normalised(_wide(x_rows), formula))
+            y_rows.copy_(normalised(x_rows, formula))
         return y
 
     @staticmethod
@@ -47,22 +49,35 @@ class _LocalResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        gradient = _fused(_gradient, x.device)
         for x_rows, grad_rows, out_rows in _blocks(ctx.towers, x, grad, grad_x):
-            out_rows.copy_(_gradient(_wide(x_rows), _wide(grad_rows), ctx.formula))
+            out_rows.copy_(gradient(x_rows, grad_rows, ctx.formula))
         return grad_x, None, None
 
 
 def _normalised(x: Tensor, formula: _Formula) -> Tensor:
     """[M, t, c] → [M, t, c]."""
+    x = _wide(x)
     return _to_minus(_denominator(x, formula), formula.beta).mul_(x)
 
 
 def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
     """[M, t, c], gradient of the result → gradient of x."""
+    x, grad = _wide(x), _wide(grad)
     denominator = _denominator(x, formula)
     direct = _to_minus(denominator, formula.beta).mul_(grad)
     crossed = _window_sum((direct * x).div_(denominator), formula.size).mul_(x)
     return direct.sub_(crossed, alpha=2 * formula.scale * formula.beta)
+
+
+def _fused(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """On a GPU one kernel that goes through memory once; on a CPU the blocks do that."""
+    return _compiled(function) if device.type == "cuda" else function
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=True)
 
 
 def _denominator(x: Tensor, formula: _Formula) -> Tensor:
@@ -89,8 +104,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _blocks(towers: int, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equal pieces [M', t, c] of maps [N, C, H, W] that lie channels last."""
+    """Equal pieces [M', t, c] of maps [N, C, H, W] that lie channels last; on a GPU, all at once."""
     rows = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
+    if maps[0].is_cuda:
+        yield tuple(rows)
+        return
     step = max(1, BLOCK // maps[0].shape[1])
     yield from zip(*(r.split(step) for r in rows), strict=True)
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from alexnet2012 import checkpoint
 from alexnet2012.agreement import on_rank_0
-from alexnet2012.choices import Decoder, Device
+from alexnet2012.choices import Decoder, Device, Precision
 from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.files import replace_text
@@ -30,8 +30,8 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
     """What can be told before a single picture is prepared.
 
     Raises:
-        ConfigError: the run directory is taken, a checkpoint to start from is none, or pictures
-            cannot be decoded where the configuration wants it.
+        ConfigError: the run directory is taken, a checkpoint to start from is none, or a GPU is
+            asked for that is not used.
     """
     occupied = (run_dir / "metrics.jsonl").exists() or checkpoint.newest(run_dir) is not None
     if config.resume is None and occupied:
@@ -51,6 +51,8 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
     there = config.mesh.device is not Device.cpu and torch.cuda.is_available()
     if config.data.decoder is Decoder.gpu and not there:
         raise ConfigError("data.decoder", "gpu", "pictures go to the cpu here; use auto or cpu")
+    if config.precision is Precision.tf32 and not there:
+        raise ConfigError("precision", "tf32", "is a GPU's, and none is used; set fp32 or bf16")
 
 
 def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Path | None]:

@@ -21,16 +21,28 @@ class Rates:
     def of(self, layer: str, *, bias: bool) -> float:
         return self.layers.get(layer, self.bias if bias else self.weight)
 
+    def times(self, factor: float) -> Rates:
+        layers = {layer: factor * rate for layer, rate in self.layers.items()}
+        return Rates(factor * self.weight, factor * self.bias, layers, self.lighting)
 
-def rates(config: ScheduleConfig, epoch: int, validation_errors: Sequence[float]) -> Rates:
+
+def rates(
+    config: ScheduleConfig, epoch: int, validation_errors: Sequence[float], batch_size: int
+) -> Rates:
     """The rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
 
     Source: paper sec. 5 (``plateau``); the 2012 code's run notes (``fixed``).
     """
+    now = _as_written(config, epoch, validation_errors)
+    if config.reference_batch is None:
+        return now
+    return now.times(batch_size / config.reference_batch)
+
+
+def _as_written(config: ScheduleConfig, epoch: int, validation_errors: Sequence[float]) -> Rates:
     if config.kind is ScheduleKind.plateau:
         drops = _plateaus(validation_errors, config.patience_epochs, config.max_drops)
-        scale = config.factor**-drops
-        return Rates(config.rate * scale, config.bias_rate * scale)
+        return Rates(config.rate, config.bias_rate).times(config.factor**-drops)
     now = Rates(config.rate, config.bias_rate)
     for drop in config.drops:
         if drop.epoch <= epoch:

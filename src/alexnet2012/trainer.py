@@ -13,8 +13,6 @@ from signal import Signals
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012 import checkpoint
@@ -24,11 +22,12 @@ from alexnet2012.data.loaders import Batch, content_digest
 from alexnet2012.divergence import diverged, loss_of_replicas
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.files import replace_text
+from alexnet2012.gradients import GradientSum
 from alexnet2012.inputs import loaders
 from alexnet2012.interrupts import Interrupts
+from alexnet2012.losses import loss_and_errors, split_loss_and_errors
 from alexnet2012.machine import running_commit, versions
 from alexnet2012.mesh import Mesh, log
-from alexnet2012.metrics import topk_errors
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.progress import TrainProgress
@@ -67,7 +66,9 @@ class Trainer:
             mesh=mesh,
             seed=config.seed,
             precision=config.precision,
+            hide_exchanges=config.mesh.hide_exchanges,
         )
+        self._gradients = GradientSum(self.model, mesh)
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
         self.train_loader, self.val_loader = loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
@@ -134,7 +135,9 @@ class Trainer:
         summary = None
         while summary is None:
             epoch = self.progress.epoch
-            now = rates(self.config.schedule, epoch, self.progress.validation_errors)
+            errors_so_far = self.progress.validation_errors
+            batch_size = self.config.data.batch_size
+            now = rates(self.config.schedule, epoch, errors_so_far, batch_size)
             train_error_pct = self._train_epoch(epoch, now)
             whole = self.progress.step == self._end_of(epoch)  # not cut short by max_steps
             enough = self.config.stop_at_train_error_pct
@@ -193,32 +196,27 @@ class Trainer:
         self.throughput.train_s += time.perf_counter() - began
 
     def _step(self, batch: Batch, now: Rates) -> None:
-        logits = self.model(batch.images, batch.rows)
-        # The mean over the global batch: replicas with fewer rows then weigh less.
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        model, labels = self.model, batch.labels
+        if self.config.mesh.gather_logits:
+            loss, errors = loss_and_errors(model(batch.images, batch.rows), labels)
+        else:
+            own_logits = model.own_logits(batch.images, batch.rows)
+            loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.link)
         self.optimizer.zero_grad()
+        # The mean over the global batch: replicas with fewer rows then weigh less.
         (loss / batch.rows.total).backward()
+        self._gradients.wait()
         # Before the weights take part of it, and found out by all ranks at the same step.
         total = loss_of_replicas(loss.detach(), self.mesh)
         if not math.isfinite(total):
             with suppress(RunError):
                 self._saver.wait()
             step = self.progress.step + 1
-            raise diverged(self.model, batch, self.run_dir, step, total, now.weight)
-        self._sum_over_replicas()
+            raise diverged(model, batch, self.run_dir, step, total, now.weight)
         self.optimizer.step()
         self.progress.step += 1
-        errors = topk_errors(logits.detach(), batch.labels, ks=(1,))[1]
         for sums in (self.sums, self.epoch_sums):
             sums.add(float(loss.detach()), errors, batch.rows.size)
-
-    def _sum_over_replicas(self) -> None:
-        """Gradients of one tower, summed over its replicas; nothing is summed between towers."""
-        grads = []
-        for parameter in self.model.parameters():
-            assert isinstance(parameter.grad, Tensor)
-            grads.append(parameter.grad)
-        self.mesh.sum_over_replicas(grads, "gradients")
 
     def _check_batch(self, batch: Batch) -> None:
         remedy = "all towers must read the same store with the same seed and library versions"

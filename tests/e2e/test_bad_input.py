@@ -104,6 +104,7 @@ def test_a_store_of_another_size_is_refused_before_training(
         ("resume=nowhere", ("nowhere", "no checkpoint")),
         ("init_from=nowhere", ("nowhere", "no checkpoint")),
         ("data.decoder=gpu", ("data.decoder=gpu", "use auto or cpu")),
+        ("precision=tf32", ("precision=tf32", "set fp32 or bf16")),
         ("model.input_size=20", ("model.input_size=20", "too small", "64")),
     ],
 )

@@ -19,9 +19,10 @@ from ranks import run_ranks
 from torch import Tensor
 
 from alexnet2012 import AlexNet, collectives, init_mesh
-from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ModelConfig
+from alexnet2012.gradients import GradientSum
+from alexnet2012.losses import split_loss_and_errors
 from alexnet2012.mesh import single_process
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
@@ -46,7 +47,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def build(recipe: str, towers: int) -> AlexNet:
+def build(recipe: str, towers: int, hide_exchanges: bool) -> AlexNet:
     return AlexNet(
         recipe,
         CLASSES,
@@ -54,6 +55,7 @@ def build(recipe: str, towers: int) -> AlexNet:
         mesh=init_mesh(towers, device="cpu"),
         seed=SEED,
         precision=Precision.fp64,
+        hide_exchanges=hide_exchanges,
     )
 
 
@@ -61,10 +63,12 @@ def as_arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def train_ten_steps(recipe: str, towers: int = 2) -> dict[str, Any]:
+def train_ten_steps(
+    recipe: str, towers: int = 2, *, hide_exchanges: bool = False, gather_logits: bool = True
+) -> dict[str, Any]:
     """On each rank: test-time logits, the first step's own gradients, weights after ten steps."""
-    model = build(recipe, towers)
-    optimizer = PaperSGD(model, load_recipe(recipe).optimizer)
+    model = build(recipe, towers, hide_exchanges)
+    optimizer, sums = PaperSGD(model, model.recipe.optimizer), GradientSum(model, model.mesh)
     images, _ = batches()[0]
     with torch.no_grad():
         first_logits = model.eval()(images).numpy()
@@ -75,12 +79,13 @@ def train_ten_steps(recipe: str, towers: int = 2) -> dict[str, Any]:
         rows = slice(model.mesh.replica * count, (model.mesh.replica + 1) * count)
         optimizer.set_rates(Rates(rate, rate * BIAS_FACTOR[recipe]))
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images[rows]), labels[rows])
-        loss.backward()
-        if model.mesh.data_group is not None:
-            for parameter in model.parameters():
-                torch.distributed.all_reduce(parameter.grad, group=model.mesh.data_group)
-                parameter.grad /= model.mesh.replicas
+        if gather_logits:
+            loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")
+        else:
+            own_logits = model.own_logits(images[rows])
+            loss, _ = split_loss_and_errors(own_logits, labels[rows], model.fc8.rows, model.link)
+        (loss / len(images)).backward()
+        sums.wait()
         if not gradients:
             gradients = {n: p.grad.clone().numpy() for n, p in model.named_parameters()}
         optimizer.step()
@@ -144,6 +149,48 @@ def test_any_mesh_trains_like_the_independent_net(recipe: str, processes: int, t
         assert all(np.array_equal(rank["initial"][n], want["initial"][n]) for n in want["initial"])
         worst = differences(rank, want)
         assert max(worst.values()) < BOUND, worst
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code145", "code146"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_hidden_exchanges_train_like_the_independent_net(recipe: str, processes: int) -> None:
+    want = expected(recipe)
+    for rank in run_ranks(processes, train_with_hidden_exchanges, recipe):
+        worst = differences(rank, want)
+        assert max(worst.values()) < BOUND, worst
+
+
+def train_with_hidden_exchanges(recipe: str) -> dict[str, Any]:
+    return train_ten_steps(recipe, hide_exchanges=True)
+
+
+def test_a_loss_of_split_logits_trains_like_the_independent_net() -> None:
+    want = expected("paper")
+    for rank in run_ranks(4, train_with_split_logits):
+        worst = differences(rank, want)
+        assert max(worst.values()) < BOUND, worst
+
+
+def train_with_split_logits() -> dict[str, Any]:
+    return train_ten_steps("paper", gather_logits=False)
+
+
+def train_without_the_gradient_of_the_peers_products() -> dict[str, Any]:
+    """A hidden exchange that forgets its way back."""
+
+    def own_alone(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.gather.under_way.wait()
+        return grad, None
+
+    with patch.object(collectives._Begin, "backward", staticmethod(own_alone)):
+        return train_with_hidden_exchanges("paper")
+
+
+def test_gradients_miss_the_peer_when_a_hidden_exchange_does_not_come_back() -> None:
+    rank = run_ranks(2, train_without_the_gradient_of_the_peers_products)[0]
+    worst = differences(rank, expected("paper"))
+    assert worst["logits"] < BOUND
+    assert worst["gradients"] > 1e-3
 
 
 def test_the_sixth_convolution_exchanges_like_the_third() -> None:

@@ -31,9 +31,10 @@ class Wire(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def step_on_the_wire(recipe: str) -> dict[str, Any]:
+def step_on_the_wire(recipe: str, hide_exchanges: bool = False) -> dict[str, Any]:
     """One full-size training step; layers and collectives in the order in which they ran."""
-    model = AlexNet(recipe, mesh=init_mesh(2, device="cpu"))
+    mesh = init_mesh(2, device="cpu")
+    model = AlexNet(recipe, mesh=mesh, hide_exchanges=hide_exchanges)
     images = torch.randn(IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with Wire() as wire:
         for name, layer in model.layers().items():
@@ -69,6 +70,18 @@ def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
         # Backward the peer's share of each gradient returns; the logits' is an own slice.
         returned = [floats for _, floats in rank["events"][names.index("backward") + 1 :]]
         assert returned == [crossed[layer] for layer in ("fc8", "fc7", "fc6", "conv3")]
+
+
+def test_hidden_exchanges_send_the_same_and_products_run_between_their_halves() -> None:
+    (plain, hidden) = (run_ranks(2, step_on_the_wire, "paper", hide)[0] for hide in (False, True))
+    assert sorted(floats for _, floats in plain["events"] if floats) == sorted(
+        floats for _, floats in hidden["events"] if floats
+    )
+    assert hidden["counted"] == plain["counted"]
+    entered = [name for name, floats in hidden["events"] if not floats]
+    assert entered == [name for name, floats in plain["events"] if not floats]
+    conv3 = hidden["events"].index(("conv3", 0))
+    assert hidden["events"][conv3 + 1][1] == IMAGES * PER_TOWER["conv3"]  # begun within the layer
 
 
 def test_counted_bytes_are_those_on_the_wire() -> None:

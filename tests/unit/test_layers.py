@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from alexnet2012 import normalisation
 from alexnet2012.config import ConvConfig, NormConfig
 from alexnet2012.layers import (
     ColumnParallelConv2d,
@@ -57,6 +58,42 @@ def test_lrn_is_torchs_within_each_tower(
     (want_grad,) = torch.autograd.grad(want, x, grad_out)
     (got_grad,) = torch.autograd.grad(got, x, grad_out)
     torch.testing.assert_close(got_grad, want_grad, **BOUND)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_lrn_rounds_its_result_once(precision: torch.dtype) -> None:
+    """Sums, roots and the gradient are float32's, a few of its 2^-24; then comes the result's eps.
+
+    For bf16 the largest gradients are compared: small ones are differences of larger terms.
+    """
+    exact = numbers(3, 20, 9, 9).to(precision).double().requires_grad_()
+    rounded = exact.detach().to(precision).requires_grad_()
+    grad_out = numbers(3, 20, 9, 9, seed=1).to(precision)
+    want, got = (local_response_norm(x, LRN, 2) for x in (exact, rounded))
+    assert got.dtype == precision
+    eps = torch.finfo(precision).eps
+    torch.testing.assert_close(got.double(), want, rtol=0.5 * eps + 1e-6, atol=0)
+    (want_grad,) = torch.autograd.grad(want, exact, grad_out.double())
+    (got_grad,) = torch.autograd.grad(got, rounded, grad_out)
+    error = (got_grad.double() - want_grad).abs().max() / want_grad.abs().max()
+    assert error < 0.5 * eps + 2e-6
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+def test_lrn_works_in_blocks_of_any_size_alike(
+    monkeypatch: pytest.MonkeyPatch, beta: float
+) -> None:
+    norm = NormConfig(size=5, alpha=0.3, beta=beta, k=2.0, divide_by_window=False)
+    x = numbers(3, 6, 5, 4).requires_grad_()
+
+    def both() -> tuple[Tensor, Tensor]:
+        y = local_response_norm(x, norm, 2)
+        return y, torch.autograd.grad(y, x, numbers(*y.shape, seed=1))[0]
+
+    whole = both()
+    for block in (1, 7 * 6, 59 * 6):
+        monkeypatch.setattr(normalisation, "BLOCK", block)
+        assert all(map(torch.equal, both(), whole))
 
 
 def test_lrns_gradient_is_that_of_its_forward() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alexnet2012 import optimizer as optimizer_module
 from alexnet2012.config import OptimizerConfig
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
@@ -45,6 +46,15 @@ def stepped(optimizer_config: OptimizerConfig, rates: list[Rates]) -> dict[str, 
             net.get_parameter(name).grad = grad
         optimizer.step()
     return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def test_weights_are_updated_in_blocks_of_any_size_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, now = OptimizerConfig(**PAPER), [Rates(0.1, 0.2)] * 2
+    whole = stepped(config, now)
+    for block in (1, 30, 60):
+        monkeypatch.setattr(optimizer_module, "BLOCK", block)
+        in_blocks = stepped(config, now)
+        assert all(torch.equal(in_blocks[name], whole[name]) for name in whole)
 
 
 def by_formula(rates: list[Rates], *, decay_biases: bool) -> dict[str, Tensor]:

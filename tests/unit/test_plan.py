@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +42,7 @@ from alexnet2012.costs import (
     step_time,
 )
 from alexnet2012.experiments import EXCHANGED_FLOATS
+from alexnet2012.gradients import GradientSum
 from alexnet2012.launcher import compose_config
 from alexnet2012.mesh import Mesh
 from alexnet2012.model import TYPES
@@ -50,7 +50,6 @@ from alexnet2012.optimizer import PaperSGD
 from alexnet2012.plan import plan, run
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share, largest_share
-from alexnet2012.trainer import Trainer
 
 CLASSES, ROWS = 11, 2  # classes that two towers cannot share evenly
 SIZES = {"cifar4": ModelConfig(input_size=32)}
@@ -120,8 +119,9 @@ def test_planned_bytes_are_those_that_torch_counts(replicas: int, towers: int) -
     plans = planned("paper", layout)
     with fake_mesh(replicas, towers) as mesh, CommDebugMode() as comm, Wire() as wire:
         net = net_on(mesh, "paper")
+        sums = GradientSum(net, mesh)
         forward(net, ROWS, replicas).backward()
-        Trainer._sum_over_replicas(SimpleNamespace(mesh=mesh, model=net))  # type: ignore[arg-type]
+        sums.wait()
     sent = {
         way: ROWS * sum(cost.sent_bytes.get(way, 0) for cost in plans)
         for way in ("forward", "backward")

@@ -17,6 +17,24 @@ from alexnet2012.schedule import Rates, rates
 ERRORS = st.lists(st.floats(0, 100), max_size=60)
 
 
+def rates_at(config: ScheduleConfig, epoch: int, errors: list[float]) -> Rates:
+    return rates(config, epoch, errors, batch_size=128)
+
+
+@pytest.mark.parametrize("kind", ["paper", "code145"])
+def test_rates_grow_with_the_batch_only_where_they_are_meant_for_another(kind: str) -> None:
+    config = schedule(kind)
+    errors = [50.0] * 70
+    as_written = rates(config, 70, errors, batch_size=512)
+    assert as_written == rates_at(config, 70, errors)
+    config.reference_batch = 128
+    grown = rates(config, 70, errors, batch_size=512)
+    assert grown.weight == 4 * as_written.weight
+    assert grown.bias == 4 * as_written.bias
+    assert grown.layers == {name: 4 * rate for name, rate in as_written.layers.items()}
+    assert grown.lighting is as_written.lighting
+
+
 def schedule(name: str) -> ScheduleConfig:
     return compose_config("train", TrainConfig, [f"schedule={name}"])[0].schedule
 
@@ -53,7 +71,7 @@ def plateau(patience: int = 3, max_drops: int = 3) -> ScheduleConfig:
 def test_code145_follows_the_run_notes(
     epoch: int, weight: float, conv1: float, lighting: bool
 ) -> None:
-    now = rates(schedule("code145"), epoch, [])
+    now = rates_at(schedule("code145"), epoch, [])
     assert now.of("conv2", bias=False) == now.of("fc8", bias=False) == weight
     assert now.of("conv1", bias=False) == conv1
     assert now.lighting is lighting
@@ -62,12 +80,12 @@ def test_code145_follows_the_run_notes(
 def test_code145_ends_after_epoch_90_and_starts_biases_at_twice_the_rate() -> None:
     config = schedule("code145")
     assert config.epochs == 91
-    assert rates(config, 0, []).of("conv2", bias=True) == 0.02
+    assert rates_at(config, 0, []).of("conv2", bias=True) == 0.02
 
 
 def test_the_papers_schedule_is_a_tenth_three_times_in_about_90_cycles() -> None:
     config = schedule("paper")
-    start, end = rates(config, 0, []), rates(config, 89, [50.0] * 89)
+    start, end = rates_at(config, 0, []), rates_at(config, 89, [50.0] * 89)
     assert (config.kind, config.epochs, config.max_drops) == (ScheduleKind.plateau, 90, 3)
     assert (start.weight, start.bias) == (0.01, 0.01)
     assert end.weight == pytest.approx(1e-5, rel=1e-12)
@@ -78,7 +96,7 @@ def test_plateau_rates_never_rise_and_drop_at_most_max_drops_times(
     errors: list[float], patience: int, most: int
 ) -> None:
     config = plateau(patience, most)
-    history = [rates(config, epoch, errors[:epoch]).weight for epoch in range(len(errors) + 1)]
+    history = [rates_at(config, epoch, errors[:epoch]).weight for epoch in range(len(errors) + 1)]
     assert history == sorted(history, reverse=True)
     drops = [round(math.log10(0.01 / rate)) for rate in history]
     assert drops[0] == 0
@@ -89,28 +107,28 @@ def test_plateau_rates_never_rise_and_drop_at_most_max_drops_times(
 @given(errors=ERRORS, patience=st.integers(1, 5))
 def test_plateau_waits_patience_epochs_between_drops(errors: list[float], patience: int) -> None:
     config = plateau(patience)
-    history = [rates(config, epoch, errors[:epoch]).weight for epoch in range(len(errors) + 1)]
+    history = [rates_at(config, epoch, errors[:epoch]).weight for epoch in range(len(errors) + 1)]
     dropped_at = [e for e in range(1, len(history)) if history[e] < history[e - 1]]
     assert all(later - sooner >= patience for sooner, later in pairwise([0, *dropped_at]))
 
 
 def test_an_error_that_keeps_falling_never_lowers_the_rate() -> None:
-    assert rates(plateau(), 50, [100.0 - epoch for epoch in range(50)]).weight == 0.01
+    assert rates_at(plateau(), 50, [100.0 - epoch for epoch in range(50)]).weight == 0.01
 
 
 def test_the_rate_falls_after_exactly_patience_epochs_without_a_new_best() -> None:
     errors = [60.0, 50.0, 51.0, 50.0, 52.0]  # a tie with the best is no improvement
-    assert rates(plateau(), 4, errors[:4]).weight == 0.01
-    assert rates(plateau(), 5, errors).weight == pytest.approx(0.001, rel=1e-12)
+    assert rates_at(plateau(), 4, errors[:4]).weight == 0.01
+    assert rates_at(plateau(), 5, errors).weight == pytest.approx(0.001, rel=1e-12)
 
 
 def test_an_error_that_is_no_number_counts_as_no_improvement() -> None:
     errors = [50.0, math.nan, math.nan, math.nan]
-    assert rates(plateau(), 4, errors).weight == pytest.approx(0.001, rel=1e-12)
+    assert rates_at(plateau(), 4, errors).weight == pytest.approx(0.001, rel=1e-12)
 
 
 def test_biases_fall_with_the_weights_on_a_plateau() -> None:
-    assert rates(plateau(), 3, [50.0] * 4).bias == pytest.approx(0.002, rel=1e-12)
+    assert rates_at(plateau(), 3, [50.0] * 4).bias == pytest.approx(0.002, rel=1e-12)
 
 
 def test_a_drop_replaces_only_what_it_names() -> None:
@@ -126,11 +144,11 @@ def test_a_drop_replaces_only_what_it_names() -> None:
             DropConfig(epoch=4, lighting=False),
         ],
     )
-    assert rates(config, 0, []) == Rates(0.1, 0.2)
-    assert rates(config, 2, []) == Rates(0.1, 0.02, {"conv1": 0.05})
-    assert rates(config, 8, []) == Rates(0.1, 0.02, {"conv1": 0.05, "fc6": 0.03}, lighting=False)
+    assert rates_at(config, 0, []) == Rates(0.1, 0.2)
+    assert rates_at(config, 2, []) == Rates(0.1, 0.02, {"conv1": 0.05})
+    assert rates_at(config, 8, []) == Rates(0.1, 0.02, {"conv1": 0.05, "fc6": 0.03}, lighting=False)
 
 
 def test_fixed_rates_ignore_the_validation_errors() -> None:
     config = schedule("code145")
-    assert rates(config, 30, [50.0] * 30) == rates(config, 30, [])
+    assert rates_at(config, 30, [50.0] * 30) == rates_at(config, 30, [])
