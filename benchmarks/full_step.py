@@ -1,9 +1,15 @@
-"""How fast is a full-size training step: on two processes, on one, and in plain PyTorch?
+"""How fast is a full-size training step, how much of it is exchange, and how far is the limit?
 
-    python benchmarks/full_step.py [batch=32] [steps=3] [rounds=3]
+    python benchmarks/full_step.py [batch=128] [steps=2] [rounds=3] [arms=all]
 
-Arms take turns (A B C A B C …) and are compared within a round, since a shared machine drifts.
-Prints images/s and ratios to the plain net, and writes results/full_step.json.
+Ours on one and on two processes, in the precisions of the device, beside the paper's net as one
+would write it in plain PyTorch, and torchvision's AlexNet where that is installed (another net: one
+tower, no normalisation). Arms take turns (A B C A B C …) and are compared within a round, since a
+shared machine drifts. ``apart`` makes a local copy instead of each exchange: what it is faster than
+the same arm with exchanges, exchanges cost. The limit is the time that the step's multiplications
+alone would take at the rate of a square matrix product in the same processes and precision.
+
+Prints images/s, ratios to the plain net and shares of the limit, and writes results/full_step.json.
 """
 
 from __future__ import annotations
@@ -11,13 +17,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +34,43 @@ from record import given, keep, show
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.audit import audit
 from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Precision
+from alexnet2012.collectives import TowerLink
 from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.model import TYPES, allow_tf32
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
 
-CLASSES = 1000
-PLAIN = "plain PyTorch, 1 process"
-ARMS = {"ours, 2 processes": 2, "ours, 1 process": 1, PLAIN: 1}
+CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
+PLAIN, TORCHVISION, OURS, APART, HIDDEN = "plain PyTorch", "torchvision", "ours", "apart", "hidden"
+
+
+class Arm(NamedTuple):
+    """Who computes the step, in how many processes."""
+
+    kind: str
+    processes: int
+    precision: str
+
+    @property
+    def name(self) -> str:
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{self.kind}, {processes}, {self.precision}"
+
+
+def arms() -> list[Arm]:
+    on_gpu = torch.cuda.is_available()
+    precisions = ["fp32", *(["tf32"] if on_gpu else []), "bf16"]
+    two = [2] if not on_gpu or torch.cuda.device_count() > 1 else []
+    found = [Arm(PLAIN, 1, precision) for precision in precisions]
+    if find_spec("torchvision"):
+        found += [Arm(TORCHVISION, 1, precision) for precision in precisions]
+    for precision in precisions:
+        found += [Arm(OURS, processes, precision) for processes in (1, *two)]
+        found += [Arm(kind, 2, precision) for kind in (APART, HIDDEN) if two]
+    return found
 
 
 def plain_net() -> nn.Module:
@@ -60,71 +98,156 @@ def plain_net() -> nn.Module:
     )
 
 
-def run_apart(processes: int, *args: Any) -> None:
+def torchvision_net() -> nn.Module:
+    from torchvision.models import alexnet
+
+    net: nn.Module = alexnet(num_classes=CLASSES).to(memory_format=torch.channels_last)
+    return net
+
+
+class Copied(NamedTuple):
+    """An exchange that has not been made."""
+
+    result: Tensor
+
+    def wait(self) -> Tensor:
+        return self.result
+
+
+class Apart(TowerLink):
+    """Every tower takes its own part for the other's."""
+
+    def all_gather(self, x: Tensor, layer: str, direction: str) -> Copied:  # type: ignore[override]
+        return Copied(x.expand(self.towers, *x.shape).contiguous())
+
+    def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> Copied:  # type: ignore[override]
+        return Copied(parts.sum(0))
+
+
+def run_apart(arm: Arm, *args: Any) -> None:
     """An arm in processes of its own: what one does to its memory must not help the next."""
-    if processes > 1:
-        launch(time_arm, processes, *args)
+    if arm.processes > 1:
+        launch(time_arm, arm.processes, arm, *args)
     else:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(time_arm, *args).result()
+            pool.submit(time_arm, arm, *args).result()
 
 
-def time_arm(arm: str, batch: int, steps: int, answer: Path) -> None:
-    """On each process of an arm: images/s over ``steps`` steps after one that is not counted."""
-    set_threads(ARMS[arm])
-    mesh = init_mesh(2, device="cpu")  # of the plain net's process: itself alone
-    if arm == PLAIN:
-        net: nn.Module = plain_net()
+def time_arm(arm: Arm, batch: int, steps: int, answer: Path) -> None:
+    """On each process of an arm; rank 0 writes what was measured after a step not counted."""
+    set_threads(arm.processes)
+    mesh = init_mesh(2)  # of a single process: itself alone
+    device = mesh.device
+    allow_tf32(Precision(arm.precision))
+    context: Any = nullcontext()
+    if arm.kind in (PLAIN, TORCHVISION):
+        net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(device)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             net.parameters(), 0.01, momentum=0.9, weight_decay=0.0005
         )
+        if arm.precision == "bf16":
+            context = torch.autocast(device.type, torch.bfloat16)
     else:
         reuse_memory()
-        ours = AlexNet("paper", CLASSES, mesh=mesh)
-        paper_sgd = PaperSGD(ours, load_recipe("paper").optimizer)
-        paper_sgd.set_rates(Rates(0.01, 0.01))
-        net, optimizer = ours, paper_sgd
+        hidden = arm.kind == HIDDEN
+        net = AlexNet("paper", CLASSES, mesh=mesh, precision=arm.precision, hide_exchanges=hidden)
+        if arm.kind == APART:
+            net.link = Apart(mesh.tower_group, mesh.towers, mesh.tower)
+        optimizer = PaperSGD(net, load_recipe("paper").optimizer)
+        optimizer.set_rates(Rates(0.01, 0.01))
     draw = torch.Generator().manual_seed(0)
-    images = 50 * torch.randn(batch, 3, 224, 224, generator=draw)
-    labels = torch.randint(CLASSES, (batch,), generator=draw)
-    seconds = timed(lambda: step(net, optimizer, images, labels), steps)
+    images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(device)
+    labels = torch.randint(CLASSES, (batch,), generator=draw).to(device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with context:
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    mesh.barrier()
+    dtype = TYPES[Precision(arm.precision)].activations
+    product_flops = arm.processes * matrix_flops(dtype, device)
+    mesh.barrier()
+    seconds = timed(step, steps, device)
+    exchanging_s = 0.0
+    if isinstance(net, AlexNet):
+        exchanging_s = net.link.traffic.training_seconds() * steps / (steps + 1)
     if mesh.rank == 0:
-        answer.write_text(json.dumps(batch * steps / seconds), encoding="utf-8")
+        found = {
+            "images_per_s": batch * steps / seconds,
+            "matrix_flops": product_flops,
+            "exchange_pct": 100 * exchanging_s / seconds,
+        }
+        answer.write_text(json.dumps(found), encoding="utf-8")
     mesh.close()
 
 
-def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
-    optimizer.zero_grad()
-    F.cross_entropy(net(x), labels).backward()
-    optimizer.step()
+def matrix_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """The best rate of a product of square matrices, while the other processes do the same."""
+    size = MATRIX if device.type == "cpu" else 8 * MATRIX
+    a = torch.randn(size, size, device=device).to(dtype)
+    fastest, until = float("inf"), time.perf_counter() + MATRIX_S
+    while time.perf_counter() < until:
+        fastest = min(fastest, timed(lambda: a @ a, 1, device, warm_up=False))
+    return 2 * size**3 / fastest
 
 
-def timed(work: Callable[[], None], times: int) -> float:
-    work()
+def timed(
+    work: Callable[[], Any], times: int, device: torch.device, *, warm_up: bool = True
+) -> float:
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    if warm_up:
+        work()
+    finish()
     began = time.perf_counter()
     for _ in range(times):
         work()
+    finish()
     return time.perf_counter() - began
 
 
+def step_flops() -> int:
+    """Multiplications and additions of one image's step: forward, and twice as much backward, but
+    for the gradient of the image.
+    """
+    layers = audit(AlexNet("paper", CLASSES))
+    return sum(2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in enumerate(layers))
+
+
 def main() -> None:
-    words, load_before = given(batch=32, steps=3, rounds=3), os.getloadavg()[0]
-    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    words, load_before = given(batch=128, steps=2, rounds=3, arms="all"), os.getloadavg()[0]
+    chosen = [arm for arm in arms() if words.arms in ("all", arm.kind) or arm == arms()[0]]
+    if len(chosen) == 1 and words.arms != PLAIN:
+        sys.exit(f"arms={words.arms}: must be all or one of {sorted({a.kind for a in arms()})}")
+    found: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in chosen}
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "rate.json")
+        answer = Path(folder, "found.json")
         for _ in range(words.rounds):
-            for arm, processes in ARMS.items():
-                run_apart(processes, arm, words.batch, words.steps, answer)
-                rates[arm].append(json.loads(answer.read_text(encoding="utf-8")))
+            for arm in chosen:
+                run_apart(arm, words.batch, words.steps, answer)
+                found[arm].append(json.loads(answer.read_text(encoding="utf-8")))
+    flops, plain = step_flops(), found[chosen[0]]
     rows = []
-    for arm in ARMS:
-        ratios = [mine / plain for mine, plain in zip(rates[arm], rates[PLAIN], strict=True)]
+    for arm, rounds in found.items():
+        ratios = [
+            one["images_per_s"] / other["images_per_s"]
+            for one, other in zip(rounds, plain, strict=True)
+        ]
+        limits = [100 * one["images_per_s"] * flops / one["matrix_flops"] for one in rounds]
         rows.append(
             {
-                "arm": arm,
-                "images_per_s": statistics.median(rates[arm]),
+                "arm": arm.name,
+                "images_per_s": statistics.median(one["images_per_s"] for one in rounds),
                 "ratio_to_plain": statistics.median(ratios),
                 "ratio_range": [min(ratios), max(ratios)],
+                "exchange_pct": statistics.median(one["exchange_pct"] for one in rounds),
+                "matrix_gflop_per_s": statistics.median(o["matrix_flops"] for o in rounds) / 1e9,
+                "of_limit_pct": statistics.median(limits),
             }
         )
     columns = {
@@ -132,10 +255,13 @@ def main() -> None:
         "images/s": "{images_per_s:.1f}",
         "ratio to plain": "{ratio_to_plain:.2f}",
         "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "in exchanges": "{exchange_pct:.1f}%",
+        "matrices, GFLOP/s": "{matrix_gflop_per_s:.0f}",
+        "of the limit": "{of_limit_pct:.0f}%",
     }
-    title = f"Full-size training step, float32, batch {words.batch}, median of {words.rounds}"
-    show(title, columns, rows)
-    keep("full-size training step", ["torch"], load_before, **vars(words), rows=rows)
+    show(f"Full-size step, batch {words.batch}, median of {words.rounds} rounds", columns, rows)
+    question = "full-size training step, against plain PyTorch and the rate of matrix products"
+    keep(question, ["torch"], load_before, **vars(words), step_flops=flops, rows=rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from full_step import CLASSES, run_apart
+from full_step import CLASSES, OURS, Arm, run_apart
 from record import given, keep, show
 
 from alexnet2012.checks import load_recipe
@@ -23,14 +23,14 @@ from alexnet2012.choices import Device
 from alexnet2012.config import MeshConfig, PlanConfig
 from alexnet2012.plan import plan
 
-ARM, PROCESSES = "ours, 2 processes", 2
+ARM = Arm(OURS, 2, "fp32")
 BATCHES = (16, 64, 128)
 LIMITS = (0.8, 1.2)
 
 
 def predicted(batch: int) -> float:
     config = PlanConfig(
-        gpus=PROCESSES,
+        gpus=ARM.processes,
         batch=batch,
         classes=CLASSES,
         mesh=MeshConfig(device=Device.cpu),
@@ -43,8 +43,8 @@ def predicted(batch: int) -> float:
 def measured(batch: int, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "rate.json")
-        run_apart(PROCESSES, ARM, batch, steps, answer)
-        rate: float = json.loads(answer.read_text(encoding="utf-8"))
+        run_apart(ARM, batch, steps, answer)
+        rate: float = json.loads(answer.read_text(encoding="utf-8"))["images_per_s"]
     return rate
 
 

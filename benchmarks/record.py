@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +44,14 @@ def show(title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any
     Console(width=140).print(table)
 
 
+def machine() -> dict[str, Any]:
+    """What a benchmark ran on; with a GPU also its name."""
+    found: dict[str, Any] = {"processor": cpu_name(), "cores": len(os.sched_getaffinity(0))}
+    if torch.cuda.is_available():
+        found["gpu"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return found
+
+
 def keep(question: str, packages: Sequence[str], load_before: float, **found: Any) -> None:
     """Write results/NAME.json for this benchmark: what was found, how, on what and when.
 
@@ -53,7 +62,7 @@ def keep(question: str, packages: Sequence[str], load_before: float, **found: An
         "question": question,
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit + (" with changes" if changed else ""),
-        "machine": {"processor": cpu_name(), "cores": len(os.sched_getaffinity(0))},
+        "machine": machine(),
         "load_before": load_before,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in packages},
