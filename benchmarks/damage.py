@@ -46,9 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import skimage
 from PIL import Image, ImageOps, features
-from record import given, keep
-from rich.console import Console
-from rich.table import Table
+from record import given, keep, show
 
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import PrepareConfig
@@ -274,15 +272,17 @@ def summary(kind: str, verdicts: list[Verdict]) -> dict[str, Any]:
     }
 
 
-def print_table(title: str, rows: list[dict[str, Any]], left_out: set[str]) -> None:
-    table = Table(title=title)
+def show_counts(title: str, rows: list[dict[str, Any]], left_out: set[str]) -> None:
+    """All columns but those, empty where there is nothing to say."""
     headings = [heading for heading in rows[0] if heading not in left_out]
-    for heading in headings:
-        table.add_column(heading.replace(" ", "\n"), justify="right")
-    for row in rows:
-        cells = ["" if row[heading] is None else row[heading] for heading in headings]
-        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
-    Console(width=140).print(table)
+    cells = [
+        {
+            h: "" if (c := row[h]) is None else f"{c:.3f}" if isinstance(c, float) else c
+            for h in headings
+        }
+        for row in rows
+    ]
+    show(title, {heading: "{" + heading + "}" for heading in headings}, cells)
 
 
 def main() -> int:
@@ -303,14 +303,16 @@ def main() -> int:
     strict = strict_decoder()
     rows = [summary(kind, verdicts) for kind in KINDS]
     title = f"{words.pictures} JPEGs and damaged copies; strict is {strict}"
-    print_table(title, rows, {"Pillow refuses", "slowest, ms"})
+    show_counts(title, rows, {"Pillow refuses", "slowest, ms"})
     categories = sorted({v.kind for v in verdicts}.difference(KINDS))
     bad_rows = [summary(category, verdicts) for category in categories]
     if bad_rows:
         unknown = {heading for heading in bad_rows[0] if "grey" in heading}
         left_out = {"undetectable", "refused in pieces", "of another size", "slowest, ms", *unknown}
-        print_table("Odd and broken files of the test suites of decoders", bad_rows, left_out)
-    print("Whole path:", "; ".join(f"{what} {count}" for what, count in path.items()))
+        show_counts("Odd and broken files of the test suites of decoders", bad_rows, left_out)
+    columns = {"": "{what}", "files": "{count:,}"}
+    counts = [{"what": what, "count": count} for what, count in path.items()]
+    show("the whole path, all files as one data set", columns, counts)
     reasons = Counter(re.sub(r"\b(0x\w+|\d[\d,]*)", "N", v.reason) for v in verdicts if v.reason)
     for reason, count in reasons.most_common(12):
         print(f"{count:6d}  {reason}")

@@ -153,10 +153,13 @@ def main() -> None:
     show(f"prepare: 500 × 375 JPEGs to 256 × 256, median of {words.rounds}", columns, rates)
     columns = {"pictures": "{pictures:,}", "MiB": "{memory_mib:.0f}"}
     show("memory of all processes, two workers", columns, memories)
-    print(
-        "killed at {trials} random moments: {same} stores the same to the byte, "
-        "{taken_up} taken up where they were, {left_processes} processes left".format(**killed)
-    )
+    columns = {
+        "killed at random moments": "{trials}",
+        "stores the same to the byte": "{same}",
+        "taken up where they were": "{taken_up}",
+        "processes left": "{left_processes}",
+    }
+    show("kills and restarts", columns, [killed])
     keep(
         "speed, memory and restart of prepare",
         ["numpy", "pillow", "simplejpeg"],

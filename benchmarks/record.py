@@ -34,13 +34,18 @@ def given(**defaults: Any) -> SimpleNamespace:
     return SimpleNamespace(**values)
 
 
+_shown: list[dict[str, Any]] = []
+
+
 def show(title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print rows as a table; ``columns`` has a format of a row for each heading."""
+    """Print rows as a table, and keep it as printed; ``columns`` has a format for each heading."""
+    cells = [[form.format(**row) for form in columns.values()] for row in rows]
+    _shown.append({"title": title, "headings": list(columns), "cells": cells})
     table = Table(title=title)
     for heading in columns:
         table.add_column(heading.replace(" ", "\n"), justify="right")
-    for row in rows:
-        table.add_row(*(form.format(**row) for form in columns.values()))
+    for row in cells:
+        table.add_row(*row)
     Console(width=140).print(table)
 
 
@@ -53,7 +58,7 @@ def machine() -> dict[str, Any]:
 
 
 def keep(question: str, packages: Sequence[str], load_before: float, **found: Any) -> None:
-    """Write results/NAME.json for this benchmark: what was found, how, on what and when.
+    """Write results/NAME.json for this benchmark: what was found and shown, how, on what and when.
 
     ``load_before`` is the machine's load average when the benchmark began: what else ran.
     """
@@ -67,6 +72,7 @@ def keep(question: str, packages: Sequence[str], load_before: float, **found: An
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in packages},
         **found,
+        "tables": _shown,
     }
     out = Path(__file__).parent / "results" / f"{Path(sys.argv[0]).stem}.json"
     out.parent.mkdir(exist_ok=True)

@@ -66,6 +66,9 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
         config.data.store = str(user_path("data.store", store).absolute())  # for checkpoints, too
+        for key in ("resume", "init_from"):
+            if (path := getattr(config, key)) is not None:
+                setattr(config, key, str(user_path(key, path)))
         check_recipe(config.recipe, config.model)
         _check_train(config)
     elif isinstance(config, (EvaluateConfig, PredictConfig)):

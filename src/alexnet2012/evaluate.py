@@ -75,7 +75,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
             "views": config.views,
             **errors.summary(),
         }
-        Path(config.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        Path(config.out).expanduser().write_text(
+            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store) -> None:

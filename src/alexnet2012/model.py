@@ -129,27 +129,43 @@ class AlexNet(nn.Module):
         ``rows`` says which rows of the global batch these are (for dropout); without it every
         replica is taken to hold N rows.
         """
-        logits_shard = self.own_logits(images, rows)
-        return all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
+        return self.gathered(self.own_logits(self.features(images, rows)))
 
-    def own_logits(self, images: Tensor, rows: Share | None = None) -> Tensor:
-        """Those of the classes of ``fc8.rows`` alone: [N, 3, S, S] → [N, k]."""
-        logits = self._product("fc8", self.features(images, rows), both=True)
+    def own_logits(self, features: Tensor) -> Tensor:
+        """Those of the classes of ``fc8.rows`` alone: [N, t·2048] → [N, k]."""
+        logits = self._product("fc8", features, both=True)
         return logits.to(self.types.parameters)  # exponentials and their sums need the digits
+
+    def gathered(self, logits_shard: Tensor) -> Tensor:
+        """[N, k] → [N, num_classes]."""
+        return all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
 
     def features(self, images: Tensor, rows: Share | None = None) -> Tensor:
         """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
-        if rows is None:
-            count = len(images)
-            start = self.mesh.replica * count
-            rows = Share(start, start + count, self.mesh.replicas * count)
+        return self.units(self.maps(images), rows)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """What the convolutions give, flattened by channel, row, column; tower 0's channels first.
+
+        [N, 3, S, S] → [N, t·4608]
+        """
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self.recipe.convs.items():
             x = self._convolve(name, conv, x)
-        x = x.flatten(1)  # channel, row, column; tower 0's channels first
+        return x.flatten(1)
+
+    def units(self, x: Tensor, rows: Share | None = None) -> Tensor:
+        """The hidden layers: [N, t·4608], or the maps of all towers → [N, t·2048].
+
+        Of maps that a caller has gathered, the gradient is that of the units here alone.
+        """
+        if rows is None:
+            count = len(x)
+            start = self.mesh.replica * count
+            rows = Share(start, start + count, self.mesh.replicas * count)
         for name, linear in self.recipe.hidden.items():
             x = self.activation(self._product(name, x, both=linear.reads_both_towers))
             x = self.dropouts[name](x, rows)
@@ -237,8 +253,8 @@ class AlexNet(nn.Module):
         }
 
     def _product(self, name: str, x: Tensor, *, both: bool) -> Tensor:
-        layer = self.get_submodule(name)
-        if not both or self.link.towers == 1:
+        layer = self.layers()[name]
+        if not both or self.link.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # it has all
             y: Tensor = layer(x)
         elif self.hide_exchanges:
             y = layer(x, hidden=HiddenGather(self.link, name))  # hooks see x alone

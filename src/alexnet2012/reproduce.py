@@ -56,7 +56,7 @@ class Reproduce:
 
     def __init__(self, config: ReproduceConfig) -> None:
         self.config = config
-        self.out = Path(config.out).absolute()
+        self.out = Path(config.out).expanduser().absolute()
         self.console = Console()
         self.command = command_of(config)
         self.measurements: list[Measurement] = []

@@ -200,7 +200,7 @@ class Trainer:
         if self.config.mesh.gather_logits:
             loss, errors = loss_and_errors(model(batch.images, batch.rows), labels)
         else:
-            own_logits = model.own_logits(batch.images, batch.rows)
+            own_logits = model.own_logits(model.features(batch.images, batch.rows))
             loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.link)
         self.optimizer.zero_grad()
         # The mean over the global batch: replicas with fewer rows then weigh less.

@@ -82,7 +82,7 @@ def train_ten_steps(
         if gather_logits:
             loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")
         else:
-            own_logits = model.own_logits(images[rows])
+            own_logits = model.own_logits(model.features(images[rows]))
             loss, _ = split_loss_and_errors(own_logits, labels[rows], model.fc8.rows, model.link)
         (loss / len(images)).backward()
         sums.wait()

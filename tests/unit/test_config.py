@@ -386,3 +386,12 @@ def test_a_setting_that_nobody_reads_is_noticed() -> None:
 
     read = attributes_read("print(made.used); made.forgotten = 1")
     assert {name.split(".")[-1] for name in unread(Made, read)} == {"forgotten"}
+
+
+def test_a_checkpoint_may_lie_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    overrides = ['resume="~/runs/a"', 'init_from="~/runs/b"', "data=store", 'data.store="~/store"']
+    config, _ = compose_config("train", TrainConfig, overrides)
+    home = "/home/someone"
+    assert (config.resume, config.init_from) == (f"{home}/runs/a", f"{home}/runs/b")
+    assert config.data.store == f"{home}/store"

@@ -1,0 +1,90 @@
+"""Which way to share out the net is the fastest here?
+
+    python benchmarks/schemes.py [batch=128] [steps=2] [rounds=3] [processes=2] [precision=fp32]
+
+The paper's split, whole replicas (our sum of gradients, and torch's DDP), FSDP2, and convolutions
+by data with fully connected layers by towers ("one weird trick"), each on the full-size net and the
+same global batch; tests/parallel/test_schemes.py shows that they give the same weights. On a
+machine with as many GPUs as processes each takes one. Arms take turns. Prints images/s with ratios
+to the paper's split, and writes results/schemes.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from full_step import CLASSES, timed
+from record import given, keep, show
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Precision
+from alexnet2012.config import ModelConfig
+from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.mesh import init_mesh
+from alexnet2012.model import allow_tf32
+from alexnet2012.schemes import SCHEMES
+
+TOWERS = "towers"
+
+
+def time_scheme(
+    name: str, processes: int, batch: int, steps: int, precision: str, answer: Path
+) -> None:
+    """On each process: rank 0 writes images/s after a step that is not counted."""
+    set_threads(processes)
+    reuse_memory()
+    allow_tf32(Precision(precision))
+    mesh = init_mesh(1)
+    scheme = SCHEMES[name](
+        load_recipe("paper"), CLASSES, ModelConfig(), precision=Precision(precision)
+    )
+    draw = torch.Generator().manual_seed(0)
+    images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(mesh.device)
+    labels = torch.randint(CLASSES, (batch,), generator=draw).to(mesh.device)
+    seconds = timed(lambda: scheme.step(images, labels), steps, mesh.device)
+    if mesh.rank == 0:
+        answer.write_text(json.dumps(batch * steps / seconds), encoding="utf-8")
+    mesh.close()
+
+
+def main() -> None:
+    words = given(batch=128, steps=2, rounds=3, processes=2, precision="fp32")
+    load_before = os.getloadavg()[0]
+    rates: dict[str, list[float]] = {name: [] for name in SCHEMES}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "rate.json")
+        for _ in range(words.rounds):
+            for name, found in rates.items():
+                arguments: tuple[Any, ...] = (words.batch, words.steps, words.precision, answer)
+                launch(time_scheme, words.processes, name, words.processes, *arguments)
+                found.append(json.loads(answer.read_text(encoding="utf-8")))
+    rows = []
+    for name, mine in rates.items():
+        ratios = [rate / towers for rate, towers in zip(mine, rates[TOWERS], strict=True)]
+        rows.append(
+            {
+                "arm": name,
+                "images_per_s": statistics.median(mine),
+                "ratio_to_towers": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+            }
+        )
+    columns = {
+        "": "{arm}",
+        "images/s": "{images_per_s:.1f}",
+        "ratio to towers": "{ratio_to_towers:.2f}",
+        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+    }
+    title = f"{words.processes} processes, batch {words.batch}, {words.precision}"
+    show(f"{title}, median of {words.rounds} rounds", columns, rows)
+    keep("parallel schemes, full-size step", ["torch"], load_before, **vars(words), rows=rows)
+
+
+if __name__ == "__main__":
+    main()
