@@ -14,6 +14,8 @@ PAGE = REPOSITORY / "docs" / "faults.md"
 BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
 
 HERE = "tests/parallel/test_faults.py"
+CHECKPOINTS = "tests/parallel/test_checkpoint.py"
+TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
 WAITS = "it did not come to conv3 forward (step 3), where rank 0 waits; "
 WAITS += "its last was conv3 backward (step 2)"
 
@@ -98,6 +100,65 @@ FAULTS = {
         "the launcher is killed",
         "the system ends its ranks with it",
         "test_a_launcher_that_is_killed_takes_its_ranks_along",
+        said=False,
+    ),
+    "anywhere": Fault(
+        "ranks and the launcher are killed at random moments, in training, saving and evaluating",
+        "the same command goes on; weights, momenta, streams and metrics are those of an "
+        "undisturbed run to the bit, and no process is left",
+        "test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights",
+        CHAOS,
+        said=False,
+    ),
+    "signal": Fault(
+        "a run is interrupted (SIGTERM, Ctrl-C)",
+        "it saves, and leaves with 128 + the signal's number; no process is left",
+        "test_a_run_that_is_interrupted_is_saved_and_leaves_no_process",
+        TRAIN,
+        said=False,
+    ),
+    "nan": Fault(
+        "the loss is no number",
+        "the run ends at that step, with the layer where it first appeared and the last "
+        "checkpoint from before",
+        "test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named",
+        TRAIN,
+        said=False,
+    ),
+    "flipped": Fault(
+        "bits of a checkpoint are flipped, its files cut short (200 and 50 times)",
+        "each is noticed, and the checkpoint before is taken",
+        "test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is_taken",
+        CHECKPOINTS,
+        said=False,
+    ),
+    "damaged": Fault(
+        "the newest checkpoint of a run is damaged",
+        "one line names it, the one before is taken, and it is set aside",
+        "test_a_damaged_checkpoint_is_passed_over_in_one_line_and_set_aside",
+        TRAIN,
+        said=False,
+    ),
+    "full": Fault(
+        "the disk is full",
+        "the checkpoints before are as they were; all ranks say what to do, and the same command "
+        "goes on",
+        "test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do",
+        CHECKPOINTS,
+        said=False,
+    ),
+    "taken": Fault(
+        "another process trains in the directory",
+        "it is refused",
+        "test_a_directory_that_another_process_trains_in_is_refused",
+        TRAIN,
+        said=False,
+    ),
+    "pickle": Fault(
+        "a checkpoint's tensors are pickles that would run a command",
+        "it is refused, and nothing has run",
+        "test_tensors_of_a_checkpoint_that_are_pickles_are_refused",
+        "tests/unit/test_security.py",
         said=False,
     ),
 }
