@@ -137,14 +137,14 @@ def layer_costs(
             recipe, layer, math.prod(read_next), layout, index == 0, input_is_kept
         )
         costs.append(cost)
-    classes, size = audited[-1].biases, layout.activation_bytes
+    classes, size = audited[-1].biases, layout.parameter_bytes
     part = largest_share(classes, layout.towers) * size
     peers = layout.towers - 1
     return [
         *costs,
         LayerCost(
             "logits",
-            kept_bytes=classes * layout.parameter_bytes + LABEL_BYTES,
+            kept_bytes=classes * size + LABEL_BYTES,
             gathered_bytes=part * layout.towers if peers else 0,
             sent_bytes={"forward": part * peers} if peers else {},
         ),

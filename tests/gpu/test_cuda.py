@@ -8,10 +8,13 @@ import torch
 
 from alexnet2012 import AlexNet
 from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Precision
 from alexnet2012.config import AugmentConfig, ModelConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import TrainLoader
 from alexnet2012.data.store import Store
+from alexnet2012.model import allow_tf32
+from alexnet2012.normalisation import local_response_norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,3 +53,34 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
     # nvJPEG rounds its inverse transform otherwise than libjpeg: a few grey levels at most.
     difference = (first_batch("cuda") - first_batch("cpu")).abs()
     assert float(difference.mean()) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_normalisation_is_the_cpus(dtype: torch.dtype) -> None:
+    norm = load_recipe("paper").lrn
+    draw = torch.Generator().manual_seed(0)
+    x, grad = (20 * torch.randn(4, 96, 55, 55, generator=draw).to(dtype) for _ in range(2))
+
+    def both(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        there = x.to(device).requires_grad_()
+        y = local_response_norm(there, norm, 2)
+        return y.detach().cpu(), torch.autograd.grad(y, there, grad.to(device))[0].cpu()
+
+    # Roots and sums differ in float32's last bits, which may round a bf16 the other way.
+    bound = torch.finfo(dtype).eps + 1e-5
+    for got, want in zip(both("cuda"), both("cpu"), strict=True):
+        difference = (got.double() - want.double()).abs().max() / want.double().abs().max()
+        assert difference < bound
+
+
+def test_fp32_is_not_tf32() -> None:
+    a = torch.randn(512, 512, device="cuda")
+    exact = a.double() @ a.double()
+
+    def error(precision: Precision) -> float:
+        allow_tf32(precision)
+        return float(((a @ a).double() - exact).abs().max())
+
+    assert error(Precision.fp32) < 1e-3
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert error(Precision.tf32) > 10 * error(Precision.fp32)

@@ -113,12 +113,25 @@ def forward(net: AlexNet, rows: int, replicas: int = 1) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # CommDebugMode's
-@pytest.mark.parametrize(("replicas", "towers"), [(1, 2), (2, 1), (2, 2), (8, 2), (512, 2)])
-def test_planned_bytes_are_those_that_torch_counts(replicas: int, towers: int) -> None:
-    layout = Layout(ROWS * replicas, replicas, towers)
+@pytest.mark.parametrize(
+    ("replicas", "towers", "precision"),
+    [
+        (1, 2, Precision.fp32),
+        (2, 1, Precision.fp32),
+        (2, 2, Precision.bf16),
+        (8, 2, Precision.fp64),
+        (512, 2, Precision.fp32),
+    ],
+)
+def test_planned_bytes_are_those_that_torch_counts(
+    replicas: int, towers: int, precision: Precision
+) -> None:
+    types = TYPES[precision]
+    sizes = types.activations.itemsize, types.parameters.itemsize
+    layout = Layout(ROWS * replicas, replicas, towers, *sizes)
     plans = planned("paper", layout)
     with fake_mesh(replicas, towers) as mesh, CommDebugMode() as comm, Wire() as wire:
-        net = net_on(mesh, "paper")
+        net = net_on(mesh, "paper", precision)
         sums = GradientSum(net, mesh)
         forward(net, ROWS, replicas).backward()
         sums.wait()
@@ -126,7 +139,7 @@ def test_planned_bytes_are_those_that_torch_counts(replicas: int, towers: int) -
         way: ROWS * sum(cost.sent_bytes.get(way, 0) for cost in plans)
         for way in ("forward", "backward")
     }
-    parameters = 4 * sum(cost.parameters for cost in plans)
+    parameters = types.parameters.itemsize * sum(cost.parameters for cost in plans)
     expected = {
         "allgather_base": sent["forward"],
         "reduce_scatter_base": sent["backward"],
