@@ -1,0 +1,87 @@
+"""What the documents name is there: commands that compose, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from alexnet2012 import config, config_use
+from alexnet2012.launcher import compose_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Hydra's entry points by module. The others take words of their own; those of docs/use.md are run by
+# test_use_page.py.
+SCHEMAS = {
+    "train": config.TrainConfig,
+    "prepare": config.PrepareConfig,
+    "evaluate": config.EvaluateConfig,
+    "plan": config.PlanConfig,
+    "reproduce": config.ReproduceConfig,
+    "export": config_use.ExportConfig,
+    "import_net": config_use.ImportConfig,
+}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command in a block of shell, comments and what is optional left out."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = [
+                w.strip("[]") if w.count("[") != w.count("]") or w.startswith("[") else w
+                for w in shlex.split(line.replace("…", ""), comments=True)
+            ]
+            found.append(words)
+    return [words for words in found if words]
+
+
+def of_the_package() -> list[object]:
+    return [
+        pytest.param(words[words.index("-m") + 1 :], id=f"{page.name}: {' '.join(words)[:90]}")
+        for page in PAGES
+        for words in commands(page)
+        if "-m" in words and words[words.index("-m") + 1].startswith("alexnet2012.")
+    ]
+
+
+@pytest.mark.parametrize("words", of_the_package())
+def test_a_documented_command_is_one(words: list[str]) -> None:
+    name = words[0].removeprefix("alexnet2012.")
+    assert callable(import_module(words[0]).main)
+    sweeps = "-m" in words
+    overrides = [word for word in words[1:] if "=" in word]
+    if name not in SCHEMAS:
+        return
+    if sweeps:  # its first job
+        overrides = [re.sub(r"=([^,\[]+),.*", r"=\1", word) for word in overrides]
+        overrides = [word for word in overrides if not word.startswith("hydra")]
+    overrides = [word.replace("ablation=NAME", "ablation=no_lrn") for word in overrides]
+    compose_config(name, SCHEMAS[name], overrides)
+
+
+def test_documents_have_commands_to_check() -> None:
+    assert len(of_the_package()) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    named = re.findall(
+        r"`?\b((?:tests|benchmarks|launch|conf|src)/[\w/]+\.(?:py|sh|yaml|sbatch))\b",
+        page.read_text(encoding="utf-8"),
+    )
+    for name in named:
+        if "NAME" not in name:
+            assert (ROOT / name).is_file(), name
