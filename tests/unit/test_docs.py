@@ -14,8 +14,8 @@ from alexnet2012.launcher import compose_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Hydra's entry points by module. The others take words of their own; those of docs/use.md are run by
-# test_use_page.py.
+# Hydra's entry points by module. The others take words of their own; test_use_page.py runs those of
+# docs/use.md.
 SCHEMAS = {
     "train": config.TrainConfig,
     "prepare": config.PrepareConfig,
