@@ -48,8 +48,8 @@ from alexnet2012.config import ConfigError, RunError
 from alexnet2012.diagnosis import Party, ended
 from alexnet2012.flight import FlightRecord
 from alexnet2012.mistakes import MISTAKES, end_interrupted, exit_on_error
+from alexnet2012.usage import CONF, usage
 
-CONF = "alexnet2012.conf"
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -79,7 +79,12 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
             failures.append(error)  # Hydra would add lines of its own to ours
 
     def run() -> None:
-        _check_grammar(get_args_parser().parse_args().overrides)
+        words = get_args_parser().parse_args()
+        _check_grammar(words.overrides)
+        if words.help:
+            with initialize_config_module(CONF, version_base="1.3"):
+                sys.stdout.write(usage(name, schema, compose(name, overrides=words.overrides)))
+            return
         application()
         if failures:
             raise failures[0]

@@ -1,0 +1,160 @@
+"""What ``--help`` says: every setting with its value, its range and what it means.
+
+Meanings are the comments of the schema, and those of the chosen recipe's file, which name sources.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+CONF = "alexnet2012.conf"
+COLUMNS, KEY_COLUMNS = 80, 32
+RECIPE = "recipe"  # shown as the file that it is
+
+
+class Setting(NamedTuple):
+    """One key; ``allowed`` is a range or a choice, if there is one."""
+
+    key: str
+    value: str
+    allowed: str
+    meaning: str
+
+
+def settings(schema: type, config: DictConfig, prefix: str = "") -> Iterator[Setting]:
+    """All of a schema but the recipe's, with the values of a composed configuration."""
+    kinds, meanings = get_type_hints(schema), _meanings(inspect.getmodule(schema), schema.__name__)
+    for item in fields(schema):
+        key, kind = f"{prefix}{item.name}", kinds[item.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            if item.name != RECIPE:
+                yield from settings(kind, config[item.name], f"{key}.")
+            continue
+        allowed = str(item.metadata.get("range", ""))
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            allowed = ", ".join(str(choice.value) for choice in kind)
+        yield Setting(key, _shown(config, item.name), allowed, meanings.get(item.name, ""))
+
+
+def usage(name: str, schema: type, config: DictConfig) -> str:
+    """The whole text for an entry point, in 80 columns but for the recipe's file."""
+    conf = resources.files(CONF)
+    head = _comment(conf.joinpath(f"{name}.yaml").read_text("utf-8"))
+    lines = [*head, ""]
+    if groups := _groups(name):
+        lines += ["Files to choose from, as GROUP=NAME:", ""]
+        for group, names in groups.items():
+            lines += _two_columns(group, ", ".join(names))
+        lines += [""]
+    lines += ["Settings, as KEY=VALUE:", ""]
+    for setting in settings(schema, config):
+        words = "; ".join(part for part in (setting.allowed, setting.meaning) if part)
+        lines += _two_columns(f"{setting.key}={setting.value}", words)
+    if RECIPE in config:
+        file = f"{RECIPE}/{config.recipe.name}.yaml"
+        lines += ["", f"The recipe's switches, as recipe.KEY=VALUE (conf/{file}):", ""]
+        lines += conf.joinpath(file).read_text("utf-8").splitlines()
+    lines += [
+        "",
+        "Hydra's own: -m sweeps over a,b; --cfg job prints a configuration; --hydra-help.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _two_columns(left: str, right: str) -> list[str]:
+    width = COLUMNS - KEY_COLUMNS
+    wrapped = textwrap.wrap(right, width) or [""]
+    first, *rest = wrapped
+    if len(left) + 3 > KEY_COLUMNS:
+        lines = [f"  {left}", *([f"{'':{KEY_COLUMNS}}{first}"] if first else [])]
+    else:
+        lines = [f"  {left:{KEY_COLUMNS - 2}}{first}".rstrip()]
+    return lines + [f"{'':{KEY_COLUMNS}}{line}" for line in rest]
+
+
+def _shown(config: DictConfig, key: str) -> str:
+    if OmegaConf.is_missing(config, key):
+        return "…"
+    value = config[key]
+    if isinstance(value, ListConfig) and any(isinstance(item, DictConfig) for item in value):
+        return "[…]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _comment(text: str) -> list[str]:
+    """That at the head of a YAML file."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        line = line.removeprefix("#").removeprefix(" ")
+        lines += textwrap.wrap(line, COLUMNS, subsequent_indent="    ") or [""]
+    return lines
+
+
+def _groups(name: str) -> dict[str, list[str]]:
+    """Folders of conf/ that ``NAME.yaml`` chooses from."""
+    conf = resources.files(CONF)
+    chosen = OmegaConf.create(conf.joinpath(f"{name}.yaml").read_text("utf-8"))
+    found = {}
+    for default in chosen.get("defaults", []):
+        for group in map(str, default if isinstance(default, DictConfig) else ()):
+            if "/" not in group and " " not in group and conf.joinpath(group).is_dir():
+                found[group] = sorted(_names(conf.joinpath(group)))
+    return found
+
+
+def _names(folder: Any, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")
+
+
+@cache
+def _meanings(module: Any, name: str) -> dict[str, str]:
+    """By field of a dataclass: the comment behind it, or the one above."""
+    source = inspect.getsource(module)
+    comments = {
+        token.start[0]: token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+
+    def text(line: int) -> str:
+        return comments[line].string.lstrip("# ")
+
+    lines = source.splitlines()
+    (found,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    )
+    meanings = {}
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if node.end_lineno in comments:
+                meanings[node.target.id] = text(node.end_lineno)
+                continue
+            above: list[str] = []
+            line = node.lineno - 1
+            while line in comments and lines[line - 1].lstrip().startswith("#"):
+                above.insert(0, text(line))
+                line -= 1
+            meanings[node.target.id] = " ".join(above)
+    return meanings

@@ -1,0 +1,76 @@
+"""``--help`` of every entry point: all settings, what they mean, where the numbers are from."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from alexnet2012 import config, config_use, usage
+
+ENTRY_POINTS = {
+    "train": config.TrainConfig,
+    "prepare": config.PrepareConfig,
+    "evaluate": config.EvaluateConfig,
+    "plan": config.PlanConfig,
+    "reproduce": config.ReproduceConfig,
+    "predict": config_use.PredictConfig,
+    "export": config_use.ExportConfig,
+    "import_net": config_use.ImportConfig,
+    "features": config_use.FeaturesConfig,
+    "nearest": config_use.NearestConfig,
+}
+
+
+def said(name: str, *words: str) -> str:
+    ConfigStore.instance().store(name=f"{name}_schema", node=ENTRY_POINTS[name])
+    GlobalHydra.instance().clear()
+    with initialize_config_module("alexnet2012.conf", version_base="1.3"):
+        return usage.usage(name, ENTRY_POINTS[name], compose(name, overrides=list(words)))
+
+
+def keys(schema: type, prefix: str = "") -> list[str]:
+    found = []
+    for item in fields(schema):
+        kind = get_type_hints(schema)[item.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            found += keys(kind, f"{prefix}{item.name}.") if item.name != "recipe" else []
+        else:
+            found.append(prefix + item.name)
+    return found
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_setting_is_there_in_80_columns(name: str) -> None:
+    settings, *_ = said(name).split("The recipe's switches")
+    assert max(map(len, settings.splitlines())) <= 80
+    told = [line.strip().split("=")[0] for line in settings.splitlines() if line.startswith("  ")]
+    assert set(keys(ENTRY_POINTS[name])) <= set(told)
+
+
+def test_values_are_those_of_the_command_and_comments_of_the_schema() -> None:
+    text = said("train", "seed=7", "schedule=code145", "recipe=code145")
+    assert "  seed=7                        at least 0\n" in text
+    assert "  schedule.epochs=91            at least 1\n" in text
+    assert "  schedule.drops=[…]            fixed: in order of epochs\n" in text
+    assert "  precision=fp32                fp32, fp64, tf32, bf16\n" in text
+    assert "  data.limit=null               at least 1; first pictures of each class only\n" in text
+    assert "of the run directory, if there is one; or a" in text  # from lines above the field
+    assert "init_std: 0.03                 # layers-145.cfg; the paper prints .01\n" in text
+    assert "  recipe                        cifar4, code145, code146, paper\n" in text
+
+
+def test_the_command_prints_it_and_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare", "--help", "size=128"])
+    import_module("alexnet2012.prepare").main()
+    out, err = capsys.readouterr()
+    assert "  size=128                      at least 16 and at most 4096\n" in out
+    assert err == ""
