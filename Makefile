@@ -6,7 +6,7 @@ DATA   ?= photos
 OUT    ?= reproduction
 ARGS   ?=
 
-.PHONY: reproduce test setup lint format bench lock clean
+.PHONY: reproduce test setup lint format bench site lock clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: setup
@@ -27,6 +27,9 @@ format: setup
 
 bench: setup
 	for script in $(filter-out %/record.py %/compare.py %/page.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+site: setup
+	$(BIN)/mkdocs build --quiet --strict
 
 setup: $(VENV)/ready
 

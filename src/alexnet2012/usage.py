@@ -110,6 +110,7 @@ def _groups(name: str) -> dict[str, list[str]]:
     """Folders of conf/ that ``NAME.yaml`` chooses from."""
     conf = resources.files(CONF)
     chosen = OmegaConf.create(conf.joinpath(f"{name}.yaml").read_text("utf-8"))
+    assert isinstance(chosen, DictConfig)
     found = {}
     for default in chosen.get("defaults", []):
         for group in map(str, default if isinstance(default, DictConfig) else ()):

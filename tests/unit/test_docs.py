@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from alexnet2012 import config, config_use
 from alexnet2012.launcher import compose_config
@@ -85,3 +90,35 @@ def test_files_that_are_named_are_there(page: Path) -> None:
     for name in named:
         if "NAME" not in name:
             assert (ROOT / name).is_file(), name
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    home = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "two processes, each holding half" in home
+    fetched = re.findall(r"(?:src|href)=\"(https?://[^\"]+\.(?:js|css|woff2?))\"", home)
+    assert fetched == []
+
+
+def test_the_table_of_recipes_is_what_the_files_say() -> None:
+    """One row for each difference between the two files, so none is forgotten."""
+    paper, code = (
+        dict(_flat(OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/recipe/{name}.yaml"))))
+        for name in ("paper", "code145")
+    )
+    differing = {key for key in paper if paper[key] != code[key]} - {"name"}
+    assert differing == {
+        *(f"conv{i}.init_std" for i in (3, 4, 5)),
+        *("conv1.padding", "conv1.overhang", "conv1.after", "conv2.after", "lrn.divide_by_window"),
+        *("augment.include_last_position", "augment.images_per_draw", "augment.mean_follows_crop"),
+        *("augment.lighting_scale", "augment.train_divisor"),
+    }, "docs/recipes.md"
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
