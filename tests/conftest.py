@@ -26,6 +26,7 @@ def _home_of_the_tests(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
     """Neither tests nor what they start touch the stores of whoever runs them."""
+    torch.set_num_threads(1)  # for what modules share, which is made before a test's own fixtures
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALEXNET2012_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("WANDB_MODE", "offline")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alexnet2012.choices import Device, ExportFormat
+from alexnet2012.choices import Device, ExportFormat, Precision
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.config_use import ExportConfig
 from alexnet2012.data.convert import square_jpeg
@@ -61,6 +61,8 @@ def export(net: Trained, kind: ExportFormat, out: Path) -> float:
     if kind is ExportFormat.onnx and not (find_spec("onnx") and find_spec("onnxruntime")):
         remedy = "needs onnx and onnxruntime; pip install 'alexnet2012[export]'"
         raise ConfigError("format", "onnx", remedy)
+    if net.model.precision is not Precision.fp64:  # a file computes in what it holds
+        net.model.precision = Precision.fp32
     size = len(net.mean_image)
     jpegs = [square_jpeg(photograph(name), size, quality=95) for name in SHOWN]
     pictures = torch.from_numpy(np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in jpegs]))
@@ -131,6 +133,7 @@ _WRITERS = {
 def _plain(net: Trained) -> AlexNet:
     """The net as runtimes want it: float32, channels first."""
     model = copy.deepcopy(net.model).float()
+    model.precision = Precision.fp32
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return model
 

@@ -106,7 +106,7 @@ def _wide(x: Tensor) -> Tensor:
 def _blocks(towers: int, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Equal pieces [M', t, c] of maps [N, C, H, W] that lie channels last; on a GPU, one."""
     rows = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
-    if maps[0].is_cuda:
+    if maps[0].is_cuda or torch.compiler.is_exporting():  # a graph is for any number of images
         yield tuple(rows)
         return
     step = max(1, BLOCK // maps[0].shape[1])

@@ -123,7 +123,7 @@ def test_every_kind_of_net_becomes_the_same_graph(recipe: str, change: str, tmp_
     made.lrn_across_towers = change == "across towers"
     made.lrn.alpha = 1.0  # on nets this small the usual one would hardly be felt
     mean = np.random.default_rng(0).uniform(90, 130, (size + 8, size + 8, 3)).astype(np.float32)
-    precision = "fp64" if change == "float64" else "fp32"
+    precision = {"float64": "fp64", "bf16": "bf16"}.get(change, "fp32")
     model = AlexNet(made, 5, model=config, precision=precision).eval()
     net = Trained(model, tuple("abcde"), mean, None)
     assert export(net, ExportFormat.onnx, tmp_path / "net.onnx") < RELATIVE
