@@ -24,7 +24,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.findings import load_reproduction
 from alexnet2012.launcher import compose_config
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.runs import is_finished
+from alexnet2012.run_dirs import is_finished
 from alexnet2012.snapshot import Progress, Snapshot, config_of, plain
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)

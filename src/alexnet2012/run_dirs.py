@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from alexnet2012 import checkpoint
 from alexnet2012.agreement import on_rank_0
+from alexnet2012.backends import check_backends
 from alexnet2012.choices import Decoder, Device, Precision
 from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.data.store import Store
@@ -30,9 +31,10 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
     """What can be told before a single picture is prepared.
 
     Raises:
-        ConfigError: the run directory is taken, a checkpoint to start from is none, or a GPU is
-            asked for that is not used.
+        ConfigError: the run directory is taken, a checkpoint to start from is none, a GPU is asked
+            for that is not used, or nothing can show the records.
     """
+    check_backends(config.tracking)
     occupied = (run_dir / "metrics.jsonl").exists() or checkpoint.newest(run_dir) is not None
     if config.resume is None and occupied:
         remedy = "holds a run already; set resume=auto to go on with it, or another directory"
