@@ -22,7 +22,7 @@ from alexnet2012.mesh import Mesh
 from alexnet2012.snapshot import Progress, plain
 
 AUTO = "auto"
-SUMMARY, SETTINGS = "summary.json", "config.yaml"
+SUMMARY, SETTINGS, LOCK = "summary.json", "config.yaml", ".lock"
 DAMAGED = ".damaged"  # suffix of a checkpoint that was passed over
 LET_GO_S = 5.0  # for a process that is being ended
 
@@ -86,7 +86,7 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
 
 def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     """Whether a run of the same settings has come to its end there."""
-    return (run_dir / SUMMARY).is_file() and _complete(_settings(run_dir)) == _flat(plain(config))
+    return (run_dir / SUMMARY).is_file() and complete(_settings(run_dir)) == flat(plain(config))
 
 
 def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
@@ -117,7 +117,7 @@ def take(run_dir: Path) -> IO[str]:
         ConfigError: another process has it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / ".lock").open("a")
+    file = (run_dir / LOCK).open("a")
     give_up_s = time.monotonic() + LET_GO_S
     while True:
         try:
@@ -141,7 +141,7 @@ def _settings(run_dir: Path) -> Any:
 
 
 def _check_same(saved: Any, config: TrainConfig, key: str, where: Path, what: str) -> None:
-    here, there = _flat(plain(config)), _complete(saved)
+    here, there = flat(plain(config)), complete(saved)
     if here["recipe.name"] != there.get("recipe.name"):
         remedy = f"{what} recipe={there.get('recipe.name')}"
         remedy += f", this run has recipe={here['recipe.name']}; use the same"
@@ -158,15 +158,16 @@ def _check_same(saved: Any, config: TrainConfig, key: str, where: Path, what: st
             raise ConfigError(key, where, f"{remedy}; set {name} alike, or start a new run")
 
 
-def _complete(saved: Any) -> dict[str, Any]:
+def complete(saved: Any) -> dict[str, Any]:
     """Saved settings by their full keys; one that is newer than they are has its default."""
-    return _flat(plain(TrainConfig())) | _flat(saved)
+    return flat(plain(TrainConfig())) | flat(saved)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full keys."""
     if not isinstance(value, dict):
         return {prefix: value}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else key))
-    return flat
+        found.update(flat(inner, f"{prefix}.{key}" if prefix else key))
+    return found

@@ -1,0 +1,138 @@
+"""List runs, or set two side by side: ``python -m alexnet2012.runs [DIR …] [--sort KEY] [--json]``
+
+``python -m alexnet2012.runs compare A B``. A directory that is damaged, or no run, is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alexnet2012.listing import DamageError, Run, State, find, read
+from alexnet2012.pictures import printable
+from alexnet2012.run_pairs import as_json, load_side, pair_tables
+
+DEFAULT = Path("runs")
+NAMED = 5  # directories that are no runs
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
+SORTS: dict[str, Callable[[Run], Any]] = {
+    "begun": lambda run: run.begun or _NEVER,
+    "run": lambda run: str(run.path),
+    "recipe": lambda run: (not run.recipe, run.recipe, run.changed),
+    "state": lambda run: list(State).index(run.state),
+    "error": lambda run: float("inf") if run.errors is None else run.errors.top1_pct,
+    "speed": lambda run: -(run.images_per_s or 0.0),
+}
+
+
+def runs_table(runs: Iterable[Run]) -> Table:
+    """Two lines a run or more: its directory, then its recipe and what it changes."""
+    table = Table(show_lines=True)
+    table.add_column("run, recipe, changes", overflow="fold", ratio=1)
+    table.add_column("begun", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("error, %\ntop-1\ntop-5", justify="right", no_wrap=True)
+    table.add_column("images/s", justify="right", no_wrap=True)
+    for run in runs:
+        table.add_row(*_cells(run))
+    return table
+
+
+def _cells(run: Run) -> Iterator[Text]:
+    words = " ".join([run.recipe, *run.changed]) if run.problem is None else run.problem
+    yield Text(printable(str(run.path))).append(f"\n{printable(words)}", style="dim")
+    yield Text("" if run.begun is None else f"{run.begun:%Y-%m-%d\n%H:%M}")
+    state = run.state.value
+    if run.state in (State.running, State.interrupted):
+        state += f"\n{run.step} of {'?' if run.total_steps is None else run.total_steps}"
+    yield Text(state)
+    errors = run.errors
+    yield Text("" if errors is None else f"{errors.top1_pct:.2f}\n{errors.top5_pct:.2f}")
+    yield Text("" if run.images_per_s is None else f"{run.images_per_s:,.0f}")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["compare"]:
+        _compare(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet2012.runs",
+        description="List the runs below folders.",
+        epilog="python -m alexnet2012.runs compare A B sets two runs side by side.",
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help=f"default: {DEFAULT}",
+        default=[DEFAULT],
+    )
+    parser.add_argument("--sort", choices=SORTS, default="begun", help="default: begun")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if missing := [folder for folder in given.folders if not folder.is_dir()]:
+        parser.error(f"DIR={missing[0]}: there is no such folder")
+    met = [find(folder) for folder in given.folders]
+    folders = dict.fromkeys(folder for runs, _ in met for folder in runs)  # each once
+    runs = sorted(map(read, folders), key=SORTS[given.sort])
+    others = [other for _, found in met for other in found]
+    if given.json:
+        named = [{"path": str(path), "reason": reason} for path, reason in others]
+        print(json.dumps({"runs": [run.as_json() for run in runs], "others": named}, indent=1))
+        return
+    console = Console()
+    if runs:
+        console.print(runs_table(runs))
+    for line in _last_lines(runs, others):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _last_lines(runs: Sequence[Run], others: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    states = Counter(run.state for run in runs)
+    counts = ", ".join(f"{states[state]} {state.value}" for state in State if states[state])
+    yield f"{len(runs)} run{'s' if len(runs) != 1 else ''}{': ' if runs else ''}{counts}"
+    for path, reason in others[:NAMED]:
+        yield f"{printable(str(path))}: {reason}"
+    if len(others) > NAMED:
+        yield f"and {len(others) - NAMED} more without a run; --json names them"
+
+
+def _compare(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet2012.runs compare", description="Set two runs side by side."
+    )
+    for name in ("A", "B"):
+        parser.add_argument(name, type=Path, help="a run directory")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(words)
+    sides = []
+    for name in ("A", "B"):
+        folder = getattr(given, name)
+        try:
+            sides.append(load_side(folder))
+        except DamageError as error:
+            parser.error(f"{name}={folder}: {error}")
+    if given.json:
+        print(json.dumps(as_json(*sides), indent=1))
+        return
+    console = Console()
+    for table in pair_tables((str(given.A), str(given.B)), *sides):
+        console.print(table)
+    console.print(
+        "Intervals: 95% over the draw of the pictures, of one seed; seeds differ more.", style="dim"
+    )
+
+
+if __name__ == "__main__":
+    main()
