@@ -109,7 +109,8 @@ class Wandb:
 
         mode, identity = wandb_mode(config), _wandb_id(run_dir / WANDB_ID, new=not resumed)
         online = mode is WandbMode.online
-        before = [*(run_dir / "wandb").glob(f"offline-run-*-{identity}")]
+        for folder in (run_dir / "wandb").glob(f"offline-run-*-{identity}"):
+            shutil.rmtree(folder, ignore_errors=True)  # first: a new one may have the same name
         try:
             self._run = wandb.init(
                 project=config.project,
@@ -126,8 +127,6 @@ class Wandb:
             raise ConfigError("tracking.wandb", mode, remedy) from error
         self._picture_of = wandb.Image
         self._first_step = self._run.starting_step if online else 0  # the server has the others
-        for folder in before:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first_step:

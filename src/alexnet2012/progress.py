@@ -47,10 +47,12 @@ class TrainProgress:
             TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self._live,
+            transient=True,
             speed_estimate_period=SMOOTHED_OVER_S,
             get_time=clock,
         )
         self._clock, self._told_s = clock, -float("inf")
+        self._began_s, self._done_before = clock(), done_steps
         self._steps = self._bar.add_task(
             "", total=total_steps, completed=done_steps, epoch=0, state="", speed=""
         )
@@ -61,7 +63,7 @@ class TrainProgress:
         text = f"{speed * pictures:,.0f} images/s" if speed else ""
         self._bar.update(self._steps, advance=1, epoch=epoch, speed=text)
 
-    def training(self, epoch: int, loss: float, error_pct: float) -> None:
+    def training(self, loss: float, error_pct: float) -> None:
         self._bar.update(self._steps, state=f"loss {loss:.3f}")
         if self._live or self._clock() < self._told_s + CALM_S:
             return
@@ -70,7 +72,7 @@ class TrainProgress:
         rest = [task.fields["speed"]]
         if task.speed and task.time_remaining:
             rest.append(f"{_duration(task.time_remaining)} left")
-        line = f"step {task.completed:.0f}/{task.total:.0f}, epoch {epoch}: loss {loss:.3f}"
+        line = f"step {task.completed:.0f}/{task.total:.0f}: loss {loss:.3f}"
         self._print(", ".join([line, f"error {error_pct:.1f}%", *filter(None, rest)]))
 
     def validating(self) -> None:
@@ -83,8 +85,12 @@ class TrainProgress:
             f"{top1_error_pct:.1f}% top-1, {top5_error_pct:.1f}% top-5"
         )
 
+    def _finished(self) -> None:
+        steps = self._bar.tasks[0].completed - self._done_before
+        self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._began_s)}")
+
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=self._live)
+        self.console.print(line, highlight=self._live, soft_wrap=True)
 
     def __enter__(self) -> TrainProgress:
         self._bar.start()
@@ -97,6 +103,8 @@ class TrainProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        if error is None:
+            self._finished()
 
 
 def _duration(seconds: float) -> str:

@@ -100,7 +100,7 @@ class Reporter:
             if update_ratios:
                 self._tracker.watched("update_ratio", step, **update_ratios)
         if self._display is not None:
-            self._display.training(epoch, means["loss"], means["train_error_pct"])
+            self._display.training(means["loss"], means["train_error_pct"])
 
     def epoch(self, step: int, epoch: int, means: dict[str, float]) -> None:
         if self._tracker is not None:
