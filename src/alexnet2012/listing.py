@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,16 +26,9 @@ from alexnet2012.snapshot import plain
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 # Where a run lies and how it is watched makes no other run of it.
-_PLACES = (
-    "data.source",
-    "data.store",
-    "data.decode",
-    "tracking.",
-    "checkpoint.",
-    "resume",
-    "mesh.",
+_PLACES = re.compile(
+    r"(hydra|tracking|checkpoint|mesh)(\.|$)|data\.(source|store|decode\w*)$|resume$"
 )
-_PLACE_WORDS = ("hydra.", "recipe=", "tracking", *_PLACES)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -243,7 +237,7 @@ def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
         words = _loaded(folder / ".hydra" / "overrides.yaml")
         same = _of_training(flat(composed)) == _of_training(flat(settings))
         if same and isinstance(words, list):
-            return tuple(str(w) for w in words if not str(w).startswith(_PLACE_WORDS))
+            return tuple(word for word in map(str, words) if _changes(word))
     except DamageError:
         pass  # none there: under torchrun Hydra writes nothing
     here, usual = _of_training(complete(settings)), _defaults(str(settings["recipe"]["name"]))
@@ -251,7 +245,12 @@ def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _of_training(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if not key.startswith(_PLACES)}
+    return {key: value for key, value in settings.items() if not _PLACES.match(key)}
+
+
+def _changes(word: str) -> bool:
+    key = word.partition("=")[0]
+    return key != "recipe" and not _PLACES.match(key)
 
 
 @lru_cache
