@@ -76,7 +76,7 @@ class TrainProgress:
         self._print(", ".join([line, f"error {error_pct:.1f}%", *filter(None, rest)]))
 
     def validating(self) -> None:
-        self._bar.update(self._steps, state="validating", speed="")
+        self._bar.update(self._steps, state="validating", speed="", refresh=True)
 
     def validation(self, epoch: int, top1_error_pct: float, top5_error_pct: float) -> None:
         self._bar.update(self._steps, state="")

@@ -36,7 +36,7 @@ def update_ratios(model: AlexNet, optimizer: PaperSGD, mesh: Mesh) -> dict[str, 
     weights = {name: layer.weight for name, layer in model.layers().items()}
     norms = [
         # The velocity is what was added; a layer whose rate is 0 stands still, whatever it holds.
-        torch.stack((_norm(optimizer.velocity(w)) * (rates[id(w)] != 0), _norm(w)))
+        torch.stack((optimizer.velocity(w).norm() * (rates[id(w)] != 0), w.norm()))
         for w in weights.values()
     ]
     squares = torch.stack(norms).double().square()  # [layers, 2]
@@ -77,13 +77,6 @@ class WrongGuesses:
 
     def sheet(self) -> Image.Image:
         return guess_sheet(self.found)
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(
-        x, dtype=torch.float32 if x.element_size() < 4 else None
-    )
-    return norm
 
 
 @dataclass

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from alexnet2012.choices import Precision
 from alexnet2012.config import ModelConfig
 from alexnet2012.mesh import init_mesh
 from alexnet2012.model import AlexNet
@@ -20,7 +21,7 @@ TINY = ModelConfig(width=0.04, input_size=64)
 
 def watched(sums_over_towers: bool = True) -> tuple[dict[str, float], bytes, dict[str, int]]:
     mesh = init_mesh(towers=2, device="cpu")
-    model = AlexNet("paper", 4, model=TINY, mesh=mesh, dtype=torch.float64)
+    model = AlexNet("paper", 4, model=TINY, mesh=mesh, precision=Precision.fp64)
     optimizer = PaperSGD(model, model.recipe.optimizer)
     rows = Share(0, 4, 4)  # the same on every replica, dropout and all
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator())

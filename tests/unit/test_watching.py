@@ -13,7 +13,7 @@ from alexnet2012.config import ModelConfig
 from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
 from alexnet2012.mesh import single_process
-from alexnet2012.model import DTYPES, AlexNet
+from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
@@ -24,7 +24,7 @@ TINY = ModelConfig(width=0.04, input_size=64)
 
 
 def net_and_optimizer() -> tuple[AlexNet, PaperSGD]:
-    model = AlexNet("paper", 4, model=TINY, dtype=DTYPES[Precision.fp64])
+    model = AlexNet("paper", 4, model=TINY, precision=Precision.fp64)
     return model, PaperSGD(model, model.recipe.optimizer)
 
 
