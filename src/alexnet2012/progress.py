@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -48,6 +49,7 @@ class TrainProgress:
             console=self.console,
             disable=not self._live,
             transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # elsewhere than on the terminal it stays there
             speed_estimate_period=SMOOTHED_OVER_S,
             get_time=clock,
         )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+from pathlib import Path
 
 import pytest
+from programs import in_terminal
 from rich.console import Console
 
 from alexnet2012 import progress
@@ -110,3 +113,20 @@ def test_a_line_is_drawn_over_only_where_that_can_be_seen(
 
 def test_in_the_cell_of_a_notebook_there_are_lines_too() -> None:
     assert not is_live(Console(force_jupyter=True, file=io.StringIO()))
+
+
+def test_a_message_does_not_run_into_the_live_line(tmp_path: Path) -> None:
+    program = """
+from alexnet2012.mesh import log, setup_logging
+from alexnet2012.progress import TrainProgress
+setup_logging(0)
+with TrainProgress(10, 0) as display:
+    for _ in range(2):
+        display.advance(0, 128)
+        display.training(2.5, 50.0)
+        display._bar.refresh()
+        log.info("step %d is saved", 1)
+"""
+    drawn = in_terminal([sys.executable, "-c", program], tmp_path)
+    assert drawn.count("step 1 is saved") == 2
+    assert any("loss 2.500" in line for line in drawn)
