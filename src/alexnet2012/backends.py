@@ -87,7 +87,7 @@ def open_backends(
     if wandb_mode(config) is not WandbMode.disabled:
         found.append(Wandb(config, run_dir, settings, resumed=resumed))
     if config.tensorboard:
-        found.append(TensorBoard(run_dir))
+        found.append(TensorBoard(run_dir, resumed=resumed))
     return found
 
 
@@ -141,21 +141,22 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files in the run directory, begun anew whenever a run goes on.
+    """An event file in the run directory, begun anew whenever a run goes on.
 
-    A server that has the old ones in its memory forgets them by the purge.
+    It purges what a server has of those before. The last of them is left to a server that reads it,
+    which would not find the way to the next.
     """
 
     name = "tensorboard"
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, resumed: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second, and a package of its own
 
         folder = run_dir / EVENTS
-        before = [*folder.glob("events.out.tfevents.*")]
-        self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=30)
-        for file in before:
+        before = sorted(folder.glob("events.out.tfevents.*"))
+        for file in before[:-1] if resumed else before:
             file.unlink(missing_ok=True)
+        self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=30)
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

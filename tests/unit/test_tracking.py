@@ -223,6 +223,47 @@ def test_both_views_of_a_run_that_went_on_have_no_gap_and_no_record_twice(
     assert shown_pictures == {"kernels-tower0"}
 
 
+def test_a_tensorboard_that_was_looking_on_shows_no_step_twice(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    wanted = settings(tensorboard=True)
+    with Tracker(wanted, tmp_path, {}) as tracker:
+        watched_run(tracker, range(1, 3))
+        saved = tracker.sync()
+        watched_run(tracker, range(3, 6))
+    looking = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    looking.Reload()
+    assert [event.step for event in looking.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    with Tracker(wanted, tmp_path, {}, resumed=saved) as tracker:
+        watched_run(tracker, range(3, 7))
+    looking.Reload()
+    assert [event.step for event in looking.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_wandb_online_is_sent_only_what_its_server_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Run:
+        starting_step, sent = 3, list[int]()
+
+        def log(self, values: object, step: int) -> None:
+            self.sent.append(step)
+
+        def finish(self, exit_code: int) -> None:
+            assert exit_code == 0
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.init", lambda **words: given.update(words) or Run())
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with Tracker(NO_WANDB, tmp_path, {}) as tracker:
+        watched_run(tracker, range(1, 6))
+        saved = tracker.sync()
+    with Tracker(TrackingConfig(), tmp_path, {}, resumed=saved) as tracker:
+        tracker.metrics("train", 6, loss=0.0)
+    assert (given["mode"], given["resume"]) == ("online", "allow")
+    assert sorted(set(Run.sent)) == [3, 4, 5, 6]
+    assert Run.sent == sorted(Run.sent)
+
+
 def test_a_view_that_is_wanted_later_shows_what_was_before(tmp_path: Path) -> None:
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
         watched_run(tracker, range(1, 4))
