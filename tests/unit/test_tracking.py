@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,16 @@ def shown_by_wandb(run_dir: Path) -> dict[str, list[tuple[int, Any]]]:
     from wandb.proto import wandb_internal_pb2
 
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    records: list[Any] = []
+    until = time.monotonic() + 20  # its own process may write for a moment longer
+    while not any(r.WhichOneof("record_type") == "exit" for r in records):
+        assert time.monotonic() < until, "wandb does not end its file"
+        records = [
+            wandb_internal_pb2.Record.FromString(data)
+            for data in log_entries(file.read_bytes()[7:], at=7)  # after wandb's header
+        ]
     found: dict[str, list[tuple[int, Any]]] = {}
-    for data in log_entries(file.read_bytes()[7:], at=7):  # after wandb's header
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records:
         for item in record.history.item:
             name = item.key or "/".join(item.nested_key)
             value = json.loads(item.value_json)
