@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,12 +19,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from alexnet2012.progress import NOTEBOOKS
+
 REPOSITORY = Path(__file__).parents[1]
 TORCHRUN_SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")
 # Before a command of one process: nets this small lose by a second thread.
 ON_ONE_CORE = ("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))))
 MARK = "ALEXNET2012_TEST_MARK"
 TIME_LIMIT_S = 120
+UNDER_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 GONE_WITHIN_S = 10  # helpers of multiprocessing take a moment longer than who started them
 
 # A net of four to twenty-four kernels a layer: an epoch of three steps takes less than a second.
@@ -53,8 +61,7 @@ def module(name: str, *arguments: str) -> list[str]:
 def start(command: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
     """The program, started, and the mark that all its processes carry."""
     mark = uuid.uuid4().hex
-    under_a_launcher = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
-    env = {k: v for k, v in os.environ.items() if k not in under_a_launcher}
+    env = {k: v for k, v in os.environ.items() if k not in UNDER_A_LAUNCHER}
     # Scripts take `python` and `torchrun` from the PATH.
     env |= {MARK: mark, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     pipe = subprocess.PIPE
@@ -131,3 +138,30 @@ def _end(mark: str) -> None:
     for pid in _marked(mark):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def in_terminal(command: Sequence[str], cwd: Path, columns: int = 80) -> list[str]:
+    """What a program draws on a terminal: every line, each state of one that is drawn over."""
+    read_end, write_end = pty.openpty()
+    fcntl.ioctl(write_end, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    env = {
+        k: v for k, v in os.environ.items() if k not in {*UNDER_A_LAUNCHER, *NOTEBOOKS, "COLUMNS"}
+    }
+    program = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env | {"TERM": "xterm-256color"},
+        stdin=write_end,
+        stdout=write_end,
+        stderr=write_end,
+        start_new_session=True,
+    )
+    os.close(write_end)
+    drawn, until = b"", time.monotonic() + TIME_LIMIT_S
+    with suppress(OSError):  # the other end is closed
+        while time.monotonic() < until and (more := os.read(read_end, 1 << 16)):
+            drawn += more
+    os.close(read_end)
+    assert program.wait(GONE_WITHIN_S) == 0, drawn.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    return [line for line in re.split(r"[\r\n]+", text) if line]

@@ -24,6 +24,8 @@ _CONDITIONS: tuple[tuple[str, str], ...] = (
     ("dali", "DALI"),
 )
 
+Interval = Sequence[float] | None
+
 
 class Outcome(Enum):
     """How two measurements of a claim stand to each other."""
@@ -68,11 +70,7 @@ def comparison_tables(
     names: tuple[str, str], first: Reproduction, second: Reproduction
 ) -> list[Table]:
     """What was not alike, and every claim that either has measured."""
-    conditions = Table(title="made differently", title_justify="left")
-    claims = Table(title="what was measured", title_justify="left", show_lines=True)
-    for table, more in ((conditions, ()), (claims, ("",))):
-        for heading in ("", *names, *more):
-            table.add_column(heading, overflow="fold")
+    conditions, claims = two_tables(names)
     provenance = first.get("provenance", {}), second.get("provenance", {})
     for condition in other_conditions(*provenance):
         conditions.add_row(*map(escape, condition))
@@ -83,14 +81,29 @@ def comparison_tables(
     return [conditions, claims] if conditions.row_count else [claims]
 
 
+def two_tables(names: tuple[str, str]) -> tuple[Table, Table]:
+    """What two of anything were made of, and what was measured of them; still without rows."""
+    conditions = Table(title="made differently", title_justify="left")
+    measured = Table(title="what was measured", title_justify="left", show_lines=True)
+    for table, more in ((conditions, ()), (measured, ("",))):
+        for heading in ("", *names, *more):
+            table.add_column(heading, overflow="fold")
+    return conditions, measured
+
+
 def _outcome(first: dict[str, Any] | None, second: dict[str, Any] | None) -> Outcome:
     if first is None or second is None:
         return Outcome.neither if first is second else Outcome.one
     if (first["value"], first["numbers"]) == (second["value"], second["numbers"]):
         return Outcome.same
-    if first["interval"] is None or second["interval"] is None:
+    return of_intervals(first["interval"], second["interval"])
+
+
+def of_intervals(first: Interval, second: Interval) -> Outcome:
+    """Of two values that are not the same."""
+    if first is None or second is None:
         return Outcome.other
-    (low, high), (other_low, other_high) = first["interval"], second["interval"]
+    (low, high), (other_low, other_high) = first, second
     return Outcome.overlap if low <= other_high and other_low <= high else Outcome.apart
 
 

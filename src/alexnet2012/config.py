@@ -287,11 +287,13 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    """Records beside metrics.jsonl."""
+    """Views of a run's records, and how much is recorded."""
 
-    wandb: WandbMode = WandbMode.offline
-    project: str = "alexnet2012"
+    wandb: WandbMode = WandbMode.offline  # the environment variable WANDB_MODE counts before it
+    tensorboard: bool = False
+    project: str = "alexnet2012"  # of wandb
     log_every_steps: int = ranged(10, low=1)
+    watch: bool = True  # kernels, wrong guesses and update ratios, where there is a view of them
 
 
 @dataclass

@@ -62,13 +62,16 @@ def _validation_pictures(config: EvaluateConfig, net: Trained) -> tuple[Store, S
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:
     errors = evaluate_checkpoints(config)
-    table = Table(title=f"{errors.pictures} validation pictures, {config.views} views averaged")
+    views = "1 view" if config.views == 1 else f"{config.views} views averaged"
+    table = Table()
     for heading in ("", "error, %", "95% interval"):
         table.add_column(heading, justify="right")
     for name, count in (("top-1", errors.top1_errors), ("top-5", errors.top5_errors)):
         low, high = error_interval_pct(count, errors.pictures)
         table.add_row(name, f"{100 * count / errors.pictures:.2f}", f"{low:.2f} – {high:.2f}")
-    Console().print(table)
+    console = Console()
+    console.print(f"{errors.pictures:,} validation pictures, {views}", highlight=False)
+    console.print(table)
     if config.out is not None:
         found = {
             "checkpoint": config.checkpoint,

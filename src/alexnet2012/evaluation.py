@@ -5,11 +5,12 @@ Legend: N pictures, V views a picture, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from alexnet2012.data.loaders import Batch
 from alexnet2012.mesh import Mesh
@@ -41,8 +42,15 @@ class Errors:
 
 
 @torch.no_grad()
-def evaluate(models: Sequence[AlexNet], batches: Iterable[Batch], mesh: Mesh) -> Errors:
+def evaluate(
+    models: Sequence[AlexNet],
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    look: Callable[[Batch, Tensor], None] | None = None,
+) -> Errors:
     """Errors of the averaged probabilities over views and models. Collective.
+
+    ``look`` is shown each batch of this replica with its probabilities [N, K].
 
     Source: paper sec. 4.1 (ten views) and table 2 (ensembles).
     """
@@ -62,6 +70,8 @@ def evaluate(models: Sequence[AlexNet], batches: Iterable[Batch], mesh: Mesh) ->
         loss = F.nll_loss(probabilities.clamp_min(1e-30).log(), batch.labels, reduction="sum")
         counts = (count, errors[1], errors[max(errors)], float(loss))
         totals += torch.tensor(counts, dtype=torch.float64)
+        if look is not None:
+            look(batch, probabilities)
     for model, was_training in zip(models, training, strict=True):
         model.train(was_training)
     totals = totals.to(mesh.device)

@@ -21,6 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from alexnet2012.sheets import kernel_sheets
+
 # matplotlib knows no CSS: these stand for the variables until the SVG is written
 _STANDINS = {
     "ink": "#010101",
@@ -151,18 +153,8 @@ def _style(alt: str) -> Any:
 def kernel_pictures(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[str]:
-    """Conv1's kernels, one PNG data URI a tower, as the paper's figure 3 lays them out.
-
-    Each kernel is scaled by its own largest absolute weight, with zero at mid grey, so that a
-    kernel that ignores colour shows no colour.
-
-    Args:
-        weights: [K, 3, H, W] of the whole net, tower 0's kernels first.
-    """
-    kernels = weights.detach().double().cpu().nan_to_num()
-    peak = kernels.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
-    levels = ((0.5 + 0.5 * kernels / peak) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [_tiled(part, columns, zoom) for part in np.array_split(levels, towers)]
+    """Conv1's kernels [K, 3, H, W], one PNG data URI a tower; see :func:`sheets.kernel_sheets`."""
+    return [_png(sheet) for sheet in kernel_sheets(weights, towers, columns, zoom)]
 
 
 def photo(pixels: Tensor, side: int = 96) -> str:
@@ -260,18 +252,9 @@ def _text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> 
     return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _tiled(kernels: np.ndarray[Any, Any], columns: int, zoom: int) -> str:
-    """[K, H, W, 3] bytes → one picture, a transparent pixel between kernels."""
-    count, height, width, _ = kernels.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
-    for i, kernel in enumerate(kernels):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width, :3] = kernel
-        sheet[top : top + height, left : left + width, 3] = 255
+def _png(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

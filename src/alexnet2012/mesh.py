@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -170,9 +171,17 @@ def init_mesh(
     )
 
 
+class _ToStandardError(logging.StreamHandler):  # type: ignore[type-arg]
+    """Whatever standard error is at the time: a live line steps aside for what is printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def setup_logging(rank: int) -> None:
     """Messages of rank 0 to standard error; the others only speak up with a warning."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[_ToStandardError()])
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 

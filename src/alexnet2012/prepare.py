@@ -5,6 +5,7 @@ SOURCE is `photos`, `cifar10`, `imagenette`, a folder, a tar, or the folder with
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from alexnet2012.config import PrepareConfig
@@ -14,7 +15,8 @@ from alexnet2012.launcher import hydra_main
 
 def run(config: PrepareConfig, run_dir: Path) -> None:
     store = prepare(config)
-    print(f"{store.root}: {store.description}")
+    print(f"{store.root}:")
+    print(textwrap.fill(store.description, 78, initial_indent="  ", subsequent_indent="  "))
 
 
 def main() -> None:

@@ -1,7 +1,11 @@
-"""What a person sees of a run: one live line in a terminal, plain lines in a log file."""
+"""What a person sees of a run: one live line in a terminal, now and then a line anywhere else."""
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -14,24 +18,43 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+CALM_S = 30.0  # between two lines of a log file
+SMOOTHED_OVER_S = 30.0
+# Set for what a notebook's cell starts. Its terminal shows colours, but no line twice.
+NOTEBOOKS = ("JPY_PARENT_PID", "COLAB_RELEASE_TAG")
+
+
+def is_live(console: Console) -> bool:
+    """Whether a line can be drawn over there: neither in a log file nor in a notebook."""
+    notebook = console.is_jupyter or any(name in os.environ for name in NOTEBOOKS)
+    return console.is_terminal and not console.is_dumb_terminal and not notebook
+
 
 class TrainProgress:
     """Progress of a training run, for rank 0."""
 
-    def __init__(self, total_steps: int, done_steps: int) -> None:
+    def __init__(
+        self, total_steps: int, done_steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.console = Console()
+        self._live = is_live(self.console)
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=not self.console.is_terminal,
-            speed_estimate_period=30,
+            disable=not self._live,
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # elsewhere than on the terminal it stays there
+            speed_estimate_period=SMOOTHED_OVER_S,
+            get_time=clock,
         )
+        self._clock, self._told_s = clock, -float("inf")
+        self._began_s, self._done_before = clock(), done_steps
         self._steps = self._bar.add_task(
             "", total=total_steps, completed=done_steps, epoch=0, state="", speed=""
         )
@@ -39,19 +62,37 @@ class TrainProgress:
     def advance(self, epoch: int, pictures: int) -> None:
         """One step of ``pictures`` pictures is done."""
         speed = self._bar.tasks[0].speed  # steps per second
-        text = f"{speed * pictures:.0f} images/s" if speed else ""
+        text = f"{speed * pictures:,.0f} images/s" if speed else ""
         self._bar.update(self._steps, advance=1, epoch=epoch, speed=text)
 
-    def training(self, step: int, loss: float, error_pct: float) -> None:
+    def training(self, loss: float, error_pct: float) -> None:
         self._bar.update(self._steps, state=f"loss {loss:.3f}")
-        if not self.console.is_terminal:
-            self.console.print(f"step {step}: loss {loss:.3f}, training error {error_pct:.1f}%")
+        if self._live or self._clock() < self._told_s + CALM_S:
+            return
+        self._told_s = self._clock()
+        task = self._bar.tasks[0]
+        rest = [task.fields["speed"]]
+        if task.speed and task.time_remaining:
+            rest.append(f"{_duration(task.time_remaining)} left")
+        line = f"step {task.completed:.0f}/{task.total:.0f}: loss {loss:.3f}"
+        self._print(", ".join([line, f"error {error_pct:.1f}%", *filter(None, rest)]))
+
+    def validating(self) -> None:
+        self._bar.update(self._steps, state="validating", speed="", refresh=True)
 
     def validation(self, epoch: int, top1_error_pct: float, top5_error_pct: float) -> None:
-        self.console.print(
+        self._bar.update(self._steps, state="")
+        self._print(
             f"epoch {epoch}: validation error "
             f"{top1_error_pct:.1f}% top-1, {top5_error_pct:.1f}% top-5"
         )
+
+    def _finished(self) -> None:
+        steps = self._bar.tasks[0].completed - self._done_before
+        self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._began_s)}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=self._live, soft_wrap=True)
 
     def __enter__(self) -> TrainProgress:
         self._bar.start()
@@ -64,3 +105,12 @@ class TrainProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        if error is None:
+            self._finished()
+
+
+def _duration(seconds: float) -> str:
+    """1:02:03 or 4:05."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,170 +1,138 @@
-"""Run directories: what a run finds there, and whether it may go on from it."""
+"""List runs, or set two side by side: ``python -m alexnet2012.runs [DIR …] [--sort KEY] [--json]``
+
+``python -m alexnet2012.runs compare A B``. A directory that is damaged, or no run, is named.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-import time
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
-from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from alexnet2012 import checkpoint
-from alexnet2012.agreement import on_rank_0
-from alexnet2012.choices import Decoder, Device, Precision
-from alexnet2012.config import ConfigError, TrainConfig
-from alexnet2012.data.store import Store
-from alexnet2012.files import replace_text
-from alexnet2012.mesh import Mesh
-from alexnet2012.snapshot import Progress, plain
+from alexnet2012.listing import DamageError, Run, State, find, read
+from alexnet2012.pictures import printable
+from alexnet2012.run_pairs import as_json, load_side, pair_tables
 
-AUTO = "auto"
-SUMMARY, SETTINGS = "summary.json", "config.yaml"
-DAMAGED = ".damaged"  # suffix of a checkpoint that was passed over
-LET_GO_S = 5.0  # for a process that is being ended
-
-
-def check_start(config: TrainConfig, run_dir: Path) -> None:
-    """What can be told before a single picture is prepared.
-
-    Raises:
-        ConfigError: the run directory is taken, a checkpoint to start from is none, or a GPU is
-            asked for that is not used.
-    """
-    occupied = (run_dir / "metrics.jsonl").exists() or checkpoint.newest(run_dir) is not None
-    if config.resume is None and occupied:
-        remedy = "holds a run already; set resume=auto to go on with it, or another directory"
-        raise ConfigError("hydra.run.dir", run_dir, remedy)
-    if config.resume == AUTO and occupied:
-        if (settings := _settings(run_dir)) is not None:
-            _check_same(settings, config, "hydra.run.dir", run_dir, "holds a run with")
-        if checkpoint.newest(run_dir) is None and (run_dir / SUMMARY).exists():
-            remedy = "holds a finished run and no checkpoint to go on from; take another directory"
-            raise ConfigError("hydra.run.dir", run_dir, remedy)
-    if config.resume not in (None, AUTO):
-        checkpoint.read_progress(Path(str(config.resume)))
-    if config.init_from is not None:
-        path = Path(config.init_from)
-        checkpoint.read_progress(checkpoint.newest(path) or path)
-    there = config.mesh.device is not Device.cpu and torch.cuda.is_available()
-    if config.data.decoder is Decoder.gpu and not there:
-        raise ConfigError("data.decoder", "gpu", "pictures go to the cpu here; use auto or cpu")
-    if config.precision is Precision.tf32 and not there:
-        raise ConfigError("precision", "tf32", "is a GPU's, and none is used; set fp32 or bf16")
+DEFAULT = Path("runs")
+NAMED = 5  # directories that are no runs
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
+SORTS: dict[str, Callable[[Run], Any]] = {
+    "begun": lambda run: run.begun or _NEVER,
+    "run": lambda run: str(run.path),
+    "recipe": lambda run: (not run.recipe, run.recipe, run.changed),
+    "state": lambda run: list(State).index(run.state),
+    "error": lambda run: float("inf") if run.errors is None else run.errors.top1_pct,
+    "speed": lambda run: -(run.images_per_s or 0.0),
+}
 
 
-def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Path | None]:
-    """The store of a run, and the good checkpoint that it goes on from, if any. Collective.
-
-    Raises:
-        ConfigError: they do not go with the configuration, or the run directory is another run's.
-    """
-    check_start(config, run_dir)
-    assert config.data.store is not None
-    store = Store.open(Path(config.data.store)).narrowed(config.data.first_classes)
-    if store.size != config.data.store_size:
-        remedy = f"holds pictures of {store.size} pixels; set data.store_size alike"
-        raise ConfigError("data.store", config.data.store, remedy)
-    newest = on_rank_0(lambda: checkpoint.newest(run_dir), mesh)
-    if config.resume is None or (config.resume == AUTO and newest is None):
-        return store, None
-    folder = checkpoint.find(run_dir if config.resume == AUTO else Path(config.resume), mesh)
-    found = checkpoint.read_progress(folder)
-    check_fits(folder, found, config)
-    if found.store_fingerprint != store.fingerprint:
-        remedy = f"was trained on another store than data.store={config.data.store}"
-        raise ConfigError("resume", folder, f"{remedy}; use that one, or start a new run")
-    if config.resume != AUTO and newest is not None and checkpoint.step_of(newest) > found.step:
-        remedy = f"{newest} is later; set resume=auto, or another hydra.run.dir"
-        raise ConfigError("resume", folder, remedy)
-    return store, folder
+def runs_table(runs: Iterable[Run]) -> Table:
+    """Two lines a run or more: its directory, then its recipe and what it changes."""
+    table = Table(show_lines=True)
+    table.add_column("run, recipe, changes", overflow="fold", ratio=1)
+    table.add_column("begun", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("error, %\ntop-1\ntop-5", justify="right", no_wrap=True)
+    table.add_column("images/s", justify="right", no_wrap=True)
+    for run in runs:
+        table.add_row(*_cells(run))
+    return table
 
 
-def is_finished(config: TrainConfig, run_dir: Path) -> bool:
-    """Whether a run of the same settings has come to its end there."""
-    return (run_dir / SUMMARY).is_file() and _complete(_settings(run_dir)) == _flat(plain(config))
+def _cells(run: Run) -> Iterator[Text]:
+    words = " ".join([run.recipe, *run.changed]) if run.problem is None else run.problem
+    yield Text(printable(str(run.path))).append(f"\n{printable(words)}", style="dim")
+    yield Text("" if run.begun is None else f"{run.begun:%Y-%m-%d\n%H:%M}")
+    state = run.state.value
+    if run.state in (State.running, State.interrupted):
+        state += f"\n{run.step} of {'?' if run.total_steps is None else run.total_steps}"
+    yield Text(state)
+    errors = run.errors
+    yield Text("" if errors is None else f"{errors.top1_pct:.2f}\n{errors.top5_pct:.2f}")
+    yield Text("" if run.images_per_s is None else f"{run.images_per_s:,.0f}")
 
 
-def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
-    """Refuse to go on from a checkpoint of another net, optimizer or data order.
-
-    Raises:
-        ConfigError: names the first setting that differs.
-    """
-    _check_same(progress.settings, config, "resume", folder, "was saved with")
-
-
-def begin(run_dir: Path, settings: dict[str, Any], resumed: Path | None) -> None:
-    """Write down whose the directory is. What is incomplete goes; what is damaged is set aside."""
-    (run_dir / SUMMARY).unlink(missing_ok=True)  # of fewer epochs
-    replace_text(run_dir / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))
-    checkpoint.remove_incomplete(run_dir)
-    for folder in checkpoint.of_run(run_dir):
-        if resumed is not None and folder.name > resumed.name:
-            aside = folder.with_name(folder.name + DAMAGED)
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.replace(aside)
-
-
-def take(run_dir: Path) -> IO[str]:
-    """The run directory for this process alone, until the file that is returned is closed.
-
-    Raises:
-        ConfigError: another process has it.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / ".lock").open("a")
-    give_up_s = time.monotonic() + LET_GO_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up_s:
-                file.close()
-                remedy = "is in use by another process; wait for it, or take another directory"
-                raise ConfigError("hydra.run.dir", run_dir, remedy) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return file
-        else:
-            return file
-
-
-def _settings(run_dir: Path) -> Any:
-    """Of the run that was last there, as plain data."""
-    file = run_dir / SETTINGS
-    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None
-
-
-def _check_same(saved: Any, config: TrainConfig, key: str, where: Path, what: str) -> None:
-    here, there = _flat(plain(config)), _complete(saved)
-    if here["recipe.name"] != there.get("recipe.name"):
-        remedy = f"{what} recipe={there.get('recipe.name')}"
-        remedy += f", this run has recipe={here['recipe.name']}; use the same"
-        raise ConfigError(key, where, remedy)
-    parts = (
-        *("recipe.", "model.", "schedule.", "precision", "seed", "init_from", "init_layers"),
-        *("data.batch_size", "data.limit", "data.first_classes"),
+def main() -> None:
+    if sys.argv[1:2] == ["compare"]:
+        _compare(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet2012.runs",
+        description="List the runs below folders.",
+        epilog="python -m alexnet2012.runs compare A B sets two runs side by side.",
     )
-    for name in sorted(set(here) | set(there)):
-        if not name.startswith(parts) or name == "schedule.epochs":
-            continue
-        if here.get(name) != there.get(name):
-            remedy = f"{what} {name}={there.get(name)}, this run has {name}={here.get(name)}"
-            raise ConfigError(key, where, f"{remedy}; set {name} alike, or start a new run")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help=f"default: {DEFAULT}",
+        default=[DEFAULT],
+    )
+    parser.add_argument("--sort", choices=SORTS, default="begun", help="default: begun")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if missing := [folder for folder in given.folders if not folder.is_dir()]:
+        parser.error(f"DIR={missing[0]}: there is no such folder")
+    met = [find(folder) for folder in given.folders]
+    folders = dict.fromkeys(folder for runs, _ in met for folder in runs)  # each once
+    runs = sorted(map(read, folders), key=SORTS[given.sort])
+    others = [other for _, found in met for other in found]
+    if given.json:
+        named = [{"path": str(path), "reason": reason} for path, reason in others]
+        print(json.dumps({"runs": [run.as_json() for run in runs], "others": named}, indent=1))
+        return
+    console = Console()
+    if runs:
+        console.print(runs_table(runs))
+    for line in _last_lines(runs, others):
+        console.print(Text(line), soft_wrap=True)
 
 
-def _complete(saved: Any) -> dict[str, Any]:
-    """Saved settings by their full keys; one that is newer than they are has its default."""
-    return _flat(plain(TrainConfig())) | _flat(saved)
+def _last_lines(runs: Sequence[Run], others: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    states = Counter(run.state for run in runs)
+    counts = ", ".join(f"{states[state]} {state.value}" for state in State if states[state])
+    yield f"{len(runs)} run{'s' if len(runs) != 1 else ''}{': ' if runs else ''}{counts}"
+    for path, reason in others[:NAMED]:
+        yield f"{printable(str(path))}: {reason}"
+    if len(others) > NAMED:
+        yield f"and {len(others) - NAMED} more without a run; --json names them"
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else key))
-    return flat
+def _compare(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet2012.runs compare", description="Set two runs side by side."
+    )
+    for name in ("A", "B"):
+        parser.add_argument(name, type=Path, help="a run directory")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(words)
+    sides = []
+    for name in ("A", "B"):
+        folder = getattr(given, name)
+        try:
+            sides.append(load_side(folder))
+        except DamageError as error:
+            parser.error(f"{name}={folder}: {error}")
+    if given.json:
+        print(json.dumps(as_json(*sides), indent=1))
+        return
+    console = Console()
+    for table in pair_tables((str(given.A), str(given.B)), *sides):
+        console.print(table)
+    console.print(
+        "Intervals: 95% over the draw of the pictures, of one seed; seeds differ more.", style="dim"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+import time
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +51,17 @@ class Sums:
 
 
 @dataclass
+class Stretch:
+    """Since the last look: steps, pictures of all replicas, and where the seconds went."""
+
+    steps: int = 0
+    pictures: int = 0
+    train_s: float = 0.0
+    input_wait_s: float = 0.0
+    exchange_s: float = 0.0  # when it began, as the traffic counts
+
+
+@dataclass
 class Throughput:
     """Seconds of training (without validation), and of it waiting for input; pictures seen."""
 
@@ -58,18 +70,49 @@ class Throughput:
     first_batch_s: float | None = None  # not among them: pipelines start up once
     pictures: int = 0  # of all replicas
     own_pictures: int = 0  # of this one
+    _since: float = 0.0  # the last reading of the clock
+    _last: Stretch = field(default_factory=Stretch)
 
-    def waited(self, seconds: float) -> float:
-        """For a batch; returns what does not count as training."""
+    def start(self) -> None:
+        """Training begins, or goes on."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Training ends, or waits for a validation. Without harm where it stands."""
+        now = time.perf_counter()
+        self.train_s += now - self._since
+        self._last.train_s += now - self._since
+        self._since = now
+
+    def waited(self) -> None:
+        """A batch has come; since :meth:`stop` or :meth:`start` it was waited for."""
+        seconds = time.perf_counter() - self._since
         if self.first_batch_s is None:
             self.first_batch_s = seconds
-            return seconds
-        self.input_wait_s += seconds
-        return 0.0
+            self._since += seconds
+        else:
+            self.stop()
+            self.input_wait_s += seconds
+            self._last.input_wait_s += seconds
 
     def trained(self, batch: Batch) -> None:
         self.pictures += batch.rows.total
         self.own_pictures += batch.rows.size
+        self._last.steps += 1
+        self._last.pictures += batch.rows.total
+
+    def pace(self, traffic: Traffic) -> dict[str, float]:
+        """Milliseconds of a step, and images/s, since this was last asked for."""
+        self.stop()
+        last, exchanged_s = self._last, traffic.training_seconds()
+        self._last = Stretch(exchange_s=exchanged_s)
+        steps = max(1, last.steps)
+        return {
+            "step_time_ms": 1000 * last.train_s / steps,
+            "input_wait_ms": 1000 * last.input_wait_s / steps,
+            "exchange_ms": 1000 * (exchanged_s - last.exchange_s) / steps,
+            "images_per_s": last.pictures / max(last.train_s, 1e-9),
+        }
 
     def timings(self, traffic: Traffic) -> dict[str, float]:
         trained_s = max(self.train_s, 1e-9)

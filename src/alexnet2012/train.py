@@ -27,7 +27,7 @@ from alexnet2012.launcher import (
 from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet, allow_tf32, map_sizes
-from alexnet2012.runs import AUTO, check_run, check_start, is_finished
+from alexnet2012.run_dirs import AUTO, check_run, check_start, is_finished
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -30,14 +29,13 @@ from alexnet2012.machine import running_commit, versions
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.progress import TrainProgress
 from alexnet2012.reporting import Reporter
-from alexnet2012.runs import SUMMARY, begin, check_run, take
+from alexnet2012.run_dirs import SUMMARY, begin, check_run, take
 from alexnet2012.saver import Saver
 from alexnet2012.schedule import Rates, rates
 from alexnet2012.snapshot import Progress, Snapshot, plain
 from alexnet2012.sums import Sums, Throughput
-from alexnet2012.tracking import Tracker
+from alexnet2012.watching import Watch
 
 
 class Trainer:
@@ -88,6 +86,8 @@ class Trainer:
         self._interrupts = Interrupts()
         self._due = False  # a checkpoint, by the clock
         self._reporter = Reporter()
+        shown = self.store.split("val", config.data.limit), self.store.classes
+        self._watch = Watch(self.model, self.optimizer, mesh, *shown)
 
     def run(self) -> dict[str, Any]:
         """Train, validate, save; returns what summary.json holds. Collective.
@@ -106,7 +106,9 @@ class Trainer:
             if summary is None:
                 settings = self.progress.settings
                 on_rank_0(lambda: begin(self.run_dir, settings, self._resumed), self.mesh)
-                self._reporter = stack.enter_context(self._reporter_here())
+                told = self.config.tracking, self.run_dir, self.progress, self.total_steps
+                self._reporter = stack.enter_context(Reporter.here(*told, self.mesh))
+                self._watch.wanted = self._reporter.viewed
                 stack.enter_context(self._interrupts)
                 summary = self._train()
             else:
@@ -116,15 +118,6 @@ class Trainer:
             text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
             on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
         return summary
-
-    def _reporter_here(self) -> Reporter:
-        if self.mesh.rank != 0:
-            return Reporter()
-        tracking, progress = self.config.tracking, self.progress
-        return Reporter(
-            Tracker(tracking, self.run_dir, progress.settings, resumed=progress.records),
-            TrainProgress(self.total_steps, progress.step),
-        )
 
     @property
     def total_steps(self) -> int:
@@ -178,9 +171,9 @@ class Trainer:
         if first_step == 0:
             self.epoch_sums = Sums()
         batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=now.lighting)
-        began = waited_since = time.perf_counter()
+        self.throughput.start()
         for batch in batches:
-            began += self.throughput.waited(time.perf_counter() - waited_since)
+            self.throughput.waited()
             self.mesh.watchdog.own.record.step = self.progress.step + 1
             if self.progress.step % self.config.data.check_every_steps == 0:
                 self._check_batch(batch)
@@ -192,8 +185,8 @@ class Trainer:
             if self.progress.step == last:
                 break  # what is wished now waits for the epoch's records
             self._heed_wishes()
-            waited_since = time.perf_counter()
-        self.throughput.train_s += time.perf_counter() - began
+            self.throughput.stop()
+        self.throughput.stop()
 
     def _step(self, batch: Batch, now: Rates) -> None:
         model, labels = self.model, batch.labels
@@ -227,16 +220,21 @@ class Trainer:
     def _record_training(self, epoch: int, now: Rates) -> None:
         means = self.sums.means(self.mesh)
         self.sums = Sums()
-        self._reporter.training(self.progress.step, epoch, means, now)
+        pace = self.throughput.pace(self.model.link.traffic)
+        step = self.progress.step
+        self._reporter.training(step, epoch, means, now, pace, self._watch.ratios())
 
     def _validate(self, epoch: int) -> Errors:
-        errors = evaluate([self.model], self._watched(self.val_loader.batches()), self.mesh)
+        self._reporter.validating()
+        batches = self._heeding(self.val_loader.batches())
+        errors = evaluate([self.model], batches, self.mesh, self._watch.look)
         timings = self.throughput.timings(self.model.link.traffic)
         step, views = self.progress.step, self.config.eval_views
         self._reporter.validation(step, epoch, views, errors, timings)
+        self._reporter.pictures(step, self._watch.pictures())
         return errors
 
-    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _heeding(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             self._heed_wishes(training=False)
             yield batch

@@ -45,7 +45,7 @@ def content(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
-    said = succeed(preparation(source, store), store.parent).out
+    said = " ".join(succeed(preparation(source, store), store.parent).out.split())
     # 10% of 1500 and of 1501 names, `none.jpg` among those held out.
     assert "2,701 training and 299 validation pictures of 2 classes" in said
     assert "1 files rejected" in said

@@ -31,7 +31,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012 import checkpoint, runs
+from alexnet2012 import checkpoint, run_dirs
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data.store import Store
@@ -326,8 +326,8 @@ def test_a_longer_run_that_was_ended_is_not_taken_for_the_shorter_one_before(
 def test_a_directory_that_another_process_trains_in_is_refused(
     photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "LET_GO_S", 0.0)
-    with runs.take(tmp_path), pytest.raises(ConfigError, match=r"is in use by another process"):
+    monkeypatch.setattr(run_dirs, "LET_GO_S", 0.0)
+    with run_dirs.take(tmp_path), pytest.raises(ConfigError, match=r"is in use by another process"):
         train_here(photos_store, tmp_path)
     train_here(photos_store, tmp_path, "schedule.epochs=1")
 

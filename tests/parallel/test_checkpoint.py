@@ -26,7 +26,7 @@ from alexnet2012.config import CheckpointConfig, ConfigError, ModelConfig, RunEr
 from alexnet2012.launcher import compose_config
 from alexnet2012.mesh import single_process
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.runs import check_fits
+from alexnet2012.run_dirs import check_fits
 from alexnet2012.saver import Saver
 from alexnet2012.schedule import Rates
 from alexnet2012.snapshot import Progress, Snapshot, config_of, plain

@@ -24,7 +24,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.findings import load_reproduction
 from alexnet2012.launcher import compose_config
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.runs import is_finished
+from alexnet2012.run_dirs import is_finished
 from alexnet2012.snapshot import Progress, Snapshot, config_of, plain
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
@@ -35,6 +35,7 @@ SAFELY = {
     "torch.load": "weights_only=True",
     "np.load": "allow_pickle=False",
     "dcp.load": "storage_reader=reader",
+    "yaml.load": "Loader=yaml.CSafeLoader",
 }
 
 
@@ -85,7 +86,7 @@ def risks(source: str) -> list[str]:
             call, given = ast.unparse(node.func), [ast.unparse(word) for word in node.keywords]
             if (
                 (call in SAFELY and SAFELY[call] not in given)
-                or call in {"eval", "exec", "compile", "__import__", "os.system", "yaml.load"}
+                or call in {"eval", "exec", "compile", "__import__", "os.system"}
                 or call.endswith((".instantiate", ".FileSystemReader"))
                 or "shell=True" in given
             ):

@@ -1,12 +1,16 @@
-"""Running sums go on where they were saved, on the same mesh and on another."""
+"""Running sums go on where they were saved, on any mesh; seconds are counted once."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from alexnet2012.collectives import Traffic
+from alexnet2012.data.loaders import Batch
 from alexnet2012.mesh import Mesh
-from alexnet2012.sums import Sums
+from alexnet2012.sharding import Share
+from alexnet2012.sums import Sums, Throughput
 
 SAVED = [[1.0, 2.0, 3.0], [0.1, 0.2, 4.0]]  # loss, errors and pictures of two replicas
 
@@ -28,3 +32,33 @@ def test_on_another_mesh_the_first_replica_goes_on_with_the_sum(replicas: int) -
 
 def test_nothing_was_saved_of_a_run_that_had_not_begun() -> None:
     assert Sums.restored([], replica(0, 2)) == Sums()
+
+
+def test_a_pace_is_of_the_steps_since_the_last_and_adds_up_to_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("alexnet2012.sums.time.perf_counter", lambda: now_s)
+    throughput, traffic, paces = Throughput(), Traffic(), []
+    batch = Batch(torch.empty(2), torch.empty(2), np.arange(2), Share(0, 2, 4))  # of two replicas
+    for epoch in range(2):
+        now_s += 100  # a validation, which does not count
+        throughput.start()
+        for step in range(3):
+            now_s += 7 if epoch == step == 0 else 0.25  # pipelines start up, then a wait
+            throughput.waited()
+            now_s += 1
+            traffic.seconds["fc7", "forward"] += 0.5
+            traffic.seconds["fc7", "inference"] += 50
+            throughput.trained(batch)
+            if step != 1:
+                paces.append(throughput.pace(traffic))
+            throughput.stop()
+        throughput.stop()
+    assert [pace["step_time_ms"] for pace in paces] == [1000, 1250, 1250, 1250]
+    assert [pace["input_wait_ms"] for pace in paces] == [0, 250, 250, 250]
+    assert [pace["exchange_ms"] for pace in paces] == [500] * 4
+    assert [pace["images_per_s"] for pace in paces] == [4, 3.2, 3.2, 3.2]
+    assert (throughput.train_s, throughput.input_wait_s) == (1 + 5 * 1.25, 5 * 0.25)
+    assert (throughput.first_batch_s, throughput.pictures, throughput.own_pictures) == (7, 24, 12)
+    assert throughput.timings(traffic)["images_per_s"] == 24 / 7.25

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
@@ -93,7 +94,8 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         os.sync()  # a store of hours should outlast a power cut
         os.replace(work / "store", root)
         shutil.rmtree(work, ignore_errors=True)
-    print(f"store {root}: {summary}")
+    print(f"store {root}")
+    print(textwrap.fill(summary, 78, initial_indent="  ", subsequent_indent="  "))
     return Store.open(root)
 
 

@@ -1,0 +1,137 @@
+"""Kernels, wrong guesses and update ratios: what they show, and that nothing depends on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Precision
+from alexnet2012.config import ModelConfig
+from alexnet2012.data.loaders import Batch
+from alexnet2012.data.store import Store
+from alexnet2012.mesh import single_process
+from alexnet2012.model import AlexNet
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.schedule import Rates
+from alexnet2012.sharding import Share
+from alexnet2012.sheets import WrongGuess, guess_sheet, kernel_sheets
+from alexnet2012.watching import SHOWN, Watch, WrongGuesses, kernels, update_ratios
+
+TINY = ModelConfig(width=0.04, input_size=64)
+
+
+def net_and_optimizer() -> tuple[AlexNet, PaperSGD]:
+    model = AlexNet("paper", 4, model=TINY, precision=Precision.fp64)
+    return model, PaperSGD(model, model.recipe.optimizer)
+
+
+def a_step(model: AlexNet, optimizer: PaperSGD, rates: Rates) -> None:
+    images = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator())
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
+    optimizer.set_rates(rates)
+    optimizer.step()
+
+
+def test_an_update_ratio_is_the_norm_of_what_was_added_over_that_of_the_weights() -> None:
+    model, optimizer = net_and_optimizer()
+    rates = Rates(weight=0.01, bias=0.02)
+    a_step(model, optimizer, rates)  # so that there is momentum
+    before = {name: layer.weight.detach().clone() for name, layer in model.layers().items()}
+    a_step(model, optimizer, rates)
+    found = update_ratios(model, optimizer, single_process())
+    assert list(found) == list(model.layers())
+    for name, layer in model.layers().items():
+        after = layer.weight.detach()
+        assert found[name] == pytest.approx(float((after - before[name]).norm() / after.norm()))
+        assert found[name] > 0
+
+
+def test_a_layer_that_stands_still_has_a_ratio_of_zero_whatever_its_momentum() -> None:
+    model, optimizer = net_and_optimizer()
+    a_step(model, optimizer, Rates(weight=0.01, bias=0.02))
+    a_step(model, optimizer, Rates(weight=0.01, bias=0.02, layers={"conv2": 0.0}))
+    found = update_ratios(model, optimizer, single_process())
+    assert found.pop("conv2") == 0
+    assert min(found.values()) > 0
+
+
+def test_nothing_is_computed_where_nobody_looks(photos_store: Store) -> None:
+    model, optimizer = net_and_optimizer()
+    watch = Watch(model, optimizer, single_process(), photos_store.split("val"), ("a",))
+    assert (watch.ratios(), watch.pictures()) == ({}, {})
+    batch = validation_batch(photos_store, 2)
+    watch.look(batch, torch.full((2, 16), 1 / 16))
+    watch.wanted = True
+    assert set(watch.pictures()) == {"kernels-tower0", "kernels-tower1"}  # no guesses were seen
+
+
+def validation_batch(store: Store, count: int) -> Batch:
+    labels = torch.from_numpy(store.split("val").labels[:count])
+    return Batch(torch.empty(count, 1), labels, np.arange(count), Share(0, count, count))
+
+
+def test_the_surest_wrong_guesses_of_a_validation_are_kept(photos_store: Store) -> None:
+    split, count = photos_store.split("val"), 2 * SHOWN
+    guesses = WrongGuesses(split, photos_store.classes)
+    batch = validation_batch(photos_store, count)
+    probabilities = torch.zeros(count, 16)
+    wrong = (batch.labels + 1) % 16
+    for row in range(count):  # the first is right; each later one surer than the one before
+        guessed = batch.labels[0] if row == 0 else wrong[row]
+        probabilities[row, guessed] = 0.5 + row / 100
+    for part in (slice(0, 5), slice(5, count)):
+        rows = np.arange(count)[part]
+        one = Batch(batch.images[part], batch.labels[part], rows, Share(0, 1, 1))
+        guesses.look(one, probabilities[part])
+    assert len(guesses.found) == SHOWN
+    assert [guess.file for guess in guesses.found] == [
+        split.paths[row] for row in range(count - 1, count - 1 - SHOWN, -1)
+    ]
+    first = guesses.found[0]
+    assert first.true == photos_store.classes[int(batch.labels[-1])]
+    assert first.guessed == photos_store.classes[int(wrong[-1])]
+    assert first.probability == pytest.approx(0.5 + (count - 1) / 100)
+
+
+def test_a_net_without_mistakes_has_an_empty_sheet(photos_store: Store) -> None:
+    guesses = WrongGuesses(photos_store.split("val"), photos_store.classes)
+    batch = validation_batch(photos_store, 3)
+    guesses.look(batch, torch.nn.functional.one_hot(batch.labels, 16).float())
+    assert guesses.found == []
+    assert len(guesses.sheet().getcolors() or []) == 1
+
+
+def test_the_sheet_shows_each_picture_and_cuts_long_names(photos_store: Store) -> None:
+    file = photos_store.split("val").paths[0]
+    plain = guess_sheet([WrongGuess(file, "a", "b", 0.9)] * 5)
+    hostile = guess_sheet([WrongGuess(file, "a" * 500, "日本\x1b[2J\n" * 50, 0.9)] * 5)
+    assert plain.size == hostile.size
+    with Image.open(file) as picture:
+        small = picture.convert("RGB").resize((128, 128), Image.Resampling.BOX)
+    for left, top in ((8, 8), (144, 8), (8, 172)):  # five in rows of four
+        assert plain.crop((left, top, left + 128, top + 128)).tobytes() == small.tobytes()
+    edges = [hostile.crop((left, 136, left + 8, 164)) for left in (0, 136, 272, 408, 544)]
+    assert all(edge.getcolors() == [(8 * 28, (255, 255, 255))] for edge in edges)
+
+
+def test_the_kernels_of_each_tower_are_a_picture_of_their_own() -> None:
+    model, _ = net_and_optimizer()
+    weights = kernels(model)
+    assert torch.equal(weights, model.full_state_dict()["conv1.weight"])
+    first, second = kernel_sheets(weights, 2, zoom=1)
+    assert first.tobytes() != second.tobytes()
+    changed = weights.clone()
+    changed[-1] = -changed[-1]
+    again = kernel_sheets(changed, 2, zoom=1)
+    assert again[0].tobytes() == first.tobytes()
+    assert again[1].tobytes() != second.tobytes()
+
+
+def test_a_net_of_one_tower_has_one_picture() -> None:
+    recipe = load_recipe("paper")
+    recipe.towers = 1
+    model = AlexNet(recipe, 4, model=TINY)
+    assert len(kernel_sheets(kernels(model), recipe.towers)) == 1
