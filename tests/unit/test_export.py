@@ -109,6 +109,7 @@ def test_onnx_takes_pixels_and_gives_the_logits_for_any_number_of_pictures(
         ("paper", "no crosslinks"),
         ("paper", "across towers"),
         ("paper", "float64"),
+        ("paper", "bf16"),
     ],
 )
 def test_every_kind_of_net_becomes_the_same_graph(recipe: str, change: str, tmp_path: Path) -> None:
