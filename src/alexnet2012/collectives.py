@@ -60,10 +60,13 @@ class TowerLink:
         return UnderWay(self, layer, direction, x, gathered, send)
 
     def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> UnderWay:
-        """[T, ...] → [...]: the sum over towers of the part that is this tower's."""
-        own = parts.new_empty(parts.shape[1:])
-        send = partial(dist.reduce_scatter_single, own, parts.flatten(0, 1).contiguous())
-        return UnderWay(self, layer, direction, own, own, send)
+        """[T, ...] → [...]: the sum over towers of the part that is this tower's.
+
+        Each part goes to its tower and is added there: a few times faster than gloo's own.
+        """
+        received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+        send = partial(dist.all_to_all_single, received, parts.contiguous())
+        return UnderWay(self, layer, direction, received[0], received, send, add=True)
 
 
 class UnderWay:
@@ -77,8 +80,11 @@ class UnderWay:
         part: Tensor,
         result: Tensor,
         send: Callable[..., dist.Work],
+        *,
+        add: bool = False,
     ) -> None:
-        self._link, self.key, self._result = link, (layer, direction), result
+        self._link, self.key = link, (layer, direction)
+        self._result, self._add = result, add
         part_bytes = part.numel() * part.element_size()
         began = time.perf_counter()
         with ExitStack() as stack:
@@ -94,7 +100,7 @@ class UnderWay:
         with self._watched:
             self._work.wait()
         self._link.traffic.seconds[self.key] += time.perf_counter() - began
-        return self._result
+        return self._result.sum(0) if self._add else self._result
 
 
 def link_of(mesh: Mesh) -> TowerLink:
