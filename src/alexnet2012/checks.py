@@ -31,6 +31,7 @@ from alexnet2012.config_use import (
     ImportConfig,
     NearestConfig,
     PredictConfig,
+    ServeConfig,
 )
 
 _NO_TEXT = re.compile(r"[-+]?[\d_.]+(e[-+]?\d+)?|true|false|nan|inf", re.IGNORECASE)
@@ -43,6 +44,7 @@ Schema = TypeVar(
     PlanConfig,
     ReproduceConfig,
     PredictConfig,
+    ServeConfig,
     FeaturesConfig,
     NearestConfig,
     ExportConfig,
@@ -71,7 +73,7 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
                 setattr(config, key, str(user_path(key, path)))
         check_recipe(config.recipe, config.model)
         _check_train(config)
-    elif isinstance(config, (EvaluateConfig, PredictConfig)):
+    elif isinstance(config, (EvaluateConfig, PredictConfig, ServeConfig)):
         _check_views("views", config.views)
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "names none; give at least one")

@@ -27,6 +27,17 @@ class PredictConfig:
 
 
 @dataclass
+class ServeConfig:
+    """A page that shows what a net makes of a picture."""
+
+    checkpoint: str = MISSING
+    host: str = "127.0.0.1"  # an address or name of this machine; 0.0.0.0: all of them
+    port: int = ranged(8012, low=0, high=65535)  # 0: any that is free
+    views: int = 10  # that the guesses average; or 1
+    device: Device = Device.auto
+
+
+@dataclass
 class FeaturesConfig:
     """The last hidden activations of pictures, as a file."""
 

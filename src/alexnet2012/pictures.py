@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import requests
 import torch
 from hydra._internal.utils import get_args_parser
@@ -111,6 +112,15 @@ def decoded(
             )
 
 
+def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
+    """What a store would keep of the bytes of a picture file: [P, P, 3].
+
+    Raises:
+        ValueError: why they are no usable picture, in one line.
+    """
+    return store_picture(data, size, PrepareConfig().quality).pixels
+
+
 def printable(name: str) -> str:
     """A name that can be shown: no control characters, nothing that is no text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -120,8 +130,7 @@ def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
     """The pixels by size, or why there are none."""
     try:
         data = _downloaded(name) if _is_address(name) else Entry(name, 0, name).read()
-        quality = PrepareConfig().quality
-        return {size: store_picture(data, size, quality).pixels for size in sizes}
+        return {size: stored_pixels(data, size) for size in sizes}
     except requests.RequestException as error:
         return _plainly(error)
     except OSError as error:

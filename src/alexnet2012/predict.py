@@ -23,18 +23,10 @@ from alexnet2012.config_use import PredictConfig
 from alexnet2012.figures import photo
 from alexnet2012.launcher import hydra_main, reuse_memory
 from alexnet2012.pictures import Rejected, decoded, find_pictures, printable, with_pictures
-from alexnet2012.trained import Trained, load_all, probabilities
+from alexnet2012.trained import Guess, Trained, likeliest, load_all, probabilities
 
 BAR_COLUMNS = 30
 SHEET_PIXELS = 224  # a side of the pictures on a contact sheet
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class and its probability."""
-
-    name: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -52,19 +44,13 @@ def predict(config: PredictConfig, nets: Sequence[Trained], names: Sequence[str]
     """Guesses for the pictures, in order within a batch, and those that cannot be used."""
     sizes = sorted({len(net.mean_image) for net in nets})
     batch_size = max(1, config.batch_size // config.views)
-    count = min(config.guesses, len(nets[0].classes))
     for batch in decoded(names, sizes, batch_size, config.decode_threads):
         yield from batch.rejected
         if not batch.names:
             continue
-        best = probabilities(nets, batch.pixels, config.views).topk(count)
+        found = probabilities(nets, batch.pixels, config.views)
         for row, name in enumerate(batch.names):
-            guesses = [
-                Guess(nets[0].classes[index], probability)
-                for index, probability in zip(
-                    best.indices[row].tolist(), best.values[row].tolist(), strict=True
-                )
-            ]
+            guesses = likeliest(nets[0].classes, found[row], config.guesses)
             shown = config.sheet is not None
             picture = photo(batch.pixels[sizes[-1]][row], SHEET_PIXELS) if shown else None
             yield Guessed(name, guesses, picture)

@@ -52,6 +52,15 @@ class Trained:
         return viewed(pictures.to(device), places, mean, augment, size)
 
 
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
+
+    name: str
+    probability: float
+    index: int  # of the class: two may have the same name
+
+
 def load_trained(path: Path, device: Device = Device.auto) -> Trained:
     """The net of a checkpoint, of the newest checkpoint of a run, or of an exported file.
 
@@ -102,6 +111,13 @@ def probabilities(nets: Sequence[Trained], pictures: Mapping[int, Tensor], views
         logits = net.model(images.flatten(0, 1))
         means.append(F.softmax(logits.double(), dim=1).unflatten(0, images.shape[:2]).mean(1))
     return torch.stack(means).mean(0).cpu()
+
+
+def likeliest(classes: Sequence[str], row: Tensor, count: int) -> list[Guess]:
+    """The likeliest of the classes by their probabilities [K], likeliest first."""
+    best = row.topk(min(count, len(classes)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [Guess(classes[index], probability, index) for index, probability in pairs]
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from alexnet2012.config_use import (
     ImportConfig,
     NearestConfig,
     PredictConfig,
+    ServeConfig,
 )
 from alexnet2012.launcher import compose_config, exit_on_error
 
@@ -373,7 +374,7 @@ def test_every_setting_has_a_reader() -> None:
     read.add("present")  # by the loops themselves
     schemas = (
         *(TrainConfig, PrepareConfig, EvaluateConfig, PlanConfig, DropConfig),
-        *(PredictConfig, FeaturesConfig, NearestConfig, ExportConfig, ImportConfig),
+        *(PredictConfig, ServeConfig, FeaturesConfig, NearestConfig, ExportConfig, ImportConfig),
     )
     assert set().union(*(unread(schema, read) for schema in schemas)) == set()
 
