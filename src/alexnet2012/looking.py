@@ -130,7 +130,7 @@ def describe_layers(net: Trained) -> tuple[list[Layer], int]:
     crossing = {
         name: cost.sent_bytes.get("forward", 0) * recipe.towers for name, cost in costs.items()
     }
-    layers = []
+    layers: list[Layer] = []
     for name, result in results.items():
         conv, hidden = recipe.convs.get(name), recipe.hidden.get(name)
         own = conv or hidden

@@ -140,11 +140,11 @@ function drawAll() {
 }
 
 // The loupe: one map at a time, stronger ones before.
-function open(canvas, place) {
+function open(canvas, kernel) {
   const { layer: name, tower } = canvas.parentElement.dataset;
   const layer = layerOf.get(name);
   const order = strongestFirst([...indices(layer.rows[tower])], shown(layer));
-  opened = { layer, tower, order, at: order.indexOf(canvas.kernels[place]) };
+  opened = { layer, tower, order, at: Math.max(0, order.indexOf(kernel)) };
   loupe.showModal();
   drawLoupe();
 }
@@ -273,13 +273,11 @@ for (const button of document.querySelectorAll("[data-photo]"))
 for (const button of document.querySelectorAll(".maps"))
   button.addEventListener("click", (event) => {
     const canvas = button.firstElementChild;
-    const [tile, { columns, shown }] = [canvas.clientWidth / canvas.dataset.columns, canvas.dataset];
-    const rows = Math.ceil(shown / columns);
-    const byKey = event.detail === 0;
-    const column = byKey ? 0 : Math.floor(event.offsetX / tile);
-    const row = byKey ? 0 : Math.floor((event.offsetY / canvas.clientHeight) * rows);
-    const place = row * columns + column;
-    if (place < shown) open(canvas, place);
+    const { columns, shown } = canvas.dataset;
+    const column = Math.floor((event.offsetX / canvas.clientWidth) * columns);
+    const row = Math.floor((event.offsetY / canvas.clientHeight) * Math.ceil(shown / columns));
+    // By key, or beside the maps: the strongest.
+    open(canvas, event.detail ? canvas.kernels[row * columns + column] : undefined);
   });
 byId("switches").addEventListener("change", drawAll);
 byId("loupe-close").addEventListener("click", () => loupe.close());

@@ -12,7 +12,6 @@ import re
 import secrets
 import socket
 import sys
-import tempfile
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +27,8 @@ from markupsafe import Markup
 
 from alexnet2012.config import ConfigError
 from alexnet2012.config_use import ServeConfig
-from alexnet2012.data.photos import CLASSES, make_photos
+from alexnet2012.data.convert import square_jpeg
+from alexnet2012.data.photos import CLASSES, photograph
 from alexnet2012.launcher import hydra_main, reuse_memory
 from alexnet2012.looking import describe_net, look, packed
 from alexnet2012.pictures import printable, stored_pixels
@@ -37,7 +37,7 @@ from alexnet2012.trained import Trained, load_trained
 MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_PASSED_OVER_BYTES = 4 * MAX_UPLOAD_BYTES  # of an upload that is refused
 SILENCE_S = 30.0  # of a browser in the middle of a request, or between two
-_PHOTO = "/photos/"
+_PHOTO, _PHOTO_FORMAT = "/photos/", (256, 95)  # pixels a side, quality: as a store's usually are
 _SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -54,7 +54,7 @@ class Desk:
         self.net, self.views = net, views
         self.lock = threading.Lock()  # one net, and memory for one large picture
         self.about = describe_net(net, views) | {"max_upload_bytes": MAX_UPLOAD_BYTES}
-        self.photos = _photos()
+        self.photos = {name: square_jpeg(photograph(name), *_PHOTO_FORMAT) for name in CLASSES}
         environment = Environment(
             loader=PackageLoader("alexnet2012", "."),
             autoescape=True,
@@ -107,10 +107,14 @@ class Server(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """Of the page, for a browser on this machine."""
-        host, port = str(self.server_address[0]), self.server_address[1]
+        host = str(self.server_address[0])
         if ip_address(host).is_unspecified:
             host = "localhost"
-        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
 
     def is_here(self, name: str | None) -> bool:
         """Whether a browser that asked for this host may be answered.
@@ -200,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         left = min(self.unread_bytes, MAX_PASSED_OVER_BYTES)
         while left and (part := self.rfile.read(min(left, 1 << 20))):
             left -= len(part)  # or a browser would see a broken connection and no answer
-        sentence = f"{message or HTTPStatus(code).phrase}.\n"
+        sentence = f"{(message or HTTPStatus(code).phrase).rstrip('.')}.\n"
         headers = {"Connection": "close"}
         self._send(sentence.encode(), "text/plain; charset=utf-8", headers, code)
 
@@ -234,13 +238,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
-
-
-def _photos() -> dict[str, bytes]:
-    """A window of each embedded photograph, by name: of the parts that no training sees."""
-    with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
-        make_photos(Path(folder), train_per_class=0, val_per_class=1)
-        return {name: (Path(folder) / "val" / name / "0000.jpg").read_bytes() for name in CLASSES}
 
 
 def _explained(error: OSError | UnicodeError, host: str, port: int) -> ConfigError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,6 @@ from alexnet2012.claims import Measurement, Scale
 from alexnet2012.findings import AuditLayer, Exchange, Reproduction
 from alexnet2012.report import write_report
 
-sync_api = pytest.importorskip("playwright.sync_api")
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 LAYERS = [
     ("conv1", 96, 34_848, 96, 290_400, 105_415_200),
     ("conv2", 256, 307_200, 256, 186_624, 223_948_800),
@@ -140,19 +128,6 @@ def sample() -> Reproduction:
         }],
         "measurements": [m.to_json() for m in measurements],
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if path is None:
-        pytest.skip("no chromium on PATH: the page was not opened")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,288 @@
+"""The page of alexnet2012.serve in a browser: dropped, chosen, pasted, by keyboard, on a phone."""
+
+from __future__ import annotations
+
+import base64
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from programs import finish, module, start
+
+from alexnet2012.looking import Looked, look
+from alexnet2012.pictures import stored_pixels
+from alexnet2012.serve import Desk, Server
+from alexnet2012.trained import Trained
+
+Open = Callable[..., Any]
+GIVE = """([data, name, kind]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const given = new DataTransfer();
+  given.items.add(new File([bytes], name));
+  const event = kind === "drop"
+    ? new DragEvent("drop", {dataTransfer: given, bubbles: true, cancelable: true})
+    : new ClipboardEvent("paste", {clipboardData: given, bubbles: true});
+  document.body.dispatchEvent(event);
+}"""
+# Numbers of a canvas as the middle of what each is drawn as: [maps, height, width, RGB].
+READ = """([layer, tower, count, height, width, gap]) => {
+  const at = `[data-layer=${layer}][data-tower="${tower}"]`;
+  const canvas = document.querySelector(`${at} canvas, canvas${at}`);
+  const { columns, zoom } = canvas.dataset;
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const found = [];
+  for (let map = 0; map < count; map++)
+    for (let y = 0; y < height; y++)
+      for (let x = 0; x < width; x++) {
+        const row = Math.floor(map / columns) * (height + gap) + y;
+        const column = (map % columns) * (width + gap) + x;
+        const [down, right] = [row, column].map((place) => Math.floor((place + 0.5) * zoom));
+        const pixel = 4 * (down * canvas.width + right);
+        found.push(...data.slice(pixel, pixel + 3));
+      }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(net: Trained) -> Iterator[Server]:
+    with Server("127.0.0.1", 0) as server:
+        server.desk = Desk(net, views=10)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def open_page(browser: Any, server: Server) -> Iterator[Open]:
+    """Opens the page; at the end nothing has been complained of, and only the server asked."""
+    complaints: list[str] = []
+    asked: list[str] = []
+    pages = []
+
+    def opened(width: int = 1280, **settings: Any) -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 800}, **settings)
+        pages.append(page)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(server.address)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    # What a browser says by itself of an answer that is an error.
+    assert [words for words in complaints if "status of 4" not in words] == []
+    assert [url for url in asked if not url.startswith((server.address, "data:"))] == []
+
+
+@pytest.fixture(scope="module")
+def picture(photos_folder: Path) -> Path:
+    return photos_folder / "val" / "coffee" / "0000.jpg"
+
+
+@pytest.fixture(scope="module")
+def looked(net: Trained, picture: Path) -> Looked:
+    return look(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), 10)
+
+
+def give(page: Any, data: bytes, name: str, kind: str = "drop") -> None:
+    page.evaluate(GIVE, [base64.b64encode(data).decode(), name, kind])
+
+
+def guesses(page: Any) -> list[str]:
+    page.wait_for_selector("#guesses li")
+    return [re.sub(r"\s+", " ", text) for text in page.locator("#guesses li").all_inner_texts()]
+
+
+def in_words(looked: Looked) -> list[str]:
+    return [f"{guess.name} {100 * guess.probability:.1f}%" for guess in looked.guesses]
+
+
+def colours(page: Any, tower: int) -> np.ndarray[Any, Any]:
+    """Zero, the tower's colour, that of its peak, and that below zero: [4, RGB]."""
+    names = ["--zero", f"--tower-{tower}", f"--peak-{tower}", "--below"]
+    read = "(name) => getComputedStyle(document.documentElement).getPropertyValue(name)"
+    return np.array([list(bytes.fromhex(page.evaluate(read, n).strip()[1:])) for n in names])
+
+
+def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]) -> Any:
+    """What a number must look like: [...] → [..., RGB]."""
+    part = np.round(255 * np.sqrt(np.abs(numbers) / peak))[..., None] / 255
+    up = np.where(part < 0.6, of[0] + (of[1] - of[0]) * part / 0.6,
+                  of[1] + (of[2] - of[1]) * (part - 0.6) / 0.4)  # fmt: skip
+    return np.where(numbers[..., None] < 0, of[0] + (of[3] - of[0]) * part, up)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
+    open_page: Open, net: Trained, picture: Path, looked: Looked, scheme: str
+) -> None:
+    page = open_page(color_scheme=scheme)
+    give(page, picture.read_bytes(), "my coffee.jpg")
+    assert guesses(page) == in_words(looked)
+    assert "my coffee.jpg" in page.inner_text("#status")
+    page.check("input[value=all]")
+    for stage, found in (("handed_on", looked.handed_on), ("result", looked.results)):
+        page.check(f"input[value={stage}]")
+        for layer in ("conv1", "conv3", "fc6", "fc8"):
+            x = (found if layer.startswith("conv") else looked.handed_on)[layer]
+            x = x.reshape(len(x), *(x.shape[1:] or (1, 1)))
+            for tower, part in enumerate(np.split(x, 2)):
+                shape = [*part.shape, int(layer.startswith("conv"))]
+                drawn = np.reshape(page.evaluate(READ, [layer, tower, *shape]), (*part.shape, 3))
+                expected = painted(part, np.abs(x).max(), colours(page, tower))
+                assert np.abs(drawn - expected).max() <= 1.01, (layer, tower, stage)
+                assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 2
+    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (int(background[4:].split(",")[0]) < 60) == (scheme == "dark")
+
+
+def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server) -> None:
+    page = open_page()
+    joins = page.locator(".join").all()
+    layers = server.desk.about["layers"]
+    assert len(joins) == len(layers) + 1
+    for join, layer in zip(joins, layers, strict=False):
+        crosses = layer["name"] in ("conv3", "fc6", "fc7", "fc8")
+        assert join.locator(".crossing").count() == 2 * crosses
+        words = f"{layer['crossing_bytes']:,} bytes cross" if crosses else ""
+        assert "".join(join.locator(".bytes").all_inner_texts()) == words
+    assert joins[-1].locator(".crossing").count() == 2  # the logits
+    assert page.locator("img.kernels").count() == 2
+
+
+@pytest.mark.parametrize("way", ["chosen", "pasted"])
+def test_a_picture_can_be_chosen_or_pasted(
+    open_page: Open, picture: Path, looked: Looked, way: str
+) -> None:
+    page = open_page()
+    if way == "chosen":
+        page.set_input_files("#file", picture)
+    else:
+        give(page, picture.read_bytes(), "image.png", "paste")
+    assert guesses(page) == in_words(looked)
+
+
+def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
+    page = open_page(reduced_motion="reduce")
+    focused = "document.activeElement.dataset.photo ?? document.activeElement.id"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "file"
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "astronaut"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+    page.keyboard.press("Enter")
+    guesses(page)
+    assert page.locator("[data-photo=astronaut]").get_attribute("aria-pressed") == "true"
+    for _ in range(16):
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("input[value=all]").is_checked()
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    words = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert re.fullmatch(r"conv1, tower 0: all \d+ maps of \d+ by \d+; strongest .*Enlarge", words)
+    page.keyboard.press("Enter")
+    title = page.inner_text("#loupe-title")
+    assert title.startswith("conv1, kernel ")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#loupe-title") != title
+    page.keyboard.press("Escape")
+    assert not page.locator("#loupe").is_visible()
+
+
+def test_a_click_enlarges_the_map_under_the_pointer(open_page: Open, picture: Path) -> None:
+    page = open_page()
+    give(page, picture.read_bytes(), "coffee.jpg")
+    guesses(page)
+    page.check("input[value=all]")
+    canvas = page.locator("[data-layer=conv3][data-tower='1'] canvas")
+    box, columns = canvas.bounding_box(), int(canvas.get_attribute("data-columns"))
+    canvas.click(position={"x": box["width"] * 1.5 / columns, "y": 3})
+    first = page.evaluate(
+        "JSON.parse(document.getElementById('net').textContent).layers[2].rows[1][0]"
+    )
+    assert page.inner_text("#loupe-title") == f"conv3, kernel {first + 1}, tower 1"
+    assert not page.locator("#loupe-kernel").is_visible()
+
+
+def test_what_cannot_be_used_is_said_and_the_next_picture_works(
+    open_page: Open, picture: Path, looked: Looked
+) -> None:
+    page = open_page()
+    for data, words in (
+        (b"some words", "not a picture of a known format"),
+        (picture.read_bytes()[:900], "cannot be used as a picture"),
+        (b"", "the file is empty"),
+    ):
+        give(page, data, "notes <b>.txt")
+        alert = page.locator("#problem", has_text=words)
+        alert.wait_for()
+        assert alert.inner_text().startswith("notes <b>.txt: ")
+        assert alert.get_attribute("role") == "alert"
+    assert page.locator("#guesses li").count() == 0
+    give(page, picture.read_bytes(), "coffee.jpg")
+    assert guesses(page) == in_words(looked)
+    assert not page.locator("#problem").is_visible()
+    page.evaluate("""() => {
+      const text = new DataTransfer();
+      text.setData("text/plain", "words");
+      document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: text, bubbles: true}));
+    }""")
+    assert "no picture in what was dropped" in page.inner_text("#problem")
+    assert guesses(page) == in_words(looked)
+
+
+@pytest.mark.parametrize("width", [375, 900, 1280])
+def test_the_page_fits_before_and_after_a_picture(
+    open_page: Open, picture: Path, width: int
+) -> None:
+    page = open_page(width)
+    scroll_width = "document.documentElement.scrollWidth"
+    assert page.evaluate(scroll_width) <= width
+    give(page, picture.read_bytes(), "a-name-without-any-space-" * 4 + ".jpg")
+    guesses(page)
+    assert page.evaluate(scroll_width) <= width
+
+
+def test_everything_has_a_name_and_guesses_are_announced(open_page: Open, picture: Path) -> None:
+    page = open_page()
+    give(page, picture.read_bytes(), "coffee.jpg")
+    guesses(page)
+    assert page.locator("#guesses").locator("xpath=ancestor::*[@aria-live]").count() == 1
+    nameless = """() => [...document.querySelectorAll("img, button, input, canvas[role]")]
+      .filter((e) => !(e.alt || e.getAttribute("aria-label") || e.textContent.trim()
+        || e.closest("label") || e.querySelector("img[alt]"))).map((e) => e.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    levels = page.evaluate(
+        "[...document.querySelectorAll('main h2, main h3')].map((h) => h.tagName)"
+    )
+    assert levels[:3] == ["H2", "H2", "H2"] and set(levels[3:]) == {"H3"}
+
+
+def test_the_program_says_where_it_is_and_ends_at_an_interrupt(
+    saved_run: Path, tmp_path: Path, picture: Path
+) -> None:
+    words = module("serve", f"checkpoint={saved_run}", "port=0", "device=cpu")
+    program, mark = start(words, tmp_path)
+    assert program.stdout is not None
+    line = program.stdout.readline()
+    found = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)
+    assert found is not None
+    headers = {"Origin": found[1].rstrip("/")}
+    data = picture.read_bytes()
+    assert requests.post(found[1] + "look", data, headers=headers, timeout=30).status_code == 200
+    program.send_signal(signal.SIGINT)
+    ended = finish(program, mark)
+    assert (ended.code, ended.err, ended.left) == (0, "", [])
+    assert list(tmp_path.iterdir()) == []

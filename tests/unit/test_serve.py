@@ -1,0 +1,262 @@
+"""The server of the page: what it answers, and what it refuses while it goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+import requests
+from PIL import Image
+
+from alexnet2012 import serve
+from alexnet2012.config import ConfigError
+from alexnet2012.config_use import ServeConfig
+from alexnet2012.launcher import compose_config
+from alexnet2012.looking import look, packed
+from alexnet2012.pictures import stored_pixels
+from alexnet2012.serve import MAX_UPLOAD_BYTES, Desk, Server
+from alexnet2012.trained import Trained
+
+
+@pytest.fixture(scope="module")
+def server(net: Trained) -> Iterator[Server]:
+    with Server("127.0.0.1", 0) as server:
+        server.desk = Desk(net, views=1)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def picture(photos_folder: Path) -> bytes:
+    return (photos_folder / "val" / "coffee" / "0000.jpg").read_bytes()
+
+
+def post(server: Server, data: bytes, path: str = "look", **headers: str) -> requests.Response:
+    origin = {"Origin": server.address.rstrip("/")}
+    return requests.post(server.address + path, data=data, headers=origin | headers, timeout=30)
+
+
+def bomb() -> bytes:
+    """A small PNG that claims 12,000 × 12,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    size = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+
+
+def test_a_picture_is_answered_with_what_the_net_makes_of_it(
+    server: Server, net: Trained, picture: bytes
+) -> None:
+    answer = post(server, picture)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/octet-stream")
+    assert answer.content == packed(look(net, stored_pixels(picture, len(net.mean_image)), 1))
+
+
+def test_the_page_is_whole_and_lets_nothing_else_in(server: Server) -> None:
+    answer = requests.get(server.address, timeout=30)
+    page, policy = answer.text, answer.headers["Content-Security-Policy"]
+    assert answer.status_code == 200
+    (nonce,) = set(re.findall(r'nonce="([^"]+)"', page))
+    assert f"script-src 'nonce-{nonce}'" in policy and "default-src 'none'" in policy
+    assert nonce not in requests.get(server.address, timeout=30).text
+    assert re.findall(r"https?://|style=|onload|onclick", page) == []
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    photos = re.findall(r'src="(/photos/\w+)"', page)
+    assert len(photos) == 16
+    photo = requests.get(server.address.rstrip("/") + photos[0], timeout=30)
+    assert Image.open(io.BytesIO(photo.content)).size == (256, 256)
+    assert post(server, photo.content).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"no picture", "not a picture of a known format"),
+        (b"BROKEN", "cannot be used as a picture"),
+        (b"BOMB", "12000 × 12000 pixels are more than"),
+    ],
+)
+def test_what_is_no_picture_is_told_and_the_server_goes_on(
+    server: Server, picture: bytes, data: bytes, words: str
+) -> None:
+    data = {b"BROKEN": picture[:900], b"BOMB": bomb()}.get(data, data)
+    answer = post(server, data)
+    assert answer.status_code == 422
+    assert words in answer.text and answer.text.count("\n") == 1
+    assert post(server, picture).status_code == 200
+
+
+def test_an_upload_that_is_too_large_is_refused_unread(server: Server, picture: bytes) -> None:
+    answer = post(server, bytes(MAX_UPLOAD_BYTES + 1))
+    assert (answer.status_code, answer.text) == (
+        413,
+        "67,108,865 bytes are more than 67,108,864.\n",
+    )
+    assert post(server, picture).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Host": "elsewhere.example"}, 421),
+        ({"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}, 421),
+        ({"Host": "192.0.2.1"}, 421),
+        ({"Host": "[::1"}, 421),
+        ({"Host": "localhost:9000", "Origin": "http://localhost:9000"}, 200),  # through a tunnel
+        ({"Host": "[::1]:8012", "Origin": "http://[::1]:8012"}, 200),
+    ],
+)
+def test_only_the_page_itself_under_a_name_of_this_machine_is_answered(
+    server: Server, picture: bytes, headers: dict[str, str], code: int
+) -> None:
+    assert post(server, picture, **headers).status_code == code
+    if "Host" in headers:
+        page = requests.get(server.address, headers=headers, timeout=30)
+        assert page.status_code == code
+        if code == 421:
+            assert server.address in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/?from=a+bookmark", 200),
+        ("/photos/chelsea", 200),
+        ("/photos/../setup.cfg", 404),
+        ("/photos/%2e%2e/setup.cfg", 404),
+        ("/photos/", 404),
+        ("/etc/passwd", 404),
+        ("//[", 404),
+    ],
+)
+def test_nothing_but_the_page_and_its_photographs_is_given_out(
+    server: Server, path: str, code: int
+) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", path)
+    assert connection.getresponse().status == code
+
+
+def test_a_request_that_is_none_is_refused_in_a_sentence(server: Server, picture: bytes) -> None:
+    def raw(text: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(text.encode())
+            client.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+    start = "POST /look HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
+    assert b" 411 " in raw(start + "\r\n")
+    assert b" 411 " in raw(start + f"Content-Length: {'9' * 5000}\r\n\r\n")
+    assert b" 411 " in raw(start + "Content-Length: -1\r\n\r\n")
+    assert b"did not arrive whole" in raw(start + "Content-Length: 10\r\n\r\n12345")
+    assert b" 421 " in raw("GET / HTTP/1.1\r\n\r\n")
+    assert b"text/plain" in raw("BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert post(server, picture, path="elsewhere").status_code == 404
+
+
+def test_an_error_of_the_servers_own_is_shown_in_the_terminal_and_it_goes_on(
+    server: Server,
+    picture: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serve, "look", fail)
+        answer = post(server, picture)
+    assert answer.status_code == 500 and "out of order" not in answer.text
+    assert post(server, picture).status_code == 200
+    assert "RuntimeError: out of order" in capfd.readouterr().err
+
+
+def test_several_at_once_get_their_own_answers(server: Server, photos_folder: Path) -> None:
+    files = sorted((photos_folder / "val").rglob("0000.jpg"))[:6]
+    pictures = [file.read_bytes() for file in files]
+    one_by_one = [post(server, data).content for data in pictures]
+    assert len(set(one_by_one)) == 6
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda data: post(server, data).content, pictures)) == one_by_one
+
+
+def test_names_from_a_net_are_text_and_no_markup(net: Trained, picture: bytes) -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    recipe = replace(net.model.recipe, name=evil)
+    model = net.model
+    old, model.recipe = model.recipe, recipe
+    try:
+        desk = Desk(replace(net, classes=tuple(f"{evil}\n{i}" for i in range(16))), views=1)
+        page = desk.page("nonce").decode()
+    finally:
+        model.recipe = old
+    assert "<img src=x" not in page
+    assert page.count("</script>") == 2
+    answer = desk.answer(picture)
+    head = json.loads(answer[4 : 4 + int.from_bytes(answer[:4], "little")])
+    assert head["guesses"][0]["name"].startswith(evil + "\\n")  # the page shows it as text
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "stranger"),
+    [
+        ("127.0.0.1", "127.0.0.1", 421),
+        ("localhost", "127.0.0.1", 421),
+        ("0.0.0.0", "localhost", 200),
+    ],
+)
+def test_an_address_is_taken_for_one_of_this_machine_only_where_all_are_served(
+    net: Trained, host: str, shown: str, stranger: int
+) -> None:
+    with Server(host, 0) as server:
+        assert server.address == f"http://{shown}:{server.port}/"
+        for name in ("localhost", "127.0.0.1", "::1"):
+            assert server.is_here(name)
+        for name in ("elsewhere.example", "", None):
+            assert not server.is_here(name)
+        assert server.is_here("192.0.2.1") == (stranger == 200)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "line"),
+    [
+        ("127.0.0.1", "TAKEN", r"port=\d+: is taken; use another, or port=0"),
+        ("no.such.host.invalid", "0", "host=no.such.host.invalid: is no address of this machine"),
+        ("192.0.2.1", "0", "host=192.0.2.1: is no address of this machine"),
+        ("a" * 70, "0", "host=a*: is no address of this machine"),
+        ("127.0.0.1", "65536", "port=65536: must be at least 0 and at most 65535"),
+        ("127.0.0.1", "-1", "port=-1: must be at least 0"),
+        ("127.0.0.1", "0", "checkpoint=nowhere: "),
+    ],
+)
+def test_a_mistake_is_told_with_its_remedy(
+    server: Server, tmp_path: Path, host: str, port: str, line: str
+) -> None:
+    port = port.replace("TAKEN", str(server.port))
+    words = [f"host={host}", f"port={port}", "checkpoint=nowhere", "device=cpu"]
+
+    def start() -> None:
+        serve.run(compose_config("serve", ServeConfig, words)[0], tmp_path)
+
+    with pytest.raises(ConfigError, match=f"^{line}"):
+        start()
