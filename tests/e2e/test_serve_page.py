@@ -35,7 +35,10 @@ READ = """([layer, tower, count, height, width, gap]) => {
   const at = `[data-layer=${layer}][data-tower="${tower}"]`;
   const canvas = document.querySelector(`${at} canvas, canvas${at}`);
   const { columns, zoom } = canvas.dataset;
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height);
+  const context = copy.getContext("2d", { willReadFrequently: true }); // or Chromium warns
+  context.drawImage(canvas, 0, 0);
+  const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
   const found = [];
   for (let map = 0; map < count; map++)
     for (let y = 0; y < height; y++)
