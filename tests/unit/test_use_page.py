@@ -6,17 +6,21 @@ import re
 import shlex
 import shutil
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
 import caffe
 import numpy as np
 import pytest
+import requests
 import torch
 from test_import import torchvision_alexnet
 
 from alexnet2012.config import PrepareConfig
 from alexnet2012.data.preparing import prepare
+from alexnet2012.serve import Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "use.md"
 
@@ -50,16 +54,29 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def answered_once(server: Server) -> None:
+    """Opens the page, and interrupts the server as its user would."""
+    worker = threading.Thread(target=ThreadingHTTPServer.serve_forever, args=(server,))
+    worker.start()
+    assert "Drop a picture here" in requests.get(server.address, timeout=30).text
+    server.shutdown()
+    worker.join()
+    raise KeyboardInterrupt
+
+
 def test_every_command_of_the_page_works_as_printed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 14
+    assert len(commands) == 16
+    monkeypatch.setattr(Server, "serve_forever", answered_once)
     said = {}
     for command in commands:
         python, flag, name, *words = shlex.split(command)
         assert (python, flag) == ("python", "-m")
+        if name == "alexnet2012.serve":  # the port may be somebody's
+            words = [word for word in words if not word.startswith("port=")] + ["port=0"]
         monkeypatch.setattr(sys, "argv", [name, *words])
         import_module(name).main()
         out, err = capsys.readouterr()
