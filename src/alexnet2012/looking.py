@@ -36,10 +36,10 @@ KERNEL_COLUMNS = 12
 Array = npt.NDArray[np.float32]
 Stages = dict[str, Tensor]  # by layer
 _IN_WORDS = {
-    Step.lrn: "response normalisation",
-    Step.spatial_norm: "spatial normalisation",
-    Step.max_pool: "max pooling",
-    Step.average_pool: "mean pooling",
+    Step.lrn: "LRN",
+    Step.spatial_norm: "spatial norm",
+    Step.max_pool: "max pool",
+    Step.average_pool: "mean pool",
 }
 
 

@@ -69,7 +69,7 @@ function painter(tower, peak) {
 
 // Puts pictures of height × width numbers side by side, `columns` a row, a clear pixel between.
 function paint(canvas, pictures, height, width, columns, gap, paintOf) {
-  const rows = Math.ceil(pictures.length / columns);
+  const rows = Math.max(1, Math.ceil(pictures.length / columns));
   const [wide, high] = [columns * (width + gap) - gap, rows * (height + gap) - gap];
   const sheet = new ImageData(wide, high);
   const pixels = new Uint32Array(sheet.data.buffer);
@@ -99,8 +99,10 @@ function draw(canvas) {
   const rows = [...indices(layer.rows[tower])];
   const space = canvas.clientWidth;
   if (layer.kind === "fc") {
-    const side = Math.min(14, Math.max(3, Math.sqrt((space * 64) / rows.length)));
-    const columns = Math.min(rows.length, Math.max(1, Math.floor(space / side)));
+    // The same squares in every tower, though the last may hold fewer classes, or none.
+    const longest = Math.max(...layer.rows.map(([start, stop]) => stop - start));
+    const side = Math.min(14, Math.max(3, Math.sqrt((space * 64) / longest)));
+    const columns = Math.min(longest, Math.max(1, Math.floor(space / side)));
     paint(canvas, rows.map((index) => numbers.subarray(index, index + 1)), 1, 1, columns, 0, paintOf);
     canvas.setAttribute("aria-label", describeUnits(layer, tower, rows, numbers));
     return;
