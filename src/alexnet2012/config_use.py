@@ -30,7 +30,7 @@ class PredictConfig:
 class ServeConfig:
     """A page that shows what a net makes of a picture."""
 
-    checkpoint: str = MISSING
+    checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
     host: str = "127.0.0.1"  # an address or name of this machine; 0.0.0.0: all of them
     port: int = ranged(8012, low=0, high=65535)  # 0: any that is free
     views: int = 10  # that the guesses average; or 1

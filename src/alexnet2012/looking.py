@@ -124,8 +124,11 @@ def describe_layers(net: Trained) -> tuple[list[Layer], int]:
     """The net's layers, and the bytes that cross so that every tower has all logits."""
     model, recipe = net.model, net.model.recipe
     blank = torch.zeros(1, 3, *2 * [model.config.input_size], device=model.mesh.device)
-    results, handed_on = stages(model, blank.to(net.dtype))
-    layout = Layout(batch=1, towers=recipe.towers, activation_bytes=net.dtype.itemsize)
+    results, handed_on = stages(model, blank)
+    parameters, activations = (kind.itemsize for kind in model.types)
+    layout = Layout(
+        1, towers=recipe.towers, activation_bytes=activations, parameter_bytes=parameters
+    )
     costs = {cost.name: cost for cost in layer_costs(recipe, audit(model), layout)}
     crossing = {
         name: cost.sent_bytes.get("forward", 0) * recipe.towers for name, cost in costs.items()

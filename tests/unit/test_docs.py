@@ -27,6 +27,7 @@ SCHEMAS = {
     "evaluate": config.EvaluateConfig,
     "plan": config.PlanConfig,
     "reproduce": config.ReproduceConfig,
+    "serve": config_use.ServeConfig,
     "export": config_use.ExportConfig,
     "import_net": config_use.ImportConfig,
 }

@@ -21,6 +21,7 @@ ENTRY_POINTS = {
     "plan": config.PlanConfig,
     "reproduce": config.ReproduceConfig,
     "predict": config_use.PredictConfig,
+    "serve": config_use.ServeConfig,
     "export": config_use.ExportConfig,
     "import_net": config_use.ImportConfig,
     "features": config_use.FeaturesConfig,
