@@ -13,6 +13,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import full_step  # noqa: E402
 import page  # noqa: E402
 from compare import changes  # noqa: E402
 
@@ -98,3 +99,15 @@ def test_the_page_has_each_cell_where_it_was_printed() -> None:
     text = page.section(result)
     assert "| a\\|b | 1.0 |" in text
     assert "load 3.0 before" in text
+
+
+def test_the_step_is_timed_on_this_machine_whatever_it_has(tmp_path: Path) -> None:
+    arm = full_step.Arm(full_step.OURS, 2, "bf16")
+    if arm not in full_step.arms():  # one GPU holds one process
+        arm = full_step.Arm(full_step.OURS, 1, "bf16")
+    answer = tmp_path / "found.json"
+    full_step.run_apart(arm, 2, 1, answer)
+    found = json.loads(answer.read_text(encoding="utf-8"))
+    assert found["images_per_s"] > 0
+    share = found["images_per_s"] * full_step.step_flops() / found["matrix_flops"]
+    assert 0.001 < share < 1.5
