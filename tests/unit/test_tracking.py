@@ -240,6 +240,7 @@ def test_a_tensorboard_that_was_looking_on_shows_no_step_twice(tmp_path: Path) -
     looking = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     looking.Reload()
     assert [event.step for event in looking.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    time.sleep(1.01)  # event files are sorted by the second in their names
     with Tracker(wanted, tmp_path, {}, resumed=saved) as tracker:
         watched_run(tracker, range(3, 7))
     looking.Reload()
