@@ -39,8 +39,8 @@ from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Precision
 from alexnet2012.collectives import TowerLink
 from alexnet2012.launcher import launch, reuse_memory, set_threads
-from alexnet2012.model import TYPES, allow_tf32
 from alexnet2012.optimizer import PaperSGD
+from alexnet2012.precision import TYPES, allow_tf32
 from alexnet2012.schedule import Rates
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5

@@ -27,7 +27,7 @@ from alexnet2012.choices import Precision
 from alexnet2012.config import ModelConfig
 from alexnet2012.launcher import launch, reuse_memory, set_threads
 from alexnet2012.mesh import init_mesh
-from alexnet2012.model import allow_tf32
+from alexnet2012.precision import allow_tf32
 from alexnet2012.schemes import SCHEMES
 
 TOWERS = "towers"

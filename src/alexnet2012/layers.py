@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet2012.choices import Step
 from alexnet2012.collectives import HiddenGather
-from alexnet2012.config import ConvConfig
+from alexnet2012.config import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.sharding import Share
 
 
@@ -95,6 +96,30 @@ def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> i
     224 pixels, kernel 11, stride 4: 55 windows, the last one 3 pixels outside.
     """
     return -(size + 2 * padding - kernel_size) % stride
+
+
+def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
+    """Pixels a side after each convolution and its pooling.
+
+    Raises:
+        ConfigError: an input of which nothing is left.
+    """
+    sizes, size = {}, input_size
+    for name, conv in recipe.convs.items():
+        padded = size + 2 * conv.padding
+        if conv.overhang:
+            padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
+        size = (padded - conv.kernel_size) // conv.stride + 1
+        if {Step.max_pool, Step.average_pool} & set(conv.after):
+            pool, before = recipe.pool, size
+            size = -(-(size - pool.size) // pool.stride) + 1
+            if (size - 1) * pool.stride >= before:  # torch leaves out a window wholly outside
+                size -= 1
+        if size < 1:
+            remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
+            raise ConfigError("model.input_size", input_size, remedy)
+        sizes[name] = size
+    return sizes
 
 
 class Dropout(nn.Module):

@@ -27,8 +27,9 @@ from alexnet2012.config import PlanConfig
 from alexnet2012.costs import Layout, Link, Work
 from alexnet2012.launcher import launch, reuse_memory, set_threads
 from alexnet2012.mesh import Mesh, init_mesh, single_process
-from alexnet2012.model import AlexNet, allow_tf32
+from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
+from alexnet2012.precision import allow_tf32
 from alexnet2012.schedule import Rates
 
 ROWS, STEPS = 64, 3  # pictures at most, and how often

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,31 +28,17 @@ from alexnet2012.layers import (
     ColumnParallelConv2d,
     ColumnParallelLinear,
     Dropout,
-    overhang_pixels,
+    map_sizes,
 )
 from alexnet2012.mesh import Mesh, single_process
 from alexnet2012.normalisation import local_response_norm, spatial_norm
+from alexnet2012.precision import TYPES, Types
 from alexnet2012.sharding import Share, share
 from alexnet2012.streams import stream_seed
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.relu: F.relu,
     Activation.tanh: torch.tanh,
-}
-
-
-class Types(NamedTuple):
-    """What a precision computes with."""
-
-    parameters: torch.dtype
-    activations: torch.dtype
-
-
-TYPES = {
-    Precision.fp32: Types(torch.float32, torch.float32),
-    Precision.fp64: Types(torch.float64, torch.float64),
-    Precision.tf32: Types(torch.float32, torch.float32),
-    Precision.bf16: Types(torch.float32, torch.bfloat16),
 }
 
 
@@ -71,7 +56,7 @@ class AlexNet(nn.Module):
         mesh: from :func:`alexnet2012.init_mesh`; one process with both towers without.
         seed: fixes initial values and dropout, whatever the mesh.
         precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
-            a switch of torch's for the whole process: :func:`allow_tf32`.
+            a switch of torch's for the whole process: :func:`alexnet2012.precision.allow_tf32`.
         hide_exchanges: whether a tower multiplies what it has while the rest is under way; the
             same sums in another order. None: on CUDA, which computes beside its exchanges.
 
@@ -314,33 +299,3 @@ class AlexNet(nn.Module):
         generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))
         layer.draw(std, bias, generator)
         self.add_module(name, layer)
-
-
-def allow_tf32(precision: Precision) -> None:
-    """Whether a GPU may round float32 products of this process to tf32; torch lets cuDNN do it."""
-    torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
-
-
-def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
-    """Pixels a side after each convolution and its pooling.
-
-    Raises:
-        ConfigError: an input of which nothing is left.
-    """
-    sizes, size = {}, input_size
-    for name, conv in recipe.convs.items():
-        padded = size + 2 * conv.padding
-        if conv.overhang:
-            padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
-        size = (padded - conv.kernel_size) // conv.stride + 1
-        if {Step.max_pool, Step.average_pool} & set(conv.after):
-            pool, before = recipe.pool, size
-            size = -(-(size - pool.size) // pool.stride) + 1
-            if (size - 1) * pool.stride >= before:  # torch leaves out a window wholly outside
-                size -= 1
-        if size < 1:
-            remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
-            raise ConfigError("model.input_size", input_size, remedy)
-        sizes[name] = size
-    return sizes

@@ -19,8 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from alexnet2012.choices import Activation, Step
 from alexnet2012.config import ConvConfig, NormConfig
-from alexnet2012.layers import ColumnParallelConv2d, ColumnParallelLinear, overhang_pixels
-from alexnet2012.model import AlexNet, map_sizes
+from alexnet2012.layers import (
+    ColumnParallelConv2d,
+    ColumnParallelLinear,
+    map_sizes,
+    overhang_pixels,
+)
+from alexnet2012.model import AlexNet
 
 OPSET, IR_VERSION = 18, 10  # of 2022 and 2024: old enough for the runtimes in use
 

@@ -28,7 +28,8 @@ from alexnet2012.costs import (
 from alexnet2012.experiments import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
 from alexnet2012.launcher import hydra_main
 from alexnet2012.mesh import single_process
-from alexnet2012.model import TYPES, AlexNet
+from alexnet2012.model import AlexNet
+from alexnet2012.precision import TYPES
 from alexnet2012.speeds import Speeds, card_of, check_speeds, find_speeds
 
 WHAT_TAKES_TIME = {

@@ -24,9 +24,11 @@ from alexnet2012.launcher import (
     set_threads,
     under_torchrun,
 )
+from alexnet2012.layers import map_sizes
 from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
-from alexnet2012.model import AlexNet, allow_tf32, map_sizes
+from alexnet2012.model import AlexNet
+from alexnet2012.precision import allow_tf32
 from alexnet2012.run_dirs import AUTO, check_run, check_start, is_finished
 
 

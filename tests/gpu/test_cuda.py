@@ -13,8 +13,8 @@ from alexnet2012.config import AugmentConfig, ModelConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import TrainLoader
 from alexnet2012.data.store import Store
-from alexnet2012.model import allow_tf32
 from alexnet2012.normalisation import local_response_norm
+from alexnet2012.precision import allow_tf32
 
 pytestmark = [
     pytest.mark.gpu,

@@ -45,9 +45,9 @@ from alexnet2012.experiments import EXCHANGED_FLOATS
 from alexnet2012.gradients import GradientSum
 from alexnet2012.launcher import compose_config
 from alexnet2012.mesh import Mesh
-from alexnet2012.model import TYPES
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.plan import plan, run
+from alexnet2012.precision import TYPES
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share, largest_share
 
