@@ -84,10 +84,10 @@ def device(mesh: Mesh) -> Finding:
 
 
 def versions() -> list[Callable[[], Finding]]:
-    return [partial(library, name) for name in ("torch", "nvidia-dali-cuda130", "numpy")]
+    return [partial(installed, name) for name in ("torch", "nvidia-dali-cuda130", "numpy")]
 
 
-def library(name: str) -> Finding:
+def installed(name: str) -> Finding:
     """Installed, against the lowest that will do and what was tested, where that is known."""
     here, lowest = version(name), ""
     for line in requires("alexnet2012") or ():

@@ -9,6 +9,8 @@ T towers of the net, t of them in this process.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from alexnet2012.config import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.sharding import Share
 
 
-class ColumnParallel(nn.Module):
+class ColumnParallel(nn.Module, ABC):
     """Kernels or units ``rows`` of a full weight [rows.total, ...] and bias [rows.total].
 
     ``groups`` is t where a tower reads its own channels only, else 1. Both are brought to the type
@@ -54,8 +56,9 @@ class ColumnParallel(nn.Module):
             y = y + self.product(there, by_tower[tower], None)
         return y
 
+    @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """With all weights, or those of one tower's inputs."""
 
 
 class ColumnParallelConv2d(ColumnParallel):

@@ -238,7 +238,8 @@ class AlexNet(nn.Module):
         }
 
     def _product(self, name: str, x: Tensor, *, both: bool) -> Tensor:
-        layer = self.layers()[name]
+        layer = self.get_submodule(name)
+        assert isinstance(layer, ColumnParallel)
         if not both or self.link.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # it has all
             y: Tensor = layer(x)
         elif self.hide_exchanges:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from alexnet2012.config import ConfigError, RunError
 from alexnet2012.config_use import PredictConfig
 from alexnet2012.figures import photo
 from alexnet2012.launcher import hydra_main, reuse_memory
+from alexnet2012.pages import page_template
 from alexnet2012.pictures import Rejected, decoded, find_pictures, printable, with_pictures
 from alexnet2012.trained import Guess, Trained, likeliest, load_all, probabilities
 
@@ -107,15 +107,7 @@ def write_sheet(
     guessed: Sequence[Guessed], rejected: Sequence[Rejected], config: PredictConfig, path: Path
 ) -> None:
     """A contact sheet: one file, nothing fetched, all foreign text escaped."""
-    environment = Environment(
-        loader=PackageLoader("alexnet2012", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["printable"] = printable
-    page = environment.get_template("sheet.html.jinja").render(
+    page = page_template("sheet.html.jinja", printable=printable).render(
         guessed=guessed, rejected=rejected, views=config.views
     )
     path.parent.mkdir(parents=True, exist_ok=True)

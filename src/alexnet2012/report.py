@@ -11,29 +11,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.markup import escape
 
 from alexnet2012.claims import support_word
 from alexnet2012.comparing import comparison_tables
 from alexnet2012.findings import Evaluation, Reproduction, ledger_of, load_reproduction
+from alexnet2012.pages import page_template
 from alexnet2012.view import audit_view, exchanges_view, fixed, number, prose, scientific, view
 
 
 def write_report(reproduction: Reproduction, directory: Path) -> Path:
     """Render DIRECTORY/report.html: one file, nothing fetched, all foreign text escaped."""
-    environment = Environment(
-        loader=PackageLoader("alexnet2012", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    template = page_template(
+        "report.html.jinja",
+        count=lambda n: f"{n:,.0f}",
+        fixed=fixed,
+        sci=scientific,
+        prose=prose,
     )
-    environment.filters.update(
-        count=lambda n: f"{n:,.0f}", fixed=fixed, sci=scientific, prose=prose
-    )
-    page = environment.get_template("report.html.jinja").render(view(reproduction))
+    page = template.render(view(reproduction))
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -22,7 +22,6 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from alexnet2012.config import ConfigError
@@ -31,6 +30,7 @@ from alexnet2012.data.convert import square_jpeg
 from alexnet2012.data.photos import CLASSES, photograph
 from alexnet2012.launcher import hydra_main, reuse_memory
 from alexnet2012.looking import describe_net, look, packed
+from alexnet2012.pages import page_template
 from alexnet2012.pictures import printable, stored_pixels
 from alexnet2012.trained import Trained, load_trained
 
@@ -55,14 +55,7 @@ class Desk:
         self.lock = threading.Lock()  # one net, and memory for one large picture
         self.about = describe_net(net, views) | {"max_upload_bytes": MAX_UPLOAD_BYTES}
         self.photos = {name: square_jpeg(photograph(name), *_PHOTO_FORMAT) for name in CLASSES}
-        environment = Environment(
-            loader=PackageLoader("alexnet2012", "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self.template = environment.get_template("serve.html.jinja")
+        self.template = page_template("serve.html.jinja")
         self.files = {
             kind: Markup(
                 resources.files("alexnet2012").joinpath(f"serve.{kind}").read_text("utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import numpy as np
 import pytest
 import requests
 from programs import finish, module, start
+from serving import serving
 
 from alexnet2012.looking import Looked, look
 from alexnet2012.pictures import stored_pixels
-from alexnet2012.serve import Desk, Server
+from alexnet2012.serve import Server
 from alexnet2012.trained import Trained
 
 Open = Callable[..., Any]
@@ -55,11 +55,8 @@ READ = """([layer, tower, count, height, width, gap]) => {
 
 @pytest.fixture(scope="module")
 def server(net: Trained) -> Iterator[Server]:
-    with Server("127.0.0.1", 0) as server:
-        server.desk = Desk(net, views=10)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(net, views=10) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
         assert returned == [crossed[layer] for layer in ("fc8", "fc7", "fc6", "conv3")]
 
 
-def test_hidden_exchanges_send_the_same_and_products_run_between_their_halves() -> None:
+def test_hidden_exchanges_send_the_same_and_begin_within_their_layers() -> None:
     (plain, hidden) = (run_ranks(2, step_on_the_wire, "paper", hide)[0] for hide in (False, True))
     assert sorted(floats for _, floats in plain["events"] if floats) == sorted(
         floats for _, floats in hidden["events"] if floats

@@ -28,7 +28,7 @@ def test_the_tested_versions_are_ok_and_others_are_not(monkeypatch: pytest.Monke
     assert all(check().level is Level.ok for check in checkup.versions())
     for here, level in (("2.12.1", Level.wrong), ("2.14.0+cu130", Level.warning)):
         monkeypatch.setattr(checkup, "version", lambda _, here=here: here)
-        found = checkup.library("torch")
+        found = checkup.installed("torch")
         assert (found.level, found.said) == (level, here)
         assert "pip install" in found.remedy
 

@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 from PIL import Image
+from serving import serving
 
 from alexnet2012 import serve
 from alexnet2012.config import ConfigError
@@ -31,11 +31,8 @@ from alexnet2012.trained import Trained
 
 @pytest.fixture(scope="module")
 def server(net: Trained) -> Iterator[Server]:
-    with Server("127.0.0.1", 0) as server:
-        server.desk = Desk(net, views=1)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(net, views=1) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
