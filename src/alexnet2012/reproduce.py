@@ -47,7 +47,7 @@ CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 RELU_RATES = (0.002, 0.01)
-CIFAR10_RATES = ("0.0005", "0.001", "0.002")
+CIFAR10_RATES = ("0.0005", "0.001", "0.002", "0.004")
 EXACTNESS_STEPS = 3
 
 
