@@ -31,6 +31,7 @@ from alexnet2012.mesh import Mesh, log
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.snapshot import Progress, Snapshot, state_of
+from alexnet2012.tensor_files import TensorWriter
 
 METADATA = "checkpoint.json"
 MEAN_IMAGE = "mean_image.npy"
@@ -60,13 +61,14 @@ def save(
             raise RunError(f"step {snapshot.progress.step}: {name} is no longer finite; not saved")
     try:
         on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
+        writer = TensorWriter(writing)
         dcp.save(
             snapshot.state,
-            storage_writer=dcp.HuggingFaceStorageWriter(str(writing), save_distributed=True),
+            storage_writer=writer,
             process_group=group,
             no_dist=mesh.world_size == 1,
         )
-        sums = _checksums(writing, mesh, group)
+        sums = agree(lambda: writer.sums, mesh, group)
         on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
     except (OSError, CheckpointException) as error:
         on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
@@ -218,9 +220,10 @@ def _begin(writing: Path, snapshot: Snapshot) -> None:
         file.write(buffer.getvalue())
 
 
-def _commit(writing: Path, folder: Path, checksums: str) -> None:
+def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> None:
+    sums = _in_order([checksum_lines(writing, [METADATA, MEAN_IMAGE]), *tensor_sums])
     with synced(writing / CHECKSUMS) as file:
-        file.write(checksums.encode("ascii"))
+        file.write(sums.encode("ascii"))
     sync_folder(writing)
     if folder.exists():  # saved at this very step before its validation
         remove(folder)
@@ -228,16 +231,20 @@ def _commit(writing: Path, folder: Path, checksums: str) -> None:
     sync_folder(folder.parent)
 
 
-def _checksums(folder: Path, mesh: Mesh, group: dist.ProcessGroup | None = None) -> str:
-    """What ``SHA256SUMS`` is to hold; the ranks share the reading. Collective."""
+def _checksums(folder: Path, mesh: Mesh) -> str:
+    """What ``SHA256SUMS`` should hold; the ranks share the reading. Collective."""
 
     def names() -> list[str]:
         files = (path.name for path in folder.iterdir() if path.name != CHECKSUMS)
         return sorted(name for name in files if not name.startswith("."))  # a desktop's, or NFS's
 
-    every = on_rank_0(names, mesh, group)
+    every = on_rank_0(names, mesh)
     own = every[mesh.rank :: mesh.world_size]
-    parts = agree(lambda: checksum_lines(folder, own), mesh, group)
+    return _in_order(agree(lambda: checksum_lines(folder, own), mesh))
+
+
+def _in_order(parts: Sequence[list[str]]) -> str:
+    """Lines of checksums by file name."""
     return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
 
 

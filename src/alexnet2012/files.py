@@ -19,6 +19,16 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
+def forget(file: IO[bytes]) -> None:
+    """What was written goes to the disk, and the memory that held it may be used again.
+
+    So a large file neither takes fresh memory nor drives out what others read again, as pictures.
+    """
+    file.flush()
+    os.fdatasync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(folder: Path) -> None:
     """What was created, renamed or removed there is on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -38,12 +48,17 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def checksum_lines(folder: Path, names: Sequence[str]) -> list[str]:
-    """A line ``SHA-256  name`` for each file, as sha256sum prints and reads them."""
+    """The lines of files that are there."""
     lines = []
     for name in names:
         digest = hashlib.sha256()
         with open(folder / name, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        lines.append(f"{digest.hexdigest()}  {name}\n")
+        lines.append(checksum_line(digest.hexdigest(), name))
     return lines
+
+
+def checksum_line(digest: str, name: str) -> str:
+    """``SHA-256  name``, as sha256sum prints and reads it."""
+    return f"{digest}  {name}\n"

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ranks import run_ranks
+from safetensors.torch import load_file
 
 from alexnet2012 import AlexNet, checkpoint, init_mesh
 from alexnet2012.collectives import gather_rows
@@ -385,6 +386,18 @@ def settings(*overrides: str) -> TrainConfig:
 
 def saved_with(*overrides: str) -> Progress:
     return replace(PROGRESS, settings=json.loads(json.dumps(plain(settings(*overrides)))))
+
+
+def test_safetensors_alone_reads_the_tensors_of_a_checkpoint(tmp_path: Path) -> None:
+    saved, _ = run_ranks(2, train_and_save, str(tmp_path / "step"), 5)
+    rows: dict[str, list[torch.Tensor]] = {}
+    for file in sorted((tmp_path / "step").glob("*.safetensors")):
+        for name, part in load_file(file).items():
+            rows.setdefault(name, []).append(part)
+    words = {"weight": "model", "velocity": "velocity", "stream": "random"}
+    for name, values in saved.items():
+        kind, _, of = name.partition(" ")
+        assert np.array_equal(torch.cat(rows[f"{words[kind]}.{of}"]).numpy(), values), name
 
 
 def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> None:
