@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -108,9 +108,9 @@ def torchvision_net() -> nn.Module:
 class Copied(NamedTuple):
     """An exchange that has not been made."""
 
-    result: Tensor
+    result: Any
 
-    def wait(self) -> Tensor:
+    def wait(self) -> Any:
         return self.result
 
 
@@ -118,10 +118,12 @@ class Apart(TowerLink):
     """Every tower takes its own part for the other's."""
 
     def all_gather(self, x: Tensor, layer: str, direction: str) -> Copied:  # type: ignore[override]
-        return Copied(x.expand(self.towers, *x.shape).contiguous())
+        return Copied([x if tower == self.tower else x.clone() for tower in range(self.towers)])
 
-    def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> Copied:  # type: ignore[override]
-        return Copied(parts.sum(0))
+    def reduce_scatter(  # type: ignore[override]
+        self, parts: Sequence[Tensor], layer: str, direction: str
+    ) -> Copied:
+        return Copied(sum(parts))
 
 
 def run_apart(arm: Arm, *args: Any) -> None:

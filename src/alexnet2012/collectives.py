@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,8 @@ from torch import Tensor
 from alexnet2012.mesh import Mesh
 from alexnet2012.sharding import Share, largest_share, share
 from alexnet2012.watchdog import Watchdog
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -53,54 +54,62 @@ class TowerLink:
     traffic: Traffic = field(default_factory=Traffic)
     watchdog: Watchdog = field(default_factory=Watchdog)
 
-    def all_gather(self, x: Tensor, layer: str, direction: str) -> UnderWay:
-        """[...] → [T, ...], tower 0 first."""
-        gathered = x.new_empty((self.towers, *x.shape))
-        send = partial(dist.all_gather_single, gathered.flatten(0, 1), x.contiguous())
-        return UnderWay(self, layer, direction, x, gathered, send)
+    def all_gather(self, x: Tensor, layer: str, direction: str) -> UnderWay[list[Tensor]]:
+        """[...] → every tower's [...], tower 0's first; the own one is ``x`` itself."""
+        to_peers = x.contiguous().expand(self.towers - 1, *x.shape).contiguous()
 
-    def reduce_scatter(self, parts: Tensor, layer: str, direction: str) -> UnderWay:
-        """[T, ...] → [...]: the sum over towers of the part that is this tower's.
+        def all_parts(received: Tensor) -> list[Tensor]:
+            return [*received[: self.tower], x, *received[self.tower :]]
 
-        Each part goes to its tower and is added there: a few times faster than gloo's own.
-        """
-        received = torch.empty_like(parts, memory_format=torch.contiguous_format)
-        send = partial(dist.all_to_all_single, received, parts.contiguous())
-        return UnderWay(self, layer, direction, received[0], received, send, add=True)
+        return UnderWay(self, layer, direction, to_peers, all_parts)
+
+    def reduce_scatter(
+        self, parts: Sequence[Tensor], layer: str, direction: str
+    ) -> UnderWay[Tensor]:
+        """A [...] for every tower → [...]: the sum over towers of what is for this one."""
+        for_peers = [part for tower, part in enumerate(parts) if tower != self.tower]
+        one = len(for_peers) == 1
+        to_peers = for_peers[0].contiguous()[None] if one else torch.stack(for_peers)
+        own = parts[self.tower]
+        return UnderWay(self, layer, direction, to_peers, lambda received: own + received.sum(0))
 
 
-class UnderWay:
-    """An exchange that has begun; no other begins before its result is taken."""
+class UnderWay(Generic[Result]):
+    """An exchange that has begun; no other begins before its result is taken.
+
+    Every tower sends each peer a part [...] of its own, and nothing to itself: of large maps that
+    is sooner done than gloo's gathers and sums of all.
+    """
 
     def __init__(
         self,
         link: TowerLink,
         layer: str,
         direction: str,
-        part: Tensor,
-        result: Tensor,
-        send: Callable[..., dist.Work],
-        *,
-        add: bool = False,
+        to_peers: Tensor,  # [T - 1, ...]
+        result_of: Callable[[Tensor], Result],
     ) -> None:
         self._link, self.key = link, (layer, direction)
-        self._result, self._add = result, add
-        part_bytes = part.numel() * part.element_size()
+        self._received, self._result_of = torch.empty_like(to_peers), result_of
+        splits = [int(tower != link.tower) for tower in range(link.towers)]
         began = time.perf_counter()
         with ExitStack() as stack:
-            stack.enter_context(link.watchdog.exchange(layer, direction, part_bytes))
-            self._work = send(group=link.group, async_op=True)
+            watched = link.watchdog.exchange(layer, direction, to_peers[0].nbytes)
+            stack.enter_context(watched)
+            self._work = dist.all_to_all_single(
+                self._received, to_peers, splits, splits, group=link.group, async_op=True
+            )
             self._watched = stack.pop_all()  # it began: what goes wrong from here on, wait tells
         link.traffic.seconds[self.key] += time.perf_counter() - began
-        link.traffic.sent_bytes[self.key] += part_bytes * (link.towers - 1)
+        link.traffic.sent_bytes[self.key] += to_peers.nbytes
 
-    def wait(self) -> Tensor:
-        """The result. Only this time counts as spent in the exchange."""
+    def wait(self) -> Result:
+        """The result. Only the time until it has come counts as spent in the exchange."""
         began = time.perf_counter()
         with self._watched:
             self._work.wait()
         self._link.traffic.seconds[self.key] += time.perf_counter() - began
-        return self._result.sum(0) if self._add else self._result
+        return self._result_of(self._received)
 
 
 def link_of(mesh: Mesh) -> TowerLink:
@@ -112,13 +121,13 @@ class _AllGatherToSharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_shard: Tensor, link: TowerLink, layer: str, direction: str) -> Tensor:
         ctx.link, ctx.layer = link, layer
-        gathered = link.all_gather(x_shard.movedim(1, -1), layer, direction).wait()
-        return gathered.movedim(0, -2).flatten(-2).movedim(-1, 1)  # [T, N, ..., c] → [N, C, ...]
+        parts = link.all_gather(x_shard.movedim(1, -1), layer, direction).wait()
+        return torch.cat(parts, -1).movedim(-1, 1)  # T times [N, ..., c] → [N, C, ...]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_full,) = grads
-        parts = grad_full.movedim(1, -1).unflatten(-1, (ctx.link.towers, -1)).movedim(-2, 0)
+        parts = grad_full.movedim(1, -1).chunk(ctx.link.towers, -1)
         grad = ctx.link.reduce_scatter(parts, ctx.layer, "backward").wait()  # [N, ..., c]
         return grad.movedim(-1, 1), None, None, None
 
@@ -143,8 +152,8 @@ def gather_rows(x_shard: Tensor, own: Share, link: TowerLink, layer: str, direct
         return x_shard.clone(memory_format=torch.contiguous_format)
     padded = x_shard.new_zeros((largest_share(own.total, link.towers), *x_shard.shape[1:]))
     padded[: own.size] = x_shard
-    gathered = link.all_gather(padded, layer, direction).wait()
-    return gathered.flatten(0, 1)[: own.total]  # only the last shares can be short
+    gathered = torch.cat(link.all_gather(padded, layer, direction).wait())
+    return gathered[: own.total]  # only the last shares can be short
 
 
 def all_gather_to_sharded(x_shard: Tensor, link: TowerLink, layer: str) -> Tensor:
@@ -188,7 +197,7 @@ class HiddenGather:
 
     def __init__(self, link: TowerLink, layer: str) -> None:
         self.link, self.layer, self.direction = link, layer, _direction()
-        self.under_way: UnderWay
+        self.under_way: UnderWay[Any]
 
     def begin(self, x_shard: Tensor) -> Tensor:
         x: Tensor = _Begin.apply(x_shard, self)  # type: ignore[no-untyped-call]
@@ -218,15 +227,15 @@ class _End(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gather: HiddenGather) -> tuple[Tensor, ...]:
         ctx.gather = gather
-        gathered = gather.under_way.wait().movedim(-1, 2)  # [T, N, c, ...]
-        tower = gather.link.tower
-        return *gathered[:tower].unbind(), *gathered[tower + 1 :].unbind()
+        gathered, tower = gather.under_way.wait(), gather.link.tower
+        return tuple(x.movedim(-1, 1) for x in (*gathered[:tower], *gathered[tower + 1 :]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
         gather, tower = ctx.gather, ctx.gather.link.tower
-        nothing = torch.zeros_like(grads[0])  # the own product's gradient stays here
-        parts = torch.stack([*grads[:tower], nothing, *grads[tower:]]).movedim(2, -1)
+        nothing = grads[0].new_zeros(())  # the own product's gradient stays here
+        of_peers = [grad.movedim(1, -1) for grad in grads]
+        parts = [*of_peers[:tower], nothing, *of_peers[tower:]]
         gather.under_way = gather.link.reduce_scatter(parts, gather.layer, "backward")
         return None, None
 

@@ -51,7 +51,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
         found = torch.stack([top, total, of_label, tied.to(x.dtype)])
         every = found[None]
         if link.towers > 1:
-            every = link.all_gather(found, "loss", "forward").wait()
+            every = torch.stack(link.all_gather(found, "loss", "forward").wait())
         tops, totals, of_labels, ties = every.unbind(1)  # [T, N] each
         highest = tops.amax(0)
         log_sum = highest + (totals * (tops - highest).exp()).sum(0).log()

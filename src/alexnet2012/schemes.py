@@ -184,11 +184,11 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, link: TowerLink) -> Tensor:
         ctx.link = link
-        return link.all_gather(x, "batch", "forward").wait().flatten(0, 1)
+        return torch.cat(link.all_gather(x, "batch", "forward").wait())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        parts = grads[0].unflatten(0, (ctx.link.towers, -1))
+        parts = grads[0].chunk(ctx.link.towers)
         return ctx.link.reduce_scatter(parts, "batch", "backward").wait(), None
 
 
