@@ -73,6 +73,20 @@ def best_rates(found: Mapping[str, Rates]) -> dict[str, float]:
     return {activation: best_rate(rates) for activation, rates in found.items()}
 
 
+def rates_beyond(found: Mapping[str, Rates], tried: Mapping[str, set[float]]) -> dict[str, float]:
+    """By activation, the double or half of its best rate where nothing beyond that was tried yet.
+
+    One that was tried and not found has failed, as a rate that is far too high does.
+    """
+    beyond = {}
+    for activation, best in best_rates(found).items():
+        if best == max(tried[activation]):
+            beyond[activation] = 2 * best
+        elif best == min(tried[activation]):
+            beyond[activation] = best / 2
+    return beyond
+
+
 def relu_ablation(found: Mapping[str, Rates], command: str) -> Ablation:
     """Curves of each activation at its best rate, of the mean or the first seed."""
     arms = []

@@ -10,7 +10,8 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +26,14 @@ from alexnet2012.launcher import hydra_main, launch
 from alexnet2012.lookalikes import look_alike
 from alexnet2012.paired import finished_runs
 from alexnet2012.provenance import command_of, provenance
-from alexnet2012.relu import Rates, best_rates, read_runs, relu_ablation, relu_measurement
+from alexnet2012.relu import (
+    Rates,
+    best_rates,
+    rates_beyond,
+    read_runs,
+    relu_ablation,
+    relu_measurement,
+)
 from alexnet2012.report import write_report
 from alexnet2012.seeds import seed_measurements
 from alexnet2012.sweeping import Sweeps
@@ -47,7 +55,7 @@ CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 RELU_RATES = (0.002, 0.01)
-CIFAR10_RATES = ("0.0005", "0.001", "0.002", "0.004")
+CIFAR10_RATES = (0.004, 0.008)  # the first two; then further while the best lies at an end
 EXACTNESS_STEPS = 3
 
 
@@ -207,7 +215,7 @@ class Reproduce:
     def _relu_of_the_paper(self) -> None:
         """The four-layer net on all of CIFAR-10, each activation at its best rate."""
         seeds, experiment = self.sweeps.seeds, "relu_cifar10/epochs"
-        rates = best_rates(self._short_runs(seeds[0]))
+        rates = best_rates(self._short_runs())
         runs: list[Path] = []
         for activation, rate in rates.items():
             overrides = [f"model.activation={activation}", f"schedule.rate={rate:g}"]
@@ -220,12 +228,23 @@ class Reproduce:
         )
         self._compare_activations(runs, self.command, scale, caveat)
 
-    def _short_runs(self, seed: int) -> dict[str, Rates]:
-        """A few epochs at every rate."""
-        overrides = ["model.activation=relu,tanh", f"schedule.rate={','.join(CIFAR10_RATES)}"]
-        self.sweeps.train("relu_cifar10/rates", overrides, [seed])
-        runs = self.sweeps.directory("relu_cifar10/rates").glob(f"*/*/{seed}/summary.json")
-        return read_runs(file.parent for file in runs)
+    def _short_runs(self) -> dict[str, Rates]:
+        """A few epochs at every rate, up or down until each activation's best has neighbours."""
+        experiment = "relu_cifar10/rates"
+        tried = {activation: set(CIFAR10_RATES) for activation in ("relu", "tanh")}
+        new: Mapping[str, Iterable[float]] = tried
+        while new:
+            for activation, rates in new.items():
+                chosen = ",".join(f"{rate:g}" for rate in sorted(rates))
+                overrides = [f"model.activation={activation}", f"schedule.rate={chosen}"]
+                with suppress(subprocess.CalledProcessError):  # too high a rate ends in NaN
+                    self.sweeps.train(experiment, overrides)
+            runs = self.sweeps.directory(experiment).glob("*/*/*/summary.json")
+            found = read_runs(file.parent for file in runs)
+            new = {activation: {rate} for activation, rate in rates_beyond(found, tried).items()}
+            for activation, rates in new.items():
+                tried[activation].update(rates)
+        return found
 
     def _compare_activations(
         self, runs: Sequence[Path], command: str, scale: Scale, caveat: str | None

@@ -13,6 +13,7 @@ from alexnet2012.relu import (
     Errors,
     best_rate,
     epochs_to,
+    rates_beyond,
     read_runs,
     relu_ablation,
     relu_measurement,
@@ -31,6 +32,20 @@ def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, bool 
     }
     measurement = relu_measurement(found, Scale.reduced, "made up", "…")
     return measurement.value, measurement.numbers.get("ratio"), measurement.agrees
+
+
+def test_a_best_rate_at_an_end_of_those_tried_asks_for_one_further() -> None:
+    rates = {0.004: {0: falling(9)}, 0.008: {0: falling(7)}}
+    tried = {0.004, 0.008}
+    assert rates_beyond(
+        {"relu": rates, "tanh": rates}, {"relu": tried, "tanh": {*tried, 0.016}}
+    ) == {
+        "relu": 0.016  # of tanh .016 was tried and failed
+    }
+    rates = {0.004: {0: falling(6)}, 0.008: {0: falling(7)}}
+    assert rates_beyond(
+        {"relu": rates, "tanh": rates}, {"relu": tried, "tanh": {*tried, 0.002}}
+    ) == {"relu": 0.002}
 
 
 def test_the_epoch_is_the_first_at_or_below_the_threshold() -> None:
