@@ -225,8 +225,8 @@ def train_with_swapped_towers() -> dict[str, Any]:
     """The peer's activations first: every tower reads the right maps in the wrong order."""
     wait = collectives.UnderWay.wait
 
-    def swapped(self: Any) -> Tensor:
-        return wait(self) if "backward" in self.key else wait(self).flip(0)
+    def swapped(self: Any) -> Any:
+        return wait(self) if "backward" in self.key else wait(self)[::-1]
 
     with patch.object(collectives.UnderWay, "wait", swapped):
         return train_ten_steps("paper")
