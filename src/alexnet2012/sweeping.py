@@ -20,9 +20,14 @@ SIZES = {
     "quick/full_size": 256,
     "quick/reduced": 128,
     "quick/relu": 72,
+    "lrn_cifar10/quick": 72,
     **dict.fromkeys(("relu_cifar10/rates", "relu_cifar10/epochs"), 32),
+    **dict.fromkeys(("lrn_cifar10/reduced", "lrn_cifar10/full"), 32),
     **dict.fromkeys(("effects/quick", "effects/reduced", "pretrain/quick", "pretrain/reduced"), 72),
     **dict.fromkeys(("effects/full", "pretrain/full"), 256),
+}
+CIFAR10_CLASSES = {
+    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 
 
@@ -88,6 +93,12 @@ class Sweeps:
         # Two show the form; a verdict takes more.
         count = self.config.seeds or (2 if self.config.budget is Budget.quick else 5)
         return [self.config.seed + index for index in range(count)]
+
+    @property
+    def has_cifar10(self) -> bool:
+        """Whether there are the time and the pictures for what the paper did on CIFAR-10."""
+        quick = self.config.budget is Budget.quick
+        return not quick and set(self.pictures.classes) == CIFAR10_CLASSES
 
     def scale(self, what: str) -> tuple[Scale, str | None]:
         """How far the paired runs go, and what to say of it."""
