@@ -227,7 +227,8 @@ class Reproduce:
         """A few epochs at every rate."""
         overrides = ["model.activation=relu,tanh", f"schedule.rate={','.join(CIFAR10_RATES)}"]
         self.sweeps.train("relu_cifar10/rates", overrides, [seed])
-        runs = self.sweeps.directory("relu_cifar10/rates").glob(f"*/*/{seed}/summary.json")
+        folder = self.sweeps.directory("relu_cifar10/rates")
+        runs = (run for r in CIFAR10_RATES for run in folder.glob(f"*/{r}/{seed}/summary.json"))
         return read_runs(file.parent for file in runs)
 
     def _compare_activations(
@@ -251,9 +252,10 @@ class Reproduce:
     def _ablated(self, sweep: str, budget: Budget) -> tuple[Sweep, str]:
         """The runs of every ablation that claims take of a sweep, and what repeats them."""
         experiment = f"{sweep}/{budget}"
-        arms = ",".join((effects.BASE, *arms_of(sweep)))
-        command = self.sweeps.train(experiment, [f"ablation={arms}"], self.sweeps.seeds)
-        return effects.read_sweep(self.sweeps.directory(experiment), self.sweeps.seeds), command
+        arms = (effects.BASE, *arms_of(sweep))
+        command = self.sweeps.train(experiment, [f"ablation={','.join(arms)}"], self.sweeps.seeds)
+        runs = effects.read_sweep(self.sweeps.directory(experiment), self.sweeps.seeds)
+        return {arm: runs[arm] for arm in arms if arm in runs}, command
 
     def effects(self) -> None:
         runs, command = self._ablated("effects", self.config.budget)

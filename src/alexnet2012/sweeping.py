@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from alexnet2012.choices import NAMED_SOURCES, Budget
 from alexnet2012.claims import Scale
-from alexnet2012.config import PrepareConfig, ReproduceConfig
+from alexnet2012.config import ConfigError, PrepareConfig, ReproduceConfig
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
+from alexnet2012.launcher import be_killed_with_parent
 from alexnet2012.provenance import source_name
 
 # Pixels of the store that an experiment reads.
@@ -56,7 +58,14 @@ class Sweeps:
         Raises:
             CalledProcessError: a run failed. With ``seeds`` that is a warning: what did end is
                 compared all the same, and the same command tries the others again.
+            ConfigError: runs on other pictures lie there, which would be taken for these.
         """
+        store = self.store(experiment)
+        for summary in self.directory(experiment).rglob("summary.json"):
+            found = json.loads(summary.read_text(encoding="utf-8"))
+            if found.get("store_fingerprint", store.fingerprint) != store.fingerprint:
+                remedy = f"{summary.parent} was trained on other pictures; take another place"
+                raise ConfigError("out", self.out, remedy)
         arguments = [
             f"experiment={experiment}",
             f"seed={','.join(map(str, seeds or [self.config.seed]))}",
@@ -64,7 +73,7 @@ class Sweeps:
         ]
         where = [
             "data=store",
-            f"data.store={_quoted(self.store(experiment).root)}",
+            f"data.store={_quoted(store.root)}",
             f"hydra.sweep.dir={_quoted(self.directory(experiment))}",
         ]
         try:
@@ -116,7 +125,7 @@ class Sweeps:
 
 def _run_child(command: Sequence[str]) -> None:
     """Run a training to its end; whatever ends this process first ends it and its workers too."""
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, preexec_fn=be_killed_with_parent) as child:
         try:
             code = child.wait()
         except BaseException:
