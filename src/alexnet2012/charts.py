@@ -136,7 +136,7 @@ def claimed_and_measured(row: dict[str, Any], reproduction: Reproduction) -> Mar
         return Markup("")
     lines = [
         Interval(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
-        for e in reproduction.get("effects", [])
+        for e in (*reproduction.get("effects", []), *reproduction.get("cifar10_effects", []))
         if e["arm"] in claim["arms"] and e["metric"] == claim["metric"]
     ]
     if not lines:

@@ -66,6 +66,7 @@ class EffectClaim:
     metric: str  # top1_error_pct or train_error_pct
     claimed_points: float | None  # None: that it costs, not how much
     source: str  # whose number it is
+    sweep: str = "effects"  # of conf/experiment: what has these ablations
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,6 @@ class Claim:
     needs: str | None  # what full scale takes
     command: str | None  # what would measure it at full scale
     effect: EffectClaim | None = None  # where the claim is that something lowers an error
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The ablations that it takes."""
-        return () if self.effect is None else self.effect.arms
 
 
 @dataclass(frozen=True)
@@ -169,6 +165,14 @@ def load_differences() -> tuple[Difference, ...]:
     return tuple(
         Difference(d["item"], d["paper"], d["code"], tuple(d["settings"]))
         for d in _yaml()["differences"]
+    )
+
+
+def arms_of(sweep: str) -> tuple[str, ...]:
+    """The ablations that all claims take of a sweep."""
+    effects = (claim.effect for claim in load_claims())
+    return tuple(
+        arm for effect in effects if effect and effect.sweep == sweep for arm in effect.arms
     )
 
 

@@ -28,14 +28,13 @@ class Kept(NamedTuple):
 
     input: bool = False
     output: bool = False
-    maps: int = 0  # of its own, as large as its input
     indices: bool = False  # of each output number
 
 
 KEPT = {
     Step.activation: Kept(output=True),
     Step.lrn: Kept(input=True),  # from which backward has the denominators again
-    Step.spatial_norm: Kept(input=True, maps=3),  # squares, denominators, their powers
+    Step.spatial_norm: Kept(input=True),
     Step.max_pool: Kept(input=True, indices=True),
     Step.average_pool: Kept(input=True),
 }
@@ -177,7 +176,7 @@ def _layer_cost(
     operands, touched, other_bytes, is_kept = read + now, 0, 0, False
     for step in conv.after if conv else [Step.activation] if hidden else []:
         keeps = KEPT[step]
-        kept += now * (keeps.maps + (keeps.input and not is_kept))
+        kept += now * (keeps.input and not is_kept)
         touched += 2 * now
         if step in (Step.max_pool, Step.average_pool):
             now = result_full // towers

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from alexnet2012.claims import Claim, Measurement, Scale, direction, load_claims, support_word
 from alexnet2012.config import ConfigError
-from alexnet2012.findings import Effect
+from alexnet2012.findings import Ablation, Arm, Effect
 from alexnet2012.paired import Difference
 from alexnet2012.tracking import read_records
 
@@ -41,13 +41,16 @@ class Result:
     train_errors: Sequence[float] = ()  # per cent, of each epoch
 
 
-def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> dict[str, dict[int, Result]]:
+Sweep = dict[str, dict[int, Result]]  # by ablation and seed
+
+
+def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
     """The finished runs of a sweep, of all seeds or of some, by ablation and seed.
 
     Raises:
         ConfigError: none is there, or they differ in more than an ablation.
     """
-    runs: dict[str, dict[int, Result]] = {}
+    runs: Sweep = {}
     for summary in sorted(directory.glob("*/*/summary.json")):
         result = _read(summary.parent)
         if seeds is not None and result.settings["seed"] not in seeds:
@@ -69,7 +72,7 @@ def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> dict[str,
     return runs
 
 
-def effects(runs: dict[str, dict[int, Result]]) -> list[Effect]:
+def effects(runs: Sweep) -> list[Effect]:
     """For each ablation and metric the mean of (without - with) over the seeds of both."""
     found = []
     for arm in sorted(runs.keys() - {BASE}):
@@ -90,7 +93,7 @@ def effects(runs: dict[str, dict[int, Result]]) -> list[Effect]:
     return found
 
 
-def learning_curves(runs: dict[str, dict[int, Result]]) -> dict[str, list[float]]:
+def learning_curves(runs: Sweep) -> dict[str, list[float]]:
     """Training error of each epoch, per cent, mean over the seeds, by ablation."""
     return {
         arm: [
@@ -99,6 +102,27 @@ def learning_curves(runs: dict[str, dict[int, Result]]) -> dict[str, list[float]
         ]
         for arm, results in runs.items()
     }
+
+
+def ablation(runs: Sweep, name: str, title: str, command: str) -> Ablation:
+    """A whole sweep as one comparison: learning curves, and errors at the end, means over seeds."""
+    curves = learning_curves({BASE: runs[BASE], **runs})
+    return Ablation(
+        name=name,
+        title=title,
+        arms=[
+            Arm(
+                label=arm,
+                epochs=[float(i + 1) for i in range(len(curve))],
+                train_error_pct=curve,
+                top1_error_pct=fmean(r.errors["top1_error_pct"] for r in runs[arm].values()),
+            )
+            for arm, curve in curves.items()
+        ],
+        n_seeds=min(len(results) for results in runs.values()),
+        note=f"{described(runs)}.",
+        command=command,
+    )
 
 
 def supports(effect: Effect) -> bool | None:
@@ -125,7 +149,7 @@ def effect_measurements(
     return measurements
 
 
-def described(runs: dict[str, dict[int, Result]]) -> str:
+def described(runs: Sweep) -> str:
     """The net and its training, in one line."""
     settings = next(iter(runs[BASE].values())).settings
     model, schedule = settings["model"], settings["schedule"]
@@ -158,10 +182,14 @@ def _measurement(
     first = chosen[0]
     n_seeds = min(len(effect["seeds"]) for effect in chosen)
     claimed = claim.effect.claimed_points
+    value = "; ".join(f"{e['arm']}: {_with_interval(e)} points {words}" for e in chosen)
+    if len(chosen) == 1:
+        base = first["base_mean_pct"]
+        value += f": {base + first['mean_points']:.2f} against {base:.2f}"
     note = f"{claim.effect.source} has {claimed:+.2f} points" if claimed is not None else ""
     return Measurement(
         claim=claim.id,
-        value="; ".join(f"{e['arm']}: {_with_interval(e)} points {words}" for e in chosen),
+        value=value,
         scale=scale,
         command=command,
         numbers={f"{e['arm']}_{metric}_points": e["mean_points"] for e in chosen},

@@ -180,6 +180,7 @@ class Reproduction(TypedDict, total=False):
     ablations: list[Ablation]
     effects: list[Effect]
     effects_caption: str  # the net and its training
+    cifar10_effects: list[Effect]  # of the four-layer net, which has ablations of its own
     learning_curves: dict[str, list[float]]  # training error by epoch, per cent, by ablation
     measurements: list[dict[str, Any]]  # Measurement.to_json()
     warnings: list[str]  # what failed or was left out, in plain words

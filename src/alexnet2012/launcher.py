@@ -189,11 +189,16 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
 
 def end_with_parent() -> None:
     """A launcher that is killed cannot end its ranks; the system then does."""
-    set_parent_death_signal = 1  # sys/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    be_killed_with_parent()
     parent = multiprocessing.parent_process()  # none under torchrun
     if parent is not None and parent.pid != os.getppid():  # it has ended already
         os._exit(EXIT_FAILURE)
+
+
+def be_killed_with_parent() -> None:
+    """From now on, whatever ends the parent."""
+    set_parent_death_signal = 1  # sys/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _cause(error: ChildFailedError, folder: Path) -> ConfigError | RunError:

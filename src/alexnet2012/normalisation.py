@@ -1,6 +1,7 @@
 """Response normalisation: over neighbouring maps (the paper's), or over neighbouring pixels.
 
 Legend: N images, C channels, H×W pixels, M = N·H·W, t towers in this process, c channels of each.
+Pieces to work on are [M, t, c] where a window holds maps, [n, C, H, W] where it holds pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BLOCK = 2**18  # numbers of a map that are worked on at a time on a CPU: they st
 
 
 class _Formula(NamedTuple):
-    """d = k + s·W(x²), W the sum over a window of neighbouring maps."""
+    """d = k + s·W(x²), W the sum over a window of neighbouring maps, or pixels of a map."""
 
     size: int
     scale: float
@@ -27,7 +28,7 @@ class _Formula(NamedTuple):
     k: float
 
 
-class _LocalResponseNorm(torch.autograd.Function):
+class _ResponseNorm(torch.autograd.Function):
     """y = x·d^-β.
 
     Backward: gx = g·d^-β - 2·s·β·x·W(g·x·d^(-β-1)); W is its own transpose. Only x is kept: to
@@ -35,13 +36,13 @@ class _LocalResponseNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, formula: _Formula, towers: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, formula: _Formula, towers: int | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.formula, ctx.towers = formula, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        normalised = _fused(_normalised, x.device)
-        for x_rows, y_rows in _blocks(towers, x, y):
-            y_rows.copy_(normalised(x_rows, formula))
+        normalised = _fused(_normalised, x, towers)
+        for x_piece, y_piece in _blocks(towers, x, y):
+            y_piece.copy_(normalised(x_piece, formula))
         return y
 
     @staticmethod
@@ -49,20 +50,19 @@ class _LocalResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        gradient = _fused(_gradient, x.device)
-        for x_rows, grad_rows, out_rows in _blocks(ctx.towers, x, grad, grad_x):
-            out_rows.copy_(gradient(x_rows, grad_rows, ctx.formula))
+        gradient = _fused(_gradient, x, ctx.towers)
+        for x_piece, grad_piece, out_piece in _blocks(ctx.towers, x, grad, grad_x):
+            out_piece.copy_(gradient(x_piece, grad_piece, ctx.formula))
         return grad_x, None, None
 
 
 def _normalised(x: Tensor, formula: _Formula) -> Tensor:
-    """[M, t, c] → [M, t, c]."""
     x = _wide(x)
     return _to_minus(_denominator(x, formula), formula.beta).mul_(x)
 
 
 def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
-    """[M, t, c], gradient of the result → gradient of x."""
+    """The gradient of the result → that of x."""
     x, grad = _wide(x), _wide(grad)
     denominator = _denominator(x, formula)
     direct = _to_minus(denominator, formula.beta).mul_(grad)
@@ -70,9 +70,9 @@ def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
     return direct.addcmul_(x, crossed, value=-2 * formula.scale * formula.beta)
 
 
-def _fused(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """On a GPU one kernel that goes through memory once; on a CPU the blocks do that."""
-    return _compiled(function) if device.type == "cuda" else function
+def _fused(function: Callable[..., Tensor], x: Tensor, towers: int | None) -> Callable[..., Tensor]:
+    """On a GPU one kernel through memory, unless it pools; on a CPU the blocks do that."""
+    return _compiled(function) if x.is_cuda and towers is not None else function
 
 
 @cache
@@ -91,7 +91,9 @@ def _to_minus(x: Tensor, exponent: float) -> Tensor:
 
 
 def _window_sum(x: Tensor, size: int) -> Tensor:
-    """Over ``size`` maps centred on each, cut off at a tower's edges: [M, t, c] → [M, t, c]."""
+    """Over ``size`` maps or ``size`` × ``size`` pixels centred on each, cut off at the edges."""
+    if x.dim() == 4:
+        return F.avg_pool2d(x, size, stride=1, padding=size // 2, divisor_override=1)
     total = x.clone()
     for shift in range(1, min(size // 2 + 1, x.shape[2])):
         total[..., shift:] += x[..., :-shift]
@@ -104,14 +106,16 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def _blocks(towers: int, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equal pieces [M', t, c] of maps [N, C, H, W] that lie channels last; on a GPU, one."""
-    rows = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
+def _blocks(towers: int | None, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equal pieces of maps [N, C, H, W] that lie channels last; on a GPU, one."""
+    pieces = list(maps)
+    if towers is not None:
+        pieces = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
     if maps[0].is_cuda or torch.compiler.is_exporting():  # a graph is for any number of images
-        yield tuple(rows)
+        yield tuple(pieces)
         return
-    step = max(1, BLOCK // maps[0].shape[1])
-    yield from zip(*(r.split(step) for r in rows), strict=True)
+    step = max(1, BLOCK // pieces[0].shape[1:].numel())
+    yield from zip(*(p.split(step) for p in pieces), strict=True)
 
 
 def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor:
@@ -119,16 +123,17 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor
 
     Source: paper sec. 3.3; windows never cross the towers.
     """
-    scale = norm.alpha / norm.size if norm.divide_by_window else norm.alpha
-    formula = _Formula(norm.size, scale, norm.beta, norm.k)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y: Tensor = _LocalResponseNorm.apply(x, formula, towers_here)  # type: ignore[no-untyped-call]
-    return y
+    return _response_norm(x, norm, norm.size, towers_here)
 
 
 def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
     """Over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W]. Source: 2012 code."""
-    window = norm.size**2
-    sums = F.avg_pool2d(x * x, norm.size, stride=1, padding=norm.size // 2) * window
+    return _response_norm(x, norm, norm.size**2, None)
+
+
+def _response_norm(x: Tensor, norm: NormConfig, window: int, towers: int | None) -> Tensor:
     scale = norm.alpha / window if norm.divide_by_window else norm.alpha
-    return x * (norm.k + scale * sums).pow(-norm.beta)
+    formula = _Formula(norm.size, scale, norm.beta, norm.k)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y: Tensor = _ResponseNorm.apply(x, formula, towers)  # type: ignore[no-untyped-call]
+    return y

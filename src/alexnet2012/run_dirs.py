@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from alexnet2012.agreement import on_rank_0
 from alexnet2012.backends import check_backends
 from alexnet2012.choices import Decoder, Device, Precision
 from alexnet2012.config import ConfigError, TrainConfig
-from alexnet2012.data.store import Store
+from alexnet2012.data.store import Store, fingerprint
 from alexnet2012.files import replace_text
 from alexnet2012.mesh import Mesh
 from alexnet2012.snapshot import Progress, plain
@@ -49,6 +50,9 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
         checkpoint.read_progress(Path(str(config.resume)))
     if config.init_from is not None:
         path = Path(config.init_from)
+        if (path / SETTINGS).is_file() and not (path / SUMMARY).is_file():
+            remedy = "is a run that has not ended; end it first, or name one of its checkpoints"
+            raise ConfigError("init_from", path, remedy)
         checkpoint.read_progress(checkpoint.newest(path) or path)
     there = config.mesh.device is not Device.cpu and torch.cuda.is_available()
     if config.data.decoder is Decoder.gpu and not there:
@@ -85,8 +89,15 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
 
 
 def is_finished(config: TrainConfig, run_dir: Path) -> bool:
-    """Whether a run of the same settings has come to its end there."""
-    return (run_dir / SUMMARY).is_file() and complete(_settings(run_dir)) == flat(plain(config))
+    """Whether a run of the same settings, on the pictures of now, has come to its end there."""
+    file = run_dir / SUMMARY
+    if not file.is_file() or complete(_settings(run_dir)) != flat(plain(config)):
+        return False
+    store = Path(str(config.data.store))
+    if not (store / "manifest.json").is_file():
+        return True
+    now = fingerprint(store)
+    return bool(json.loads(file.read_text(encoding="utf-8")).get("store_fingerprint", now) == now)
 
 
 def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from alexnet2012.choices import NAMED_SOURCES, Budget
 from alexnet2012.claims import Scale
-from alexnet2012.config import PrepareConfig, ReproduceConfig
+from alexnet2012.config import ConfigError, PrepareConfig, ReproduceConfig
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
+from alexnet2012.launcher import be_killed_with_parent
 from alexnet2012.provenance import source_name
 
 # Pixels of the store that an experiment reads.
@@ -20,9 +22,14 @@ SIZES = {
     "quick/full_size": 256,
     "quick/reduced": 128,
     "quick/relu": 72,
+    "lrn_cifar10/quick": 72,
     **dict.fromkeys(("relu_cifar10/rates", "relu_cifar10/epochs"), 32),
+    **dict.fromkeys(("lrn_cifar10/reduced", "lrn_cifar10/full"), 32),
     **dict.fromkeys(("effects/quick", "effects/reduced", "pretrain/quick", "pretrain/reduced"), 72),
     **dict.fromkeys(("effects/full", "pretrain/full"), 256),
+}
+CIFAR10_CLASSES = {
+    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 
 
@@ -51,7 +58,14 @@ class Sweeps:
         Raises:
             CalledProcessError: a run failed. With ``seeds`` that is a warning: what did end is
                 compared all the same, and the same command tries the others again.
+            ConfigError: runs on other pictures lie there, which would be taken for these.
         """
+        store = self.store(experiment)
+        for summary in self.directory(experiment).rglob("summary.json"):
+            found = json.loads(summary.read_text(encoding="utf-8"))
+            if found.get("store_fingerprint", store.fingerprint) != store.fingerprint:
+                remedy = f"{summary.parent} was trained on other pictures; take another place"
+                raise ConfigError("out", self.out, remedy)
         arguments = [
             f"experiment={experiment}",
             f"seed={','.join(map(str, seeds or [self.config.seed]))}",
@@ -59,7 +73,7 @@ class Sweeps:
         ]
         where = [
             "data=store",
-            f"data.store={_quoted(self.store(experiment).root)}",
+            f"data.store={_quoted(store.root)}",
             f"hydra.sweep.dir={_quoted(self.directory(experiment))}",
         ]
         try:
@@ -89,6 +103,12 @@ class Sweeps:
         count = self.config.seeds or (2 if self.config.budget is Budget.quick else 5)
         return [self.config.seed + index for index in range(count)]
 
+    @property
+    def has_cifar10(self) -> bool:
+        """Whether there are the time and the pictures for what the paper did on CIFAR-10."""
+        quick = self.config.budget is Budget.quick
+        return not quick and set(self.pictures.classes) == CIFAR10_CLASSES
+
     def scale(self, what: str) -> tuple[Scale, str | None]:
         """How far the paired runs go, and what to say of it."""
         full = self.config.budget is Budget.full and len(self.pictures.classes) == 1000
@@ -105,7 +125,7 @@ class Sweeps:
 
 def _run_child(command: Sequence[str]) -> None:
     """Run a training to its end; whatever ends this process first ends it and its workers too."""
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, preexec_fn=be_killed_with_parent) as child:
         try:
             code = child.wait()
         except BaseException:

@@ -303,5 +303,6 @@ class Trainer:
             "world_size": self.mesh.world_size,
             "device": str(self.mesh.device),
             "commit": self._commit,
+            "store_fingerprint": self.store.fingerprint,
             **self.throughput.summary(self.model.link.traffic, self.mesh.towers),
         }

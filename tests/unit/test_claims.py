@@ -28,8 +28,8 @@ from alexnet2012.config import EvaluateConfig, PrepareConfig, TrainConfig
 
 IDS = [
     "data", "size", "fig2", "conv-share", "lsvrc2010", "lsvrc2010-1crop", "table1", "table2",
-    "pretrain", "imagenet2009", "relu", "two-gpu", "lrn", "overlap", "augment", "lighting",
-    "dropout", "decay", "recipe", "time", "depth", "fig3", "fig4", "crosslinks",
+    "pretrain", "imagenet2009", "relu", "two-gpu", "lrn", "lrn-cifar10", "overlap", "augment",
+    "lighting", "dropout", "decay", "recipe", "time", "depth", "fig3", "fig4", "crosslinks",
 ]  # fmt: skip
 CLAIMS = {claim.id: claim for claim in load_claims()}
 
@@ -57,7 +57,8 @@ def test_every_claim_is_there_exactly_once() -> None:
      ("pretrain", "paper", "15 22,000"), ("pretrain", "code", "146"),
      ("imagenet2009", "paper", "67.4 40.9"), ("relu", "paper", "6"), ("relu", "article", "6"),
      ("two-gpu", "paper", "1.7 1.2"), ("two-gpu", "code", "39.17 18.23 1.70 1.23"),
-     ("lrn", "paper", "1.4 1.2 13 11"), ("lrn", "code", "42.03 19.36 1.37 1.15"),
+     ("lrn", "paper", "1.4 1.2"), ("lrn", "code", "42.03 19.36 1.37 1.15"),
+     ("lrn-cifar10", "paper", "13 11"), ("lrn-cifar10", "code", "13 11"),
      ("overlap", "paper", "0.4 0.3"), ("overlap", "code", "41.06 18.51 0.39 0.30"),
      ("overlap", "article", "0.4 0.3"), ("augment", "paper", "2,048"), ("lighting", "paper", "0.1"),
      ("lighting", "code", "12.2 3.7 2.0"), ("dropout", "paper", "0.5 2"),

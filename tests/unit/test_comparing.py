@@ -44,7 +44,7 @@ def test_two_measurements_of_a_claim(
     first: Reproduction, second: Reproduction, outcome: Outcome
 ) -> None:
     rows = compare(first, second)
-    assert len(rows) == 24
+    assert len(rows) == 25
     assert {row.claim: row.outcome for row in rows}["relu"] is outcome
     assert all(row.outcome is Outcome.neither for row in rows if row.claim != "relu")
 

@@ -15,6 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from alexnet2012 import config, config_use
+from alexnet2012.choices import Budget
+from alexnet2012.claims import load_claims
 from alexnet2012.launcher import compose_config
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +93,13 @@ def test_files_that_are_named_are_there(page: Path) -> None:
     for name in named:
         if "NAME" not in name:
             assert (ROOT / name).is_file(), name
+
+
+def test_every_claim_has_a_line_that_says_how_it_is_measured() -> None:
+    rows = re.findall(r"^\| (`.+?`) \|", (ROOT / "docs" / "ledger.md").read_text("utf-8"), re.M)
+    named = [claim for row in rows for claim in re.findall(r"`([\w-]+)`", row)]
+    budgets = {str(budget) for budget in Budget}
+    assert sorted(set(named) - budgets) == sorted(claim.id for claim in load_claims())
 
 
 def test_the_site_builds(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012.claims import Scale, load_claims
+from alexnet2012.choices import Step
+from alexnet2012.claims import Scale, arms_of, load_claims
 from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.effects import (
     BASE,
     Result,
+    ablation,
     effect_measurements,
     effect_table,
     effects,
@@ -25,7 +28,7 @@ from alexnet2012.effects import (
 from alexnet2012.launcher import compose_config
 from alexnet2012.snapshot import plain
 
-ARMS = [arm for claim in load_claims() for arm in claim.arms]
+ARMS = arms_of("effects")
 SEEDS = range(5)
 
 
@@ -79,7 +82,7 @@ def said(runs: dict[str, dict[int, Result]]) -> dict[str, bool | None]:
     return {m.claim: m.agrees for m in measurements}
 
 
-CLAIMS = {claim.id for claim in load_claims() if claim.effect is not None}
+CLAIMS = {c.id for c in load_claims() if c.effect is not None and c.effect.sweep == "effects"}
 
 
 def test_every_ablation_of_a_claim_is_there() -> None:
@@ -108,6 +111,35 @@ def test_noise_alone_supports_almost_nothing() -> None:
         supported += sum(agrees is True for agrees in said(runs).values())
     # Of claims without any effect 95% intervals support 1 in 40: 22 of 900, give or take 5.
     assert supported < 22 + 4 * 5
+
+
+def test_the_four_layer_net_has_a_claim_of_its_own() -> None:
+    (arm,) = arms_of("lrn_cifar10")
+    runs = {arm: {s: result(s, 13.0 + s, 9) for s in SEEDS}}
+    runs[BASE] = {s: result(s, 11.0 + s, 9) for s in SEEDS}
+    (measured,) = effect_measurements(effects(runs), Scale.reduced, "tiny", "…")
+    assert (measured.claim, measured.agrees) == ("lrn-cifar10", True)
+    assert measured.value == f"{arm}: +2.00 (+2.0 to +2.0) points top-1: 15.00 against 13.00"
+
+
+def test_the_four_layer_net_loses_its_normalisation_and_nothing_else() -> None:
+    words = ["experiment=lrn_cifar10/reduced"]
+    recipe = compose_config("train", TrainConfig, words)[0].recipe
+    without = compose_config("train", TrainConfig, [*words, "ablation=no_lrn_cifar10"])[0].recipe
+    for conv in (recipe.conv1, recipe.conv2):
+        assert conv.after.pop() is Step.lrn
+    assert recipe == without
+
+
+def test_a_comparison_shows_the_whole_first_and_the_means_at_the_end() -> None:
+    runs = sweep({"no_lrn": 2.0})
+    for results in runs.values():
+        for seed, run in results.items():
+            results[seed] = replace(run, settings=SETTINGS[BASE], train_errors=(50.0, 40.0 + seed))
+    arms = ablation({"no_lrn": runs["no_lrn"], BASE: runs[BASE]}, "lrn", "LRN", "…")["arms"]
+    assert [arm["label"] for arm in arms] == [BASE, "no_lrn"]
+    assert [arm["train_error_pct"] for arm in arms] == [[50.0, 42.0]] * 2
+    assert arms[1]["top1_error_pct"] - arms[0]["top1_error_pct"] == pytest.approx(2, abs=0.5)
 
 
 def test_one_layer_that_can_be_spared_is_enough_to_doubt_depth() -> None:

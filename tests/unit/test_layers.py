@@ -137,6 +137,26 @@ def test_spatial_norm_sums_a_square_of_the_same_map() -> None:
     torch.testing.assert_close(spatial_norm(x, SPATIAL), want, **BOUND)
 
 
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+def test_spatial_norms_gradient_is_that_of_its_forward(beta: float) -> None:
+    norm = NormConfig(size=3, alpha=0.3, beta=beta, k=1.0, divide_by_window=True)
+    x = numbers(2, 3, 4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: spatial_norm(x, norm), x)
+
+
+def test_spatial_norm_works_in_blocks_of_any_size_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = numbers(5, 2, 7, 6).requires_grad_()
+
+    def both() -> tuple[Tensor, Tensor]:
+        y = spatial_norm(x, SPATIAL)
+        return y, torch.autograd.grad(y, x, numbers(*y.shape, seed=1))[0]
+
+    whole = both()
+    for pictures in (1, 2):
+        monkeypatch.setattr(normalisation, "BLOCK", pictures * x[0].numel())
+        assert all(map(torch.equal, both(), whole))
+
+
 def test_spatial_norm_multiplies_the_plain_sum_where_it_is_not_divided() -> None:
     plain = NormConfig(size=3, alpha=0.3, beta=0.5, k=1.0, divide_by_window=False)
     x = torch.full((1, 1, 3, 3), 2.0, dtype=torch.float64)

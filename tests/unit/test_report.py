@@ -100,8 +100,8 @@ def test_the_page_fetches_nothing(tmp_path: Path) -> None:
 
 def test_an_empty_reproduction_still_shows_the_whole_ledger(tmp_path: Path) -> None:
     page = page_of({}, tmp_path)
-    assert sum(tag == "article" for tag, _ in page.tags) == 24
-    assert page.text.count("Not measured") == 24
+    assert sum(tag == "article" for tag, _ in page.tags) == 25
+    assert page.text.count("Not measured") == 25
 
 
 def test_every_anchor_leads_somewhere_and_no_id_is_there_twice(tmp_path: Path) -> None:
@@ -141,6 +141,16 @@ def test_a_claim_shows_its_effect_below_what_is_claimed() -> None:
     assert rows["dropout"]["figures"] == rows["size"]["figures"] == []
 
 
+def test_the_effect_on_cifar10_stands_in_a_row_of_its_own() -> None:
+    reproduction = small()
+    effect = {"arm": "no_lrn_cifar10", "metric": "top1_error_pct", "seeds": [0, 1, 2],
+              "mean_points": 1.5, "interval_points": (1.0, 2.0), "base_mean_pct": 40.0}  # fmt: skip
+    reproduction["cifar10_effects"] = [effect]  # type: ignore[list-item]
+    rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
+    assert "the paper +2.0, no_lrn_cifar10 +1.5" in rows["lrn-cifar10"]["figures"][0]
+    assert rows["lrn"]["figures"] == []
+
+
 def test_a_claim_shows_how_training_went_with_the_thing_and_without() -> None:
     reproduction = small()
     reproduction["learning_curves"] = {"none": [60.0, 40.0], "no_lrn": [70.0, 55.0]}
@@ -177,7 +187,7 @@ def test_saved_files_render_the_same_page(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
-    assert len(json.loads((tmp_path / "ledger.json").read_text())["rows"]) == 24
+    assert len(json.loads((tmp_path / "ledger.json").read_text())["rows"]) == 25
 
 
 def test_a_diverged_run_is_saved_and_rendered(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""ReLU against tanh on CIFAR-10, as the paper has it: each activation at its best rate.
+
+Short runs find the rates, runs to the paper's training error follow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from alexnet2012.paired import finished_runs
+from alexnet2012.relu import Rates, best_rates, rates_beyond, read_runs
+from alexnet2012.sweeping import Sweeps
+
+RATES, EPOCHS = "relu_cifar10/rates", "relu_cifar10/epochs"
+FIRST_RATES = (0.004, 0.008)  # then further while the best lies at an end
+
+
+def train(sweeps: Sweeps) -> list[Path]:
+    """The finished runs of the four-layer net, over seeds."""
+    runs: list[Path] = []
+    for activation, rate in best_rates(_short_runs(sweeps)).items():
+        overrides = [f"model.activation={activation}", f"schedule.rate={rate:g}"]
+        sweeps.train(EPOCHS, overrides, sweeps.seeds)
+        arm = sweeps.directory(EPOCHS) / activation / f"{rate:g}"
+        runs += finished_runs(arm.parent, arm.name, sweeps.seeds).values()
+    return runs
+
+
+def _short_runs(sweeps: Sweeps) -> dict[str, Rates]:
+    """A few epochs at every rate, up or down until each activation's best has neighbours."""
+    tried = {activation: set(FIRST_RATES) for activation in ("relu", "tanh")}
+    new: Mapping[str, Iterable[float]] = tried
+    while new:
+        for activation, rates in new.items():
+            chosen = ",".join(f"{rate:g}" for rate in sorted(rates))
+            with suppress(subprocess.CalledProcessError):  # too high a rate ends in NaN
+                sweeps.train(RATES, [f"model.activation={activation}", f"schedule.rate={chosen}"])
+        found = read_runs(
+            run
+            for activation, rates in tried.items()
+            for rate in rates
+            for run in finished_runs(
+                sweeps.directory(RATES) / activation, f"{rate:g}", sweeps.seeds[:1]
+            ).values()
+        )
+        new = {activation: {rate} for activation, rate in rates_beyond(found, tried).items()}
+        for activation, rates in new.items():
+            tried[activation].update(rates)
+    return found

@@ -1,0 +1,142 @@
+"""Sweeps that are begun again: what was finished counts, once, if it is of these pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from alexnet2012 import checkpoint, sweeping
+from alexnet2012.choices import Budget
+from alexnet2012.config import ConfigError, ReproduceConfig, TrainConfig
+from alexnet2012.data.store import Store
+from alexnet2012.launcher import compose_config
+from alexnet2012.reproduce import Reproduce
+from alexnet2012.run_dirs import check_start, is_finished
+from alexnet2012.snapshot import plain
+from alexnet2012.sweeping import Sweeps
+
+ERRORS = {"none": 40.0, "no_lrn_cifar10": 42.0}
+
+
+@cache
+def composed(*overrides: str) -> TrainConfig:
+    return compose_config("train", TrainConfig, overrides)[0]
+
+
+def finish(run_dir: Path, overrides: Sequence[str], error: float, store: str) -> TrainConfig:
+    """Leave what a run leaves at its end; returns its configuration."""
+    config = replace(composed(*overrides), seed=int(run_dir.name))
+    run_dir.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(plain(config)), run_dir / "config.yaml")
+    summary = {"top1_error_pct": error, "top5_error_pct": 5.0, "store_fingerprint": store}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    record = {"kind": "epoch", "step": 9, "epoch": 0, "loss": 1.0, "train_error_pct": error}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    return config
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, photos_store: Store) -> list[str]:
+    """Runs that end at once, as ABLATION/SEED; those that are there already are kept."""
+    monkeypatch.setattr(Sweeps, "store", lambda sweeps, experiment: photos_store)
+    done: list[str] = []
+
+    def run(command: Sequence[str]) -> None:
+        given = dict(word.split("=", 1) for word in command if "=" in word)
+        root = Path(given["hydra.sweep.dir"].strip('"'))
+        for seed in given["seed"].split(","):
+            for arm in given["ablation"].split(","):
+                run_dir = root / arm / seed
+                if (run_dir / "summary.json").exists():
+                    continue
+                words = [f"experiment={given['experiment']}", f"ablation={arm}"]
+                error = ERRORS[arm] + int(seed)
+                finish(run_dir, words, error, photos_store.fingerprint)
+                done.append(f"{arm}/{seed}")
+
+    monkeypatch.setattr(sweeping, "_run_child", run)
+    return done
+
+
+def rows(out: Path) -> str:
+    """The ledger's rows of a reproduction of one part, as they are written."""
+    config = ReproduceConfig(out=str(out), parts=["lrn_cifar10"], budget=Budget.reduced, seeds=3)
+    assert Reproduce(config).run() == 0
+    return json.dumps(json.loads((out / "ledger.json").read_text())["rows"])
+
+
+def test_a_sweep_begun_again_repeats_no_run_and_gives_the_same_ledger(
+    trained: list[str], tmp_path: Path, photos_store: Store
+) -> None:
+    first = rows(tmp_path)
+    assert len(trained) == 6
+    assert "no_lrn_cifar10: +2.00 (+2.0 to +2.0) points top-1: 43.00 against 41.00" in first
+    root = tmp_path / "runs" / "lrn_cifar10" / "quick"
+    shutil.rmtree(root / "none" / "2")
+    for asked_for_by_none in ("no_lrn/0", "none/7"):
+        words = ["experiment=lrn_cifar10/quick", "ablation=none"]
+        finish(root / asked_for_by_none, words, 1.0, photos_store.fingerprint)
+    assert rows(tmp_path) == first
+    assert trained[6:] == ["none/2"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The four-layer net with normalisation and without" in page
+    assert "41.0%" in page
+
+
+def test_runs_on_other_pictures_are_not_taken_for_these(
+    trained: list[str], tmp_path: Path, photos_store: Store
+) -> None:
+    experiment = "lrn_cifar10/quick"
+    sweeps = Sweeps(ReproduceConfig(out=str(tmp_path)), tmp_path, experiment)
+    other = sweeps.directory(experiment) / "none" / "0"
+    words = [f"experiment={experiment}", "data=store", f"data.store={photos_store.root}"]
+    config = finish(other, words, 40.0, "of others")
+    with pytest.raises(ConfigError, match=rf"out=.*{other} was trained on other pictures"):
+        sweeps.train(experiment, ["ablation=none"], [0])
+    assert trained == []
+    assert not is_finished(config, other)
+    with pytest.raises(ConfigError, match="holds a finished run and no checkpoint"):
+        check_start(config, other)
+    shutil.rmtree(other)
+    assert is_finished(finish(other, words, 40.0, photos_store.fingerprint), other)
+
+
+def test_no_net_starts_from_a_run_that_has_not_ended(saved_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved_run, run)
+    (run / "config.yaml").write_text("seed: 0\n")
+    config = replace(composed(), init_from=str(run))
+    with pytest.raises(ConfigError, match=r"init_from=.*a run that has not ended"):
+        check_start(config, tmp_path / "new")
+    (run / "summary.json").write_text("{}")
+    check_start(config, tmp_path / "new")
+    config.init_from = str(checkpoint.newest(run))
+    (run / "summary.json").unlink()
+    check_start(config, tmp_path / "new")
+
+
+def test_a_training_ends_with_the_reproduction_that_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    reproduction = os.fork()
+    if reproduction == 0:
+        sweeping._run_child(["sh", "-c", f"echo $$ > {file}.new; mv {file}.new {file}; sleep 60"])
+        os._exit(0)
+    while not file.exists():
+        time.sleep(0.01)
+    os.kill(reproduction, signal.SIGKILL)
+    os.waitpid(reproduction, 0)
+    training = Path("/proc", file.read_text().strip())
+    give_up_s = time.monotonic() + 10
+    while training.exists() and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    assert not training.exists()
