@@ -38,7 +38,9 @@ from alexnet2012.audit import audit
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Precision
 from alexnet2012.collectives import TowerLink
+from alexnet2012.config import ModelConfig
 from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.mesh import Mesh
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import TYPES, allow_tf32
 from alexnet2012.schedule import Rates
@@ -53,6 +55,7 @@ class Arm(NamedTuple):
     kind: str
     processes: int
     precision: str
+    width: float = 1.0  # of ours
 
     @property
     def name(self) -> str:
@@ -126,53 +129,28 @@ class Apart(TowerLink):
         return Copied(sum(parts))
 
 
-def run_apart(arm: Arm, *args: Any) -> None:
-    """An arm in processes of its own: what one does to its memory must not help the next."""
-    if arm.processes > 1:
-        launch(time_arm, arm.processes, arm, *args)
-    else:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(time_arm, arm, *args).result()
+def run_apart(work: Callable[..., None], processes: int, *args: Any) -> Any:
+    """``work(*args, answer)`` in processes of its own: what one arm does to its memory must not
+    help the next. Returns what rank 0 wrote to the file ``answer``, as JSON.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "found.json")
+        if processes > 1:
+            launch(work, processes, *args, answer)
+        else:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                pool.submit(work, *args, answer).result()
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def time_arm(arm: Arm, batch: int, steps: int, answer: Path) -> None:
     """On each process of an arm; rank 0 writes what was measured after a step not counted."""
-    set_threads(arm.processes)
-    mesh = init_mesh(2)  # of a single process: itself alone
-    device = mesh.device
-    allow_tf32(Precision(arm.precision))
-    context: Any = nullcontext()
-    if arm.kind in (PLAIN, TORCHVISION):
-        net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(device)
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            net.parameters(), 0.01, momentum=0.9, weight_decay=0.0005
-        )
-        if arm.precision == "bf16":
-            context = torch.autocast(device.type, torch.bfloat16)
-    else:
-        reuse_memory()
-        hidden = arm.kind == HIDDEN
-        net = AlexNet("paper", CLASSES, mesh=mesh, precision=arm.precision, hide_exchanges=hidden)
-        if arm.kind == APART:
-            net.link = Apart(mesh.tower_group, mesh.towers, mesh.tower)
-        optimizer = PaperSGD(net, load_recipe("paper").optimizer)
-        optimizer.set_rates(Rates(0.01, 0.01))
-    draw = torch.Generator().manual_seed(0)
-    images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(device)
-    labels = torch.randint(CLASSES, (batch,), generator=draw).to(device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with context:
-            loss = F.cross_entropy(net(images), labels)
-        loss.backward()
-        optimizer.step()
-
+    mesh = joined(arm)
+    net, step = prepared(arm, batch, mesh)
     mesh.barrier()
-    dtype = TYPES[Precision(arm.precision)].activations
-    product_flops = arm.processes * matrix_flops(dtype, device)
+    product_flops = arm.processes * matrix_flops(arm, mesh.device)
     mesh.barrier()
-    seconds = timed(step, steps, device)
+    seconds = timed(step, steps, mesh.device)
     exchanging_s = 0.0
     if isinstance(net, AlexNet):
         exchanging_s = net.link.traffic.training_seconds() * steps / (steps + 1)
@@ -186,8 +164,50 @@ def time_arm(arm: Arm, batch: int, steps: int, answer: Path) -> None:
     mesh.close()
 
 
-def matrix_flops(dtype: torch.dtype, device: torch.device) -> float:
+def joined(arm: Arm) -> Mesh:
+    """This process as one of the arm's, set up as for a training."""
+    set_threads(arm.processes)
+    allow_tf32(Precision(arm.precision))
+    if arm.kind not in (PLAIN, TORCHVISION):
+        reuse_memory()
+    return init_mesh(2)  # of a single process: itself alone
+
+
+def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], None]]:
+    """The net of an arm, and a step of it on a batch of noise."""
+    context: Any = nullcontext()
+    if arm.kind in (PLAIN, TORCHVISION):
+        net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(mesh.device)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            net.parameters(), 0.01, momentum=0.9, weight_decay=0.0005
+        )
+        if arm.precision == "bf16":
+            context = torch.autocast(mesh.device.type, torch.bfloat16)
+    else:
+        settings: dict[str, Any] = {"model": ModelConfig(width=arm.width), "mesh": mesh}
+        settings |= {"precision": arm.precision, "hide_exchanges": arm.kind == HIDDEN}
+        net = AlexNet("paper", CLASSES, **settings)
+        if arm.kind == APART:
+            net.link = Apart(mesh.tower_group, mesh.towers, mesh.tower)
+        optimizer = PaperSGD(net, load_recipe("paper").optimizer)
+        optimizer.set_rates(Rates(0.01, 0.01))
+    draw = torch.Generator().manual_seed(0)
+    images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(mesh.device)
+    labels = torch.randint(CLASSES, (batch,), generator=draw).to(mesh.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with context:
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return net, step
+
+
+def matrix_flops(arm: Arm, device: torch.device) -> float:
     """The best rate of a product of square matrices, while the other processes do the same."""
+    dtype = TYPES[Precision(arm.precision)].activations
     size = MATRIX if device.type == "cpu" else 8 * MATRIX
     a = torch.randn(size, size, device=device).to(dtype)
     fastest, until = float("inf"), time.perf_counter() + MATRIX_S
@@ -213,12 +233,14 @@ def timed(
     return time.perf_counter() - began
 
 
-def step_flops() -> int:
-    """Multiplications and additions of one image's step: forward, and twice as much backward, but
-    for the gradient of the image.
+def layer_flops(width: float = 1.0) -> dict[str, int]:
+    """Multiplications and additions of one image's step, by layer: forward, and twice as much
+    backward, but for the gradient of the image.
     """
-    layers = audit(AlexNet("paper", CLASSES))
-    return sum(2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in enumerate(layers))
+    layers = audit(AlexNet("paper", CLASSES, model=ModelConfig(width=width)))
+    return {
+        layer.name: 2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in enumerate(layers)
+    }
 
 
 def main() -> None:
@@ -227,13 +249,10 @@ def main() -> None:
     if len(chosen) == 1 and words.arms != PLAIN:
         sys.exit(f"arms={words.arms}: must be all or one of {sorted({a.kind for a in arms()})}")
     found: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in chosen}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "found.json")
-        for _ in range(words.rounds):
-            for arm in chosen:
-                run_apart(arm, words.batch, words.steps, answer)
-                found[arm].append(json.loads(answer.read_text(encoding="utf-8")))
-    flops, plain = step_flops(), found[chosen[0]]
+    for _ in range(words.rounds):
+        for arm in chosen:
+            found[arm].append(run_apart(time_arm, arm.processes, arm, words.batch, words.steps))
+    flops, plain = sum(layer_flops().values()), found[chosen[0]]
     rows = []
     for arm, rounds in found.items():
         ratios = [

@@ -9,13 +9,10 @@ it does. Prints images/s, predicted and measured, with their ratio, and writes r
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import tempfile
-from pathlib import Path
 
-from full_step import CLASSES, OURS, Arm, run_apart
+from full_step import CLASSES, OURS, Arm, run_apart, time_arm
 from record import given, keep, show
 
 from alexnet2012.checks import load_recipe
@@ -41,10 +38,7 @@ def predicted(batch: int) -> float:
 
 
 def measured(batch: int, steps: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "rate.json")
-        run_apart(ARM, batch, steps, answer)
-        rate: float = json.loads(answer.read_text(encoding="utf-8"))["images_per_s"]
+    rate: float = run_apart(time_arm, ARM.processes, ARM, batch, steps)["images_per_s"]
     return rate
 
 

@@ -14,18 +14,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from full_step import CLASSES, timed
+from full_step import CLASSES, run_apart, timed
 from record import given, keep, show
 
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Precision
 from alexnet2012.config import ModelConfig
-from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.launcher import reuse_memory, set_threads
 from alexnet2012.mesh import init_mesh
 from alexnet2012.precision import allow_tf32
 from alexnet2012.schemes import SCHEMES
@@ -57,13 +55,10 @@ def main() -> None:
     words = given(batch=128, steps=2, rounds=3, processes=2, precision="fp32")
     load_before = os.getloadavg()[0]
     rates: dict[str, list[float]] = {name: [] for name in SCHEMES}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "rate.json")
-        for _ in range(words.rounds):
-            for name, found in rates.items():
-                arguments: tuple[Any, ...] = (words.batch, words.steps, words.precision, answer)
-                launch(time_scheme, words.processes, name, words.processes, *arguments)
-                found.append(json.loads(answer.read_text(encoding="utf-8")))
+    what = words.processes, words.batch, words.steps, words.precision
+    for _ in range(words.rounds):
+        for name, found in rates.items():
+            found.append(run_apart(time_scheme, words.processes, name, *what))
     rows = []
     for name, mine in rates.items():
         ratios = [rate / towers for rate, towers in zip(mine, rates[TOWERS], strict=True)]

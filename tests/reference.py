@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,20 +56,29 @@ def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, 
 
 
 class DropoutStreams:
-    """The masks of a seed: a stream a layer, a draw a step for the whole batch and all units."""
+    """The masks of a seed: of each layer a SplitMix64 stream, a bit a number, images row by row."""
 
     def __init__(self, seed: int) -> None:
-        self.generators = {}
+        self.states = {}
         for name in ("fc6", "fc7"):
             digest = hashlib.sha256(f"{seed}/dropout/{name}".encode()).digest()
-            number = int.from_bytes(digest[:8], "little") >> 1
-            self.generators[name] = torch.Generator().manual_seed(number)
+            self.states[name] = int.from_bytes(digest[:8], "little") >> 1
 
     def masks(self, images: int, units: int) -> dict[str, Tensor]:
-        return {
-            name: torch.rand(images, units, generator=generator) >= 0.5
-            for name, generator in self.generators.items()
-        }
+        kept = {}
+        for name, state in self.states.items():
+            numbers = splitmix64(state, images * units)
+            kept[name] = torch.from_numpy(numbers < 2**63).view(images, units)
+            self.states[name] = (state + images * units * 0x9E3779B97F4A7C15) % 2**64
+        return kept
+
+
+def splitmix64(state: int, count: int) -> npt.NDArray[np.uint64]:
+    """The next numbers. Source: Steele, Lea and Flood 2014."""
+    z = np.uint64(state) + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, count + 1, dtype=np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def train(

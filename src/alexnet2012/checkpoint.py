@@ -150,12 +150,20 @@ def remove_incomplete(run_dir: Path) -> None:
 
 
 def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Progress:
-    """Fill a model, and an optimizer where one is given, from what was verified. Collective."""
+    """Fill a model, and an optimizer where one is given, from what was verified. Collective.
+
+    Raises:
+        ConfigError: its streams are of a code that drew dropout otherwise.
+    """
     progress = read_progress(folder)
     state = state_of(model, optimizer)
+    streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
+    saved = _saved_shapes(folder) if streams else {}
+    if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
+        remedy = f"drew dropout otherwise: go on with its code ({progress.code}), or use init_from"
+        raise ConfigError("checkpoint", folder, remedy)
     _load(state, folder, model)
-    if optimizer is not None:
-        streams = {k: t for k, t in state.items() if k.startswith("random.")}
+    if streams:
         model.load_random_state({k.removeprefix("random."): t for k, t in streams.items()})
     return progress
 

@@ -19,7 +19,7 @@ from alexnet2012.config import RecipeConfig
 from alexnet2012.layers import overhang_pixels
 from alexnet2012.sharding import largest_share
 
-INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 4  # int64, bool, int64, float32
+INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, int64, two int64
 BACKWARD_TO_FORWARD = 1.5  # numbers that a step after a layer touches: g, x → gx to x → y
 
 
@@ -76,7 +76,7 @@ class LayerCost:
     operands: int = 0  # numbers that the product reads and writes, without weights
     touched: int = 0  # numbers that the steps after it read and write, forward
     kept_bytes: int = 0
-    drawn_bytes: int = 0  # for dropout; on every process for every picture of the global batch
+    drawn_bytes: int = 0  # for dropout, while it draws
     gathered_bytes: int = 0  # its input from all towers
     sent_bytes: Mapping[str, int] = field(default_factory=dict)  # to peers, by direction
 
@@ -194,7 +194,7 @@ def _layer_cost(
         operands=operands,
         touched=touched,
         kept_bytes=kept * size + other_bytes,
-        drawn_bytes=layer.biases * DRAW_BYTES if hidden else 0,
+        drawn_bytes=rows * DRAW_BYTES if hidden else 0,
         gathered_bytes=gathered * size,
         sent_bytes={"forward": sent, "backward": sent} if sent else {},
     ), is_kept
@@ -211,7 +211,7 @@ def memory_bytes(costs: Sequence[LayerCost], layout: Layout) -> dict[str, int]:
         "gradients": parameters,
         **(copies if layout.copies_weights else {}),
         "activations kept for backward": layout.rows * sum(cost.kept_bytes for cost in costs),
-        "draws of dropout": layout.batch * max(cost.drawn_bytes for cost in costs),
+        "draws of dropout": layout.rows * max(cost.drawn_bytes for cost in costs),
         "largest exchange": layout.rows * max(cost.gathered_bytes for cost in costs),
     }
 

@@ -128,19 +128,41 @@ def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
 class Dropout(nn.Module):
     """Drops units in training, scales them by the kept fraction otherwise.
 
-    The mask is drawn for every row of the global batch and every unit of the net and then sliced,
-    so that any mesh drops the same units. Source: paper sec. 4.2.
+    What is drawn for a unit follows from its place in the global batch and in the net, so that any
+    mesh drops the same units, and each process draws its own alone. Source: paper sec. 4.2.
     """
 
-    def __init__(self, rate: float, units: Share, generator: torch.Generator) -> None:
+    def __init__(self, rate: float, units: Share, seed: int, device: torch.device) -> None:
         super().__init__()
-        self.rate, self.units, self.generator = rate, units, generator
+        self.rate, self.units = rate, units
+        self.state = torch.tensor([seed], device=device)  # of the stream, before the next step
 
     def forward(self, x: Tensor, rows: Share) -> Tensor:
         if not self.training:
             return x * (1 - self.rate)
-        draws = torch.rand(
-            rows.total, self.units.total, generator=self.generator, device=self.generator.device
-        )
-        own = rows.of(draws)[:, self.units.start : self.units.stop]
-        return x * (own >= self.rate)
+        kept = draws(self.state, rows, self.units) >= _int64(round(self.rate * 2**64) - 2**63)
+        self.state.add_(_int64(rows.total * self.units.total * _GAMMA))
+        return x * kept
+
+
+def draws(state: Tensor, rows: Share, columns: Share) -> Tensor:
+    """A part of the next rows.total × columns.total numbers of a SplitMix64 stream, row by row.
+
+    Evenly spread over int64: [1] → [rows.size, columns.size]. The last shift of SplitMix64 is left
+    out: it changes none of the 31 highest bits. Source: Steele, Lea and Flood 2014, "Fast
+    splittable pseudorandom number generators".
+    """
+    row, column = (torch.arange(s.start, s.stop, device=state.device) for s in (rows, columns))
+    z = (row * columns.total + 1)[:, None] * _GAMMA + (column * _GAMMA + state)
+    for shift, factor in _MIX:
+        z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    return z
+
+
+def _int64(number: int) -> int:
+    """Modulo 2⁶⁴, with a sign."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+_GAMMA = _int64(0x9E3779B97F4A7C15)
+_MIX = ((30, _int64(0xBF58476D1CE4E5B9)), (27, _int64(0x94D049BB133111EB)))

@@ -12,26 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.collectives import TowerLink
-from alexnet2012.metrics import topk_errors
+from alexnet2012.metrics import misses
 from alexnet2012.sharding import Share
 
 
-def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Sum of the cross-entropy and number of top-1 errors: [N, K], [N] → [], a number."""
-    errors = topk_errors(logits.detach(), labels, ks=(1,))[1]
+def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropy and number of top-1 errors: [N, K], [N] → [], []."""
+    errors = misses(logits.detach(), labels, ks=(1,))[1]
     return F.cross_entropy(logits, labels, reduction="sum"), errors
 
 
 def split_loss_and_errors(
     logits_shard: Tensor, labels: Tensor, own: Share, link: TowerLink
-) -> tuple[Tensor, float]:
-    """The same without gathering the logits: [N, k], [N] → [], a number. Collective.
+) -> tuple[Tensor, Tensor]:
+    """The same without gathering the logits: [N, k], [N] → [], []. Collective.
 
     Towers tell each other four numbers an image instead of K/T, and nothing backward.
     Source: Megatron-LM's vocabulary-parallel cross-entropy.
     """
     losses, errors = _SplitCrossEntropy.apply(logits_shard, labels, own, link)  # type: ignore[no-untyped-call]
-    return losses.sum(), float(errors.double().sum())
+    return losses.sum(), errors.double().sum()
 
 
 class _SplitCrossEntropy(torch.autograd.Function):

@@ -39,6 +39,13 @@ def topk_errors(
     classes = scores.shape[1]
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(f"labels: must be in 0 … {classes - 1}, the columns of scores")
+    return {k: float(count) for k, count in misses(scores, labels, ks, share_ties).items()}
+
+
+def misses(
+    scores: Tensor, labels: Tensor, ks: Sequence[int], share_ties: bool = True
+) -> dict[int, Tensor]:
+    """The same, unchecked and left on the device: nothing waits for it."""
     own = scores.gather(1, labels[:, None])  # [N, 1]
     higher = (scores > own).sum(1)
     tied = scores == own
@@ -48,9 +55,9 @@ def topk_errors(
         if share_ties:
             credit = ((k - higher) / tied.sum(1).clamp(min=1)).clamp(0, 1)
         else:
-            earlier = torch.arange(classes, device=labels.device) < labels[:, None]
+            earlier = torch.arange(scores.shape[1], device=labels.device) < labels[:, None]
             credit = (higher + (tied & earlier).sum(1) < k).to(scores.dtype)
-        errors[k] = float((1 - credit.double().where(valid, 0.0)).sum())
+        errors[k] = (1 - credit.double().where(valid, 0.0)).sum()
     return errors
 
 

@@ -202,16 +202,12 @@ class AlexNet(nn.Module):
                 parameter.copy_(owners[name.split(".")[0]].rows.of(state[name]))
 
     def random_state(self) -> dict[str, Tensor]:
-        """Where the dropout streams stand; the same on every rank."""
-        return {name: dropout.generator.get_state() for name, dropout in self._dropouts()}
+        """Where the dropout streams stand, in host memory; the same on every rank."""
+        return {name: dropout.state.to("cpu", copy=True) for name, dropout in self._dropouts()}
 
     def load_random_state(self, state: Mapping[str, Tensor]) -> None:
-        """Raises ConfigError where the streams were those of another kind of device."""
         for name, dropout in self._dropouts():
-            if state[name].numel() != dropout.generator.get_state().numel():
-                remedy = "differs from the device that the checkpoint was trained on; use that one"
-                raise ConfigError("mesh.device", self.mesh.device, remedy)
-            dropout.generator.set_state(state[name].cpu())
+            dropout.state.copy_(state[name])
 
     def _dropouts(self) -> list[tuple[str, Dropout]]:
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
@@ -285,9 +281,8 @@ class AlexNet(nn.Module):
                 linear.init_bias,
                 seed,
             )
-            generator = torch.Generator(self.mesh.device)
-            generator.manual_seed(stream_seed(seed, "dropout", name))
-            self.dropouts[name] = Dropout(recipe.dropout_rate, rows, generator)
+            stream = stream_seed(seed, "dropout", name)
+            self.dropouts[name] = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
             inputs, full_inputs = rows.total, linear.units
         head = ColumnParallelLinear(self._own(self.num_classes), (inputs,), groups=1)
         std = recipe.fc8.init_std * math.sqrt(full_inputs / inputs)

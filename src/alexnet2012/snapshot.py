@@ -114,7 +114,7 @@ def state_of(
         if optimizer is not None:
             state[f"velocity.{name}"] = _sharded(model, name, of(optimizer.velocity(parameter)))
     if optimizer is not None:
-        state.update({f"random.{k}": v.cpu() for k, v in model.random_state().items()})
+        state.update({f"random.{name}": v for name, v in model.random_state().items()})
     return state
 
 

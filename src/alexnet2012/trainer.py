@@ -206,10 +206,11 @@ class Trainer:
                 self._saver.wait()
             step = self.progress.step + 1
             raise diverged(model, batch, self.run_dir, step, total, now.weight)
+        found = float(loss.detach()), float(errors)  # on CUDA what follows is only handed over
         self.optimizer.step()
         self.progress.step += 1
         for sums in (self.sums, self.epoch_sums):
-            sums.add(float(loss.detach()), errors, batch.rows.size)
+            sums.add(*found, batch.rows.size)
 
     def _check_batch(self, batch: Batch) -> None:
         remedy = "all towers must read the same store with the same seed and library versions"

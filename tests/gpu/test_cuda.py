@@ -13,8 +13,10 @@ from alexnet2012.config import AugmentConfig, ModelConfig
 from alexnet2012.data.feeding import Place
 from alexnet2012.data.loaders import TrainLoader
 from alexnet2012.data.store import Store
+from alexnet2012.layers import draws
 from alexnet2012.normalisation import local_response_norm
 from alexnet2012.precision import allow_tf32
+from alexnet2012.sharding import Share
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,6 +55,14 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
     # nvJPEG rounds its inverse transform otherwise than libjpeg: a few grey levels at most.
     difference = (first_batch("cuda") - first_batch("cpu")).abs()
     assert float(difference.mean()) < 1
+
+
+def test_dropout_draws_on_the_gpu_what_it_draws_on_the_cpu() -> None:
+    rows, units = Share(3, 60, 64), Share(5, 90, 100)
+    on_cpu, on_gpu = (
+        draws(torch.tensor([9], device=device), rows, units) for device in ("cpu", "cuda")
+    )
+    assert torch.equal(on_gpu.cpu(), on_cpu)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -151,6 +151,17 @@ def test_layers_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     checkpoint.take_over(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
 
 
+def test_streams_of_an_earlier_code_are_refused_with_its_name(tmp_path: Path) -> None:
+    model, optimizer = build(3, seed=0)
+    before = replace(PROGRESS, code="commit abc")
+    snapshot = Snapshot.of(model, optimizer, before, MEAN_IMAGE)
+    snapshot.state["random.fc6"] = torch.Generator().get_state()
+    checkpoint.save(tmp_path / "step-0000001", snapshot, model.mesh)
+    with pytest.raises(ConfigError, match=r"its code \(commit abc\), or use init_from"):
+        checkpoint.load(tmp_path / "step-0000001", model, optimizer)
+    checkpoint.load(tmp_path / "step-0000001", model)
+
+
 def go_on(folder: str) -> dict[str, Any]:
     """Four steps undisturbed, and two steps after a checkpoint of the first two."""
     undisturbed = build(7, seed=0)

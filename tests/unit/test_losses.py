@@ -17,7 +17,7 @@ from alexnet2012.sharding import Share
 BOUND = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def both(logits: Tensor, labels: Tensor) -> tuple[tuple[Tensor, float], tuple[Tensor, float]]:
+def both(logits: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     whole = Share(0, logits.shape[1], logits.shape[1])
     return loss_and_errors(logits, labels), split_loss_and_errors(
         logits, labels, whole, TowerLink()

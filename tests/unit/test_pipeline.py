@@ -7,8 +7,11 @@ the others rely on it. What remains are three float32 roundings of values below 
 
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,14 @@ from alexnet2012.checks import load_recipe
 from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig
 from alexnet2012.data import order
 from alexnet2012.data.feeding import HERE, Place
-from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader, content_digest
+from alexnet2012.data.loaders import (
+    Batch,
+    EvalLoader,
+    TrainLoader,
+    ahead,
+    content_digest,
+    windows,
+)
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Split, Store
 
@@ -104,6 +114,44 @@ def test_training_pictures_are_those_of_the_numpy_version(
     expected = expected_training(store, store.split("train"), augment, 2, lighting)
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - expected).max() < ROUNDING
+
+
+def test_the_mean_under_each_window_is_cut_and_flipped_alike_on_a_gpu() -> None:
+    mean = torch.rand(SIZE, SIZE, 3)
+    drawn = order.draws(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
+    assert 0 < drawn.flip.sum() < 20
+    for window, (y, x), flip in zip(
+        windows(mean, drawn, INPUT), drawn.crop_yx, drawn.flip, strict=True
+    ):
+        expected = mean[y : y + INPUT, x : x + INPUT]
+        assert torch.equal(window, expected.flip(1) if flip else expected)
+
+
+def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    class Stream:
+        def __init__(self, name: object) -> None:
+            self.name = "main" if name == "main" else "side"
+
+        def wait_stream(self, other: "Stream") -> None:
+            done.append(f"{self.name} waits for {other.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+
+    def batches() -> Iterator[Any]:
+        for number in range(2):
+            done.append(f"make {number}")
+            yield number
+
+    for number in ahead(batches(), torch.device("cuda")):
+        done.append(f"step {number}")
+    waits = ["side waits for main", "main waits for side"]
+    assert done == ["make 0", *waits, "make 1", "step 0", *waits, "step 1"]
 
 
 @pytest.mark.parametrize(

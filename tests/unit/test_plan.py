@@ -231,13 +231,12 @@ def test_planned_memory_is_nearly_the_peak_that_torch_tracks(recipe: str) -> Non
     assert 0.75 < together / peak["Total"] < 1
 
 
-def test_every_process_draws_dropout_for_the_global_batch() -> None:
+def test_a_process_draws_dropout_for_its_own_units_and_pictures() -> None:
     few, many = (
         memory_bytes(planned("paper", layout), layout)["draws of dropout"]
         for layout in (Layout(ROWS, 1, 2), Layout(512 * ROWS, 512, 2))
     )
-    assert few == 4 * ROWS * 256  # a sixteenth of 4096 units
-    assert many == 512 * few
+    assert few == many == 2 * 8 * ROWS * 128  # half of a sixteenth of 4096 units
 
 
 LAYERS = [

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +85,9 @@ class TrainLoader:
 
     def epoch(self, epoch: int, *, first_step: int = 0, lighting: bool = True) -> Iterator[Batch]:
         """The batches of an epoch from ``first_step`` on; ``lighting`` off leaves its noise out."""
+        return ahead(self._epoch(epoch, first_step, lighting), self._mean.device)
+
+    def _epoch(self, epoch: int, first_step: int, lighting: bool) -> Iterator[Batch]:
         count = len(self._split.labels)
         indices = order.epoch_order(count, self._seed, epoch)
         draws = order.draws(self._augment, count, self._margin, self._seed, epoch)
@@ -119,15 +121,47 @@ class TrainLoader:
         # Not in DALI, which would cut the mean image in one pass and subtract it in another; and by
         # NumPy on a CPU, as torch would wake its threads for every picture.
         store_size, size = len(mean), images.shape[1]
-        if self._augment.mean_follows_crop:
-            plain, mirrored = _cheaply(mean), _cheaply(mean.flip(1))
-            pictures = zip(_cheaply(images), draws.crop_yx.tolist(), draws.flip, strict=True)
+        if not self._augment.mean_follows_crop:
+            images.sub_(centre(mean, size))
+        elif images.is_cpu:
+            plain, mirrored = mean.numpy(), mean.flip(1).numpy()
+            pictures = zip(images.numpy(), draws.crop_yx.tolist(), draws.flip, strict=True)
             for picture, (y, x), flip in pictures:
                 left = store_size - size - x if flip else x
                 picture -= (mirrored if flip else plain)[y : y + size, left : left + size]
         else:
-            images.sub_(centre(mean, size))
+            images.sub_(windows(mean, draws, size))
         return images.permute(0, 3, 1, 2)
+
+
+def windows(mean: Tensor, draws: order.Draws, size: int) -> Tensor:
+    """Of [P, P, 3] what lies under each picture, flipped as it is: [n, S, S, 3]; few kernels."""
+    yx, flip = (torch.from_numpy(drawn).to(mean.device) for drawn in (draws.crop_yx, draws.flip))
+    along = torch.arange(size, device=mean.device)
+    rows = yx[:, :1] + along
+    columns = yx[:, 1:] + torch.where(flip[:, None], size - 1 - along, along)
+    return mean[rows[:, :, None], columns[:, None]]
+
+
+def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """On CUDA each batch is made, on a stream of its own, while the step before it is computed."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+
+    def made() -> Batch | None:
+        with torch.cuda.stream(stream):
+            return next(batches, None)
+
+    batch = made()
+    while batch is not None:
+        now = torch.cuda.current_stream(device)
+        stream.wait_stream(now)  # memory of a batch that is let go may be written to from here on
+        now.wait_stream(stream)
+        following = made()
+        yield batch
+        batch = following
 
 
 class EvalLoader:
@@ -176,11 +210,6 @@ class EvalLoader:
             # Here and not in DALI, whose queue would hold ten crops of each picture.
             images = viewed(shown, self._views, self._mean, self._augment, self._size)
             yield _batch(images, self._split, indices[at], rows)
-
-
-def _cheaply(images: Tensor) -> Any:
-    """The same memory, as what subtracts with the least ado there."""
-    return images.numpy() if images.is_cpu else images
 
 
 def _batch(images: Tensor, split: Split, indices: npt.NDArray[np.int64], rows: Share) -> Batch:

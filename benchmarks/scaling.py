@@ -1,0 +1,84 @@
+"""How does the speed of a step grow with its batch and with the net?
+
+    python benchmarks/scaling.py [batches=8,32,128,256] [widths=0.125,0.25,0.5] [batch=128]
+                                 [steps=2] [rounds=3] [precision=fp32]
+
+Our step on one process and on two, of the full-size net at several batches, and of narrower nets at
+one ``batch``. Arms take turns; each is compared with one process of the same net and batch in the
+same round. The limit is that of benchmarks/full_step.py: the step's multiplications at the rate of
+a square matrix product. Prints a table and writes results/scaling.json.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from full_step import OURS, Arm, arms, layer_flops, run_apart, time_arm
+from record import given, keep, show
+
+
+class Case(NamedTuple):
+    width: float
+    batch: int
+    processes: int
+
+
+def main() -> None:
+    words = given(
+        batches="8,32,128,256",
+        widths="0.125,0.25,0.5",
+        batch=128,
+        steps=2,
+        rounds=3,
+        precision="fp32",
+    )
+    load_before = os.getloadavg()[0]
+    nets = [(float(width), words.batch) for width in words.widths.split(",")]
+    nets += [(1.0, int(batch)) for batch in words.batches.split(",")]
+    counts = sorted({arm.processes for arm in arms() if arm.kind == OURS})
+    cases = [Case(*net, processes) for net in nets for processes in counts]
+    found: dict[Case, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(words.rounds):
+        for case in cases:
+            arm = Arm(OURS, case.processes, words.precision, case.width)
+            found[case].append(run_apart(time_arm, arm.processes, arm, case.batch, words.steps))
+    flops = {width: sum(layer_flops(width).values()) for width, _ in nets}
+    rows: list[dict[str, Any]] = []
+    for case, rounds in found.items():
+        alone = found[case._replace(processes=1)]
+        ratios = [
+            mine["images_per_s"] / one["images_per_s"]
+            for mine, one in zip(rounds, alone, strict=True)
+        ]
+        limits = [100 * o["images_per_s"] * flops[case.width] / o["matrix_flops"] for o in rounds]
+        rows.append(
+            {
+                **case._asdict(),
+                "arm": f"width {case.width:g}, batch {case.batch}, {case.processes}",
+                "images_per_s": statistics.median(one["images_per_s"] for one in rounds),
+                "ratio_to_one_process": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+                "exchange_pct": statistics.median(one["exchange_pct"] for one in rounds),
+                "of_limit_pct": statistics.median(limits),
+            }
+        )
+    columns = {
+        "width": "{width:g}",
+        "batch": "{batch}",
+        "processes": "{processes}",
+        "images/s": "{images_per_s:.1f}",
+        "ratio to one process": "{ratio_to_one_process:.2f}",
+        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "in exchanges": "{exchange_pct:.1f}%",
+        "of the limit": "{of_limit_pct:.0f}%",
+    }
+    show(f"Our step, {words.precision}, median of {words.rounds} rounds", columns, rows)
+    question = "a step by batch and by width, against one process"
+    keep(question, ["torch"], load_before, **vars(words), rows=rows)
+
+
+if __name__ == "__main__":
+    main()

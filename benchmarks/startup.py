@@ -1,0 +1,154 @@
+"""How long is it from the command to the end of the first training step, and where does it go?
+
+    python benchmarks/startup.py [rounds=3] [batch=128]
+
+`python -m alexnet2012.train` on the full-size net and the embedded photos (prepared before, so that
+they are only read), in one process and in two, by rank 0's clock. The command notes the time where
+its parts begin and changes nothing else. The limit is what nobody who uses torch can go below:
+`python -c "import torch"`, in turns with the others. Prints a table and writes
+results/startup.json.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Nothing of ours or of torch's up here: the command imports this file, too.
+STAMPS = "STARTUP_STAMPS"  # the file of them
+PARTS = {  # what is over when a stamp is set
+    "imports": "imports",
+    "launch": "configuration",
+    "worker": "processes",
+    "group": "process group",
+    "trainer": "DALI imported",
+    "net": "net",
+    "batch": "first batch",
+    "step": "first step",
+}
+MESHES = {"1 process": "one_process", "2 processes": "two_towers"}
+LIMIT = "import torch"
+CLASSES = 16  # of the photos
+
+
+def stamp(name: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        with open(os.environ[STAMPS], "a", encoding="utf-8") as file:
+            file.write(f"{name} {time.time()}\n")
+
+
+def then_stamp(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = work(*args, **kwargs)
+        stamp(name)
+        return result
+
+    return call
+
+
+def train() -> None:
+    """`python -m alexnet2012.train`, with stamps."""
+    from alexnet2012 import train as command
+
+    stamp("imports")
+    launch = command.launch
+
+    def stamped_launch(_: Any, *args: Any) -> None:
+        stamp("launch")
+        launch(worker, *args)
+
+    command.launch = stamped_launch
+    command.main()
+
+
+def worker(config: Any, run_dir: Path) -> None:
+    from alexnet2012 import train as command
+
+    stamp("worker")
+    mesh = command._mesh(config)
+    stamp("group")
+    from alexnet2012 import trainer
+
+    stamp("trainer")
+    trainer.AlexNet = then_stamp("net", trainer.AlexNet)  # type: ignore[assignment,misc]
+    trainer.Throughput.waited = then_stamp("batch", trainer.Throughput.waited)  # type: ignore[method-assign]
+    trainer.Trainer._step = then_stamp("step", trainer.Trainer._step)  # type: ignore[method-assign]
+    command.train(config, run_dir, mesh)
+
+
+def timed_run(folder: Path, mesh: str, batch: int, store: Path) -> dict[str, float]:
+    """Seconds of each part of a run of one step."""
+    words = (
+        f"mesh={mesh}",
+        "data=store",
+        f"data.store={store}",
+        f"data.limit={-(-batch // CLASSES)}",
+        f"data.batch_size={batch}",
+        "max_steps=1",
+        "checkpoint={every_epochs: null, every_minutes: null}",
+        "tracking.wandb=disabled",
+        f"hydra.run.dir={folder / 'run'}",
+    )
+    file, began = folder / "stamps", time.time()
+    command = [sys.executable, __file__, "train", *words]
+    environment = {**os.environ, STAMPS: str(file)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    stamps = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    at = {name: float(when) for name, when in stamps}
+    starts = [began, *(at[name] for name in PARTS)]
+    return {name: at[name] - start for name, start in zip(PARTS, starts, strict=False)}
+
+
+def import_torch() -> dict[str, float]:
+    began = time.time()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return {"imports": time.time() - began}
+
+
+def main() -> None:
+    from record import given, keep, show
+
+    from alexnet2012.config import PrepareConfig
+    from alexnet2012.data.preparing import prepare
+
+    words, load_before = given(rounds=3, batch=128), os.getloadavg()[0]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (LIMIT, *MESHES)}
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Path(scratch, "store")
+        prepare(PrepareConfig("photos", str(store)), progress=False)
+        for number in range(words.rounds):
+            found[LIMIT].append(import_torch())
+            for name, mesh in MESHES.items():
+                folder = Path(scratch, f"{mesh}-{number}")
+                folder.mkdir()
+                found[name].append(timed_run(folder, mesh, words.batch, store))
+    limit = statistics.median(sum(one.values()) for one in found[LIMIT])
+    rows = []
+    for name, rounds in found.items():
+        together = statistics.median(sum(one.values()) for one in rounds)
+        parts = {p: statistics.median(one.get(p, 0.0) for one in rounds) for p in PARTS}
+        row = {"arm": name, **parts, "together": together, "of_limit": 100 * limit / together}
+        rows.append(row)
+    columns = {"seconds": "{arm}"}
+    columns |= {label: f"{{{part}:.2f}}" for part, label in PARTS.items()}
+    columns |= {"together": "{together:.2f}", "of the limit": "{of_limit:.0f}%"}
+    title = "From the command to the first step of the full-size net"
+    show(f"{title}, batch {words.batch}, median of {words.rounds}", columns, rows)
+    packages = ["torch", "nvidia-dali-cuda130", "hydra-core"]
+    question = "how long a training takes to start"
+    keep(question, packages, load_before, **vars(words), rows=rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:
+        del sys.argv[1]
+        train()
+    else:
+        main()
