@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import ON_ONE_CORE, module, run, succeed
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.claims import Scale
 from alexnet2012.config import PrepareConfig
 from alexnet2012.data.preparing import prepare
@@ -132,9 +132,9 @@ def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
         + ended.out.count("starting from the layers of")
         == 2
     )
-    last = checkpoint.newest(tmp_path / "runs" / "pretrained" / "1")
+    last = saves.newest(tmp_path / "runs" / "pretrained" / "1")
     assert last is not None
-    assert checkpoint.read_progress(last).classes == list(photos_store.classes[:5])
+    assert saves.read_progress(last).classes == list(photos_store.classes[:5])
     pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "tiny", "…")
     assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
     assert (pretrain.n_seeds, pretrain.agrees) == (2, None)

@@ -31,7 +31,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012 import checkpoint, run_dirs
+from alexnet2012 import run_dirs, saves
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data.store import Store
@@ -110,7 +110,7 @@ def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
         "step-0000003",
         "step-0000006",
     ]
-    progress = checkpoint.read_progress(trained / "checkpoints" / "step-0000006")
+    progress = saves.read_progress(trained / "checkpoints" / "step-0000006")
     assert (progress.step, progress.epoch) == (2 * STEPS_PER_EPOCH, 2)
     assert progress.store_fingerprint == photos_store.fingerprint
     assert list(trained.parent.iterdir()) == [trained]  # nothing beside it
@@ -227,12 +227,12 @@ def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repea
 ) -> None:
     with end_at(step, how), pytest.raises(KilledError if how is None else SignalException):
         train_here(photos_store, tmp_path, *OFTEN)
-    newest = checkpoint.newest(tmp_path)
+    newest = saves.newest(tmp_path)
     if how is None:  # the last that was due
-        assert (newest and checkpoint.step_of(newest)) == {3: 2, 5: 4}[step]
+        assert (newest and saves.step_of(newest)) == {3: 2, 5: 4}[step]
     else:
         assert newest is not None
-        assert checkpoint.step_of(newest) == step
+        assert saves.step_of(newest) == step
     train_here(photos_store, tmp_path, *OFTEN)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert state_of(tmp_path) == state_of(whole)
@@ -240,7 +240,7 @@ def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repea
 
 def state_of(run_dir: Path) -> dict[str, bytes]:
     """Weights, momenta and streams of the newest checkpoint."""
-    (file,) = checkpoint.find(run_dir, single_process()).glob("*.safetensors")
+    (file,) = saves.find(run_dir, single_process()).glob("*.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
@@ -285,7 +285,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_g
 def test_checkpoints_are_saved_by_the_clock(photos_store: Store, tmp_path: Path) -> None:
     often = ("checkpoint.every_minutes=1e-9", "checkpoint.keep_last=null")
     train_here(photos_store, tmp_path, *often)
-    found = [checkpoint.step_of(folder) for folder in checkpoint.of_run(tmp_path)]
+    found = [saves.step_of(folder) for folder in saves.of_run(tmp_path)]
     assert {3, 6} < set(found)
 
 
@@ -504,8 +504,8 @@ def test_a_run_that_is_interrupted_is_saved_and_leaves_no_process(
     ended = finish(program, mark)
     assert ended.left == []
     assert ended.code == code
-    newest = checkpoint.find(run_dir, single_process())
-    step = checkpoint.step_of(newest)
+    newest = saves.find(run_dir, single_process())
+    step = saves.step_of(newest)
     if told != "torchrun":  # it prints much of its own
         saved = f"step {step} is saved: the same command goes on there"
         assert ended.err == f"{saved}\nalexnet2012: interrupted\n"

@@ -19,7 +19,8 @@ from alexnet2012.data.store import Store
 from alexnet2012.mesh import single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.snapshot import Progress, Snapshot
+from alexnet2012.saves import Progress
+from alexnet2012.snapshot import Snapshot
 
 Usage = namedtuple("Usage", "total used free")
 

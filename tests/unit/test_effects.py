@@ -23,7 +23,7 @@ from alexnet2012.effects import (
     supports,
 )
 from alexnet2012.launcher import compose_config
-from alexnet2012.snapshot import plain
+from alexnet2012.saves import plain
 
 ARMS = [arm for claim in load_claims() for arm in claim.arms]
 SEEDS = range(5)
