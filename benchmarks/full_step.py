@@ -221,9 +221,10 @@ def step_flops() -> int:
 
 def main() -> None:
     words, load_before = given(batch=128, steps=2, rounds=3, arms="all"), os.getloadavg()[0]
+    kinds = {arm.kind for arm in arms()}
+    if words.arms not in ("all", *kinds):
+        sys.exit(f"arms={words.arms}: must be all or one of {sorted(kinds)}")
     chosen = [arm for arm in arms() if words.arms in ("all", arm.kind) or arm == arms()[0]]
-    if len(chosen) == 1 and words.arms != PLAIN:
-        sys.exit(f"arms={words.arms}: must be all or one of {sorted({a.kind for a in arms()})}")
     found: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in chosen}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "found.json")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from documented import made_small, printed
 from programs import (
     ON_ONE_CORE,
     TINY,
@@ -90,8 +91,9 @@ def net_of(run_dir: Path) -> dict[str, torch.Tensor]:
 def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of two epochs, in two processes of its own."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=2"))
-    ended = succeed(command, run_dir.parent)
+    words = printed("python -m alexnet2012.train recipe=code145 model=small schedule=constant")
+    where = (f"data.store={photos_store.root}", f"hydra.run.dir={run_dir}", "schedule.epochs=2")
+    ended = succeed([*made_small(words), *where], run_dir.parent)
     assert f"run directory: {run_dir}" in ended.out
     assert ended.err == ""
     return run_dir
@@ -104,7 +106,7 @@ def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
     files = {"config.yaml", "metrics.jsonl", "timings.jsonl", "summary.json", "checkpoints"}
     assert names == files
     config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["recipe"]["name"] == "paper"
+    assert config["recipe"]["name"] == "code145"
     assert config["data"]["store"] == str(photos_store.root)
     assert [p.name for p in sorted((trained / "checkpoints").iterdir())] == [
         "step-0000003",
@@ -142,8 +144,9 @@ def test_torchrun_gives_the_same_metrics_to_the_bit(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    command = [TORCHRUN_SCRIPT, *overrides(photos_store, run_dir, "schedule.epochs=2")]
-    ended = succeed(command, tmp_path)
+    _, *words = printed("launch/torchrun.sh recipe=code145")
+    words += overrides(photos_store, run_dir, "schedule.epochs=2")
+    ended = succeed([TORCHRUN_SCRIPT, *words], tmp_path)
     assert f"run directory: {run_dir}" in ended.out
     same = (trained / "metrics.jsonl").read_bytes()
     assert (run_dir / "metrics.jsonl").read_bytes() == same
@@ -157,7 +160,7 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
     # Records every two steps of epochs of three: one covers the end of an epoch and the next.
     run_dir = tmp_path / "run"
     for epochs in (1, 2):
-        train_ranks(2, photos_store, run_dir, f"schedule.epochs={epochs}")
+        train_ranks(2, photos_store, run_dir, "recipe=code145", f"schedule.epochs={epochs}")
         assert summary(run_dir)["epochs"] == epochs
     want = read_records(trained / "metrics.jsonl")
     assert read_records(run_dir / "metrics.jsonl") == want
@@ -430,7 +433,7 @@ def test_an_ensemble_of_a_net_with_itself_is_that_net(trained: Path) -> None:
 def test_two_replicas_of_two_towers_train_like_one_replica(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
-    train_ranks(4, photos_store, tmp_path / "run", "schedule.epochs=2")
+    train_ranks(4, photos_store, tmp_path / "run", "recipe=code145", "schedule.epochs=2")
     assert summary(tmp_path / "run")["world_size"] == 4
     for mine, other in zip(
         records(tmp_path / "run", "train"), records(trained, "train"), strict=True
