@@ -29,7 +29,7 @@ bench: setup
 	for script in $(filter-out %/record.py %/compare.py %/page.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 site: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
 
 setup: $(VENV)/ready
 

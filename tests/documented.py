@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from programs import REPOSITORY, TINY
@@ -28,6 +31,22 @@ def printed(command: str) -> list[str]:
     """The words of a command that the README prints; the test that asks for them runs it."""
     assert command in of_the_readme(), f"README.md has no such line: {command}"
     return shlex.split(command.replace("…", ""))
+
+
+def make(words: list[str]) -> str:
+    """What `make` prints; a `make test` that these tests are run by does not hand on its words."""
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
+    made = subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def make_here(words: list[str], arguments: str) -> str:
+    """The same of a target, with arguments, in the environment of the tests."""
+    here = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/ready", f"ARGS={arguments}"]
+    return make([*words, *here])
 
 
 def made_small(words: list[str], *more: str) -> list[str]:

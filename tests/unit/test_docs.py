@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +11,7 @@ from signal import SIGINT, SIGTERM
 from typing import Any
 
 import pytest
-from documented import lines
+from documented import lines, make_here, printed
 from omegaconf import OmegaConf
 
 from alexnet2012 import config, config_use
@@ -97,8 +95,7 @@ def test_files_that_are_named_are_there(page: Path) -> None:
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    make_here(printed("make site"), f"--site-dir {tmp_path}")
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "two processes, each holding half" in home
     fetched = re.findall(r"(?:src|href)=\"(https?://[^\"]+\.(?:js|css|woff2?))\"", home)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from documented import README, made_small, of_the_readme, printed
+from documented import README, made_small, make, make_here, of_the_readme, printed
 from fakes import fake_imagenette
 from programs import REPOSITORY
 from ranks import run_ranks
@@ -87,10 +87,7 @@ def imagenette_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def what_make_runs(words: list[str]) -> list[str]:
     ready = ["-o", ".venv/ready"]  # as if it were: nothing is set up here
-    made = subprocess.run(
-        [*words, "-n", *ready], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    (python, *found) = shlex.split(made.stdout)
+    python, *found = shlex.split(make([*words, "-n", *ready]))
     assert python == ".venv/bin/python"
     return ["python", *found]
 
@@ -134,11 +131,7 @@ def test_every_command_of_the_readme_works_as_printed(
 
 def test_make_test_runs_the_tests() -> None:
     """All but the tests themselves, of which this is one."""
-    words = printed("make test")
-    here = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/ready", "ARGS=--version"]
-    made = subprocess.run([*words, *here], cwd=REPOSITORY, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert "pytest" in made.stdout
+    assert "pytest" in make_here(printed("make test"), "--version")
 
 
 def test_the_python_of_the_readme_works_under_torchrun() -> None:
