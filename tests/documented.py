@@ -35,9 +35,8 @@ def printed(command: str) -> list[str]:
 
 def make(words: list[str]) -> str:
     """What `make` prints; a `make test` that these tests are run by does not hand on its words."""
-    env = {
-        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
-    }
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS", "DATA", "OUT")
+    env = {key: value for key, value in os.environ.items() if key not in inherited}
     made = subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return made.stdout
