@@ -30,8 +30,9 @@ from alexnet2012.config import CheckpointConfig
 from alexnet2012.launcher import launch, reuse_memory, set_threads
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.saver import Saver
+from alexnet2012.saves import Progress
 from alexnet2012.schedule import Rates
-from alexnet2012.snapshot import Progress, Snapshot
+from alexnet2012.snapshot import Snapshot
 
 CLASSES = 1000
 MEAN_IMAGE = np.zeros((256, 256, 3), np.float32)

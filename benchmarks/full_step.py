@@ -245,9 +245,10 @@ def layer_flops(width: float = 1.0) -> dict[str, int]:
 
 def main() -> None:
     words, load_before = given(batch=128, steps=2, rounds=3, arms="all"), os.getloadavg()[0]
+    kinds = {arm.kind for arm in arms()}
+    if words.arms not in ("all", *kinds):
+        sys.exit(f"arms={words.arms}: must be all or one of {sorted(kinds)}")
     chosen = [arm for arm in arms() if words.arms in ("all", arm.kind) or arm == arms()[0]]
-    if len(chosen) == 1 and words.arms != PLAIN:
-        sys.exit(f"arms={words.arms}: must be all or one of {sorted({a.kind for a in arms()})}")
     found: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in chosen}
     for _ in range(words.rounds):
         for arm in chosen:

@@ -14,7 +14,7 @@ from pathlib import Path
 from programs import finish, module, start, succeed, with_rank
 from safetensors.torch import load_file
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.mesh import single_process
 
 METRICS = "metrics.jsonl"
@@ -60,7 +60,7 @@ def train_through_kills(
 
 def state_of(run_dir: Path) -> dict[str, bytes]:
     """Weights, momenta and streams of the newest checkpoint, of all ranks' files."""
-    folder = checkpoint.find(run_dir, single_process())
+    folder = saves.find(run_dir, single_process())
     return {
         f"{file.name}: {name}": tensor.numpy().tobytes()
         for file in sorted(folder.glob("*.safetensors"))
@@ -73,7 +73,7 @@ def _caught(run_dir: Path) -> tuple[int, str]:
     lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
     last = whole[-1] if whole else {"step": 0, "kind": "train"}
-    if list((run_dir / "checkpoints").glob(f"*{checkpoint.WRITING}")):
+    if list((run_dir / "checkpoints").glob(f"*{saves.WRITING}")):
         return last["step"], "saving"
     return last["step"], "validating" if last["kind"] == "epoch" else "training"
 

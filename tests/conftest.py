@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from programs import TINY
 from ranks import load_server
 
@@ -17,8 +18,12 @@ from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.launcher import compose_config
 from alexnet2012.model import AlexNet
-from alexnet2012.snapshot import Progress, Snapshot, plain
+from alexnet2012.saves import Progress, plain
+from alexnet2012.snapshot import Snapshot
 from alexnet2012.trained import Trained
+
+settings.register_profile("busy", deadline=None)  # other programs may hold the cores
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session", autouse=True)

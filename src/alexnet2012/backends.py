@@ -105,6 +105,7 @@ class Wandb:
         self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, resumed: bool
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # so it asks for no key, either
+        give_home(run_dir / "wandb")
         import wandb  # takes a second: only where it is wanted
 
         mode, identity = wandb_mode(config), _wandb_id(run_dir / WANDB_ID, new=not resumed)
@@ -168,6 +169,14 @@ class TensorBoard:
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
+
+
+def give_home(folder: Path) -> None:
+    """A home directory for a user without one, as in some containers: wandb does not do without."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(folder)
 
 
 def _wandb_id(file: Path, *, new: bool) -> str:

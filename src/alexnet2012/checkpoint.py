@@ -1,8 +1,7 @@
-"""One checkpoint: written, checked and read, by any mesh whatever mesh has written it.
+"""One checkpoint's tensors: written and read, by any mesh whatever mesh has written them.
 
 Written by torch.distributed.checkpoint under the full tensors' names and shapes, as safetensors:
-nothing in a checkpoint is ever unpickled. ``SHA256SUMS`` has a line for each of its files, as
-sha256sum prints and reads them.
+nothing in a checkpoint is ever unpickled. What needs no tensors is in saves.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -27,17 +25,23 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from alexnet2012.agreement import agree, on_rank_0
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.files import checksum_lines, sync_folder, synced
-from alexnet2012.mesh import Mesh, log
+from alexnet2012.mesh import Mesh
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.snapshot import Progress, Snapshot, state_of
+from alexnet2012.saves import (
+    CHECKSUMS,
+    MEAN_IMAGE,
+    METADATA,
+    WRITING,
+    Progress,
+    cause,
+    damaged,
+    in_order,
+    read_progress,
+    remove,
+)
+from alexnet2012.snapshot import Snapshot, state_of
 from alexnet2012.tensor_files import TensorWriter
-
-METADATA = "checkpoint.json"
-MEAN_IMAGE = "mean_image.npy"
-CHECKSUMS = "SHA256SUMS"
-# Suffixes of one that is not complete.
-WRITING, REMOVING = ".writing", ".removing"
 
 # Here, as a context would change the filters of other threads, too.
 warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
@@ -71,82 +75,12 @@ def save(
         sums = agree(lambda: writer.sums, mesh, group)
         on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
     except (OSError, CheckpointException) as error:
+        why = cause(_of_a_rank(error))
         on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
         raise RunError(
-            f"{folder}: cannot be written ({_cause(error)}); earlier checkpoints are as they were. "
+            f"{folder}: cannot be written ({why}); earlier checkpoints are as they were. "
             "Make room there and start the same command again: it goes on from the last one"
         ) from error
-
-
-def verify(folder: Path, mesh: Mesh) -> None:
-    """Compare the SHA-256 of every file with what was written. Collective; all say the same.
-
-    Raises:
-        ConfigError: there is no checkpoint, or a bit of it has changed.
-    """
-
-    def expected() -> str:
-        if not (folder / METADATA).is_file() and not (folder / CHECKSUMS).is_file():
-            raise _missing(folder)
-        return (folder / CHECKSUMS).read_bytes().decode("ascii", "replace")
-
-    try:
-        wanted = on_rank_0(expected, mesh)
-        found = _checksums(folder, mesh)
-    except OSError as error:
-        raise _damaged(folder, error) from error
-    if found != wanted:
-        here, there = set(found.splitlines()), set(wanted.splitlines())
-        name = next((line[66:] for line in (*here - there, *there - here)), "") or CHECKSUMS
-        raise _damaged(folder, ValueError(f"{name} has another checksum"))
-
-
-def of_run(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run directory, the last one first; one that was cut off is none."""
-    folders = [f for f in (run_dir / "checkpoints").glob("step-*") if f.name[5:].isdigit()]
-    return sorted(folders, key=step_of, reverse=True)
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name[5:])
-
-
-def newest(run_dir: Path) -> Path | None:
-    """The last checkpoint of a run directory, good or not."""
-    return next(iter(of_run(run_dir)), None)
-
-
-def find(path: Path, mesh: Mesh) -> Path:
-    """A checkpoint whose files are as they were written, or the last such of a run. Collective.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    folders = on_rank_0(lambda: of_run(path), mesh)
-    if not folders:
-        verify(path, mesh)
-        return path
-    for folder in folders:
-        try:
-            verify(folder, mesh)
-        except ConfigError as error:
-            if mesh.rank == 0:
-                log.warning("%s", error)
-        else:
-            return folder
-    raise ConfigError("checkpoint", path, "has none that is not damaged; take another directory")
-
-
-def remove(folder: Path) -> None:
-    """At once for whoever looks for it; a process that ends meanwhile leaves no half of it."""
-    shutil.rmtree(folder.replace(folder.with_name(folder.name + REMOVING)), ignore_errors=True)
-
-
-def remove_incomplete(run_dir: Path) -> None:
-    """What a process that was killed had begun to write, or to remove."""
-    for folder in (run_dir / "checkpoints").glob("step-*"):
-        if folder.suffix in (WRITING, REMOVING):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Progress:
@@ -193,30 +127,6 @@ def take_over(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
     _load(state, folder, model)
 
 
-def read_progress(folder: Path) -> Progress:
-    """What a checkpoint holds, without its tensors.
-
-    Raises:
-        ConfigError: there is no checkpoint, or not all of it.
-    """
-    file = folder / METADATA
-    if not file.is_file():
-        raise _missing(folder)
-    try:
-        return Progress(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(folder, error) from error
-
-
-def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
-    """The mean image [P, P, 3] of the pictures that a net was trained on."""
-    try:
-        mean_image: npt.NDArray[np.float32] = np.load(folder / MEAN_IMAGE, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise _damaged(folder, error) from error
-    return mean_image
-
-
 def _begin(writing: Path, snapshot: Snapshot) -> None:
     shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
     writing.mkdir(parents=True)
@@ -229,7 +139,7 @@ def _begin(writing: Path, snapshot: Snapshot) -> None:
 
 
 def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> None:
-    sums = _in_order([checksum_lines(writing, [METADATA, MEAN_IMAGE]), *tensor_sums])
+    sums = in_order([checksum_lines(writing, [METADATA, MEAN_IMAGE]), *tensor_sums])
     with synced(writing / CHECKSUMS) as file:
         file.write(sums.encode("ascii"))
     sync_folder(writing)
@@ -239,29 +149,12 @@ def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> No
     sync_folder(folder.parent)
 
 
-def _checksums(folder: Path, mesh: Mesh) -> str:
-    """What ``SHA256SUMS`` should hold; the ranks share the reading. Collective."""
-
-    def names() -> list[str]:
-        files = (path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-        return sorted(name for name in files if not name.startswith("."))  # a desktop's, or NFS's
-
-    every = on_rank_0(names, mesh)
-    own = every[mesh.rank :: mesh.world_size]
-    return _in_order(agree(lambda: checksum_lines(folder, own), mesh))
-
-
-def _in_order(parts: Sequence[list[str]]) -> str:
-    """Lines of checksums by file name."""
-    return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
-
-
 def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
     try:
         reader = dcp.HuggingFaceStorageReader(str(folder))
         dcp.load(state, storage_reader=reader, no_dist=model.mesh.world_size == 1)
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-        raise _damaged(folder, error) from error
+        raise damaged(folder, _of_a_rank(error)) from error
 
 
 def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
@@ -271,20 +164,8 @@ def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
     }
 
 
-def _missing(folder: Path) -> ConfigError:
-    remedy = f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/step-0001000"
-    return ConfigError("checkpoint", folder, remedy)
-
-
-def _damaged(folder: Path, error: BaseException) -> ConfigError:
-    return ConfigError("checkpoint", folder, f"is damaged ({_cause(error)}); use an earlier one")
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of what went wrong, on the first rank where it did."""
+def _of_a_rank(error: BaseException) -> BaseException:
+    """What went wrong on the first rank where it did."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    first_line = str(error).strip().splitlines()[:1]
-    return first_line[0] if first_line else type(error).__name__
+        return next(iter(error.failures.values()))[0]
+    return error

@@ -34,7 +34,14 @@ from alexnet2012.config_use import (
     ServeConfig,
 )
 
-_NO_TEXT = re.compile(r"[-+]?[\d_.]+(e[-+]?\d+)?|true|false|nan|inf", re.IGNORECASE)
+# A value, or one of a list or a sweep, that is no text to Hydra's grammar.
+_NO_TEXT = re.compile(
+    r"(^|[,[(] ?)([-+]?[\d_.]+(e[-+]?\d+)?|[-+]?(nan|inf)|true|false)(?= ?[,\])]|$)", re.IGNORECASE
+)
+_PLAIN = re.compile(r"(choice\()?[^'\"(){}]*\)?")  # without quotes, and no range
+_IN_QUOTES = r"\1'\2'"
+_TEXT = ("str", "str | None", "Any", "list[str]")
+_HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
 Schema = TypeVar(
     "Schema",
@@ -58,12 +65,8 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     Raises:
         ConfigError: a key that no code reads, or a value that cannot work.
     """
-    # Not above: workers of a preparation import this file, and start sooner without Hydra.
-    from hydra.core.hydra_config import HydraConfig
-
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, schema)
-    _take_text_as_written(config, HydraConfig.get().overrides.task)
     check_values(config)
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
@@ -83,14 +86,22 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     return config
 
 
-def _take_text_as_written(config: Any, overrides: Sequence[str]) -> None:
-    """Undo what Hydra's grammar makes of a path like 2024_06: a number, and so 202406."""
-    for key, _, text in (override.partition("=") for override in overrides):
-        *groups, name = key.lstrip("+").split(".")
-        owner = reduce(lambda at, group: getattr(at, group, None), groups, config)
-        kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
-        if kinds.get(name) in ("str", "str | None", "Any") and _NO_TEXT.fullmatch(text):
-            setattr(owner, name, text)
+def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
+    """Overrides in which text has quotes where Hydra's grammar reads a number: a path like 2024_06.
+
+    So it stays what was written, also in a sweep, whose jobs are given what the grammar has read.
+    """
+    return [_quoted(schema(), override) for override in overrides]
+
+
+def _quoted(defaults: Any, override: str) -> str:
+    key, equals, text = override.partition("=")
+    *groups, name = key.lstrip("+").split(".")
+    owner = reduce(lambda at, group: getattr(at, group, None), groups, defaults)
+    kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
+    if (kinds.get(name) in _TEXT or key in _HYDRAS_PATHS) and _PLAIN.fullmatch(text):
+        return f"{key}{equals}{_NO_TEXT.sub(_IN_QUOTES, text)}"
+    return override
 
 
 def literal(value: Any) -> Any:

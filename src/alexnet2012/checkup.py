@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from simplejpeg import decode_jpeg, encode_jpeg
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.choices import Decoder, Device
 from alexnet2012.config import ConfigError
 from alexnet2012.data.pipeline import Feed, Reader, whole
@@ -194,9 +194,9 @@ def store(root: Path) -> Finding:
 
 def saved(path: Path) -> Finding:
     try:
-        folder = checkpoint.newest(path) or path
-        checkpoint.verify(folder, single_process(Device.cpu))
-        step = checkpoint.read_progress(folder).step
+        folder = saves.newest(path) or path
+        saves.verify(folder, single_process(Device.cpu))
+        step = saves.read_progress(folder).step
     except (OSError, ValueError) as error:
         return Finding("checkpoint", Level.wrong, str(error), "use an earlier one")
     return ok("checkpoint", f"{folder.name}: step {step}, all as it was written")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.agreement import agree, on_rank_0
 from alexnet2012.config import RunError
 from alexnet2012.data.loaders import Batch
@@ -35,7 +35,7 @@ def diverged(
     where = first_not_finite(model, batch)
 
     def told() -> str:
-        saved = checkpoint.newest(run_dir)
+        saved = saves.newest(run_dir)
         before = "nothing was saved before" if saved is None else f"{saved} is from before"
         remedy = f"{before}; lower schedule.rate={rate} in a new run"
         return f"step {step}: the loss is {loss}, first not finite: {where}; {remedy}"

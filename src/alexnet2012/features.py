@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.config_use import FeaturesConfig, NearestConfig
 from alexnet2012.launcher import hydra_main, reuse_memory
@@ -96,7 +96,7 @@ def run(config: FeaturesConfig, run_dir: Path) -> None:
     reuse_memory()
     names = find_pictures(config.images)
     given = Path(config.checkpoint).expanduser()
-    given = (checkpoint.newest(given) or given).absolute()
+    given = (saves.newest(given) or given).absolute()
     net = load_trained(given, config.device)
     used, activations, rejected = activations_of(net, names, config)
     out = Path(config.out).expanduser()

@@ -19,7 +19,8 @@ from alexnet2012.foreign import IMAGENET_MEAN, Foreign, as_alexnet
 from alexnet2012.from_caffe import read_caffemodel, read_mean_image
 from alexnet2012.from_torchvision import from_state_dict, read_state_dict
 from alexnet2012.launcher import compose_config, hydra_main
-from alexnet2012.snapshot import Progress, Snapshot, plain
+from alexnet2012.saves import Progress, plain
+from alexnet2012.snapshot import Snapshot
 
 CAFFE = ".caffemodel"
 

@@ -43,7 +43,7 @@ from alexnet2012.causes import (
     leave_cause,
     read_causes,
 )
-from alexnet2012.checks import Schema, from_hydra
+from alexnet2012.checks import Schema, from_hydra, quoted_text
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.diagnosis import Party, ended
 from alexnet2012.flight import FlightRecord
@@ -81,10 +81,13 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
     def run() -> None:
         words = get_args_parser().parse_args()
         _check_grammar(words.overrides)
+        overrides = quoted_text(schema, words.overrides)
         if words.help:
             with initialize_config_module(CONF, version_base="1.3"):
-                sys.stdout.write(usage(name, schema, compose(name, overrides=words.overrides)))
+                sys.stdout.write(usage(name, schema, compose(name, overrides=overrides)))
             return
+        as_read = dict(zip(words.overrides, overrides, strict=True))
+        sys.argv[1:] = [as_read.get(word, word) for word in sys.argv[1:]]  # what Hydra reads
         application()
         if failures:
             raise failures[0]
@@ -106,7 +109,7 @@ def compose_config(
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
-        cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
+        cfg = compose(name, overrides=quoted_text(schema, overrides), return_hydra_config=True)
         run_dir = Path(cfg.hydra.run.dir).absolute()
         HydraConfig.instance().set_config(cfg)  # what ${hydra:…} reads
         OmegaConf.set_struct(cfg, False)

@@ -22,7 +22,7 @@ import yaml
 from alexnet2012.config import TrainConfig
 from alexnet2012.launcher import compose_config
 from alexnet2012.run_dirs import LOCK, SETTINGS, SUMMARY, complete, flat
-from alexnet2012.snapshot import plain
+from alexnet2012.saves import plain
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 # Where a run lies and how it is watched makes no other run of it.

@@ -16,8 +16,8 @@ from alexnet2012.config import TrackingConfig
 from alexnet2012.evaluation import Errors
 from alexnet2012.mesh import Mesh
 from alexnet2012.progress import TrainProgress
+from alexnet2012.saves import Progress
 from alexnet2012.schedule import Rates
-from alexnet2012.snapshot import Progress
 from alexnet2012.tracking import Tracker
 
 LAST_ONLY = "wrong-guesses"  # of these pictures a run keeps that of the last validation

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from omegaconf import OmegaConf
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.agreement import on_rank_0
 from alexnet2012.backends import check_backends
 from alexnet2012.choices import Decoder, Device, Precision
@@ -20,7 +20,7 @@ from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.data.store import Store, fingerprint
 from alexnet2012.files import replace_text
 from alexnet2012.mesh import Mesh
-from alexnet2012.snapshot import Progress, plain
+from alexnet2012.saves import Progress, plain
 
 AUTO = "auto"
 SUMMARY, SETTINGS, LOCK = "summary.json", "config.yaml", ".lock"
@@ -36,24 +36,24 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
             for that is not used, or nothing can show the records.
     """
     check_backends(config.tracking)
-    occupied = (run_dir / "metrics.jsonl").exists() or checkpoint.newest(run_dir) is not None
+    occupied = (run_dir / "metrics.jsonl").exists() or saves.newest(run_dir) is not None
     if config.resume is None and occupied:
         remedy = "holds a run already; set resume=auto to go on with it, or another directory"
         raise ConfigError("hydra.run.dir", run_dir, remedy)
     if config.resume == AUTO and occupied:
         if (settings := _settings(run_dir)) is not None:
             _check_same(settings, config, "hydra.run.dir", run_dir, "holds a run with")
-        if checkpoint.newest(run_dir) is None and (run_dir / SUMMARY).exists():
+        if saves.newest(run_dir) is None and (run_dir / SUMMARY).exists():
             remedy = "holds a finished run and no checkpoint to go on from; take another directory"
             raise ConfigError("hydra.run.dir", run_dir, remedy)
     if config.resume not in (None, AUTO):
-        checkpoint.read_progress(Path(str(config.resume)))
+        saves.read_progress(Path(str(config.resume)))
     if config.init_from is not None:
         path = Path(config.init_from)
         if (path / SETTINGS).is_file() and not (path / SUMMARY).is_file():
             remedy = "is a run that has not ended; end it first, or name one of its checkpoints"
             raise ConfigError("init_from", path, remedy)
-        checkpoint.read_progress(checkpoint.newest(path) or path)
+        saves.read_progress(saves.newest(path) or path)
     there = config.mesh.device is not Device.cpu and torch.cuda.is_available()
     if config.data.decoder is Decoder.gpu and not there:
         raise ConfigError("data.decoder", "gpu", "pictures go to the cpu here; use auto or cpu")
@@ -73,16 +73,16 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     if store.size != config.data.store_size:
         remedy = f"holds pictures of {store.size} pixels; set data.store_size alike"
         raise ConfigError("data.store", config.data.store, remedy)
-    newest = on_rank_0(lambda: checkpoint.newest(run_dir), mesh)
+    newest = on_rank_0(lambda: saves.newest(run_dir), mesh)
     if config.resume is None or (config.resume == AUTO and newest is None):
         return store, None
-    folder = checkpoint.find(run_dir if config.resume == AUTO else Path(config.resume), mesh)
-    found = checkpoint.read_progress(folder)
+    folder = saves.find(run_dir if config.resume == AUTO else Path(config.resume), mesh)
+    found = saves.read_progress(folder)
     check_fits(folder, found, config)
     if found.store_fingerprint != store.fingerprint:
         remedy = f"was trained on another store than data.store={config.data.store}"
         raise ConfigError("resume", folder, f"{remedy}; use that one, or start a new run")
-    if config.resume != AUTO and newest is not None and checkpoint.step_of(newest) > found.step:
+    if config.resume != AUTO and newest is not None and saves.step_of(newest) > found.step:
         remedy = f"{newest} is later; set resume=auto, or another hydra.run.dir"
         raise ConfigError("resume", folder, remedy)
     return store, folder
@@ -113,8 +113,8 @@ def begin(run_dir: Path, settings: dict[str, Any], resumed: Path | None) -> None
     """Write down whose the directory is. What is incomplete goes; what is damaged is set aside."""
     (run_dir / SUMMARY).unlink(missing_ok=True)  # of fewer epochs
     replace_text(run_dir / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))
-    checkpoint.remove_incomplete(run_dir)
-    for folder in checkpoint.of_run(run_dir):
+    saves.remove_incomplete(run_dir)
+    for folder in saves.of_run(run_dir):
         if resumed is not None and folder.name > resumed.name:
             aside = folder.with_name(folder.name + DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from alexnet2012.run_pairs import as_json, load_side, pair_tables
 
 DEFAULT = Path("runs")
 NAMED = 5  # directories that are no runs
-_NEVER = datetime.max.replace(tzinfo=timezone.utc)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 SORTS: dict[str, Callable[[Run], Any]] = {
     "begun": lambda run: run.begun or _NEVER,
     "run": lambda run: str(run.path),

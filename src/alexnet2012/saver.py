@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from alexnet2012 import checkpoint
+from alexnet2012 import checkpoint, saves
 from alexnet2012.config import CheckpointConfig, ConfigError
 from alexnet2012.mesh import Mesh
 from alexnet2012.snapshot import Snapshot
@@ -73,13 +73,13 @@ class Saver:
         keep_last = self._config.keep_last
         if keep_last is None:
             return
-        folders = checkpoint.of_run(self._folder.parent)
+        folders = saves.of_run(self._folder.parent)
         kept = folders[:keep_last]
         if self._config.keep_best:
             kept += _best(folders)
         for folder in folders:
             if folder not in kept:
-                checkpoint.remove(folder)
+                saves.remove(folder)
 
 
 def _best(folders: list[Path]) -> list[Path]:
@@ -87,7 +87,7 @@ def _best(folders: list[Path]) -> list[Path]:
     errors = {}
     for folder in reversed(folders):
         try:
-            error = checkpoint.read_progress(folder).top1_error_pct
+            error = saves.read_progress(folder).top1_error_pct
         except ConfigError:  # damaged: it has its turn when it is to be loaded
             continue
         if error is not None:

@@ -6,53 +6,18 @@ Each process holds rows of a full tensor; wrapped as a DTensor it is known to be
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from alexnet2012.checks import literal
-from alexnet2012.config import ModelConfig, RecipeConfig, TrainConfig
-from alexnet2012.data.store import Store
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
-
-
-@dataclass
-class Progress:
-    """How far a run came, and of what. ``settings`` is its whole configuration, as plain data."""
-
-    step: int
-    epoch: int  # epochs finished, each with its validation
-    validation_errors: list[float] = field(default_factory=list)  # after each whole epoch
-    top1_error_pct: float | None = None  # of these very weights, where it was measured
-    # Loss, errors and pictures by replica: of the epoch so far, and since the last record.
-    epoch_sums: list[list[float]] = field(default_factory=list)
-    sums: list[list[float]] = field(default_factory=list)
-    records: dict[str, int] = field(default_factory=dict)  # lines of each .jsonl file
-    summary: dict[str, Any] | None = None  # of a run that has come to its end
-    settings: dict[str, Any] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    store_fingerprint: str = ""
-    code: str = ""  # the commit, and torch's version
-
-    @classmethod
-    def at_start(cls, config: TrainConfig, store: Store, code: str) -> Progress:
-        return cls(
-            step=0,
-            epoch=0,
-            settings=plain(config),
-            classes=list(store.classes),
-            store_fingerprint=store.fingerprint,
-            code=code,
-        )
+from alexnet2012.saves import Progress
 
 
 @dataclass(frozen=True)
@@ -88,20 +53,6 @@ class Snapshot:
             if local.is_floating_point() and not torch.isfinite(local.sum()):
                 return name
         return None
-
-
-def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
-    """A configuration as JSON types."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
-    return values
-
-
-def config_of(progress: Progress) -> TrainConfig:
-    """The configuration that a checkpoint was trained with."""
-    settings = literal(progress.settings)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
-    assert isinstance(config, TrainConfig)
-    return config
 
 
 def state_of(

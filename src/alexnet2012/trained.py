@@ -20,14 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alexnet2012 import checkpoint
+from alexnet2012 import checkpoint, saves
 from alexnet2012.checks import literal
 from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ConfigError, DataConfig, ModelConfig, RecipeConfig
 from alexnet2012.data.views import view_places, viewed
 from alexnet2012.mesh import single_process
 from alexnet2012.model import AlexNet
-from alexnet2012.snapshot import config_of, plain
+from alexnet2012.saves import config_of, plain
 
 MEAN_IMAGE = "mean_image"  # a tensor of an exported file, beside the parameters
 METADATA = "alexnet2012"  # its note: a JSON text
@@ -70,8 +70,8 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
     if path.is_file():
         return _exported(path, device)
     mesh = single_process(device)
-    folder = checkpoint.find(path, mesh)
-    progress = checkpoint.read_progress(folder)
+    folder = saves.find(path, mesh)
+    progress = saves.read_progress(folder)
     trained = config_of(progress)
     model = AlexNet(
         trained.recipe,
@@ -81,7 +81,7 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
         precision=trained.precision,
     )
     checkpoint.load(folder, model)
-    mean_image = checkpoint.read_mean_image(folder)
+    mean_image = saves.read_mean_image(folder)
     return Trained(model.eval(), tuple(progress.classes), mean_image, trained.data)
 
 

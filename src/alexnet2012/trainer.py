@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012 import checkpoint
+from alexnet2012 import checkpoint, saves
 from alexnet2012.agreement import Exchange, Wishes, on_rank_0
 from alexnet2012.config import RunError, TrainConfig
 from alexnet2012.data.loaders import Batch, content_digest
@@ -32,8 +32,9 @@ from alexnet2012.optimizer import PaperSGD
 from alexnet2012.reporting import Reporter
 from alexnet2012.run_dirs import SUMMARY, begin, check_run, take
 from alexnet2012.saver import Saver
+from alexnet2012.saves import Progress, plain
 from alexnet2012.schedule import Rates, rates
-from alexnet2012.snapshot import Progress, Snapshot, plain
+from alexnet2012.snapshot import Snapshot
 from alexnet2012.sums import Sums, Throughput
 from alexnet2012.watching import Watch
 
@@ -78,7 +79,7 @@ class Trainer:
         if self._resumed is not None:
             self._resume(self._resumed)
         elif config.init_from is not None:
-            folder = checkpoint.find(Path(config.init_from), mesh)
+            folder = saves.find(Path(config.init_from), mesh)
             checkpoint.take_over(folder, self.model, config.init_layers)
             log.info("starting from the layers of %s", config.init_from)
         self._saver = Saver(config.checkpoint, self.run_dir, mesh, self.progress.step)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from programs import TINY, TORCHRUN_SCRIPT, Ended, module, run
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.config import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.evaluate import run as evaluate_run
@@ -160,7 +160,7 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
     where = (f"data.store={photos_store.root}", "schedule.epochs=2")
-    folder = checkpoint.newest(trained)
+    folder = saves.newest(trained)
     words = (f"resume={folder}", "recipe=paper", "recipe=code145")
     refuse(*where, f"resume={folder}", "recipe=code145", words=words)
     words = (f"resume={folder}", "seed=0", "seed=1")
@@ -294,13 +294,13 @@ def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "step-0000001"
-    newest = checkpoint.newest(trained)
+    newest = saves.newest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
     where = (f"data.store={photos_store.root}", "schedule.epochs=2")
-    progress = json.loads((folder / checkpoint.METADATA).read_text())
+    progress = json.loads((folder / saves.METADATA).read_text())
     for text in ("", "{", json.dumps({**progress, "unknown": 1}), "[]"):
-        (folder / checkpoint.METADATA).write_text(text)
+        (folder / saves.METADATA).write_text(text)
         refuse(*where, f"resume={folder}", words=(str(folder), "damaged"))
 
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_lost_a_file_is_refused_in_one_line(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "step-0000001"
-    newest = checkpoint.newest(trained)
+    newest = saves.newest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
     for file in folder.glob("*.safetensors"):

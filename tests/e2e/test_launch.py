@@ -10,7 +10,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from programs import REPOSITORY, TINY, module, run, succeed
+from documented import printed
+from programs import REPOSITORY, TINY, run, succeed
 
 from alexnet2012.data.store import Store
 
@@ -47,9 +48,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_towers_on_two_nodes_train_like_two_on_one(slurm: Path, photos_store: Store) -> None:
-    words = (*TINY, f"data.store={photos_store.root}", "schedule.epochs=1", "data.limit=4")
-    succeed(module("train", *words, f"hydra.run.dir={slurm / 'one'}"), slurm)
-    succeed(["bash", SCRIPT, *words, f"hydra.run.dir={slurm / 'two'}"], slurm)
+    words = [f"data.store={photos_store.root}", "schedule.epochs=1", "data.limit=4"]
+    (script,) = printed("launch/cpu.sh")
+    given = ("schedule=", "data.batch_size=", "mesh.device=")  # in the script
+    small = [word for word in TINY if not word.startswith(given)]
+    one, two = (f"hydra.run.dir={slurm / name}" for name in ("one", "two"))
+    succeed([str(REPOSITORY / script), *words, *small, one], slurm)
+    succeed(["bash", SCRIPT, *words, *TINY, "recipe=code145", two], slurm)
     one, two = ((slurm / name / "metrics.jsonl").read_bytes() for name in ("one", "two"))
     assert one == two
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from documented import printed
 from programs import ON_ONE_CORE, module, run, succeed
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.claims import Scale
 from alexnet2012.config import PrepareConfig
 from alexnet2012.data.preparing import prepare
@@ -22,13 +24,12 @@ from alexnet2012.machine import running_commit
 from alexnet2012.pretraining import pretrain_measurements, read_errors
 from alexnet2012.seeds import seed_measurements
 
-ARMS = ("none", "no_lrn", "one_gpu")
+ARMS = ("none", "no_lrn", "no_dropout")
 
 
-def command(store: Store, root: Path, *more: str) -> list[str]:
-    words = [
-        "-m",
-        "experiment=effects/quick",
+def small(store: Store, root: Path) -> list[str]:
+    """What makes a run of such a sweep one of a second."""
+    return [
         "data=store",
         f"data.store={store.root}",
         f"hydra.sweep.dir={root}",
@@ -37,6 +38,10 @@ def command(store: Store, root: Path, *more: str) -> list[str]:
         "schedule.drops=[]",
         "mesh.device=cpu",
     ]
+
+
+def command(store: Store, root: Path, *more: str) -> list[str]:
+    words = ("-m", "experiment=effects/quick", *small(store, root))
     return [*ON_ONE_CORE, *module("train", *words, *more)]
 
 
@@ -50,21 +55,31 @@ def results(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def swept(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("swept") / "runs"
-    arms = f"ablation={','.join(ARMS)}"
-    succeed(command(photos_store, root, arms, "seed=0,1"), root.parent)
+    root = tmp_path_factory.mktemp("swept") / "runs" / "effects-quick"
+    # fmt: off
+    words = printed("python -m alexnet2012.train -m experiment=effects/quick ablation=none,no_lrn,no_dropout seed=0,1,2")  # noqa: E501
+    # fmt: on
+    succeed([*ON_ONE_CORE, *words, *small(photos_store, root)], root.parents[1])
     return root
 
 
-def test_every_ablation_and_seed_has_a_place_of_its_own(swept: Path) -> None:
+def test_every_ablation_and_seed_has_a_place_of_its_own_and_a_line_of_the_table(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert {str(p.parent.relative_to(swept)) for p in swept.glob("*/*/summary.json")} == {
-        f"{arm}/{seed}" for arm in ARMS for seed in (0, 1)
+        f"{arm}/{seed}" for arm in ARMS for seed in (0, 1, 2)
     }
     found = effects(read_sweep(swept))
-    assert {effect["arm"] for effect in found} == {"no_lrn", "one_gpu"}
-    assert all(effect["seeds"] == [0, 1] for effect in found)
+    assert {effect["arm"] for effect in found} == {"no_lrn", "no_dropout"}
+    assert all(effect["seeds"] == [0, 1, 2] for effect in found)
     commits = {r.commit for results in read_sweep(swept).values() for r in results.values()}
     assert commits == {running_commit()[0]}
+    _, _, name, *words = printed("python -m alexnet2012.effects runs/effects-quick")
+    monkeypatch.chdir(swept.parents[1])
+    monkeypatch.setattr("sys.argv", [name, *words])
+    import_module(name).main()
+    out = capsys.readouterr().out
+    assert all(arm in out for arm in ARMS[1:])
 
 
 def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new_past_what_fails(
@@ -72,7 +87,7 @@ def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new_past_what
 ) -> None:
     before = results(swept)
     when = {file: file.stat().st_mtime_ns for file in swept.rglob("metrics.jsonl")}
-    again = run(command(photos_store, swept, "ablation=none,no_lrn", "seed=-1,0,1,2"), tmp_path)
+    again = run(command(photos_store, swept, "ablation=none,no_lrn", "seed=-1,0,1,3"), tmp_path)
     assert (again.code, again.left) == (2, [])
     assert again.err == "alexnet2012: seed=-1: must be at least 0\n"
     assert again.out.count("finished before, kept") == 4
@@ -102,9 +117,9 @@ def test_a_run_that_was_cut_off_is_done_again_to_the_same_end(
 
 def test_two_seeds_show_the_form_and_claim_nothing(swept: Path) -> None:
     found = seed_measurements(swept, Scale.reduced, "tiny", "…", only=[0, 1])
-    assert [m.claim for m in found] == ["lsvrc2010-1crop", "table2", "fig3"]
-    assert [m.agrees for m in found] == [None] * 3
-    assert [m.n_seeds for m in found] == [2] * 3
+    assert [m.claim for m in found] == ["lsvrc2010-1crop", "table2"]
+    assert [m.agrees for m in found] == [None] * 2
+    assert [m.n_seeds for m in found] == [2] * 2
     base = read_sweep(swept, [0, 1])["none"]
     ten = sum(run.errors["top1_error_pct"] for run in base.values()) / 2  # 10 views, when trained
     assert f"{ten:.2f} / " in found[0].value.rpartition(", ")[2]
@@ -132,9 +147,9 @@ def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
         + ended.out.count("starting from the layers of")
         == 2
     )
-    last = checkpoint.newest(tmp_path / "runs" / "pretrained" / "1")
+    last = saves.newest(tmp_path / "runs" / "pretrained" / "1")
     assert last is not None
-    assert checkpoint.read_progress(last).classes == list(photos_store.classes[:5])
+    assert saves.read_progress(last).classes == list(photos_store.classes[:5])
     pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "tiny", "…")
     assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
     assert (pretrain.n_seeds, pretrain.agrees) == (2, None)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from documented import made_small, printed
 from programs import (
     ON_ONE_CORE,
     TINY,
@@ -31,7 +32,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012 import checkpoint, run_dirs
+from alexnet2012 import run_dirs, saves
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data.store import Store
@@ -90,8 +91,9 @@ def net_of(run_dir: Path) -> dict[str, torch.Tensor]:
 def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of two epochs, in two processes of its own."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    command = module("train", *overrides(photos_store, run_dir, "schedule.epochs=2"))
-    ended = succeed(command, run_dir.parent)
+    words = printed("python -m alexnet2012.train recipe=code145 model=small schedule=constant")
+    where = (f"data.store={photos_store.root}", f"hydra.run.dir={run_dir}", "schedule.epochs=2")
+    ended = succeed([*made_small(words), *where], run_dir.parent)
     assert f"run directory: {run_dir}" in ended.out
     assert ended.err == ""
     return run_dir
@@ -104,13 +106,13 @@ def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
     files = {"config.yaml", "metrics.jsonl", "timings.jsonl", "summary.json", "checkpoints"}
     assert names == files
     config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["recipe"]["name"] == "paper"
+    assert config["recipe"]["name"] == "code145"
     assert config["data"]["store"] == str(photos_store.root)
     assert [p.name for p in sorted((trained / "checkpoints").iterdir())] == [
         "step-0000003",
         "step-0000006",
     ]
-    progress = checkpoint.read_progress(trained / "checkpoints" / "step-0000006")
+    progress = saves.read_progress(trained / "checkpoints" / "step-0000006")
     assert (progress.step, progress.epoch) == (2 * STEPS_PER_EPOCH, 2)
     assert progress.store_fingerprint == photos_store.fingerprint
     assert list(trained.parent.iterdir()) == [trained]  # nothing beside it
@@ -142,8 +144,9 @@ def test_torchrun_gives_the_same_metrics_to_the_bit(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    command = [TORCHRUN_SCRIPT, *overrides(photos_store, run_dir, "schedule.epochs=2")]
-    ended = succeed(command, tmp_path)
+    _, *words = printed("launch/torchrun.sh recipe=code145")
+    words += overrides(photos_store, run_dir, "schedule.epochs=2")
+    ended = succeed([TORCHRUN_SCRIPT, *words], tmp_path)
     assert f"run directory: {run_dir}" in ended.out
     same = (trained / "metrics.jsonl").read_bytes()
     assert (run_dir / "metrics.jsonl").read_bytes() == same
@@ -157,7 +160,7 @@ def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(
     # Records every two steps of epochs of three: one covers the end of an epoch and the next.
     run_dir = tmp_path / "run"
     for epochs in (1, 2):
-        train_ranks(2, photos_store, run_dir, f"schedule.epochs={epochs}")
+        train_ranks(2, photos_store, run_dir, "recipe=code145", f"schedule.epochs={epochs}")
         assert summary(run_dir)["epochs"] == epochs
     want = read_records(trained / "metrics.jsonl")
     assert read_records(run_dir / "metrics.jsonl") == want
@@ -227,12 +230,12 @@ def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repea
 ) -> None:
     with end_at(step, how), pytest.raises(KilledError if how is None else SignalException):
         train_here(photos_store, tmp_path, *OFTEN)
-    newest = checkpoint.newest(tmp_path)
+    newest = saves.newest(tmp_path)
     if how is None:  # the last that was due
-        assert (newest and checkpoint.step_of(newest)) == {3: 2, 5: 4}[step]
+        assert (newest and saves.step_of(newest)) == {3: 2, 5: 4}[step]
     else:
         assert newest is not None
-        assert checkpoint.step_of(newest) == step
+        assert saves.step_of(newest) == step
     train_here(photos_store, tmp_path, *OFTEN)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert state_of(tmp_path) == state_of(whole)
@@ -240,7 +243,7 @@ def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repea
 
 def state_of(run_dir: Path) -> dict[str, bytes]:
     """Weights, momenta and streams of the newest checkpoint."""
-    (file,) = checkpoint.find(run_dir, single_process()).glob("*.safetensors")
+    (file,) = saves.find(run_dir, single_process()).glob("*.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
@@ -285,7 +288,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_g
 def test_checkpoints_are_saved_by_the_clock(photos_store: Store, tmp_path: Path) -> None:
     often = ("checkpoint.every_minutes=1e-9", "checkpoint.keep_last=null")
     train_here(photos_store, tmp_path, *often)
-    found = [checkpoint.step_of(folder) for folder in checkpoint.of_run(tmp_path)]
+    found = [saves.step_of(folder) for folder in saves.of_run(tmp_path)]
     assert {3, 6} < set(found)
 
 
@@ -430,7 +433,7 @@ def test_an_ensemble_of_a_net_with_itself_is_that_net(trained: Path) -> None:
 def test_two_replicas_of_two_towers_train_like_one_replica(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
-    train_ranks(4, photos_store, tmp_path / "run", "schedule.epochs=2")
+    train_ranks(4, photos_store, tmp_path / "run", "recipe=code145", "schedule.epochs=2")
     assert summary(tmp_path / "run")["world_size"] == 4
     for mine, other in zip(
         records(tmp_path / "run", "train"), records(trained, "train"), strict=True
@@ -504,8 +507,8 @@ def test_a_run_that_is_interrupted_is_saved_and_leaves_no_process(
     ended = finish(program, mark)
     assert ended.left == []
     assert ended.code == code
-    newest = checkpoint.find(run_dir, single_process())
-    step = checkpoint.step_of(newest)
+    newest = saves.find(run_dir, single_process())
+    step = saves.step_of(newest)
     if told != "torchrun":  # it prints much of its own
         saved = f"step {step} is saved: the same command goes on there"
         assert ended.err == f"{saved}\nalexnet2012: interrupted\n"

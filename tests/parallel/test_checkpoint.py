@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from alexnet2012 import AlexNet, checkpoint, init_mesh
+from alexnet2012 import AlexNet, checkpoint, init_mesh, saves
 from alexnet2012.collectives import gather_rows
 from alexnet2012.config import CheckpointConfig, ConfigError, ModelConfig, RunError, TrainConfig
 from alexnet2012.launcher import compose_config
@@ -29,8 +29,9 @@ from alexnet2012.mesh import single_process
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.run_dirs import check_fits
 from alexnet2012.saver import Saver
+from alexnet2012.saves import Progress, config_of, plain
 from alexnet2012.schedule import Rates
-from alexnet2012.snapshot import Progress, Snapshot, config_of, plain
+from alexnet2012.snapshot import Snapshot
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 IMAGES = 4  # of the global batch
@@ -118,7 +119,7 @@ def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], .
     """A net of other classes: its weights before and after it took layers over."""
     model, _ = build(3, seed=1)
     before = {name: w.clone().numpy() for name, w in model.full_state_dict().items()}
-    checkpoint.take_over(checkpoint.find(Path(folder), model.mesh), model, layers)
+    checkpoint.take_over(saves.find(Path(folder), model.mesh), model, layers)
     return before, {name: w.numpy() for name, w in model.full_state_dict().items()}
 
 
@@ -197,28 +198,28 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
         save(folder, model, optimizer, replace(PROGRESS, step=step))
     assert [path.name for path in folder.parent.iterdir()] == ["step-0000001"]
     assert not (folder / "half").exists()
-    assert checkpoint.read_progress(folder).step == 2
+    assert saves.read_progress(folder).step == 2
 
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert saves.newest(tmp_path) is None
     names = ("step-0000009", "step-0000010", "step-10000000")
     for name in (*names, "step-99999999.writing", "step-99999999.removing"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    newest = checkpoint.newest(tmp_path)
+    newest = saves.newest(tmp_path)
     assert newest is not None
     assert newest.name == "step-10000000"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no checkpoint .*; name a folder such as"):
-        checkpoint.read_progress(tmp_path)
+        saves.read_progress(tmp_path)
 
 
 def test_a_damaged_checkpoint_file_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / checkpoint.METADATA).write_text("{")
+    (tmp_path / saves.METADATA).write_text("{")
     with pytest.raises(ConfigError):
-        checkpoint.read_progress(tmp_path)
+        saves.read_progress(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -248,34 +249,34 @@ def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is
     run_dir: Path,
 ) -> None:
     before, last = sorted((run_dir / "checkpoints").iterdir())
-    assert checkpoint.find(run_dir, single_process()) == last
+    assert saves.find(run_dir, single_process()) == last
     noticed = 0
     for file, damaged in damages(last, flips=200, truncations=50):
         whole = file.read_bytes()
         file.write_bytes(damaged)
-        noticed += checkpoint.find(run_dir, single_process()) == before
+        noticed += saves.find(run_dir, single_process()) == before
         file.write_bytes(whole)
     assert noticed == 250
-    assert checkpoint.find(run_dir, single_process()) == last
+    assert saves.find(run_dir, single_process()) == last
 
 
 @pytest.mark.parametrize("change", ["lost", "another"])
 def test_a_checkpoint_with_a_file_less_or_more_is_damaged(run_dir: Path, change: str) -> None:
-    last = checkpoint.newest(run_dir)
+    last = saves.newest(run_dir)
     assert last is not None
     file = last / ("mean_image.npy" if change == "lost" else "shard-9.safetensors")
     whole = file.read_bytes() if change == "lost" else None
     file.unlink() if change == "lost" else file.touch()
     (last / ".DS_Store").touch()  # a desktop's: none of ours
     with pytest.raises(ConfigError, match=rf"is damaged \({file.name} has another checksum\)"):
-        checkpoint.verify(last, single_process())
+        saves.verify(last, single_process())
     file.unlink() if whole is None else file.write_bytes(whole)
-    checkpoint.verify(last, single_process())
+    saves.verify(last, single_process())
 
 
 def find_on_all(directory: str) -> str:
     try:
-        return str(checkpoint.find(Path(directory), init_mesh(2, device="cpu")))
+        return str(saves.find(Path(directory), init_mesh(2, device="cpu")))
     except ConfigError as error:
         return str(error)
 
@@ -302,7 +303,7 @@ def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]
     with pytest.raises(RunError) as error:
         save(Path(directory, "step-0000002"), model, optimizer)
     left = sorted(path.name for path in Path(directory).iterdir())
-    checkpoint.verify(Path(directory, "step-0000001"), model.mesh)
+    saves.verify(Path(directory, "step-0000001"), model.mesh)
     return str(error.value), left, contents(model, optimizer)
 
 
@@ -357,7 +358,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(
         writer.save(Snapshot.of(model, optimizer, progress, MEAN_IMAGE))
         writer.wait()
     folders = sorted((tmp_path / "checkpoints").iterdir())
-    assert [checkpoint.step_of(folder) for folder in folders] == kept
+    assert [saves.step_of(folder) for folder in folders] == kept
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
@@ -377,16 +378,16 @@ def test_nothing_in_a_checkpoint_is_unpickled(run_dir: Path, monkeypatch: Any) -
 
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
         monkeypatch.setattr(module, name, refused)
-    folder = checkpoint.find(run_dir, single_process())
+    folder = saves.find(run_dir, single_process())
     load_from(folder)
-    checkpoint.read_mean_image(folder)
+    saves.read_mean_image(folder)
     assert {file.suffix for file in folder.iterdir() if file.name != ".DS_Store"} == {
         ".safetensors", ".json", ".npy", ""
     }  # fmt: skip
 
 
 def test_sha256sum_can_check_a_checkpoint(run_dir: Path) -> None:
-    folder = checkpoint.find(run_dir, single_process())
+    folder = saves.find(run_dir, single_process())
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 

@@ -20,7 +20,7 @@ from programs import TINY, TORCHRUN_SCRIPT, finish, module, start, torchrun_rank
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012 import checkpoint, init_mesh, trainer
+from alexnet2012 import init_mesh, saves, trainer
 from alexnet2012.causes import read_causes
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, RunError, TrainConfig
@@ -147,7 +147,7 @@ def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
     run_ranks(2, undisturbed, store, str(whole), more)
     monkeypatch.setenv("MAX_RESTARTS", "1")
     program, mark = start([TORCHRUN_SCRIPT, *tiny(store, str(cut), *more)], tmp_path)
-    until(lambda: checkpoint.newest(cut) is not None)
+    until(lambda: saves.newest(cut) is not None)
     os.kill(torchrun_rank(mark, 1), signal.SIGKILL)
     ended = finish(program, mark)
     assert (ended.code, ended.left) == (0, [])

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import printed
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import full_step  # noqa: E402
 import page  # noqa: E402
+import record  # noqa: E402
 from compare import changes  # noqa: E402
 
 BEFORE: dict[str, Any] = {
@@ -101,11 +103,18 @@ def test_the_page_has_each_cell_where_it_was_printed() -> None:
     assert "load 3.0 before" in text
 
 
-def test_the_step_is_timed_on_this_machine_whatever_it_has() -> None:
+def test_the_step_is_timed_on_this_machine_whatever_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arm = full_step.Arm(full_step.OURS, 2, "bf16")
     if arm not in full_step.arms():  # one GPU holds one process
         arm = full_step.Arm(full_step.OURS, 1, "bf16")
-    found = full_step.run_apart(full_step.time_arm, arm.processes, arm, 2, 1)
-    assert found["images_per_s"] > 0
-    flops = sum(full_step.layer_flops().values())
-    assert 0.001 < found["images_per_s"] * flops / found["matrix_flops"] < 1.5
+    monkeypatch.setattr(full_step, "arms", lambda: [arm])  # one step of one, of a dozen
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    _, *words = printed("python benchmarks/full_step.py")
+    monkeypatch.setattr(sys, "argv", [*words, "batch=2", "steps=1", "rounds=1"])
+    full_step.main()
+    found = json.loads((tmp_path / "results" / "full_step.json").read_text(encoding="utf-8"))
+    (row,) = found["rows"]
+    assert row["images_per_s"] > 0
+    assert 0.1 < row["of_limit_pct"] < 150

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import pytest
+from documented import lines, make_here, printed
 from omegaconf import OmegaConf
 
 from alexnet2012 import config, config_use
+from alexnet2012.causes import EXIT_FAILURE, EXIT_MISTAKE
 from alexnet2012.choices import Budget
 from alexnet2012.claims import load_claims
 from alexnet2012.launcher import compose_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Hydra's entry points by module. The others take words of their own; test_use_page.py runs those of
-# docs/use.md.
+# Whose commands are run, by test_readme.py and test_use_page.py; those of the others are composed.
+RUN = {"README.md", "use.md"}
+# Hydra's entry points by module. The others take words of their own.
 SCHEMAS = {
     "train": config.TrainConfig,
     "prepare": config.PrepareConfig,
@@ -36,22 +38,21 @@ SCHEMAS = {
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each command in a block of shell, comments and what is optional left out."""
-    found = []
-    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = [
-                w.strip("[]") if w.count("[") != w.count("]") or w.startswith("[") else w
-                for w in shlex.split(line.replace("…", ""), comments=True)
-            ]
-            found.append(words)
-    return [words for words in found if words]
+    """The words of each command in a block of shell, what is optional left out."""
+    return [
+        [
+            w.strip("[]") if w.count("[") != w.count("]") or w.startswith("[") else w
+            for w in shlex.split(line.replace("…", ""))
+        ]
+        for line in lines(page)
+    ]
 
 
 def of_the_package() -> list[object]:
     return [
         pytest.param(words[words.index("-m") + 1 :], id=f"{page.name}: {' '.join(words)[:90]}")
         for page in PAGES
+        if page.name not in RUN
         for words in commands(page)
         if "-m" in words and words[words.index("-m") + 1].startswith("alexnet2012.")
     ]
@@ -73,7 +74,7 @@ def test_a_documented_command_is_one(words: list[str]) -> None:
 
 
 def test_documents_have_commands_to_check() -> None:
-    assert len(of_the_package()) > 40
+    assert len(of_the_package()) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -103,12 +104,30 @@ def test_every_claim_has_a_line_that_says_how_it_is_measured() -> None:
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    make_here(printed("make site"), f"--site-dir {tmp_path}")
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "two processes, each holding half" in home
     fetched = re.findall(r"(?:src|href)=\"(https?://[^\"]+\.(?:js|css|woff2?))\"", home)
     assert fetched == []
+    python, settings = (
+        (tmp_path / name / "index.html").read_text(encoding="utf-8")
+        for name in ("python", "settings")
+    )
+    for place in ("model.AlexNet.full_state_dict", "collectives.TowerLink", "saves.Progress"):
+        assert f'id="alexnet2012.{place}"' in python
+    assert not re.search(r":(func|class|meth|mod|data):", python)
+    for key in ("checkpoint.keep_last", "on_reject", "link_gbps", "full_size_steps"):
+        assert f"<code>{key}</code>" in settings
+    assert "null: beside the source" in settings  # a comment of the schema
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"## Exit codes\n(.*?)\n## ", text, re.DOTALL)
+    codes = {int(code): words for code, words in re.findall(r"^\| (\d+) \|(.*)", section, re.M)}
+    assert set(codes) == {0, EXIT_FAILURE, EXIT_MISTAKE, 128 + SIGINT, 128 + SIGTERM}
+    assert "mistake" in codes[EXIT_MISTAKE]
+    assert "Ctrl-C" in codes[128 + SIGINT]
 
 
 def test_the_table_of_recipes_is_what_the_files_say() -> None:

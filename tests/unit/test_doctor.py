@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import module, run
+from documented import printed
+from programs import run
 
 from alexnet2012 import checkpoint, checkup
 from alexnet2012.checks import load_recipe
@@ -19,7 +20,8 @@ from alexnet2012.data.store import Store
 from alexnet2012.mesh import single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.snapshot import Progress, Snapshot
+from alexnet2012.saves import Progress
+from alexnet2012.snapshot import Snapshot
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -102,8 +104,11 @@ def test_a_check_that_cannot_be_made_has_found_something() -> None:
 def test_the_doctor_tells_every_check_and_ends_with_1_if_something_is_wrong(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    words = (f"data.store={photos_store.root}", "mesh.device=cpu", f"checkpoint={tmp_path}")
-    ended = run(module("doctor", "data=store", *words, "--json"), tmp_path)
+    command = printed("python -m alexnet2012.doctor data=store data.store=STORE checkpoint=RUN")
+    places = {"data.store=STORE": f"data.store={photos_store.root}"}
+    places["checkpoint=RUN"] = f"checkpoint={tmp_path}"
+    words = [places.get(word, word) for word in command]
+    ended = run([*words, "mesh.device=cpu", "--json"], tmp_path)
     assert (ended.code, ended.err, ended.left) == (1, "", [])
     found = {row["check"]: row for row in json.loads(ended.out)}
     wrong = [name for name, row in found.items() if row["level"] == "wrong"]

@@ -26,7 +26,7 @@ from alexnet2012.effects import (
     supports,
 )
 from alexnet2012.launcher import compose_config
-from alexnet2012.snapshot import plain
+from alexnet2012.saves import plain
 
 ARMS = arms_of("effects")
 SEEDS = range(5)

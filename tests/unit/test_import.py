@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alexnet2012 import checkpoint
+from alexnet2012 import saves
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError
@@ -224,4 +224,4 @@ def test_an_import_writes_over_nothing_and_checks_what_goes_with_the_net(tmp_pat
             run(config, tmp_path)
     assert not out.exists()
     run(ImportConfig(str(source), str(out)), tmp_path)
-    assert checkpoint.read_progress(out).step == 0
+    assert saves.read_progress(out).step == 0

@@ -133,12 +133,13 @@ def test_several_nets_are_averaged_whatever_sizes_they_read(
     net: Trained, saved_run: Path, photos_folder: Path, say: Say, tmp_path: Path
 ) -> None:
     picture = photos_folder / "val" / "clock" / "0000.jpg"
-    from alexnet2012 import checkpoint
+    from alexnet2012 import checkpoint, saves
     from alexnet2012.model import AlexNet
-    from alexnet2012.snapshot import Snapshot, plain
+    from alexnet2012.saves import plain
+    from alexnet2012.snapshot import Snapshot
 
     other = AlexNet("paper", 16, model=net.model.config, seed=9)
-    progress = checkpoint.read_progress(saved_run / "checkpoints" / "step-0000007")
+    progress = saves.read_progress(saved_run / "checkpoints" / "step-0000007")
     progress.settings["recipe"] = plain(other.recipe)
     mean_image = np.full((96, 96, 3), 120, np.float32)
     snapshot = Snapshot.of(other, None, progress, mean_image)

@@ -1,31 +1,170 @@
-"""The numbers of the README are those of files that a command wrote."""
+"""The README: every command does what it says, and its numbers are those of files.
+
+Commands run in the order of the page, in one folder and in this process; those that start processes
+of their own are run by the tests that ask for their words (:func:`documented.printed`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+from documented import README, made_small, make, make_here, of_the_readme, printed
+from fakes import fake_imagenette
+from programs import REPOSITORY
+from ranks import run_ranks
+from test_use_page import answered_once
+
+from alexnet2012.checks import home
+from alexnet2012.config import ModelConfig
+from alexnet2012.data import photos
+from alexnet2012.data.download import PUBLISHED
 from alexnet2012.findings import load_reproduction
 from alexnet2012.report import claims_table, summary_table
+from alexnet2012.serve import Server
 
-ROOT = Path(__file__).parents[2]
+# What makes a command one of seconds, by its module; trainings have made_small() besides.
+SMALL = {
+    "prepare": ["size=72", "workers=1"],
+    "reproduce": ["parts=[audit]"],
+    "evaluate": ["device=cpu"],
+    "predict": ["device=cpu"],
+    "serve": ["port=0"],  # the usual one may be somebody's
+}
+ONE_STEP = [
+    *("data.store=STORE", "data.batch_size=16", "mesh=one_process"),
+    *("schedule.epochs=1", "schedule.drops=[]"),
+]
+# RUN is trained by the page's own commands: in this place, and so that others can start from it.
+RUN = {
+    "data=store data.store=STORE": ["hydra.run.dir=RUN", "recipe=code146"],
+    "recipe=code146 init_from=RUN …": ["hydra.run.dir=another"],
+    "hydra.run.dir=RUN …": ["recipe=code146", "schedule.epochs=2"],
+}
+
+
+def run_elsewhere() -> set[str]:
+    tests = Path(__file__).parents[1].rglob("test_*.py")
+    texts = (file.read_text(encoding="utf-8") for file in tests)
+    return {command for text in texts for command in re.findall(r'\bprinted\("(.+?)"\)', text)}
+
+
+@pytest.fixture(scope="module")
+def folder(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page takes for granted: this repository's files, a picture, a folder of them."""
+    folder = tmp_path_factory.mktemp("the README")
+    for name in ("conf", "results"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    shutil.copy(photos_folder / "val" / "chelsea" / "0001.jpg", folder / "cat.jpg")
+    for file in photos_folder.glob("*/*/0000.jpg"):
+        place = folder / "SOURCE" / file.relative_to(photos_folder)
+        place.parent.mkdir(parents=True)
+        shutil.copy(file, place)
+    return folder
+
+
+def imagenette_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small archive where the download would lie."""
+    file = home() / "downloads" / "imagenette2-320.tgz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fake_imagenette(file, train_per_class=1, val_per_class=1)
+    digest = hashlib.md5(file.read_bytes()).hexdigest()
+    published = replace(PUBLISHED["imagenette"], digest=digest)
+    monkeypatch.setitem(PUBLISHED, "imagenette", published)
+
+
+def what_make_runs(words: list[str]) -> list[str]:
+    ready = ["-o", ".venv/ready"]  # as if it were: nothing is set up here
+    python, *found = shlex.split(make([*words, "-n", *ready]))
+    assert python == ".venv/bin/python"
+    return ["python", *found]
+
+
+def test_every_command_of_the_readme_works_as_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Server, "serve_forever", answered_once)
+    few = partial(photos.make_photos, train_per_class=1, val_per_class=1)
+    monkeypatch.setattr(photos, "make_photos", few)
+    imagenette_by_hand(monkeypatch)
+    elsewhere = run_elsewhere()
+    for command in of_the_readme():
+        if command in elsewhere:
+            continue
+        words = shlex.split(command)
+        if words[0] == "diff":
+            assert subprocess.run(words, stdout=subprocess.PIPE).returncode == 1
+            continue
+        if words[0] == "make":
+            words = what_make_runs(words)
+        python, flag, module, *words = words
+        assert (python, flag) == ("python", "-m"), command
+        name = module.removeprefix("alexnet2012.")
+        if name == "train":
+            more = RUN.get(" ".join(words), [])
+            words = made_small([word for word in words if word != "…"], *more, *ONE_STEP)
+        if "RUN_A" in command and not Path("RUN_A").exists():
+            for copy in ("RUN_A", "RUN_B"):
+                shutil.copytree("RUN", copy)
+        monkeypatch.setattr(sys, "argv", [name, *words, *SMALL.get(name, [])])
+        import_module(module).main()
+        out, err = capsys.readouterr()
+        assert err == "", command
+        assert out, command
+    assert json.loads(Path("RUN", "summary.json").read_text())["epochs"] == 2
+    assert len(list(Path("runs").glob("*/*-sweep/*/summary.json"))) == 2 * 3
+    assert Path("net.onnx").is_file()
+
+
+def test_make_test_runs_the_tests() -> None:
+    """All but the tests themselves, of which this is one."""
+    assert "pytest" in make_here(printed("make test"), "--version")
+
+
+def test_the_python_of_the_readme_works_under_torchrun() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert run_ranks(2, on_a_rank, block) == [[1, 1000]] * 2
+
+
+def on_a_rank(block: str) -> list[int]:
+    """A narrow net, or it would take half a minute; pictures as large as the paper's."""
+    found: dict[str, Any] = {
+        "images": torch.zeros(1, 3, 224, 224),
+        "model": ModelConfig(width=1 / 24),
+    }
+    exec(block.replace("num_classes=1000", "num_classes=1000, model=model"), found)
+    shape: list[int] = list(found["logits"].shape)
+    return shape
 
 
 def test_the_readme_shows_the_numbers_of_the_kept_reproduction() -> None:
-    table = summary_table(load_reproduction(ROOT / "results" / "photos"))
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    table = summary_table(load_reproduction(REPOSITORY / "results" / "photos"))
+    assert table in README.read_text(encoding="utf-8")
 
 
 def test_the_readme_shows_what_several_seeds_said() -> None:
-    table = claims_table(load_reproduction(ROOT / "results" / "imagenette"))
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    table = claims_table(load_reproduction(REPOSITORY / "results" / "imagenette"))
+    assert table in README.read_text(encoding="utf-8")
 
 
 def test_the_readme_is_as_fast_as_was_measured() -> None:
-    result = ROOT / "benchmarks" / "results" / "full_step.json"
+    result = REPOSITORY / "benchmarks" / "results" / "full_step.json"
     rows = {r["arm"]: r for r in json.loads(result.read_text(encoding="utf-8"))["rows"]}
     fp32, bf16 = (rows[f"ours, 2 processes, {precision}"] for precision in ("fp32", "bf16"))
-    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    words = " ".join(README.read_text(encoding="utf-8").split())
     assert f"at {fp32['ratio_to_plain']:.1f} times the images/s" in words
     assert f"at {bf16['ratio_to_plain']:.1f} times in bf16" in words
     assert f"{fp32['of_limit_pct']:.0f}% and {bf16['of_limit_pct']:.0f}% of what matrix" in words

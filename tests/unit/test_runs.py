@@ -18,7 +18,7 @@ from alexnet2012.config import TrackingConfig, TrainConfig
 from alexnet2012.launcher import compose_config
 from alexnet2012.listing import State, read
 from alexnet2012.metrics import error_interval_pct
-from alexnet2012.snapshot import plain
+from alexnet2012.saves import plain
 from alexnet2012.tracking import Tracker
 
 Say = Callable[..., str]

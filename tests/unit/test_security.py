@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 
 import alexnet2012
-from alexnet2012 import AlexNet, checkpoint
+from alexnet2012 import AlexNet, checkpoint, saves
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import ConfigError, ModelConfig, TrainConfig
 from alexnet2012.data.store import Store
@@ -25,7 +25,8 @@ from alexnet2012.findings import load_reproduction
 from alexnet2012.launcher import compose_config
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.run_dirs import is_finished
-from alexnet2012.snapshot import Progress, Snapshot, config_of, plain
+from alexnet2012.saves import Progress, config_of, plain
+from alexnet2012.snapshot import Snapshot
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 SOURCES = sorted(Path(alexnet2012.__file__).parent.rglob("*.py"))
@@ -127,7 +128,7 @@ def test_a_mean_image_that_is_a_pickle_is_refused(
     store.mkdir()
     for name in ("manifest.json", "train.tsv", "val.tsv"):
         shutil.copy(photos_store.root / name, store)
-    for file in (store / "mean_image.npy", saved / checkpoint.MEAN_IMAGE):
+    for file in (store / "mean_image.npy", saved / saves.MEAN_IMAGE):
         if kind == "pickle":
             file.write_bytes(pickle.dumps(Bomb(mark)))
         else:
@@ -135,7 +136,7 @@ def test_a_mean_image_that_is_a_pickle_is_refused(
     with pytest.raises(ConfigError, match="is damaged"):
         Store.open(store)
     with pytest.raises(ConfigError, match="is damaged"):
-        checkpoint.read_mean_image(saved)
+        saves.read_mean_image(saved)
 
 
 def test_kernels_of_a_reproduction_that_are_a_pickle_are_refused(

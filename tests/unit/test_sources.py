@@ -5,13 +5,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alexnet2012.checks import default_store
-from alexnet2012.config import ConfigError, DataConfig, PrepareConfig, TrainConfig
+from alexnet2012.checks import default_store, quoted_text
+from alexnet2012.config import ConfigError, DataConfig, EvaluateConfig, PrepareConfig, TrainConfig
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.source import Entry, Source
 from alexnet2012.data.sources import locate
-from alexnet2012.launcher import compose_config
+from alexnet2012.launcher import compose_config, hydra_main
 
 
 def open_source(path: Path | str, **settings: float) -> Source:
@@ -209,6 +210,39 @@ def test_a_path_that_looks_like_a_number_stays_as_it_was_written(name: str) -> N
     trained, _ = compose_config("train", TrainConfig, [f"data.store={name}", "model.width=.5"])
     assert trained.data.store == str(Path.cwd() / name)
     assert trained.model.width == 0.5
+
+
+@pytest.mark.parametrize("flags", [[], ["--multirun"]])
+def test_so_it_does_in_hydras_applications_and_their_sweeps(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stores = ["2024_06", "1e3"] if flags else ["2024_06"]
+    words = ["source=007", f"store={','.join(stores)}", "quality=9_0"]
+    monkeypatch.setattr("sys.argv", ["prepare", *flags, *words])
+    found = []
+    hydra_main("prepare", PrepareConfig, lambda config, _: found.append(config))
+    assert [(c.source, c.store, c.quality) for c in found] == [("007", s, 90) for s in stores]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("checkpoint=[2024_06,b,007]", ["2024_06", "b", "007"]),
+        ("checkpoint='1_0'", "1_0"),
+        ("checkpoint=a 1", "a 1"),
+        ("checkpoint=null", None),
+    ],
+)
+def test_lists_are_read_alike_and_what_is_text_already_stays(written: str, read: object) -> None:
+    (override,) = quoted_text(EvaluateConfig, [written])
+    assert OverridesParser.create().parse_override(override).value() == read
+
+
+def test_a_run_directory_of_digits_is_the_one_that_was_named() -> None:
+    assert compose_config("train", TrainConfig, ["hydra.run.dir=2024_06"])[1].name == "2024_06"
+    assert quoted_text(TrainConfig, ["seed=range(1,3)"]) == ["seed=range(1,3)"]
+    assert quoted_text(TrainConfig, ["resume=choice(1,2)"]) == ["resume=choice('1','2')"]
 
 
 def identity(path: Path, **settings: float) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from alexnet2012.backends import check_backends, wandb_mode
+from alexnet2012.backends import check_backends, give_home, wandb_mode
 from alexnet2012.choices import WandbMode
 from alexnet2012.config import ConfigError, TrackingConfig
 from alexnet2012.tracking import Tracker, read_records
@@ -109,6 +110,18 @@ def test_an_offline_wandb_run_lies_in_the_run_directory(tmp_path: Path) -> None:
         tracker.metrics("train", 1, loss=2.5)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.5
+
+
+def test_a_user_without_a_home_gets_one_for_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    give_home(tmp_path)
+    assert os.environ["HOME"] == "/home/someone"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container without users
+    give_home(tmp_path)
+    assert os.environ["HOME"] == str(tmp_path)
 
 
 def test_a_run_that_goes_on_is_the_same_run_for_wandb_and_a_new_one_is_not(tmp_path: Path) -> None:

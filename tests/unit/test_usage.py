@@ -12,28 +12,15 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from alexnet2012 import config, config_use, usage
-
-ENTRY_POINTS = {
-    "train": config.TrainConfig,
-    "prepare": config.PrepareConfig,
-    "evaluate": config.EvaluateConfig,
-    "plan": config.PlanConfig,
-    "reproduce": config.ReproduceConfig,
-    "predict": config_use.PredictConfig,
-    "serve": config_use.ServeConfig,
-    "export": config_use.ExportConfig,
-    "import_net": config_use.ImportConfig,
-    "features": config_use.FeaturesConfig,
-    "nearest": config_use.NearestConfig,
-}
+from alexnet2012 import usage
+from alexnet2012.completion import SCHEMAS
 
 
 def said(name: str, *words: str) -> str:
-    ConfigStore.instance().store(name=f"{name}_schema", node=ENTRY_POINTS[name])
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
     GlobalHydra.instance().clear()
     with initialize_config_module("alexnet2012.conf", version_base="1.3"):
-        return usage.usage(name, ENTRY_POINTS[name], compose(name, overrides=list(words)))
+        return usage.usage(name, SCHEMAS[name], compose(name, overrides=list(words)))
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:
@@ -47,12 +34,12 @@ def keys(schema: type, prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_every_setting_is_there_in_80_columns(name: str) -> None:
     settings, *_ = said(name).split("The recipe's switches")
     assert max(map(len, settings.splitlines())) <= 80
     told = [line.strip().split("=")[0] for line in settings.splitlines() if line.startswith("  ")]
-    assert set(keys(ENTRY_POINTS[name])) <= set(told)
+    assert set(keys(SCHEMAS[name])) <= set(told)
 
 
 def test_values_are_those_of_the_command_and_comments_of_the_schema() -> None:

@@ -1,0 +1,78 @@
+"""Tab completion of settings in bash: ``eval "$(python -m alexnet2012.completion)"``.
+
+Hydra's own knows no ``python -m``, and would load torch at each key. Its answers are what is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hydra import initialize_config_module
+from hydra._internal.core_plugins.bash_completion import BashCompletion
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from alexnet2012 import config, config_use
+from alexnet2012.usage import CONF
+
+SCHEMAS: dict[str, type] = {
+    "train": config.TrainConfig,
+    "prepare": config.PrepareConfig,
+    "evaluate": config.EvaluateConfig,
+    "plan": config.PlanConfig,
+    "reproduce": config.ReproduceConfig,
+    "predict": config_use.PredictConfig,
+    "serve": config_use.ServeConfig,
+    "export": config_use.ExportConfig,
+    "import_net": config_use.ImportConfig,
+    "features": config_use.FeaturesConfig,
+    "nearest": config_use.NearestConfig,
+}
+# bash takes `=` for the end of a word, so only what follows it is replaced. Where nothing is found,
+# and for every other program of Python, it completes names of files.
+SCRIPT = """\
+_alexnet2012() {
+    local program=${COMP_WORDS[2]} line=${COMP_LINE:0:COMP_POINT}
+    [[ ${COMP_WORDS[1]} == -m && $program == alexnet2012.* ]] || return
+    if ((COMP_CWORD == 2)); then
+        mapfile -t COMPREPLY < <(compgen -S ' ' -W "PROGRAMS" -- "$program")
+        return
+    fi
+    mapfile -t COMPREPLY < <("$1" -m alexnet2012.completion "${program#*.}" "${line#*"$program"}")
+    local word=${line##* }
+    [[ $word == *=* ]] && COMPREPLY=("${COMPREPLY[@]#"${word%=*}="}")
+}
+complete -o nospace -o default -F _alexnet2012 python python3
+"""
+
+
+def script() -> str:
+    return SCRIPT.replace("PROGRAMS", " ".join(f"alexnet2012.{name}" for name in SCHEMAS))
+
+
+def completions(name: str, line: str) -> list[str]:
+    """What the last word of ``line`` may become, after the words before it."""
+    if name not in SCHEMAS:
+        return []
+    *before, last = line.split(" ")
+    words = [word for word in before if "=" in word]
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3"):
+        bash = BashCompletion(GlobalHydra.instance().config_loader())
+        try:
+            return bash._query(name, " ".join([*words, last]))
+        except Exception:  # a word before it is wrong
+            return []
+
+
+def main() -> None:
+    if not sys.argv[1:]:
+        sys.stdout.write(script())
+        return
+    name, line = sys.argv[1:]
+    sys.stdout.writelines(f"{found}\n" for found in completions(name, line))
+
+
+if __name__ == "__main__":
+    main()
