@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012 import checkpoint, sweeping
+from alexnet2012 import saves, sweeping
 from alexnet2012.choices import Budget
 from alexnet2012.config import ConfigError, ReproduceConfig, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.launcher import compose_config
 from alexnet2012.reproduce import Reproduce
 from alexnet2012.run_dirs import check_start, is_finished
-from alexnet2012.snapshot import plain
+from alexnet2012.saves import plain
 from alexnet2012.sweeping import Sweeps
 
 ERRORS = {"none": 40.0, "no_lrn_cifar10": 42.0}
@@ -120,7 +120,7 @@ def test_no_net_starts_from_a_run_that_has_not_ended(saved_run: Path, tmp_path: 
         check_start(config, tmp_path / "new")
     (run / "summary.json").write_text("{}")
     check_start(config, tmp_path / "new")
-    config.init_from = str(checkpoint.newest(run))
+    config.init_from = str(saves.newest(run))
     (run / "summary.json").unlink()
     check_start(config, tmp_path / "new")
 
