@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -158,7 +159,10 @@ def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
 
 
 def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
-    found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    try:
+        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (OSError, ValueError, SafetensorError) as error:
+        raise damaged(folder, error) from error
     return {
         key: entry.size for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)
     }
