@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as safetensors, written without a copy and hashed on their way.
 
 torch's own writer makes one string of all tensors before it writes, and its file would have to be
-read again for its checksum: together three times the processor time, which training lacks.
+read again for its checksum: processor time that training lacks.
 """
 
 from __future__ import annotations
