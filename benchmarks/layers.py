@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from full_step import CLASSES, OURS, Arm, joined, layer_flops, matrix_flops, run_apart
+from arms import CLASSES, OURS, Arm, joined, layer_flops, matrix_flops, run_apart
 from record import given, keep, show
 from torch import Tensor, nn
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from full_step import timed
+from arms import timed
 from record import given, keep, show
 from torch import Tensor, nn
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from full_step import CLASSES, OURS, Arm, arms, joined, prepared, run_apart
+from arms import CLASSES, OURS, Arm, arms, joined, prepared, run_apart
 from record import given, keep, show
 
 from alexnet2012 import AlexNet

@@ -16,7 +16,7 @@ import statistics
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from full_step import OURS, Arm, arms, layer_flops, run_apart, time_arm
+from arms import OURS, Arm, Timed, arms, layer_flops, time_together
 from record import given, keep, show
 
 
@@ -40,28 +40,26 @@ def main() -> None:
     nets += [(1.0, int(batch)) for batch in words.batches.split(",")]
     counts = sorted({arm.processes for arm in arms() if arm.kind == OURS})
     cases = [Case(*net, processes) for net in nets for processes in counts]
-    found: dict[Case, list[dict[str, float]]] = defaultdict(list)
+    found: dict[Case, list[Timed]] = defaultdict(list)
     for _ in range(words.rounds):
         for case in cases:
             arm = Arm(OURS, case.processes, words.precision, case.width)
-            found[case].append(run_apart(time_arm, arm.processes, arm, case.batch, words.steps))
+            found[case] += time_together([arm], case.batch, words.steps)
     flops = {width: sum(layer_flops(width).values()) for width, _ in nets}
     rows: list[dict[str, Any]] = []
     for case, rounds in found.items():
         alone = found[case._replace(processes=1)]
-        ratios = [
-            mine["images_per_s"] / one["images_per_s"]
-            for mine, one in zip(rounds, alone, strict=True)
-        ]
-        limits = [100 * o["images_per_s"] * flops[case.width] / o["matrix_flops"] for o in rounds]
+        ratios = [one.median_s / mine.median_s for mine, one in zip(rounds, alone, strict=True)]
+        step_flops = case.batch * flops[case.width]
+        limits = [100 * step_flops / one.median_s / one.matrix_flops for one in rounds]
         rows.append(
             {
                 **case._asdict(),
                 "arm": f"width {case.width:g}, batch {case.batch}, {case.processes}",
-                "images_per_s": statistics.median(one["images_per_s"] for one in rounds),
+                "images_per_s": case.batch / statistics.median(one.median_s for one in rounds),
                 "ratio_to_one_process": statistics.median(ratios),
                 "ratio_range": [min(ratios), max(ratios)],
-                "exchange_pct": statistics.median(one["exchange_pct"] for one in rounds),
+                "exchange_pct": statistics.median(share for one in rounds for share in one.shares),
                 "of_limit_pct": statistics.median(limits),
             }
         )

@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from full_step import CLASSES, run_apart, timed
+from arms import CLASSES, run_apart, timed
 from record import given, keep, show
 
 from alexnet2012.checks import load_recipe

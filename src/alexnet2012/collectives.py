@@ -71,7 +71,7 @@ class TowerLink:
         one = len(for_peers) == 1
         to_peers = for_peers[0].contiguous()[None] if one else torch.stack(for_peers)
         own = parts[self.tower]
-        return UnderWay(self, layer, direction, to_peers, lambda received: own + received.sum(0))
+        return UnderWay(self, layer, direction, to_peers, lambda received: sum(received, own))
 
 
 class UnderWay(Generic[Result]):

@@ -14,6 +14,7 @@ from documented import printed
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import arms  # noqa: E402
 import full_step  # noqa: E402
 import page  # noqa: E402
 import record  # noqa: E402
@@ -106,15 +107,18 @@ def test_the_page_has_each_cell_where_it_was_printed() -> None:
 def test_the_step_is_timed_on_this_machine_whatever_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arm = full_step.Arm(full_step.OURS, 2, "bf16")
-    if arm not in full_step.arms():  # one GPU holds one process
-        arm = full_step.Arm(full_step.OURS, 1, "bf16")
-    monkeypatch.setattr(full_step, "arms", lambda: [arm])  # one step of one, of a dozen
+    arm = arms.Arm(arms.OURS, 2, "bf16")
+    if arm not in arms.arms():  # one GPU holds one process
+        arm = arms.Arm(arms.OURS, 1, "bf16")
+    some = [arm, arm._replace(kind=arms.APART)]  # two of a dozen
+    monkeypatch.setattr(full_step, "arms", lambda: some)
     monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
     _, *words = printed("python benchmarks/full_step.py")
-    monkeypatch.setattr(sys, "argv", [*words, "batch=2", "steps=1", "rounds=1"])
+    monkeypatch.setattr(sys, "argv", [*words, "batch=2", "steps=2", "rounds=1"])
     full_step.main()
     found = json.loads((tmp_path / "results" / "full_step.json").read_text(encoding="utf-8"))
-    (row,) = found["rows"]
-    assert row["images_per_s"] > 0
-    assert 0.1 < row["of_limit_pct"] < 150
+    for row in found["rows"]:
+        assert row["images_per_s"] > 0
+        assert 0.1 < row["of_limit_pct"] < 150
+    (exchanges,) = found["exchanges"]
+    assert (exchanges["exchange_pct"] > 0) == (arm.processes > 1)

@@ -1,0 +1,269 @@
+"""What benchmarks of a full-size step time: ours and its peers, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.audit import audit
+from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Precision
+from alexnet2012.collectives import TowerLink
+from alexnet2012.config import ModelConfig
+from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.mesh import Mesh
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.precision import TYPES, allow_tf32
+from alexnet2012.schedule import Rates
+
+CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
+PLAIN, TORCHVISION, OURS, APART, HIDDEN = "plain PyTorch", "torchvision", "ours", "apart", "hidden"
+
+
+class Arm(NamedTuple):
+    """Who computes the step, in how many processes."""
+
+    kind: str
+    processes: int
+    precision: str
+    width: float = 1.0  # of ours
+
+    @property
+    def name(self) -> str:
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{self.kind}, {processes}, {self.precision}"
+
+
+def arms() -> list[Arm]:
+    on_gpu = torch.cuda.is_available()
+    precisions = ["fp32", *(["tf32"] if on_gpu else []), "bf16"]
+    two = [2] if not on_gpu or torch.cuda.device_count() > 1 else []
+    found = [Arm(PLAIN, 1, precision) for precision in precisions]
+    if find_spec("torchvision"):
+        found += [Arm(TORCHVISION, 1, precision) for precision in precisions]
+    for precision in precisions:
+        found += [Arm(OURS, processes, precision) for processes in (1, *two)]
+        found += [Arm(kind, 2, precision) for kind in (APART, HIDDEN) if two]
+    return found
+
+
+def plain_net() -> nn.Module:
+    """The paper's net as one would write it with torch.nn."""
+
+    def block(conv: nn.Conv2d, *more: nn.Module) -> list[nn.Module]:
+        return [conv, nn.ReLU(), *more]
+
+    def lrn() -> nn.Module:
+        return nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)
+
+    def hidden(inputs: int) -> list[nn.Module]:
+        return [nn.Linear(inputs, 4096), nn.ReLU(), nn.Dropout()]
+
+    return nn.Sequential(
+        *block(nn.Conv2d(3, 96, 11, 4, 2), lrn(), nn.MaxPool2d(3, 2)),
+        *block(nn.Conv2d(96, 256, 5, 1, 2, groups=2), lrn(), nn.MaxPool2d(3, 2)),
+        *block(nn.Conv2d(256, 384, 3, 1, 1)),
+        *block(nn.Conv2d(384, 384, 3, 1, 1, groups=2)),
+        *block(nn.Conv2d(384, 256, 3, 1, 1, groups=2), nn.MaxPool2d(3, 2)),
+        nn.Flatten(),
+        *hidden(9216),
+        *hidden(4096),
+        nn.Linear(4096, CLASSES),
+    )
+
+
+def torchvision_net() -> nn.Module:
+    from torchvision.models import alexnet
+
+    net: nn.Module = alexnet(num_classes=CLASSES).to(memory_format=torch.channels_last)
+    return net
+
+
+class Copied(NamedTuple):
+    """An exchange that has not been made."""
+
+    result: Any
+
+    def wait(self) -> Any:
+        return self.result
+
+
+class Apart(TowerLink):
+    """Every tower takes its own part for the other's."""
+
+    def all_gather(self, x: Tensor, layer: str, direction: str) -> Copied:  # type: ignore[override]
+        return Copied([x if tower == self.tower else x.clone() for tower in range(self.towers)])
+
+    def reduce_scatter(  # type: ignore[override]
+        self, parts: Sequence[Tensor], layer: str, direction: str
+    ) -> Copied:
+        return Copied(sum(parts[1:], parts[0]))
+
+
+def run_apart(work: Callable[..., None], processes: int, *args: Any) -> Any:
+    """``work(*args, answer)`` in processes of its own: what one arm does to its memory must not
+    help the next. Returns what rank 0 wrote to the file ``answer``, as JSON.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "found.json")
+        if processes > 1:
+            launch(work, processes, *args, answer)
+        else:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                pool.submit(work, *args, answer).result()
+        return json.loads(answer.read_text(encoding="utf-8"))
+
+
+class Timed(NamedTuple):
+    """What one arm took in one round."""
+
+    step_s: list[float]  # in order
+    exchange_s: list[float]  # of them, the mean over the processes
+    matrix_flops: float  # a second, of all processes together
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.step_s)
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each step what was spent in exchanges, in percent."""
+        return [100 * e / s for e, s in zip(self.exchange_s, self.step_s, strict=True)]
+
+
+def time_together(alike: Sequence[Arm], batch: int, steps: int) -> list[Timed]:
+    """One round of arms of the same processes and precision."""
+    return [Timed(*one) for one in run_apart(time_arms, alike[0].processes, alike, batch, steps)]
+
+
+def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> None:
+    """On each process; rank 0 writes what each arm took after a step not counted."""
+    mesh = joined(alike[0])
+    nets = [prepared(arm, batch, mesh) for arm in alike]
+    mesh.barrier()
+    product_flops = alike[0].processes * matrix_flops(alike[0], mesh.device)
+    mesh.barrier()
+    for _, step in nets:
+        step()
+    found = [Timed([], [], product_flops) for _ in alike]
+    for _ in range(steps):
+        for (net, step), one in zip(nets, found, strict=True):
+            before = exchanging_s(net)
+            one.step_s.append(step_s(step, mesh))
+            one.exchange_s.append(exchanging_s(net) - before)
+    of_ranks = mesh.gather_objects([one.exchange_s for one in found], "seconds")
+    for arm, one in enumerate(found):
+        one.exchange_s[:] = map(
+            statistics.mean, zip(*(rank[arm] for rank in of_ranks), strict=True)
+        )
+    if mesh.rank == 0:
+        answer.write_text(json.dumps(found), encoding="utf-8")
+    mesh.close()
+
+
+def step_s(step: Callable[[], None], mesh: Mesh) -> float:
+    """From when all processes begin until the last one has ended."""
+
+    def all_of_it() -> None:
+        step()
+        mesh.barrier()
+
+    mesh.barrier()
+    return timed(all_of_it, 1, mesh.device, warm_up=False)
+
+
+def exchanging_s(net: nn.Module) -> float:
+    return net.link.traffic.training_seconds() if isinstance(net, AlexNet) else 0.0
+
+
+def joined(arm: Arm) -> Mesh:
+    """This process as one of the arm's, set up as for a training."""
+    set_threads(arm.processes)
+    allow_tf32(Precision(arm.precision))
+    if arm.kind not in (PLAIN, TORCHVISION):
+        reuse_memory()
+    return init_mesh(2)  # of a single process: itself alone
+
+
+def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], None]]:
+    """The net of an arm, and a step of it on a batch of noise."""
+    context: Any = nullcontext()
+    if arm.kind in (PLAIN, TORCHVISION):
+        net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(mesh.device)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            net.parameters(), 0.01, momentum=0.9, weight_decay=0.0005
+        )
+        if arm.precision == "bf16":
+            context = torch.autocast(mesh.device.type, torch.bfloat16)
+    else:
+        settings: dict[str, Any] = {"model": ModelConfig(width=arm.width), "mesh": mesh}
+        settings |= {"precision": arm.precision, "hide_exchanges": arm.kind == HIDDEN}
+        net = AlexNet("paper", CLASSES, **settings)
+        if arm.kind == APART:
+            net.link = Apart(mesh.tower_group, mesh.towers, mesh.tower)
+        optimizer = PaperSGD(net, load_recipe("paper").optimizer)
+        optimizer.set_rates(Rates(0.01, 0.01))
+    draw = torch.Generator().manual_seed(0)
+    images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(mesh.device)
+    labels = torch.randint(CLASSES, (batch,), generator=draw).to(mesh.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with context:
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return net, step
+
+
+def matrix_flops(arm: Arm, device: torch.device) -> float:
+    """The best rate of a product of square matrices, while the other processes do the same."""
+    dtype = TYPES[Precision(arm.precision)].activations
+    size = MATRIX if device.type == "cpu" else 8 * MATRIX
+    a = torch.randn(size, size, device=device).to(dtype)
+    fastest, until = float("inf"), time.perf_counter() + MATRIX_S
+    while time.perf_counter() < until:
+        fastest = min(fastest, timed(lambda: a @ a, 1, device, warm_up=False))
+    return 2 * size**3 / fastest
+
+
+def timed(
+    work: Callable[[], Any], times: int, device: torch.device, *, warm_up: bool = True
+) -> float:
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    if warm_up:
+        work()
+    finish()
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    finish()
+    return time.perf_counter() - began
+
+
+def layer_flops(width: float = 1.0) -> dict[str, int]:
+    """Multiplications and additions of one image's step, by layer: forward, and twice as much
+    backward, but for the gradient of the image.
+    """
+    layers = audit(AlexNet("paper", CLASSES, model=ModelConfig(width=width)))
+    return {
+        layer.name: 2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in enumerate(layers)
+    }
