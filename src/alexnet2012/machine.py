@@ -10,19 +10,23 @@ from pathlib import Path
 
 
 def running_commit() -> tuple[str, bool]:
-    """The commit of the checkout that runs, and whether its files have changes.
+    """The commit of the checkout that runs, and whether what runs has changes since.
 
-    Outside a checkout the version. Files that git does not know, as results, are no changes.
+    Outside a checkout the version: also where a virtual environment lies in somebody else's.
+    Results and documents are no changes, nor are files that git does not know.
     """
 
     def git(*words: str) -> str:
-        here = Path(__file__).parent
+        root = Path(__file__).parents[2]
         return subprocess.run(
-            ["git", "-C", str(here), *words], check=True, capture_output=True, text=True
+            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "-uno"))
+        git("ls-files", "--error-unmatch", __file__)
+        what_runs = ("src", "conf", "benchmarks/*.py", "setup.cfg", "requirements.lock")
+        changes = git("status", "--porcelain", "-uno", "--", *what_runs)
+        return git("rev-parse", "--short=12", "HEAD"), bool(changes)
     except (OSError, subprocess.CalledProcessError):
         return f"version {version('alexnet2012')}", False
 
