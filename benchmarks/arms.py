@@ -24,7 +24,7 @@ from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Precision
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import ModelConfig
-from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.launcher import launch, reuse_memory
 from alexnet2012.mesh import Mesh
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import TYPES, allow_tf32
@@ -192,7 +192,6 @@ def exchanging_s(net: nn.Module) -> float:
 
 def joined(arm: Arm) -> Mesh:
     """This process as one of the arm's, set up as for a training."""
-    set_threads(arm.processes)
     allow_tf32(Precision(arm.precision))
     if arm.kind not in (PLAIN, TORCHVISION):
         reuse_memory()

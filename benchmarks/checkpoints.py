@@ -27,7 +27,7 @@ from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.agreement import Exchange, Wishes
 from alexnet2012.checks import load_recipe
 from alexnet2012.config import CheckpointConfig
-from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.launcher import launch, reuse_memory
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.saver import Saver
 from alexnet2012.saves import Progress
@@ -40,7 +40,6 @@ MEAN_IMAGE = np.zeros((256, 256, 3), np.float32)
 
 def measure(batch: int, steps: int, rounds: int, folder: Path) -> None:
     """On each rank: seconds of each block of steps; rank 0 leaves its own in the folder."""
-    set_threads(2)
     reuse_memory()
     mesh = init_mesh(2, device="cpu")
     model = AlexNet("paper", CLASSES, mesh=mesh)

@@ -23,7 +23,7 @@ from record import given, keep, show
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Precision
 from alexnet2012.config import ModelConfig
-from alexnet2012.launcher import reuse_memory, set_threads
+from alexnet2012.launcher import reuse_memory
 from alexnet2012.mesh import init_mesh
 from alexnet2012.precision import allow_tf32
 from alexnet2012.schemes import SCHEMES
@@ -35,7 +35,6 @@ def time_scheme(
     name: str, processes: int, batch: int, steps: int, precision: str, answer: Path
 ) -> None:
     """On each process: rank 0 writes images/s after a step that is not counted."""
-    set_threads(processes)
     reuse_memory()
     allow_tf32(Precision(precision))
     mesh = init_mesh(1)

@@ -173,9 +173,10 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
 
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
-    """In a new process: leave the cause of a failure where the parent finds it."""
+    """In a new process: a share of the cores, and the cause of a failure where the parent looks."""
     os.environ[CAUSES] = folder
     end_with_parent()
+    set_threads(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         worker(*args)
     except SignalException as error:  # it has saved what there was to save

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import PlanConfig
 from alexnet2012.costs import Layout, Link, Work
-from alexnet2012.launcher import launch, reuse_memory, set_threads
+from alexnet2012.launcher import launch, reuse_memory
 from alexnet2012.mesh import Mesh, init_mesh, single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
@@ -77,7 +77,6 @@ def processes_here(config: PlanConfig) -> int:
 
 def worker(config: PlanConfig, rows: int, answer: Path) -> None:
     """One process: rank 0 writes the slowest rank's seconds."""
-    set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
     allow_tf32(config.precision)
     mesh = init_mesh(config.mesh.towers, device=config.mesh.device)

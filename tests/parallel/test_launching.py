@@ -1,0 +1,21 @@
+"""What the processes find that a command starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from alexnet2012.launcher import launch
+
+
+def count_threads(folder: Path) -> None:
+    Path(folder, os.environ["RANK"]).write_text(str(torch.get_num_threads()))
+
+
+def test_processes_share_the_cores(tmp_path: Path) -> None:
+    """Two that take all of them each wait for one another at the end of every loop."""
+    launch(count_threads, 2, tmp_path)
+    each = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [Path(tmp_path, str(rank)).read_text() for rank in range(2)] == [str(each)] * 2
