@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from alexnet2012.choices import Device, ExportFormat, Precision
@@ -85,15 +85,13 @@ def run(config: ExportConfig, run_dir: Path) -> None:
     out = Path(config.out).expanduser()
     difference = export(net, config.format, out)
     size = out.stat().st_size
-    print(
-        f"{out}: {size:,} bytes; logits of {len(SHOWN)} photographs as the net's, "
-        f"to {difference:.0e} of the largest"
-    )
+    print(f"{out}: {size:,} bytes")
+    print(f"  logits of {len(SHOWN)} photographs: the net's, to {difference:.0e} of the largest")
 
 
 def _write_safetensors(net: Trained, path: Path, pictures: Tensor) -> Tensor:
     state = {**net.model.full_state_dict(), MEAN_IMAGE: torch.from_numpy(net.mean_image)}
-    save_file(state, path, {METADATA: describe(net), "format": "pt"})
+    path.write_bytes(save(state, {METADATA: describe(net), "format": "pt"}))
     back = load_trained(path, Device.cpu)
     logits: Tensor = back.model(back.views(pictures, 1)[:, 0])
     return logits

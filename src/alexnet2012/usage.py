@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from importlib import resources
+from itertools import chain, takewhile
 from typing import Any, NamedTuple, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -96,14 +97,14 @@ def _shown(config: DictConfig, key: str) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    """That at the head of a YAML file."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        line = line.removeprefix("#").removeprefix(" ")
-        lines += textwrap.wrap(line, COLUMNS, subsequent_indent="    ") or [""]
-    return lines
+    """That at the head of a YAML file: commands, which may go on indented, and prose."""
+    commands: list[str] = []
+    prose: list[str] = []
+    for line in takewhile(lambda line: line.startswith("#"), text.splitlines()):
+        line = line.removeprefix("# ")
+        (commands if line.startswith(("python", " ")) else prose).append(line)
+    shown = [textwrap.wrap(command, COLUMNS, subsequent_indent="    ") for command in commands]
+    return [*chain.from_iterable(shown), *textwrap.wrap(" ".join(prose), COLUMNS)]
 
 
 def _groups(name: str) -> dict[str, list[str]]:

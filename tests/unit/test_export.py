@@ -59,6 +59,8 @@ def test_safetensors_holds_public_names_and_is_read_back_whole(
 ) -> None:
     out = tmp_path / "a folder" / "net.safetensors"
     export_run(ExportConfig(str(saved_run), ExportFormat.safetensors, str(out)), tmp_path)
+    (tmp_path / "any file").touch()
+    assert out.stat().st_mode == (tmp_path / "any file").stat().st_mode  # who may read it
     with safe_open(out, framework="pt") as file:
         names = set(file.keys())
         note = json.loads(file.metadata()["alexnet2012"])
