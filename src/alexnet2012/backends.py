@@ -172,11 +172,15 @@ class TensorBoard:
 
 
 def give_home(folder: Path) -> None:
-    """A home directory for a user without one, as in some containers: wandb does not do without."""
+    """Name the user's home directory, or one for who has none, as in some containers.
+
+    wandb does not do without, and a process of it looks into the environment alone.
+    """
     try:
-        Path.home()
+        home = Path.home()
     except RuntimeError:
-        os.environ["HOME"] = str(folder)
+        home = folder
+    os.environ.setdefault("HOME", str(home))
 
 
 def _wandb_id(file: Path, *, new: bool) -> str:

@@ -119,6 +119,10 @@ def test_a_user_without_a_home_gets_one_for_wandb(
     give_home(tmp_path)
     assert os.environ["HOME"] == "/home/someone"
     monkeypatch.delenv("HOME")
+    known = str(Path.home())  # to the system, which is asked for it
+    give_home(tmp_path)
+    assert os.environ["HOME"] == known
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container without users
     give_home(tmp_path)
     assert os.environ["HOME"] == str(tmp_path)
