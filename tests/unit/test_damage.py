@@ -15,7 +15,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -45,6 +45,12 @@ GOOD = {
     "restart markers": good_jpeg(restart_marker_blocks=2),
     "turned": good_jpeg(turned=6),
 }
+
+
+def ended_after_its_first_scan() -> bytes:
+    """A progressive picture whose second scan's marker, by two flipped bits, became the end's."""
+    first, *others = GOOD["progressive"].split(b"\xff\xda")
+    return b"\xff\xda".join((first, others[0])) + b"\xff\xd9" + b"\xff\xda".join(others[1:])
 
 
 @st.composite
@@ -106,12 +112,15 @@ def test_a_damaged_jpeg_is_rejected_or_reads_as_pillow_reads_it(data: bytes) -> 
 @pytest.mark.skipif(DJPEG is None, reason="djpeg (libjpeg-turbo-progs) is not installed")
 @settings(max_examples=200, deadline=5000)
 @given(damaged_jpegs())
+@example(ended_after_its_first_scan())
 def test_a_damaged_jpeg_is_rejected_or_reads_as_djpeg_reads_it(data: bytes) -> None:
     picture = read(data)
     if picture is not None:
         other = by_djpeg(data)
         assert other is not None, "djpeg warns"
-        assert np.array_equal(picture, other)
+        if not np.array_equal(picture, other):  # releases of libjpeg-turbo smooth what lacks scans
+            assert b"\xff\xc2" in data, "not progressive"
+            assert np.array_equal(picture, by_pillow(data))  # of our decoder's release
 
 
 @pytest.mark.parametrize("kind", GOOD)
