@@ -71,7 +71,7 @@ class Reproduce:
         self.found["provenance"] = provenance(
             sweeps.pictures, self.command, sweeps.seeds, sweeps.data_caveat
         )
-        for name in self.config.parts or PARTS:
+        for name in dict.fromkeys(self.config.parts or PARTS):
             self._part(PARTS[name], getattr(self, name))
         self.found["warnings"] += sweeps.warnings
         self.found["measurements"] = [m.to_json() for m in self.measurements]
@@ -95,10 +95,12 @@ class Reproduce:
         }
         first = (reads[part] for part in self.config.parts if part in reads)
         self.sweeps = Sweeps(self.config, self.out, next(first, "quick/reduced"))
-        # Runs of an earlier reproduction would be mistaken for this one's. Those that take hours
-        # are kept: a run that was finished with the same settings is recognised.
-        quick = budget is Budget.quick
-        shutil.rmtree(self.out / "runs" / ("" if quick else "quick"), ignore_errors=True)
+        # Quick runs of an earlier reproduction would be mistaken for this one's. Those that take
+        # hours are kept: a run that was finished with the same settings is recognised.
+        runs = self.out / "runs"
+        of_sweeps = runs.glob(f"*/{Budget.quick}") if budget is Budget.quick else ()
+        for earlier in (runs / "quick", *of_sweeps):
+            shutil.rmtree(earlier, ignore_errors=True)
 
     def audit(self) -> None:
         self.found["audit"], measurements = experiments.audit_measurements(self.command)
@@ -252,7 +254,8 @@ class Reproduce:
         command = self.sweeps.train(experiment, [arms], self.sweeps.seeds)
         self.measurements += pretraining.pretrain_measurements(
             self.sweeps.directory(experiment),
-            *self.sweeps.scale("a narrow net, five classes"),
+            Scale.reduced,  # at every budget: neither source's classes are all there
+            self.sweeps.caveat("five classes", f"{len(self.sweeps.seeds)} seeds"),
             command,
             self.sweeps.seeds,
         )

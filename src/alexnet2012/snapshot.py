@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from alexnet2012.model import AlexNet
@@ -71,11 +72,13 @@ def state_of(
 
 def _sharded(model: AlexNet, name: str, local: Tensor) -> Tensor:
     """The own rows as part of the full tensor; shares memory with ``local``."""
-    if model.mesh.device_mesh is None or model.mesh.towers == 1:
+    group = model.mesh.tower_group
+    if group is None:
         return local
     shape = model.full_shapes()[name]
     stride = torch.empty(shape, device="meta").stride()
-    tower_mesh = model.mesh.device_mesh["tower"]
+    # Of a mesh of GPUs DTensor would move a copy in host memory back to one.
+    tower_mesh = DeviceMesh.from_group(group, local.device.type)
     return DTensor.from_local(
         local, tower_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
     )

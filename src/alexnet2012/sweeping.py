@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -111,7 +112,7 @@ class Sweeps:
 
     def scale(self, what: str) -> tuple[Scale, str | None]:
         """How far the paired runs go, and what to say of it."""
-        full = self.config.budget is Budget.full and len(self.pictures.classes) == 1000
+        full = self.config.budget is Budget.full and is_ilsvrc(self.pictures)
         seeds = f"{len(self.seeds)} seeds"
         return Scale.full if full else Scale.reduced, None if full else self.caveat(what, seeds)
 
@@ -121,6 +122,17 @@ class Sweeps:
     @property
     def data_caveat(self) -> str:
         return f"{self.pictures.description} {self.config.caveat}".strip()
+
+
+def is_ilsvrc(pictures: Store) -> bool:
+    """Whether a store has the classes and at least about the pictures of the challenge.
+
+    Source: paper section 2: 1,000 classes, 1.2 million training pictures.
+    """
+    ids = all(re.fullmatch(r"n\d{8}", name) for name in pictures.classes)
+    return (
+        ids and len(pictures.classes) == 1000 and len(pictures.split("train").labels) >= 1_200_000
+    )
 
 
 def _run_child(command: Sequence[str]) -> None:

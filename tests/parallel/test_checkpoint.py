@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from ranks import run_ranks
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from alexnet2012 import AlexNet, checkpoint, init_mesh, saves
 from alexnet2012.collectives import gather_rows
@@ -467,3 +469,21 @@ def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
     changed = settings("mesh=one_process", "recipe.lrn_across_towers=true")
     with pytest.raises(ConfigError, match=r"recipe\.lrn_across_towers=False, this run has .*=True"):
         check_fits(Path("there"), older, changed)
+
+
+def devices_of_a_snapshot() -> set[str]:
+    """Of a net whose mesh is of another device than the copies, as on GPUs."""
+    mesh = init_mesh(2, device="cpu")
+    assert mesh.device_mesh is not None
+    groups, ranks = mesh.device_mesh.get_all_groups(), mesh.device_mesh.mesh
+    names = mesh.device_mesh.mesh_dim_names
+    elsewhere = DeviceMesh.from_group(groups, "meta", ranks, mesh_dim_names=names)
+    model = AlexNet("paper", 4, model=SMALL, mesh=replace(mesh, device_mesh=elsewhere))
+    state = Snapshot.of(model, PaperSGD(model, model.recipe.optimizer), PROGRESS, MEAN_IMAGE).state
+    sharded = [tensor for tensor in state.values() if isinstance(tensor, DTensor)]
+    assert len(sharded) == 2 * len(list(model.parameters()))
+    return {tensor.to_local().device.type for tensor in sharded}
+
+
+def test_a_snapshot_stays_in_host_memory_whatever_the_mesh_is_of() -> None:
+    assert run_ranks(2, devices_of_a_snapshot) == [{"cpu"}] * 2

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -140,3 +141,35 @@ def test_a_training_ends_with_the_reproduction_that_is_killed(tmp_path: Path) ->
     while training.exists() and time.monotonic() < give_up_s:
         time.sleep(0.01)
     assert not training.exists()
+
+
+def test_a_plain_reproduction_removes_quick_runs_alone(tmp_path: Path) -> None:
+    quick, others = (
+        ("quick/reduced/0", "effects/quick/none/0"),
+        ("effects/reduced/none/0", "2026/a"),
+    )
+    for name in (*quick, *others):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    parts = ["audit", "audit"]  # a part named twice is one
+    assert Reproduce(ReproduceConfig(out=str(tmp_path), parts=parts)).run() == 0
+    assert not any((tmp_path / "runs" / name).exists() for name in quick)
+    assert all((tmp_path / "runs" / name).is_dir() for name in others)
+
+
+@pytest.mark.parametrize(
+    ("classes", "pictures", "scale"),
+    [
+        ("n{:08}", 1_281_167, "full"),
+        ("n{:08}", 50_000, "reduced"),
+        ("pet {}", 1_300_000, "reduced"),
+    ],
+)
+def test_full_scale_is_the_challenge_and_no_other_thousand_classes(
+    classes: str, pictures: int, scale: str, photos_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = replace(photos_store.split("val"), labels=np.zeros(pictures, np.int64))
+    monkeypatch.setattr(Store, "split", lambda *_: split)
+    names = tuple(classes.format(index) for index in range(1000))
+    monkeypatch.setattr(sweeping, "prepare", lambda _: replace(photos_store, classes=names))
+    sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
+    assert sweeps.scale("a net")[0].value == scale
