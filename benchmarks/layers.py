@@ -1,12 +1,12 @@
-"""How long does each layer of the full-size net take, and how far is the limit?
+"""How long does each layer of the full-size net take, and is that the rate of matrix products?
 
     python benchmarks/layers.py [batch=128] [rounds=3] [processes=1]
 
 Products alone, forward and backward, within whole training steps, in float32 and in bf16; beside
 them what follows each (normalisation, activation, pooling, dropout; the loss after fc8). Exchanges
-do not count. The limit is the time that the product's multiplications would take at the rate of a
-square matrix product in the same processes and precision. Precisions take turns. Prints a table and
-writes results/layers.json.
+do not count. The rate is that of a square matrix product in the same processes and precision; a
+shape that suits the caches better, or a convolution that saves multiplications, may exceed it.
+Precisions take turns. Prints a table and writes results/layers.json.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def cells(found: list[dict[str, Any]], names: list[str], flops: float) -> dict[s
     ]
     return {
         **{f"{way}_ms": statistics.median(values) for way, values in ways.items()},
-        "of_limit_pct": statistics.median(shares),
+        "of_rate_pct": statistics.median(shares),
         "rest_ms": statistics.median(rest),
     }
 
@@ -106,7 +106,7 @@ def main() -> None:
         columns |= {
             f"{precision} forward ms": f"{{{precision}_forward_ms:.1f}}",
             f"{precision} backward ms": f"{{{precision}_backward_ms:.1f}}",
-            f"{precision} of the limit": f"{{{precision}_of_limit_pct:.0f}}%",
+            f"{precision} of that rate": f"{{{precision}_of_rate_pct:.0f}}%",
             f"{precision} what follows ms": f"{{{precision}_rest_ms:.1f}}",
         }
     processes = "1 process" if words.processes == 1 else f"{words.processes} processes"

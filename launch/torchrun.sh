@@ -2,7 +2,7 @@
 # The paper's two processes on one machine, started by torchrun:
 #   launch/torchrun.sh [overrides]                 launch/torchrun.sh recipe=code145 model=small
 # On N machines, the same command on each (data replicas × towers):
-#   NNODES=2 MASTER=host0:29500 launch/torchrun.sh [overrides]
+#   NNODES=2 MASTER=host0:29500 launch/torchrun.sh data=store data.store=STORE [overrides]
 # After a fault all workers start again, up to MAX_RESTARTS times, from the newest checkpoint of the
 # run directory, which has to be named (docs/faults.md):
 #   MAX_RESTARTS=3 launch/torchrun.sh hydra.run.dir=RUN [overrides]

@@ -27,6 +27,7 @@ from alexnet2012.trained import Trained, load_trained
 
 NEAREST = 6  # paper fig. 4
 SHUFFLES = 1000
+BLOCK = 4096  # rows whose distances are held at once
 GUESSES, GUESSED, QUERIES = 5, 8, 5  # guesses a picture; pictures on the left and on the right
 
 
@@ -62,8 +63,23 @@ def seen(net: Trained, store: Store, split: Split, config: EvaluateConfig) -> Se
 
 
 def nearest(queries: Tensor, among: Tensor, count: int = NEAREST) -> Tensor:
-    """Indices of the rows of [M, U] nearest to each of [N, U], nearest first: [N, count]."""
-    return torch.cdist(queries.double(), among.double()).argsort(dim=1, stable=True)[:, :count]
+    """Indices of the rows of [M, U] nearest to each of [N, U], nearest first: [N, count].
+
+    In blocks: of ImageNet's pictures all distances at once would be half a terabyte.
+    """
+    return torch.cat([_nearest(block.double(), among, count) for block in queries.split(BLOCK)])
+
+
+def _nearest(queries: Tensor, among: Tensor, count: int) -> Tensor:
+    distances = queries.new_empty(len(queries), 0)
+    indices = torch.empty(len(queries), 0, dtype=torch.long)
+    for first in range(0, len(among), BLOCK):
+        block = torch.cdist(queries, among[first : first + BLOCK].double())
+        near = block.topk(min(count, block.shape[1]), largest=False)
+        distances = torch.cat([distances, near.values], dim=1)
+        indices = torch.cat([indices, near.indices + first], dim=1)
+    order = distances.argsort(dim=1, stable=True)[:, :count]
+    return indices.gather(1, order)
 
 
 def lookalikes_measurement(

@@ -79,6 +79,20 @@ def mean_interval(
     return mean, mean - half, mean + half
 
 
+def jackknife_interval(
+    whole: float, left_out: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Around a number that n seeds make together, from what it is without each; None: one seed.
+
+    Source: Tukey's jackknife; Student's quantile on the n pseudo-values.
+    """
+    n = len(left_out)
+    _, low, high = mean_interval([n * whole - (n - 1) * one for one in left_out], confidence)
+    if low is None or high is None:
+        return None
+    return whole - (high - low) / 2, whole + (high - low) / 2
+
+
 def error_interval_pct(
     errors: float, pictures: int, confidence: float = 0.95
 ) -> tuple[float, float]:

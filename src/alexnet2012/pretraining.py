@@ -14,6 +14,7 @@ from statistics import fmean
 
 from alexnet2012.claims import Measurement, Scale, support_word
 from alexnet2012.config import ConfigError
+from alexnet2012.metrics import mean_interval
 from alexnet2012.paired import Difference, finished_runs, print_measurements
 
 MORE, WITHOUT, WITH = "none", "few_classes", "pretrained"
@@ -54,6 +55,9 @@ def pretrain_measurements(
     without, pretrained = ([errors[arm][seed][0] for seed in seeds] for arm in (WITHOUT, WITH))
     gain = Difference.of([a - b for a, b in zip(without, pretrained, strict=True)])
     more = list(errors[MORE].values())
+    top1, low, high = mean_interval([first for first, _ in more])
+    interval = None if low is None or high is None else (low, high)
+    around = "" if interval is None else f" (top-1 95% {low:.1f} to {high:.1f})"
     return [
         Measurement(
             claim="pretrain",
@@ -71,13 +75,14 @@ def pretrain_measurements(
         ),
         Measurement(
             claim="imagenet2009",
-            value=f"{fmean(top1 for top1, _ in more):.2f} / {fmean(top5 for _, top5 in more):.2f} "
-            "on all classes, with the sixth convolution",
+            value=f"{top1:.2f} / {fmean(top5 for _, top5 in more):.2f}{around} on all classes, "
+            "with the sixth convolution",
             scale=scale,
             command=command,
-            numbers={"top1_error_pct": fmean(top1 for top1, _ in more)},
+            numbers={"top1_error_pct": top1},
             caveat=caveat,
             n_seeds=len(more),
+            interval=interval,
             agreement_note="other pictures: the two cannot be compared",
         ),
     ]

@@ -35,15 +35,22 @@ def read_runs(run_dirs: Iterable[Path]) -> dict[str, Rates]:
     """Training errors by activation, rate and seed.
 
     Raises:
-        ConfigError: there is not both of ReLU and tanh.
+        ConfigError: there is not both of ReLU and tanh, or one run of two lengths.
     """
     found: dict[str, Rates] = defaultdict(lambda: defaultdict(dict))
     for run_dir in run_dirs:
         settings: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
         errors = [record["train_error_pct"] for record in epochs]
-        activation = settings["model"]["activation"]
-        found[activation][settings["schedule"]["rate"]][settings["seed"]] = errors
+        activation, rate, seed = (
+            settings["model"]["activation"],
+            settings["schedule"]["rate"],
+            settings["seed"],
+        )
+        if seed in found[activation][rate]:
+            twice = f"{activation} at rate {rate:g}, seed {seed}"
+            raise ConfigError("runs", run_dir, f"is the second of {twice}; take one sweep's folder")
+        found[activation][rate][seed] = errors
     if missing := {"relu", "tanh"} - found.keys():
         remedy = "must hold finished runs of model.activation=relu and of tanh"
         raise ConfigError("runs", f"without {min(missing)}", remedy)
@@ -121,9 +128,16 @@ def relu_ablation(found: Mapping[str, Rates], command: str) -> Ablation:
 def relu_measurement(
     found: Mapping[str, Rates], scale: Scale, caveat: str | None, command: str
 ) -> Measurement:
-    """How many times sooner ReLU reaches the training error, seed by seed."""
+    """How many times sooner ReLU reaches the training error, seed by seed.
+
+    Raises:
+        ConfigError: the two have no seed in common.
+    """
     relu, tanh = (found[name][best_rate(found[name])] for name in ("relu", "tanh"))
     seeds = sorted(relu.keys() & tanh.keys())
+    if not seeds:
+        seeds_of = f"relu has {sorted(relu)}, tanh {sorted(tanh)}"
+        raise ConfigError("runs", seeds_of, "have no seed in common; train the same of both")
     sooner, at_least = [], False
     for seed in seeds:
         with_relu, with_tanh = epochs_to(relu[seed]), epochs_to(tanh[seed])
@@ -176,7 +190,8 @@ def main() -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="of runs, at any depth")
     arguments = parser.parse_args()
     try:
-        found = read_runs(file.parent for file in arguments.directory.rglob("summary.json"))
+        found = read_runs(file.parent for file in sorted(arguments.directory.rglob("summary.json")))
+        measured = relu_measurement(found, Scale.reduced, "as the runs say", "…")
     except ConfigError as error:
         parser.error(str(error))
     table = Table(title=f"epochs to {THRESHOLD_PCT:g}% training error, by seed")
@@ -187,7 +202,7 @@ def main() -> None:
             last = fmean(errors[-1] for errors in runs.values())
             table.add_row(activation, f"{rate:g}", _told(runs, sorted(runs)), f"{last:.1f}")
     Console().print(table)
-    Console().print(relu_measurement(found, Scale.reduced, "as the runs say", "…").value)
+    Console().print(measured.value)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ Short runs find the rates, runs to the paper's training error follow.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from alexnet2012.paired import finished_runs
@@ -36,8 +34,8 @@ def _short_runs(sweeps: Sweeps) -> dict[str, Rates]:
     while new:
         for activation, rates in new.items():
             chosen = ",".join(f"{rate:g}" for rate in sorted(rates))
-            with suppress(subprocess.CalledProcessError):  # too high a rate ends in NaN
-                sweeps.train(RATES, [f"model.activation={activation}", f"schedule.rate={chosen}"])
+            overrides = [f"model.activation={activation}", f"schedule.rate={chosen}"]
+            sweeps.train(RATES, overrides, sweeps.seeds[:1])  # far too high a rate ends in NaN
         found = read_runs(
             run
             for activation, rates in tried.items()
@@ -49,4 +47,7 @@ def _short_runs(sweeps: Sweeps) -> dict[str, Rates]:
         new = {activation: {rate} for activation, rate in rates_beyond(found, tried).items()}
         for activation, rates in new.items():
             tried[activation].update(rates)
+    for activation, rates in tried.items():
+        for rate in sorted(rates - found[activation].keys()):
+            sweeps.warnings.append(f"{RATES}: {activation} at {rate:g} failed: held for too high")
     return found

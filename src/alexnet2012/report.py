@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from alexnet2012.claims import support_word
 from alexnet2012.comparing import comparison_tables
+from alexnet2012.config import ConfigError
 from alexnet2012.findings import Evaluation, Reproduction, ledger_of, load_reproduction
 from alexnet2012.pages import page_template
 from alexnet2012.view import audit_view, exchanges_view, fixed, number, prose, scientific, view
@@ -38,7 +39,17 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
 
 
 def summary_table(reproduction: Reproduction) -> str:
-    """The few numbers of a README, as a Markdown table; every cell from the reproduction."""
+    """The few numbers of a README, as a Markdown table; every cell from the reproduction.
+
+    Raises:
+        ConfigError: it was made without some of the parts that these are of.
+    """
+    claims = {m["claim"] for m in reproduction["measurements"]}
+    if not (
+        reproduction["exactness"] and reproduction["evaluation"] and {"size", "relu"} <= claims
+    ):
+        remedy = "needs the parts audit, exactness, full_size, reduced and relu; see --claims"
+        raise ConfigError("parts", "not all", remedy)
     audit, runs = audit_view(reproduction["audit"]), reproduction["runs"]
     worst = max(number(e["worst_relative_difference"]) for e in reproduction["exactness"])
     exchanges = exchanges_view(reproduction["exchanges"])
@@ -103,7 +114,10 @@ def main() -> None:
     arguments = parser.parse_args()
     reproduction = _load(arguments.directory, parser)
     if arguments.table:
-        print(summary_table(reproduction))
+        try:
+            print(summary_table(reproduction))
+        except ConfigError as error:
+            parser.error(str(error))
     elif arguments.claims:
         print(claims_table(reproduction))
     else:

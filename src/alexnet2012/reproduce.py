@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -266,17 +267,15 @@ class Reproduce:
         began = time.perf_counter()
         try:
             work()
-        except (
-            ConfigError,
-            RunError,
-            subprocess.CalledProcessError,
-            OSError,
-            LookupError,
-        ) as error:
+        except Exception as error:  # the other parts may have taken hours
             if needed:
                 raise
-            self.found["warnings"].append(f"{title}: {error}")
-            self.console.print(f"failed: {error}", style="red", markup=False)
+            told = str(error)
+            if not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
+                traceback.print_exc()
+                told = f"{type(error).__name__}: {error}"
+            self.found["warnings"].append(f"{title}: {told}")
+            self.console.print(f"failed: {told}", style="red", markup=False)
         self.console.print(f"{time.perf_counter() - began:.0f} s", style="dim")
 
 

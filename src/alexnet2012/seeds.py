@@ -18,6 +18,7 @@ from alexnet2012.config import ConfigError, EvaluateConfig
 from alexnet2012.effects import BASE
 from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.experiments import colour_share
+from alexnet2012.metrics import jackknife_interval
 from alexnet2012.paired import Difference, finished_runs, print_measurements
 from alexnet2012.trained import load_trained
 
@@ -62,10 +63,25 @@ def views_measurement(
 
 
 def ensemble_measurement(
-    alone: Sequence[Pair], together: Pair, scale: Scale, caveat: str | None, command: str
+    alone: Sequence[Pair],
+    together: Pair,
+    without: Sequence[Pair],
+    scale: Scale,
+    caveat: str | None,
+    command: str,
 ) -> Measurement:
-    """Nets alone against the average of their probabilities."""
-    gain = Difference.of([net.top1 - together.top1 for net in alone])
+    """Nets alone against the average of their probabilities.
+
+    Args:
+        without: the average of all but one, each left out in turn: all seeds share in the one
+            ensemble, so the spread of its gain is that of leaving them out.
+    """
+    n = len(alone)
+    mean = fmean(net.top1 for net in alone)
+    others = [(n * mean - net.top1) / (n - 1) for net in alone]
+    points = mean - together.top1
+    left_out = [a - b.top1 for a, b in zip(others, without, strict=True)]
+    gain = Difference(points, jackknife_interval(points, left_out), n)
     return Measurement(
         claim="table2",
         value=f"a net alone errs {gain} points more than {len(alone)} averaged: "
@@ -126,19 +142,21 @@ def seed_measurements(
 ) -> list[Measurement]:
     """All of the above from the nets of a sweep, of all seeds or ``only`` of some.
 
+    An ensemble takes two seeds.
+
     Raises:
-        ConfigError: it has not at least two seeds of ``none``.
+        ConfigError: it has no seed of ``none``.
     """
     runs = finished_runs(directory, BASE, only)
-    if len(runs) < 2:
-        remedy = f"holds {len(runs)} finished runs of ablation={BASE}; needs two seeds or more"
-        raise ConfigError("runs", directory, remedy)
+    if not runs:
+        raise ConfigError("runs", directory, f"holds no finished run of ablation={BASE}")
     one, ten = ([errors([run], views) for run in runs.values()] for views in (1, 10))
-    together = errors(list(runs.values()), 10)
-    found = [
-        views_measurement(one, ten, scale, caveat, command),
-        ensemble_measurement(ten, together, scale, caveat, command),
-    ]
+    found = [views_measurement(one, ten, scale, caveat, command)]
+    if len(runs) > 1:
+        nets = list(runs.values())
+        together = errors(nets, 10)
+        others = [errors([net for net in nets if net is not left], 10) for left in nets]
+        found.append(ensemble_measurement(ten, together, others, scale, caveat, command))
     without = finished_runs(directory, WITHOUT_TOWERS, only)
     seeds = sorted(runs.keys() & without.keys())
     if seeds:

@@ -114,7 +114,8 @@ class Trainer:
                 summary = self._train()
             else:
                 log.info(
-                    "nothing to do: %d steps are done; raise schedule.epochs", self.progress.step
+                    "nothing to do: %d steps are done; raise schedule.epochs, or see evaluate",
+                    self.progress.step,
                 )
             text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
             on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)

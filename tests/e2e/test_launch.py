@@ -20,8 +20,8 @@ SCONTROL = """#!/bin/sh
 [ "$*" = "show hostnames two[1-2]" ] && printf 'localhost\\nelsewhere\\n'
 """
 SRUN = """#!/bin/sh
-[ "$1" = --kill-on-bad-exit=1 ] || exit 9
-shift
+[ "$1 $2" = "--kill-on-bad-exit=1 --cpus-per-task=3" ] || exit 9
+shift 2
 "$@" & one=$!
 "$@" || exit $?
 wait $one
@@ -42,6 +42,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLURM_JOB_NODELIST", "two[1-2]")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(REPOSITORY))
     monkeypatch.setenv("PORT", str(port))
     return tmp_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from programs import REPOSITORY
 
 from alexnet2012.claims import Measurement, Scale
 from alexnet2012.comparing import Outcome, compare, comparison_tables, other_conditions
@@ -70,3 +71,13 @@ def test_the_command_prints_both_and_refuses_a_folder_without(
     with pytest.raises(SystemExit):
         main()
     assert "holds no reproduction.json" in capsys.readouterr().err
+
+
+def test_the_table_of_a_reproduction_of_some_parts_is_refused_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["report", str(REPOSITORY / "results/imagenette"), "--table"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "parts=not all: needs the parts audit, exactness, full_size, reduced and relu" in said

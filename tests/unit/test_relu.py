@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from alexnet2012 import relu_sweep
 from alexnet2012.claims import Scale
 from alexnet2012.config import ConfigError
 from alexnet2012.relu import (
@@ -18,6 +20,9 @@ from alexnet2012.relu import (
     relu_ablation,
     relu_measurement,
 )
+
+if TYPE_CHECKING:
+    from alexnet2012.sweeping import Sweeps
 
 
 def falling(epochs: int, length: int = 40) -> Errors:
@@ -89,21 +94,94 @@ def test_what_was_not_reached_is_a_lower_bound() -> None:
     assert measured([99], [30])[0] == "ReLU did not reach 25% in 40 epochs"
 
 
+def write_run(run_dir: Path, activation: str, rate: float, seed: int, errors: Errors) -> None:
+    run_dir.mkdir(parents=True)
+    settings = f"seed: {seed}\nmodel: {{activation: {activation}}}\nschedule: {{rate: {rate}}}\n"
+    (run_dir / "config.yaml").write_text(settings)
+    records = [
+        {"kind": "epoch", "step": i, "epoch": i, "loss": 1.0, "train_error_pct": error}
+        for i, error in enumerate(errors)
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (run_dir / "metrics.jsonl").write_text(lines)
+    (run_dir / "summary.json").write_text("{}")
+
+
+class Search:
+    """Sweeps whose runs end at once, with errors by activation and rate; without one: it failed."""
+
+    def __init__(self, out: Path, errors: dict[str, dict[float, Errors]]) -> None:
+        self.out, self.errors = out, errors
+        self.seeds = [0, 1, 2]
+        self.warnings: list[str] = []
+        self.trained: list[tuple[str, str, float, int]] = []
+
+    def directory(self, experiment: str) -> Path:
+        return self.out / experiment
+
+    def train(self, experiment: str, overrides: list[str], seeds: list[int]) -> None:
+        values = dict(override.split("=") for override in overrides)
+        activation = values["model.activation"]
+        for rate in map(float, values["schedule.rate"].split(",")):
+            for seed in seeds:
+                self.trained.append((experiment, activation, rate, seed))
+                if rate in self.errors[activation]:
+                    run = self.directory(experiment) / activation / f"{rate:g}" / str(seed)
+                    write_run(run, activation, rate, seed, self.errors[activation][rate])
+
+
+def test_rates_are_searched_until_each_best_has_neighbours(tmp_path: Path) -> None:
+    ends = {
+        "relu": {0.002: 41.0, 0.004: 39.0, 0.008: 45.0},
+        "tanh": {0.004: 62.0, 0.008: 61.0, 0.016: 60.0},  # .032 fails
+    }
+    errors = {name: {r: [90.0, e] for r, e in of.items()} for name, of in ends.items()}
+    search = Search(tmp_path, errors)
+    runs = relu_sweep.train(cast("Sweeps", search))
+    short, long = (
+        {
+            (name, rate, seed)
+            for experiment, name, rate, seed in search.trained
+            if experiment == which
+        }
+        for which in (relu_sweep.RATES, relu_sweep.EPOCHS)
+    )
+    assert short == {
+        *(("relu", rate, 0) for rate in (0.002, 0.004, 0.008)),
+        *(("tanh", rate, 0) for rate in (0.004, 0.008, 0.016, 0.032)),
+    }
+    assert long == {
+        (name, rate, seed) for name, rate in (("relu", 0.004), ("tanh", 0.016)) for seed in range(3)
+    }
+    assert len(search.trained) == len(short) + len(long)  # none twice
+    assert len(runs) == 6
+    assert search.warnings == ["relu_cifar10/rates: tanh at 0.032 failed: held for too high"]
+
+
+def test_rates_that_all_fail_are_told(tmp_path: Path) -> None:
+    search = Search(tmp_path, {"relu": {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}, "tanh": {}})
+    with pytest.raises(ConfigError, match="without tanh"):
+        relu_sweep.train(cast("Sweeps", search))
+
+
+def test_short_and_long_runs_of_one_seed_are_not_mixed(tmp_path: Path) -> None:
+    for length in ("short", "long"):
+        write_run(tmp_path / length, "relu", 0.004, 0, [50.0])
+    with pytest.raises(ConfigError, match=r"second of relu at rate 0\.004, seed 0; take one"):
+        read_runs(sorted(tmp_path.iterdir()))
+
+
+def test_a_ratio_takes_a_seed_of_both(tmp_path: Path) -> None:
+    found = {"relu": {0.01: {0: falling(5)}}, "tanh": {0.01: {1: falling(5)}}}
+    with pytest.raises(ConfigError, match=r"relu has \[0\], tanh \[1\].*no seed in common"):
+        relu_measurement(found, Scale.reduced, "made up", "…")
+
+
 def test_runs_are_read_from_their_files(tmp_path: Path) -> None:
-    for activation in ("relu", "tanh"):
+    for activation, epochs in (("relu", 5), ("tanh", 20)):
         for seed in (0, 1):
             run_dir = tmp_path / activation / str(seed)
-            run_dir.mkdir(parents=True)
-            settings = (
-                f"seed: {seed}\nmodel: {{activation: {activation}}}\nschedule: {{rate: 0.01}}\n"
-            )
-            (run_dir / "config.yaml").write_text(settings)
-            records = [
-                {"kind": "epoch", "step": i, "epoch": i, "loss": 1.0, "train_error_pct": error}
-                for i, error in enumerate(falling(5 if activation == "relu" else 20))
-            ]
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (run_dir / "metrics.jsonl").write_text(lines)
+            write_run(run_dir, activation, 0.01, seed, falling(epochs))
     found = read_runs(tmp_path.glob("*/*"))
     ablation = relu_ablation(found, "…")
     assert [arm["epochs_to_threshold"] for arm in ablation["arms"]] == [5, 20]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from alexnet2012.claims import Measurement, Scale, load_claims, verdict
-from alexnet2012.lookalikes import lookalikes_measurement, nearest
-from alexnet2012.seeds import Pair, colour_measurement, ensemble_measurement, views_measurement
+from alexnet2012.config import ConfigError
+from alexnet2012.lookalikes import BLOCK, lookalikes_measurement, nearest
+from alexnet2012.metrics import jackknife_interval, mean_interval
+from alexnet2012.seeds import (
+    Pair,
+    colour_measurement,
+    ensemble_measurement,
+    seed_measurements,
+    views_measurement,
+)
 
 HOW = (Scale.reduced, "tiny", "…")
 
@@ -45,11 +56,35 @@ def test_views_are_compared_net_by_net(
 
 
 def test_an_ensemble_is_compared_with_each_of_its_nets() -> None:
-    found = ensemble_measurement(pairs(40, 41, 42, 41), Pair(38, 16), *HOW)
-    assert found.agrees is True
-    assert found.numbers == {"top1_gain_points": 3.0, "nets": 4}
-    assert ensemble_measurement(pairs(40, 41, 42), Pair(41.2, 16), *HOW).agrees is None
-    assert ensemble_measurement(pairs(40, 41, 42), Pair(50, 16), *HOW).agrees is False
+    def found(together: float, *without: float) -> Measurement:
+        return ensemble_measurement(
+            pairs(40, 41, 42, 41), Pair(together, 16), pairs(*without), *HOW
+        )
+
+    gain = found(38, 38.7, 38.3, 38.0, 38.4)
+    assert gain.agrees is True
+    assert gain.numbers == {"top1_gain_points": 3.0, "nets": 4}
+    assert gain.interval is not None
+    assert sum(gain.interval) / 2 == pytest.approx(3)  # no correction of the gain itself
+    assert found(41.2, 41, 41.5, 41, 41.3).agrees is None
+    assert found(50, 50, 50.5, 51, 50.3).agrees is False
+    # However alike the nets are: an ensemble that hangs on one of them says nothing.
+    assert found(38, 44, 38, 38, 38).agrees is None
+
+
+def test_the_interval_of_what_seeds_make_together_holds_its_share() -> None:
+    """Of a plain mean the jackknife is Student's interval, so 95 of 100 hold the truth."""
+    draws = np.random.default_rng(0).normal(size=(400, 5))
+    held = 0
+    for values in draws:
+        left_out = [(values.sum() - value) / 4 for value in values]
+        interval = jackknife_interval(values.mean(), left_out)
+        _, low, high = mean_interval(values.tolist())
+        assert interval == pytest.approx((low, high))
+        assert interval is not None
+        held += interval[0] <= 0 <= interval[1]
+    assert 365 <= held <= 392
+    assert jackknife_interval(3.0, [2.0]) is None
 
 
 def test_towers_part_in_colour_only_where_halves_of_a_whole_net_do_not() -> None:
@@ -62,12 +97,37 @@ def test_towers_part_in_colour_only_where_halves_of_a_whole_net_do_not() -> None
     assert colour_measurement(turned, alike, *HOW).agrees is True
 
 
+def test_one_seed_shows_its_views_and_two_an_ensemble(saved_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no finished run of ablation=none"):
+        seed_measurements(tmp_path, *HOW)
+    for seed in ("0", "1"):
+        net = shutil.copytree(saved_run, tmp_path / "none" / seed)
+        (net / "summary.json").write_text("{}")
+    (one,) = seed_measurements(tmp_path, *HOW, only=[1])
+    assert (one.claim, one.n_seeds, one.interval) == ("lsvrc2010-1crop", 1, None)
+    views, together = seed_measurements(tmp_path, *HOW)
+    assert (views.claim, views.n_seeds) == ("lsvrc2010-1crop", 2)
+    assert together.claim == "table2"
+    assert together.numbers["top1_gain_points"] == pytest.approx(0)  # a net and itself
+    assert together.interval == pytest.approx((0, 0))
+
+
 def test_the_nearest_are_those_of_smallest_distance() -> None:
     draw = np.random.default_rng(0)
     queries, among = draw.normal(size=(7, 20)), draw.normal(size=(50, 20))
     expected = np.stack([np.argsort(((among - query) ** 2).sum(1))[:6] for query in queries])
     found = nearest(torch.from_numpy(queries), torch.from_numpy(among))
     assert np.array_equal(found.numpy(), expected)
+
+
+def test_the_nearest_are_found_across_blocks() -> None:
+    draw = torch.Generator().manual_seed(0)
+    among = torch.randn(2 * BLOCK + 3, 4, generator=draw)
+    queries = torch.randn(BLOCK + 2, 4, generator=draw)
+    found = nearest(queries, among, 5)
+    for place in (0, 1, BLOCK, BLOCK + 1):
+        away = (among.double() - queries[place].double()).norm(dim=1)
+        assert found[place].tolist() == away.argsort()[:5].tolist()
 
 
 def likeness(same: float, seed: int = 0) -> Measurement:

@@ -143,6 +143,20 @@ def test_a_training_ends_with_the_reproduction_that_is_killed(tmp_path: Path) ->
     assert not training.exists()
 
 
+def test_what_a_part_fails_of_is_reported_and_the_others_go_on(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_memory(self: Reproduce) -> None:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(Reproduce, "audit", without_memory)
+    parts = ["audit", "lrn_cifar10"]
+    assert Reproduce(ReproduceConfig(out=str(tmp_path), parts=parts, seeds=1)).run() == 1
+    found = json.loads((tmp_path / "reproduction.json").read_text())
+    assert found["warnings"] == ["counting the architecture: RuntimeError: not enough memory"]
+    assert trained == ["none/0", "no_lrn_cifar10/0"]
+
+
 def test_a_plain_reproduction_removes_quick_runs_alone(tmp_path: Path) -> None:
     quick, others = (
         ("quick/reduced/0", "effects/quick/none/0"),
