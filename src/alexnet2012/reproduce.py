@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -215,6 +215,7 @@ class Reproduce:
         self, runs: Sequence[Path], command: str, scale: Scale, caveat: str | None
     ) -> None:
         found = read_runs(runs)
+        self._ran_at(PARTS["relu"], (experiments.read_summary(run)["commit"] for run in runs))
         self.found["ablations"].append(relu_ablation(found, command))
         self.measurements.append(relu_measurement(found, scale, caveat, command))
 
@@ -222,6 +223,7 @@ class Reproduce:
         budget = self.config.budget if self.sweeps.has_cifar10 else Budget.quick
         runs, command = self._ablated("lrn_cifar10", budget)
         found = effects.effects(runs)
+        self._ran_at("lrn-cifar10", (one.commit for arm in runs.values() for one in arm.values()))
         title = "The four-layer net with normalisation and without"
         self.found["cifar10_effects"] = found
         self.found["ablations"].append(effects.ablation(runs, "lrn-cifar10", title, command))
@@ -237,14 +239,18 @@ class Reproduce:
         runs = effects.read_sweep(self.sweeps.directory(experiment), self.sweeps.seeds)
         return {arm: runs[arm] for arm in arms if arm in runs}, command
 
+    def _ran_at(self, what: str, commits: Iterable[str]) -> None:
+        """Sweeps are taken up again, by later code, too."""
+        extra = self.found["provenance"].setdefault("extra", {})
+        extra[f"{what} ran at"] = ", ".join(sorted(set(commits)))
+
     def effects(self) -> None:
         runs, command = self._ablated("effects", self.config.budget)
         directory = self.sweeps.directory(f"effects/{self.config.budget}")
         found = effects.effects(runs)
         self.found["effects"], self.found["effects_caption"] = found, effects.described(runs)
         self.found["learning_curves"] = effects.learning_curves(runs)
-        commits = {result.commit for results in runs.values() for result in results.values()}
-        self.found["provenance"]["extra"] = {"Effects ran at": ", ".join(sorted(commits))}
+        self._ran_at("Effects", (one.commit for arm in runs.values() for one in arm.values()))
         how = (*self.sweeps.scale(effects.described(runs)), command)
         self.measurements += effects.effect_measurements(found, *how)
         self.measurements += seed_measurements(directory, *how, self.sweeps.seeds)
