@@ -155,7 +155,8 @@ def relu_measurement(
     ratio, low, high = mean_interval(sooner)
     interval, around, agrees = None, "", None
     if low is not None and high is not None:
-        interval, around = (low, high), f" (95% {low:.1f} to {high:.1f})"
+        of_bound = "of the bound " if at_least else ""
+        interval, around = (low, high), f" ({of_bound}95% {low:.1f} to {high:.1f})"
         if len(seeds) >= MIN_SEEDS and not low <= 1 <= high:
             agrees = low > 1
     return Measurement(
