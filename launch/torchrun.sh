@@ -12,7 +12,7 @@ export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # runs start in
 per_node=${NPROC_PER_NODE:-2}
 
 # A mistake ends here, in one line, before any process is started; so does waiting for pictures.
-python -m alexnet2012.train check "$@" "mesh.processes=$((${NNODES:-1} * per_node))"
+LOCAL_WORLD_SIZE=$per_node python -m alexnet2012.train check "$@" "mesh.processes=$((${NNODES:-1} * per_node))"
 
 rendezvous=(--standalone)
 if [ "${NNODES:-1}" != 1 ]; then

@@ -71,11 +71,24 @@ def train(fault: str, folder: str) -> None:
         return gather(x_shard, link, layer)
 
     model.all_gather_to_sharded = skipping
-    for record.step in range(1, FAULT_STEP + 3):
-        F.cross_entropy(
-            net(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
-        ).backward()
-    mesh.close()
+    with mesh:
+        for record.step in range(1, FAULT_STEP + 3):
+            F.cross_entropy(
+                net(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
+            ).backward()
+
+
+def wait_out_of_reach(fault: str, folder: str) -> None:
+    """Rank 0 waits in conv3 as one does with NCCL, whose exchanges never fail; for rank 1."""
+    with init_mesh(2, device="cpu", timeout_s=3 if fault == "slow" else 300) as mesh:
+        Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
+        if mesh.rank == 1:
+            while mesh.watchdog.peers[0].record.begun == 0:
+                time.sleep(0.01)
+            ACTS[fault]()
+        signal.signal(signal.SIGTERM, lambda *_: None)  # comes to Python when the wait is over
+        mesh.watchdog.own.record.begin("conv3", "forward", 0)
+        time.sleep(3600)
 
 
 def elsewhere(rank: int, port: int, fault: str, folder: str) -> None:

@@ -20,11 +20,12 @@ from simplejpeg import decode_jpeg, encode_jpeg
 
 from alexnet2012 import saves
 from alexnet2012.choices import Decoder, Device
-from alexnet2012.config import ConfigError
+from alexnet2012.config import ConfigError, NormConfig
 from alexnet2012.data.pipeline import Feed, Reader, whole
 from alexnet2012.data.store import SPLITS, Split, Store
 from alexnet2012.machine import cpu_name, running_commit
 from alexnet2012.mesh import Mesh, single_process
+from alexnet2012.normalisation import local_response_norm
 
 GIB = 1 << 30
 LOCK = Path(__file__).parents[2] / "requirements.lock"  # of a checkout
@@ -128,6 +129,19 @@ def dali(mesh: Mesh) -> Finding:
         said = f"decodes a picture {far} grey levels off"
         return Finding("DALI", Level.wrong, said, "set data.decoder=cpu, and report it")
     return ok("DALI", f"a pipeline decodes on the {mesh.device.type}")
+
+
+def normalisation(mesh: Mesh) -> Finding:
+    """Forward and backward; on a GPU torch.compile makes its kernels."""
+    x = torch.ones(2, 8, 3, 3, device=mesh.device, requires_grad=True)
+    try:
+        local_response_norm(x, NormConfig(5, 1e-4, 0.75, 2.0, False), 2).sum().backward()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        remedy = "torch.compile needs a C compiler and Python's headers: gcc, python3-dev"
+        return Finding("normalisation", Level.wrong, text, remedy)
+    how = "compiled for the GPU" if mesh.device.type == "cuda" else "in blocks"
+    return ok("normalisation", f"forward and backward, {how}")
 
 
 def memory() -> Finding:

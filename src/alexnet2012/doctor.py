@@ -24,7 +24,7 @@ from alexnet2012.choices import Device
 from alexnet2012.collectives import link_of
 from alexnet2012.config import ConfigError, RunError, TrainConfig
 from alexnet2012.launcher import compose_config, launch, under_torchrun
-from alexnet2012.mesh import Mesh, init_mesh, single_process
+from alexnet2012.mesh import Mesh, init_mesh, single_process, uses_gpus
 from alexnet2012.mistakes import exit_on_error
 
 BATCH = 128  # pictures of a step of the paper
@@ -41,6 +41,7 @@ def examine(config: TrainConfig, run_dir: Path, mesh: Mesh, saved: str | None) -
         lambda: checkup.device(mesh),
         *checkup.versions(),
         lambda: checkup.dali(mesh),
+        lambda: checkup.normalisation(mesh),
         checkup.memory,
         lambda: checkup.disk(run_dir),
         checkup.shared_memory,
@@ -123,7 +124,10 @@ def _main() -> None:
     others = [word for word in words if word != "--json" and not word.startswith("checkpoint=")]
     config, run_dir = compose_config("train", TrainConfig, others)
     torchrun, on = under_torchrun(), config.mesh.device
-    mesh = init_mesh(config.mesh.towers, device=on) if torchrun else single_process(on)
+    if torchrun:
+        mesh = init_mesh(config.mesh.towers, device=on)
+    else:  # the device of a run with these settings
+        mesh = single_process(on if uses_gpus(on, config.mesh.processes) else Device.cpu)
     found = examine(config, run_dir, mesh, saved[-1] if saved else None)
     if not torchrun:
         found += between_two(on)

@@ -11,7 +11,8 @@ import time
 from typing import Any, NamedTuple
 
 KEPT = 64  # exchanges; a step of the paper's net has ten
-_HEAD = struct.Struct("<QQQ")  # exchanges begun, beats of the watchdog, left
+_HEAD = struct.Struct("<QQQ")  # exchanges begun, beats of the watchdog, how it left
+_LEFT, _FAILED = 1, 2
 _ENTRY = struct.Struct("<QQQ32s16sdd")
 _ALIKE, _ENDED = 72, 80  # where in an entry: the end of what is alike on all ranks, the time
 SIZE = _HEAD.size + KEPT * _ENTRY.size
@@ -58,9 +59,9 @@ class FlightRecord:
     def beat(self) -> None:
         struct.pack_into("<Q", self.memory, 8, self.beats + 1)
 
-    def leave(self) -> None:
-        """This process has done its part; that it ends is no fault."""
-        struct.pack_into("<Q", self.memory, 16, 1)
+    def leave(self, *, failed: bool = False) -> None:
+        """This process has done its part, and that it ends is no fault; or it has failed."""
+        struct.pack_into("<Q", self.memory, 16, _FAILED if failed else _LEFT)
 
     def differs(self, other: FlightRecord) -> bool:
         """Whether another record has another exchange in the place of this one's last."""
@@ -78,7 +79,11 @@ class FlightRecord:
 
     @property
     def left(self) -> bool:
-        return bool(self._head(2))
+        return self._head(2) == _LEFT
+
+    @property
+    def failed(self) -> bool:
+        return self._head(2) == _FAILED
 
     def at(self, number: int) -> Exchange | None:
         """An exchange by its number; None before it begins and once it is overwritten."""

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.checks import check_world_size
 from alexnet2012.choices import Device
@@ -123,6 +125,24 @@ class Mesh:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave; after an error as one that fails, whose process has to end now.
+
+        NCCL would wait in ``destroy_process_group`` for peers that wait for this rank.
+        """
+        if error is None or isinstance(error, SignalException):  # which all ranks leave by, saved
+            self.close()
+        else:
+            self.watchdog.close(failed=True)
+
 
 def single_process(device: Device = Device.auto) -> Mesh:
     """A mesh of this process alone."""
@@ -145,7 +165,7 @@ def init_mesh(
     Raises:
         ConfigError: the world size makes no replicas × towers mesh, or the device is missing.
     """
-    kind = Device(device)
+    kind, timeout = Device(device), timedelta(seconds=timeout_s)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         return single_process(kind)
@@ -157,18 +177,28 @@ def init_mesh(
     rank, watchdog = int(os.environ["RANK"]), None
     if not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, timeout=timeout)
         own_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         store = dist.PrefixStore("watchdog", own_store)
-        watchdog = Watchdog.start(store, rank, world_size, towers, stall_s)
+        watchdog = Watchdog.start(store, rank, world_size, towers, stall_s, timeout_s)
     # Towers are the inner dimension: the two that exchange activations sit on one machine.
-    device_mesh = init_device_mesh(
-        place.type, (world_size // towers, towers), mesh_dim_names=("data", "tower")
-    )
+    ranks = torch.arange(world_size).view(-1, towers)
+    groups = [_groups(of_group, timeout) for of_group in (ranks.T, ranks)]
+    names = ("data", "tower")
+    device_mesh = DeviceMesh.from_group(groups, place.type, mesh=ranks, mesh_dim_names=names)
     replica, tower = divmod(rank, towers)
     return Mesh(
         place, world_size // towers, replica, towers, tower, device_mesh, watchdog or Watchdog(rank)
     )
+
+
+def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
+    """One for each row; returns this rank's. torch's ``init_device_mesh`` takes no timeout."""
+    if len(ranks) == 1:
+        assert dist.group.WORLD is not None
+        return dist.group.WORLD
+    group: dist.ProcessGroup = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout)[0]
+    return group
 
 
 class _ToStandardError(logging.StreamHandler):  # type: ignore[type-arg]
@@ -185,16 +215,29 @@ def setup_logging(rank: int) -> None:
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-def _device(kind: Device, local_rank: int) -> torch.device:
-    """Every process of a machine answers alike: all have a GPU of their own, or none uses one."""
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def uses_gpus(kind: Device, processes_here: int) -> bool:
+    """Whether so many processes of a machine use its GPUs: all have one of their own, or none.
+
+    Raises:
+        ConfigError: they are asked for, and too few are visible.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind is Device.cuda and count < processes_here:
         remedy = f"{processes_here} processes need a GPU each and {count} are visible; use cpu"
         raise ConfigError("mesh.device", kind.value, f"{remedy}, or fewer processes")
-    if kind is Device.cpu or count < processes_here:
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+    if kind is Device.auto and 0 < count < processes_here:
+        log.warning(
+            "GPUs are left alone: %d for %d processes; mesh=one_process takes one for both towers",
+            *(count, processes_here),
+        )
+    return kind is not Device.cpu and count >= processes_here
+
+
+def _device(kind: Device, local_rank: int) -> torch.device:
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if uses_gpus(kind, processes_here):
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
 
 
 def _differences(

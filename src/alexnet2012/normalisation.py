@@ -40,9 +40,9 @@ class _ResponseNorm(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.formula, ctx.towers = formula, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        normalised = _fused(_normalised, x, towers)
+        normalise = _into(_normalised, x, towers)
         for x_piece, y_piece in _blocks(towers, x, y):
-            y_piece.copy_(normalised(x_piece, formula))
+            normalise(y_piece, x_piece, formula)
         return y
 
     @staticmethod
@@ -50,9 +50,9 @@ class _ResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        gradient = _fused(_gradient, x, ctx.towers)
+        differentiate = _into(_gradient, x, ctx.towers)
         for x_piece, grad_piece, out_piece in _blocks(ctx.towers, x, grad, grad_x):
-            out_piece.copy_(gradient(x_piece, grad_piece, ctx.formula))
+            differentiate(out_piece, x_piece, grad_piece, ctx.formula)
         return grad_x, None, None
 
 
@@ -70,14 +70,20 @@ def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
     return direct.addcmul_(x, crossed, value=-2 * formula.scale * formula.beta)
 
 
-def _fused(function: Callable[..., Tensor], x: Tensor, towers: int | None) -> Callable[..., Tensor]:
-    """On a GPU one kernel through memory, unless it pools; on a CPU the blocks do that."""
-    return _compiled(function) if x.is_cuda and towers is not None else function
+def _into(function: Callable[..., Tensor], x: Tensor, towers: int | None) -> Callable[..., None]:
+    """``into(out, …)``: what the function makes of the rest, written to ``out``.
+
+    On a GPU in one or two kernels through memory, unless it pools; on a CPU the blocks do that.
+    """
+    return _written(function, x.is_cuda and towers is not None)
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=True)
+def _written(function: Callable[..., Tensor], fused: bool) -> Callable[..., None]:
+    def into(out: Tensor, *read: Any) -> None:
+        out.copy_(function(*read))
+
+    return torch.compile(into, dynamic=True) if fused else into
 
 
 def _denominator(x: Tensor, formula: _Formula) -> Tensor:
@@ -94,6 +100,10 @@ def _window_sum(x: Tensor, size: int) -> Tensor:
     """Over ``size`` maps or ``size`` × ``size`` pixels centred on each, cut off at the edges."""
     if x.dim() == 4:
         return F.avg_pool2d(x, size, stride=1, padding=size // 2, divisor_override=1)
+    if torch.compiler.is_compiling():  # sums in place would be maps in memory, each of them
+        half, maps = size // 2, x.shape[2]
+        padded = F.pad(x, (half, half))
+        return sum((padded[..., i : i + maps] for i in range(1, 2 * half + 1)), padded[..., :maps])
     total = x.clone()
     for shift in range(1, min(size // 2 + 1, x.shape[2])):
         total[..., shift:] += x[..., :-shift]

@@ -142,7 +142,9 @@ class Reproduce:
         summary = experiments.read_summary(self.sweeps.runs("quick/full_size")[1])
         self.found["exchanges"] = experiments.expected_exchanges(summary, classes)
         caveat = self.sweeps.caveat(f"{steps} steps of batch 32")
-        hardware = self.found["provenance"]["cpu"]
+        machine = self.found["provenance"]
+        on_gpu = summary["device"].startswith("cuda")
+        hardware = machine["gpu"] if on_gpu and machine["gpu"] else machine["cpu"]
         self.measurements += [
             experiments.recipe_measurement(paper, code, caveat, command),
             experiments.time_measurement(code, hardware, caveat, command),

@@ -45,7 +45,8 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
     """One process of a run that :func:`run` started."""
-    train(config, run_dir, _mesh(config))
+    with _mesh(config) as mesh:
+        train(config, run_dir, mesh)
 
 
 def _mesh(config: TrainConfig) -> Mesh:
@@ -67,7 +68,11 @@ def torchrun_worker() -> None:
     config, run_dir = compose_config(
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
-    mesh = _mesh(config)
+    with _mesh(config) as mesh:
+        _train_as_rank_0(mesh, config, run_dir, overrides)
+
+
+def _train_as_rank_0(mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     remedy = "start every rank with the same command"
     asked = dict(word.split("=", 1) for word in overrides if "=" in word)
     mesh.check_same("the command", asked, remedy, within_replica=False)
@@ -76,7 +81,6 @@ def torchrun_worker() -> None:
     if on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
         if mesh.rank == 0:
             print(f"run directory: {run_dir}: finished before, kept")
-        mesh.close()
         return
 
     def prepare_here() -> None:
@@ -113,7 +117,6 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
     try:
         Trainer(config, mesh, run_dir).run()
     finally:
-        mesh.close()
         gc.collect()  # pipelines and their buffers hold each other; a sweep would gather them
 
 

@@ -177,7 +177,8 @@ class Trainer:
         for batch in batches:
             self.throughput.waited()
             self.mesh.watchdog.own.record.step = self.progress.step + 1
-            if self.progress.step % self.config.data.check_every_steps == 0:
+            due = self.progress.step % self.config.data.check_every_steps == 0
+            if due and self.mesh.towers > 1:
                 self._check_batch(batch)
             self._step(batch, now)
             self.throughput.trained(batch)

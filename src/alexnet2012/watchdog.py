@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import mmap
 import os
 import signal
@@ -32,6 +33,7 @@ from alexnet2012.flight import SIZE, FlightRecord
 TICK_S = 1.0
 STORE_TIMEOUT_S = 2.0  # the store may be with the rank that has stopped
 CLEARED_UP_WITHIN_S = 5.0  # what became of a peer is known when an exchange with it has failed
+LATE = 0.95  # of the exchanges' own limit: torch ends the process that waits
 GRACE_S = 10.0  # for a rank to end by itself once it has been told why
 VERDICT = "verdict"  # in the store
 RECORDS = "flight.json"  # in the run directory
@@ -47,6 +49,7 @@ class Peer(Party):
     started: str  # ticks after boot: with the pid it names a process for good
     beats: int = 0
     silent_s: float = 0.0
+    behind_s: float = 0.0  # how long this process has been at an exchange that it has not begun
 
     def dead(self) -> bool:
         """Known for certain on this machine only."""
@@ -56,11 +59,13 @@ class Peer(Party):
         """Elsewhere, and two beats are missing."""
         return not self.near and self.silent_s > 2.5 * TICK_S
 
-    def listen(self, elapsed_s: float) -> None:
-        """Once a tick: whether its watchdog has shown itself."""
+    def listen(self, elapsed_s: float, begun: int) -> None:
+        """Once a tick: whether its watchdog has shown itself, and it has begun as much as we."""
         beats = self.record.beats
         self.silent_s = 0.0 if beats != self.beats else self.silent_s + elapsed_s
         self.beats = beats
+        waited_for = self.same_net and self.record.begun < begun
+        self.behind_s = self.behind_s + elapsed_s if waited_for else 0.0
 
 
 class Watchdog:
@@ -71,7 +76,7 @@ class Watchdog:
         self.peers: list[Peer] = []
         self.folder: Path | None = None  # for the records, when something is wrong
         self._store: dist.Store | None = None
-        self._stall_s = 0.0
+        self._stall_s, self._timeout_s = 0.0, math.inf
         self._left = threading.Event()
         self._telling = threading.Lock()
         self._told: LostPeerError | None = None
@@ -79,11 +84,17 @@ class Watchdog:
 
     @classmethod
     def start(
-        cls, store: dist.Store, rank: int, world_size: int, towers: int, stall_s: float
+        cls,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        towers: int,
+        stall_s: float,
+        timeout_s: float,
     ) -> Watchdog:
         """Meet the other ranks in ``store`` and keep an eye on them. Collective."""
         self = cls(rank)
-        self._store, self._stall_s = store, stall_s
+        self._store, self._stall_s, self._timeout_s = store, stall_s, timeout_s
         fd = _memory(rank)
         os.ftruncate(fd, SIZE)
         self.own.record.memory = mmap.mmap(fd, SIZE)
@@ -150,11 +161,11 @@ class Watchdog:
             while not self._store.check(["worked"]):
                 time.sleep(0.1)
 
-    def close(self) -> None:
-        """This rank has done its part."""
+    def close(self, *, failed: bool = False) -> None:
+        """This rank has done its part, or it has ``failed`` and its process ends."""
         if not self._left.is_set():
             self._left.set()
-            self.own.record.leave()
+            self.own.record.leave(failed=failed)
             with suppress(RuntimeError):
                 self._send()
 
@@ -172,8 +183,9 @@ class Watchdog:
             elapsed_s = min(time.monotonic() - looked, STORE_TIMEOUT_S + 2 * TICK_S)
             looked = time.monotonic()
             for peer in self.peers:
-                peer.listen(elapsed_s)
-            if found := self._given() or self._different() or self._ended() or self._silent():
+                peer.listen(elapsed_s, self.own.record.begun)
+            looks = (self._given, self._different, self._ended, self._silent, self._late)
+            if found := next(filter(None, (look() for look in looks)), None):
                 self._end(found)
 
     def _end(self, found: Verdict) -> None:
@@ -225,8 +237,17 @@ class Watchdog:
         """Of a peer; once an exchange has ``failed`` one that has left or is quiet will do."""
         for peer in self.peers:
             dead = peer.dead()  # asked first: who leaves says so before it ends
-            if failed if peer.record.left else dead or (failed and peer.quiet()):
+            # Exchanges of NCCL do not fail: who waits in one learns of a failed peer here alone.
+            gone = dead or (peer.quiet() if failed or peer.record.failed else False)
+            if failed if peer.record.left else gone or (failed and peer.record.failed):
                 return ended(self.own, peer)
+        return None
+
+    def _late(self) -> Verdict | None:
+        """Before NCCL, which would end the process that waits, without a word of whom for."""
+        for peer in self.peers:
+            if peer.behind_s >= LATE * self._timeout_s:
+                return late(self.own, peer)
         return None
 
     def _silent(self) -> Verdict | None:

@@ -32,10 +32,10 @@ from alexnet2012.trained import load_trained
 from alexnet2012.watchdog import RECORDS
 
 
-def end_of(fault: str, folder: Path) -> str:
+def end_of(fault: str, folder: Path, train: Callable[[str, str], None] = faulty.train) -> str:
     """What the launcher says in the end; no process may be left."""
     with pytest.raises(RunError) as found:
-        launch(faulty.train, 2, fault, str(folder))
+        launch(train, 2, fault, str(folder))
     for rank in range(2):
         assert not Path("/proc", (folder / f"{rank}.pid").read_text()).exists()
     return str(found.value)
@@ -62,6 +62,20 @@ def test_a_rank_that_fails_is_told_with_its_traceback(tmp_path: Path) -> None:
     assert last == faults.FAULTS["crashed"].then
     assert above[0].startswith("rank 1: Traceback")
     assert above[-1] == "ValueError: a mistake in the code"
+
+
+@pytest.mark.parametrize("fault", ["crashed", "killed", "slow"])
+def test_a_rank_whose_exchange_never_fails_is_ended_too(fault: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    last = end_of(fault, tmp_path, faulty.wait_out_of_reach).splitlines()[-1]
+    assert time.monotonic() - began < 25  # torch's launcher kills after 30 s
+    ways = {
+        "crashed": "rank 1 ended by exit code 1: it",
+        "killed": "rank 1 ended by SIGKILL: it",
+        "slow": "rank 1 lives and lets others wait: it",
+    }
+    waits = "did not come to conv3 forward (step 0), where rank 0 waits; it had made no exchange"
+    assert last.startswith(f"{ways[fault]} {waits}")
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])

@@ -34,6 +34,17 @@ from alexnet2012.trainer import Trainer
 PICTURES_PER_CLASS, BATCH = 2, 31
 
 
+def limits(timeout_s: int) -> list[float]:
+    mesh = init_mesh(2, device="cpu", timeout_s=timeout_s)
+    cpu = torch.device("cpu")
+    groups = (mesh.tower_group, mesh.data_group)
+    return [g._get_backend(cpu).options._timeout.total_seconds() for g in groups if g is not None]
+
+
+def test_every_group_waits_no_longer_than_it_is_told() -> None:
+    assert run_ranks(4, limits, 77) == 4 * [[77, 77]]
+
+
 def config(store: str) -> TrainConfig:
     schedule = ScheduleConfig(kind=ScheduleKind.fixed, epochs=1, rate=0.01, bias_rate=0.01)
     return TrainConfig(

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from documented import printed
 from programs import run
 
 from alexnet2012 import checkpoint, checkup
 from alexnet2012.checks import load_recipe
 from alexnet2012.checkup import GIB, Finding, Level
-from alexnet2012.config import ModelConfig
+from alexnet2012.choices import Device
+from alexnet2012.config import ConfigError, ModelConfig
 from alexnet2012.data.store import Store
-from alexnet2012.mesh import single_process
+from alexnet2012.mesh import single_process, uses_gpus
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.saves import Progress
@@ -40,6 +42,50 @@ def test_a_pipeline_of_dali_really_decodes(monkeypatch: pytest.MonkeyPatch) -> N
     assert checkup.dali(mesh).level is Level.ok
     monkeypatch.setattr(checkup, "decode_jpeg", lambda encoded: 0)  # another decoder's opinion
     assert checkup.dali(mesh).level is Level.wrong
+
+
+def test_normalisation_is_tried_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = single_process()
+    assert checkup.normalisation(mesh).level is Level.ok
+
+    def without_a_compiler(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(checkup, "local_response_norm", without_a_compiler)
+    found = checkup.normalisation(mesh)
+    assert (found.level, found.said) == (Level.wrong, "Failed to find C compiler")
+    assert "python3-dev" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpus", "processes", "used"),
+    [
+        ("auto", 0, 2, False),
+        ("auto", 1, 2, False),
+        ("auto", 2, 2, True),
+        ("auto", 1, 1, True),
+        ("cpu", 2, 2, False),
+        ("cuda", 2, 2, True),
+        ("cuda", 1, 2, None),
+    ],
+)
+def test_all_processes_of_a_machine_use_gpus_or_none_does(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    gpus: int,
+    processes: int,
+    used: bool | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if used is None:
+        with pytest.raises(ConfigError, match="2 processes need a GPU each and 1 are visible"):
+            uses_gpus(Device(kind), processes)
+        return
+    assert uses_gpus(Device(kind), processes) is used
+    left_alone = kind == "auto" and 0 < gpus < processes
+    assert ("GPUs are left alone: 1 for 2 processes" in caplog.text) == left_alone
 
 
 @pytest.mark.parametrize(

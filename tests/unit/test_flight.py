@@ -137,8 +137,23 @@ def test_a_peer_is_silent_for_as_long_as_its_beats_stand_still() -> None:
     for seconds, beat in ((1, False), (1, False), (1, True), (1, False)):
         if beat:
             record.beat()
-        peer.listen(seconds)
+        peer.listen(seconds, begun=0)
     assert peer.silent_s == 1
+
+
+def test_a_peer_is_behind_for_as_long_as_it_has_not_begun_what_we_have() -> None:
+    here, there = FlightRecord(), FlightRecord()
+    peer = Peer(1, there, same_net=True, near=True, pid=1, started="0")
+    here.begin("conv3", "forward", 8)
+    for behind_s in (1, 2):
+        peer.listen(1, here.begun)
+        assert peer.behind_s == behind_s
+    there.begin("conv3", "forward", 8)
+    peer.listen(1, here.begun)
+    assert peer.behind_s == 0
+    other_net = Peer(2, FlightRecord(), same_net=False, near=True, pid=1, started="0")
+    other_net.listen(1, here.begun)
+    assert other_net.behind_s == 0
 
 
 def test_a_watchdog_alone_keeps_the_record_and_lets_errors_through() -> None:

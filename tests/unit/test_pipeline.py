@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -120,8 +120,9 @@ def test_the_mean_under_each_window_is_cut_and_flipped_alike_on_a_gpu() -> None:
     mean = torch.rand(SIZE, SIZE, 3)
     drawn = order.draws(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
     assert 0 < drawn.flip.sum() < 20
+    yx, flips = torch.from_numpy(drawn.crop_yx), torch.from_numpy(drawn.flip)
     for window, (y, x), flip in zip(
-        windows(mean, drawn, INPUT), drawn.crop_yx, drawn.flip, strict=True
+        windows(mean, yx, flips, INPUT), drawn.crop_yx, drawn.flip, strict=True
     ):
         expected = mean[y : y + INPUT, x : x + INPUT]
         assert torch.equal(window, expected.flip(1) if flip else expected)
@@ -133,13 +134,14 @@ def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
     done: list[str] = []
 
     class Stream:
-        def __init__(self, name: object) -> None:
-            self.name = "main" if name == "main" else "side"
+        device = torch.device("cuda")
+
+        def __init__(self, name: str) -> None:
+            self.name = name
 
         def wait_stream(self, other: "Stream") -> None:
             done.append(f"{self.name} waits for {other.name}")
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
 
@@ -148,7 +150,7 @@ def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
             done.append(f"make {number}")
             yield number
 
-    for number in ahead(batches(), torch.device("cuda")):
+    for number in ahead(batches(), cast("torch.cuda.Stream", Stream("side"))):
         done.append(f"step {number}")
     waits = ["side waits for main", "main waits for side"]
     assert done == ["make 0", *waits, "make 1", "step 0", *waits, "step 1"]

@@ -29,7 +29,7 @@ from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
 from alexnet2012.launcher import compose_config
 from alexnet2012.pictures import find_pictures, printable, with_pictures
-from alexnet2012.trained import Trained
+from alexnet2012.trained import Trained, load_trained
 
 Say = Callable[..., dict]  # type: ignore[type-arg]
 
@@ -303,3 +303,11 @@ def test_the_program_says_nothing_but_its_answer(saved_run: Path, album: Path) -
     ended = succeed(words, album)
     assert json.loads(ended.out)["pictures"][0]["image"] == "café = 1.JPG"
     assert ended.err == ""
+
+
+def test_a_net_is_loaded_with_the_rounding_it_was_trained_with(
+    saved_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's own default
+    load_trained(saved_run)
+    assert not torch.backends.cudnn.allow_tf32

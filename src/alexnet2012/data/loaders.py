@@ -69,6 +69,8 @@ class TrainLoader:
         self._basis = order.lighting_basis(store.rgb_covariance, augment.lighting_scale)
         self._empty = torch.empty((0, 3, input_size, input_size), device=place.device)
         self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
+        on_gpu = place.device.type == "cuda"
+        self._stream = torch.cuda.Stream(place.device) if on_gpu else None
         self._input = Input(
             place,
             split,
@@ -85,7 +87,7 @@ class TrainLoader:
 
     def epoch(self, epoch: int, *, first_step: int = 0, lighting: bool = True) -> Iterator[Batch]:
         """The batches of an epoch from ``first_step`` on; ``lighting`` off leaves its noise out."""
-        return ahead(self._epoch(epoch, first_step, lighting), self._mean.device)
+        return ahead(self._epoch(epoch, first_step, lighting), self._stream)
 
     def _epoch(self, epoch: int, first_step: int, lighting: bool) -> Iterator[Batch]:
         count = len(self._split.labels)
@@ -110,13 +112,18 @@ class TrainLoader:
         ]
         augmented = self._input.read(steps)
         mean = self._mean / float(divisor)
+        # At once: a small copy to a GPU in each step would wait for all that was begun there.
+        labels, yx, flip = (
+            torch.from_numpy(drawn).to(mean.device)
+            for drawn in (self._split.labels[indices], draws.crop_yx, draws.flip)
+        )
         for at, rows in parts:
             images = self._empty
             if rows.size:
-                images = self._less_mean(next(augmented), mean, draws[at])
-            yield _batch(images, self._split, indices[at], rows)
+                images = self._less_mean(next(augmented), mean, yx[at], flip[at])
+            yield Batch(images, labels[at], indices[at], rows)
 
-    def _less_mean(self, images: Tensor, mean: Tensor, draws: order.Draws) -> Tensor:
+    def _less_mean(self, images: Tensor, mean: Tensor, yx: Tensor, flip: Tensor) -> Tensor:
         """[n, S, S, 3], in place → [n, 3, S, S]; of each window the mean at its own place."""
         # Not in DALI, which would cut the mean image in one pass and subtract it in another; and by
         # NumPy on a CPU, as torch would wake its threads for every picture.
@@ -125,30 +132,29 @@ class TrainLoader:
             images.sub_(centre(mean, size))
         elif images.is_cpu:
             plain, mirrored = mean.numpy(), mean.flip(1).numpy()
-            pictures = zip(images.numpy(), draws.crop_yx.tolist(), draws.flip, strict=True)
-            for picture, (y, x), flip in pictures:
-                left = store_size - size - x if flip else x
-                picture -= (mirrored if flip else plain)[y : y + size, left : left + size]
+            for picture, (y, x), turned in zip(
+                images.numpy(), yx.tolist(), flip.tolist(), strict=True
+            ):
+                left = store_size - size - x if turned else x
+                picture -= (mirrored if turned else plain)[y : y + size, left : left + size]
         else:
-            images.sub_(windows(mean, draws, size))
+            images.sub_(windows(mean, yx, flip, size))
         return images.permute(0, 3, 1, 2)
 
 
-def windows(mean: Tensor, draws: order.Draws, size: int) -> Tensor:
+def windows(mean: Tensor, yx: Tensor, flip: Tensor, size: int) -> Tensor:
     """Of [P, P, 3] what lies under each picture, flipped as it is: [n, S, S, 3]; few kernels."""
-    yx, flip = (torch.from_numpy(drawn).to(mean.device) for drawn in (draws.crop_yx, draws.flip))
     along = torch.arange(size, device=mean.device)
     rows = yx[:, :1] + along
     columns = yx[:, 1:] + torch.where(flip[:, None], size - 1 - along, along)
     return mean[rows[:, :, None], columns[:, None]]
 
 
-def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """On CUDA each batch is made, on a stream of its own, while the step before it is computed."""
-    if device.type != "cuda":
+def ahead(batches: Iterator[Batch], stream: torch.cuda.Stream | None) -> Iterator[Batch]:
+    """With a stream of CUDA each batch is made on it while the step before is computed."""
+    if stream is None:
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
 
     def made() -> Batch | None:
         with torch.cuda.stream(stream):
@@ -156,7 +162,7 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
     batch = made()
     while batch is not None:
-        now = torch.cuda.current_stream(device)
+        now = torch.cuda.current_stream(stream.device)
         stream.wait_stream(now)  # memory of a batch that is let go may be written to from here on
         now.wait_stream(stream)
         following = made()
@@ -203,17 +209,14 @@ class EvalLoader:
     def batches(self) -> Iterator[Batch]:
         """All batches of the split."""
         indices = np.arange(len(self._split.labels))
+        labels = torch.from_numpy(self._split.labels).to(self._mean.device)
         steps = [Step(indices[at], (), ()) for at, rows in self._parts if rows.size]
         pictures = self._input.read(steps)
         for at, rows in self._parts:
             shown = next(pictures) if rows.size else self._empty
             # Here and not in DALI, whose queue would hold ten crops of each picture.
             images = viewed(shown, self._views, self._mean, self._augment, self._size)
-            yield _batch(images, self._split, indices[at], rows)
-
-
-def _batch(images: Tensor, split: Split, indices: npt.NDArray[np.int64], rows: Share) -> Batch:
-    return Batch(images, torch.from_numpy(split.labels[indices]).to(images.device), indices, rows)
+            yield Batch(images, labels[at], indices[at], rows)
 
 
 def _check_input_size(store: Store, input_size: int) -> None:
