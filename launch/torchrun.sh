@@ -16,7 +16,8 @@ LOCAL_WORLD_SIZE=$per_node python -m alexnet2012.train check "$@" "mesh.processe
 
 rendezvous=(--standalone)
 if [ "${NNODES:-1}" != 1 ]; then
-    rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "${MASTER:?host:port of one node}")
+    rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "${MASTER:?host:port of one node}"
+        --rdzv-id "${RDZV_ID:-alexnet2012}")
 fi
 if [ "${NNODES:-1}" != 1 ] || [ "${MAX_RESTARTS:-0}" != 0 ]; then
     # Workers that start again would meet the addresses of those before them: pytorch issue 135712.

@@ -84,6 +84,7 @@ class Claim:
     needs: str | None  # what full scale takes
     command: str | None  # what would measure it at full scale
     effect: EffectClaim | None = None  # where the claim is that something lowers an error
+    edition: int | None = None  # of ILSVRC, where the numbers are of one
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class DataConfig:
     """The prepared pictures, and what they are prepared from where the store is not there yet."""
 
     source: str | None = MISSING  # as for `prepare`; null: a store as it is
-    store: str | None = None  # null: beside the source, or the user's cache for photos
+    store: str | None = None  # null: beside the source, or the user's cache for named ones
     store_size: int = ranged(256, low=1)
     batch_size: int = ranged(128, low=1)  # pictures a step, over all data replicas
     eval_batch_size: int = ranged(64, low=1)
@@ -339,7 +339,7 @@ class EvaluateConfig:
     """Errors of one checkpoint, or of several as an ensemble."""
 
     checkpoint: Any = MISSING  # a path or a list of paths
-    store: str | None = None  # None: the store it was trained on
+    store: str | None = None  # null: the store it was trained on
     views: int = 10  # or 1
     out: str | None = None  # a JSON file for the result
     batch_size: int = ranged(64, low=1)
@@ -358,7 +358,9 @@ class PlanConfig:
     precision: Precision = Precision.fp32
     card: str | None = None  # a GPU whose data sheet stands for what is not given
     tflops: float | None = ranged(None, above=0)  # of one process; null: measured here
-    memory_gb_per_s: float | None = ranged(None, above=0)  # of one process; null: not a limit
+    memory_gb_per_s: float | None = ranged(
+        None, above=0
+    )  # of one process; null: the card's, or no limit
     link_gbps: float | None = ranged(
         None, above=0
     )  # Gbit/s each way of a machine to the others; with one machine, of a process
@@ -377,8 +379,8 @@ class ReproduceConfig:
 
     source: str = "photos"  # or another, as for `prepare`
     out: str = "reproduction"
-    budget: Budget = Budget.quick  # of the effects and the pretraining
-    parts: list[str] = field(default_factory=list)  # none: all; for names see `reproduce.PARTS`
+    budget: Budget = Budget.quick  # of all sweeps: minutes, hours, days
+    parts: list[str] = field(default_factory=list)  # none: all; their names: docs/ledger.md
     seeds: int | None = ranged(None, low=1)  # paired ones; null: 2 at `quick`, else 5
     caveat: str = ""  # what to say of your pictures wherever a number of theirs is shown
     seed: int = ranged(0, low=0)

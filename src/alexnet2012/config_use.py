@@ -78,6 +78,8 @@ class ImportConfig:
 
     source: str = MISSING  # a .caffemodel, or a state dict as torchvision's (.pth, .safetensors)
     out: str = MISSING  # a folder for the checkpoint
-    mean: str | None = None  # Caffe's mean image, a .binaryproto; null: ImageNet's mean colour
+    mean: str | None = (
+        None  # Caffe's mean image, a .binaryproto; null: its own, or ImageNet's colour
+    )
     classes: str | None = None  # a text file of their names, one a line; null: numbers
     picture_size: int = ranged(256, low=1)  # pixels a side that pictures are brought to at first

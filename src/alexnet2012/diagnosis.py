@@ -54,7 +54,7 @@ def late(waiting: Party, lost: Party) -> Verdict:
 def _position(waiting: Party, lost: Party) -> str:
     """Where a rank stands, as seen by one that may be waiting for it."""
     own, last = waiting.record.last(), lost.record.last()
-    if lost.old and own is not None and (last is None or last.number < own.number - 1):
+    if lost.old and own is not None and (last is None or last.number < own.number):
         last = waiting.record.at(own.number - 1)  # which was made, so it took part
     if last is not None and not last.ended:
         return f"was in {_at(last)}"

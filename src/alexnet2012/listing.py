@@ -96,7 +96,7 @@ def find(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     for name, folders, files in os.walk(root, onerror=unreadable):
         folder = Path(name)
         folders.sort()
-        if _is_run(folders, files):
+        if _is_run(files):
             runs.append(folder)
             folders.clear()
         elif "manifest.json" in files:
@@ -195,8 +195,8 @@ def _loaded(file: Path) -> Any:
         raise DamageError(f"{file.name} cannot be read ({type(error).__name__})") from error
 
 
-def _is_run(folders: Sequence[str], files: Sequence[str]) -> bool:
-    return any(name in files for name in (LOCK, METRICS, SUMMARY)) or ".hydra" in folders
+def _is_run(files: Sequence[str]) -> bool:
+    return any(name in files for name in (LOCK, METRICS, SUMMARY, SETTINGS))
 
 
 def _is_taken(folder: Path) -> bool:

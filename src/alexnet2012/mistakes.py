@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.causes import EXIT_FAILURE, EXIT_MISTAKE, LostPeerError
 from alexnet2012.config import ConfigError, RunError
+from alexnet2012.usage import choices_of
 
 SPEAKS = "ALEXNET2012_RANK_SPEAKS"
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
@@ -83,6 +84,9 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
     if found := re.search(r"Could not find '(.+)/(.+)'", text):
         group, choice = found.groups()
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
+        if not choices:  # Hydra lists none of a group within a group
+            group, _, choice = f"{group}/{choice}".partition("/")
+            choices = choices_of(group)
         return f"{group}={choice}: no such {group}; use one of {', '.join(choices)}"
     if found := re.search(r"Could not override '(.+)'", text):
         key = found[1]

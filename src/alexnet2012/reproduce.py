@@ -254,8 +254,9 @@ class Reproduce:
         self.found["learning_curves"] = effects.learning_curves(runs)
         self._ran_at("Effects", (one.commit for arm in runs.values() for one in arm.values()))
         how = (*self.sweeps.scale(effects.described(runs)), command)
-        self.measurements += effects.effect_measurements(found, *how)
-        self.measurements += seed_measurements(directory, *how, self.sweeps.seeds)
+        measured = effects.effect_measurements(found, *how)
+        measured += seed_measurements(directory, *how, self.sweeps.seeds)
+        self.measurements += map(self.sweeps.of_its_edition, measured)
 
     def pretrain(self) -> None:
         experiment = f"pretrain/{self.config.budget}"

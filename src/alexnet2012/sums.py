@@ -77,21 +77,21 @@ class Throughput:
         """Training begins, or goes on."""
         self._since = time.perf_counter()
 
-    def stop(self) -> None:
-        """Training ends, or waits for a validation. Without harm where it stands."""
+    def lap(self) -> None:
+        """What passed since the clock was last read was training."""
         now = time.perf_counter()
         self.train_s += now - self._since
         self._last.train_s += now - self._since
         self._since = now
 
     def waited(self) -> None:
-        """A batch has come; since :meth:`stop` or :meth:`start` it was waited for."""
+        """A batch has come; since :meth:`lap` or :meth:`start` it was waited for."""
         seconds = time.perf_counter() - self._since
         if self.first_batch_s is None:
             self.first_batch_s = seconds
             self._since += seconds
         else:
-            self.stop()
+            self.lap()
             self.input_wait_s += seconds
             self._last.input_wait_s += seconds
 
@@ -103,7 +103,7 @@ class Throughput:
 
     def pace(self, traffic: Traffic) -> dict[str, float]:
         """Milliseconds of a step, and images/s, since this was last asked for."""
-        self.stop()
+        self.lap()
         last, exchanged_s = self._last, traffic.training_seconds()
         self._last = Stretch(exchange_s=exchanged_s)
         steps = max(1, last.steps)

@@ -8,10 +8,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from alexnet2012.choices import NAMED_SOURCES, Budget
-from alexnet2012.claims import Scale
+from alexnet2012.claims import Measurement, Scale, load_claims
 from alexnet2012.config import ConfigError, PrepareConfig, ReproduceConfig
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Store
@@ -116,12 +117,31 @@ class Sweeps:
         seeds = f"{len(self.seeds)} seeds"
         return Scale.full if full else Scale.reduced, None if full else self.caveat(what, seeds)
 
+    def of_its_edition(self, found: Measurement) -> Measurement:
+        """A claim of one edition is not measured at full scale on the other's pictures."""
+        (claim,) = (claim for claim in load_claims() if claim.id == found.claim)
+        here = edition_of(self.pictures)
+        if found.scale is not Scale.full or claim.edition in (None, here):
+            return found
+        caveat = f"The claim is of ILSVRC-{claim.edition}; these are the pictures of {here}."
+        return replace(found, scale=Scale.reduced, caveat=caveat)
+
     def caveat(self, what: str, seeds: str = "one seed") -> str:
         return f"Reduced scale: {what}; {seeds}. {self.data_caveat}"
 
     @property
     def data_caveat(self) -> str:
         return f"{self.pictures.description} {self.config.caveat}".strip()
+
+
+def edition_of(pictures: Store) -> int | None:
+    """2010 or 2012, by the number of training pictures; None: not those of the challenge.
+
+    Source: the challenge's own counts, 1,261,406 in 2010 and 1,281,167 in 2012.
+    """
+    if not is_ilsvrc(pictures):
+        return None
+    return 2010 if len(pictures.split("train").labels) < 1_270_000 else 2012
 
 
 def is_ilsvrc(pictures: Store) -> bool:

@@ -69,10 +69,10 @@ def torchrun_worker() -> None:
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
     with _mesh(config) as mesh:
-        _train_as_rank_0(mesh, config, run_dir, overrides)
+        _train_alike(mesh, config, run_dir, overrides)
 
 
-def _train_as_rank_0(mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
+def _train_alike(mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     remedy = "start every rank with the same command"
     asked = dict(word.split("=", 1) for word in overrides if "=" in word)
     mesh.check_same("the command", asked, remedy, within_replica=False)

@@ -188,8 +188,8 @@ class Trainer:
             if self.progress.step == last:
                 break  # what is wished now waits for the epoch's records
             self._heed_wishes()
-            self.throughput.stop()
-        self.throughput.stop()
+            self.throughput.lap()
+        self.throughput.lap()
 
     def _step(self, batch: Batch, now: Rates) -> None:
         model, labels = self.model, batch.labels

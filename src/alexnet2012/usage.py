@@ -120,6 +120,11 @@ def _groups(name: str) -> dict[str, list[str]]:
     return found
 
 
+def choices_of(group: str) -> list[str]:
+    """What a group of conf/ offers, groups within it included."""
+    return sorted(_names(resources.files(CONF).joinpath(group)))
+
+
 def _names(folder: Any, prefix: str = "") -> Iterator[str]:
     for entry in folder.iterdir():
         if entry.is_dir():

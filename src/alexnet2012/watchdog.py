@@ -237,9 +237,12 @@ class Watchdog:
         """Of a peer; once an exchange has ``failed`` one that has left or is quiet will do."""
         for peer in self.peers:
             dead = peer.dead()  # asked first: who leaves says so before it ends
-            # Exchanges of NCCL do not fail: who waits in one learns of a failed peer here alone.
-            gone = dead or (peer.quiet() if failed or peer.record.failed else False)
-            if failed if peer.record.left else gone or (failed and peer.record.failed):
+            if peer.record.left:
+                lost = failed
+            else:  # NCCL's exchanges do not fail: who waits in one learns of a failed peer here
+                signs = (failed, peer.record.failed, peer.quiet())
+                lost = dead or sum(signs) >= 2
+            if lost:
                 return ended(self.own, peer)
         return None
 

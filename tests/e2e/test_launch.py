@@ -43,6 +43,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(REPOSITORY))
     monkeypatch.setenv("PORT", str(port))
     return tmp_path

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
+import re
+import shlex
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
@@ -105,6 +107,10 @@ def test_a_mistake_is_answered_with_its_key_and_a_remedy(
     ("override", "words"),
     [
         ("recipe=papr", ["recipe=papr", "no such recipe", "code145", "paper"]),
+        (
+            "experiment=effects/quikc",
+            ["experiment=effects/quikc", "no such experiment", "effects/quick", "pretrain/full"],
+        ),
         ("data.batch_size=many", ["data.batch_size=many", "Integer"]),
         ("data.batch_size=1.5", ["data.batch_size=1.5", "Integer"]),
         ("model.activation=gelu", ["model.activation=gelu", "relu", "tanh"]),
@@ -275,6 +281,20 @@ def test_every_experiment_can_be_composed_and_says_what_it_is(name: str) -> None
     )
     for word in ("command", "measures", "expected", "takes"):
         assert f"#   {word}" in header, word
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_commands_of_an_experiments_header_can_be_given(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"^#   (?:commands? |then |         ) *(.+)", text, flags=re.MULTILINE)
+    shell = "\n".join(lines).replace("\\\n", "")
+    trainings = [shlex.split(line) for line in shell.splitlines() if "alexnet2012.train" in line]
+    assert trainings
+    for _, _, module, *words in trainings:
+        assert module == "alexnet2012.train"
+        # Of a sweep the first of each.
+        swept = [re.sub(r"^([^\[]*?),.*", r"\1", word) for word in words if word != "-m"]
+        assert composed(*swept).recipe.name
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "ablation").iterdir()))

@@ -676,3 +676,8 @@ def test_a_mean_image_of_another_kind_is_noticed(source: Path, tmp_path: Path) -
     (made.root / "mean_image.npz").rename(made.root / "mean_image.npy")
     with pytest.raises(ConfigError, match="is damaged"):
         Store.open(made.root)
+
+
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"data\.store=/proc/no/store: cannot be made \(No such"):
+        prepare(PrepareConfig(store="/proc/no/store"), progress=False)

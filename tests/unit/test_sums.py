@@ -53,8 +53,8 @@ def test_a_pace_is_of_the_steps_since_the_last_and_adds_up_to_the_whole(
             throughput.trained(batch)
             if step != 1:
                 paces.append(throughput.pace(traffic))
-            throughput.stop()
-        throughput.stop()
+            throughput.lap()
+        throughput.lap()
     assert [pace["step_time_ms"] for pace in paces] == [1000, 1250, 1250, 1250]
     assert [pace["input_wait_ms"] for pace in paces] == [0, 250, 250, 250]
     assert [pace["exchange_ms"] for pace in paces] == [500] * 4

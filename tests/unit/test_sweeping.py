@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from alexnet2012 import saves, sweeping
 from alexnet2012.choices import Budget
+from alexnet2012.claims import Measurement, Scale
 from alexnet2012.config import ConfigError, ReproduceConfig, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.launcher import compose_config
@@ -187,3 +188,26 @@ def test_full_scale_is_the_challenge_and_no_other_thousand_classes(
     monkeypatch.setattr(sweeping, "prepare", lambda _: replace(photos_store, classes=names))
     sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
     assert sweeps.scale("a net")[0].value == scale
+
+
+@pytest.mark.parametrize(
+    ("pictures", "claim", "scale"),
+    [
+        (1_281_167, "lrn", "full"),
+        (1_281_167, "two-gpu", "reduced"),
+        (1_261_406, "two-gpu", "full"),
+        (1_261_406, "table2", "reduced"),
+        (1_261_406, "dropout", "full"),  # of no edition
+    ],
+)
+def test_a_claim_of_one_edition_is_not_measured_in_full_on_the_other(
+    pictures: int, claim: str, scale: str, photos_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = replace(photos_store.split("val"), labels=np.zeros(pictures, np.int64))
+    monkeypatch.setattr(Store, "split", lambda *_: split)
+    names = tuple(f"n{index:08}" for index in range(1000))
+    monkeypatch.setattr(sweeping, "prepare", lambda _: replace(photos_store, classes=names))
+    sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
+    found = sweeps.of_its_edition(Measurement(claim, "1", Scale.full, "…"))
+    assert found.scale.value == scale
+    assert (found.caveat is None) == (scale == "full")

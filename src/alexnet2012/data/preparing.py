@@ -14,7 +14,7 @@ import os
 import shutil
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from itertools import islice
 from multiprocessing import current_process
@@ -76,7 +76,13 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
     if any(root.resolve().is_relative_to(folder.resolve()) for folder in found.folders):
         remedy = f"lies among the pictures of {config.source}; give a place outside"
         raise ConfigError("data.store", root, remedy)
-    with _folder(root.parent), locked(root.parent / f".{root.name}.lock"):
+    with ExitStack() as place:
+        try:
+            place.enter_context(_folder(root.parent))
+            place.enter_context(locked(root.parent / f".{root.name}.lock"))
+        except OSError as error:
+            remedy = f"cannot be made ({error.strerror}); give another place for the store"
+            raise ConfigError("data.store", root, remedy) from error
         if (root / "manifest.json").is_file():
             return _existing(root, settings, config)  # somebody else has made it meanwhile
         _check_unfinished(work, root, settings)
