@@ -29,7 +29,7 @@ from alexnet2012.normalisation import local_response_norm
 
 GIB = 1 << 30
 LOCK = Path(__file__).parents[2] / "requirements.lock"  # of a checkout
-SAMPLED = 64  # files of a store whose digest is computed
+SAMPLED = 64  # at most, files of a store whose digest is computed
 
 
 class Level(Enum):
@@ -186,13 +186,14 @@ def store(root: Path) -> Finding:
     try:
         found = Store.open(root)
     except ConfigError as error:
-        return Finding("store", Level.wrong, str(error), error.remedy)
+        return Finding("store", Level.wrong, f"{error.key}={error.value}", error.remedy)
     lines = [
         line.split("\t")
         for split in SPLITS
         for line in (root / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
     ]
-    for path, _, digest, *_ in lines[:: max(1, len(lines) // SAMPLED)]:
+    sample = lines[:: max(1, -(-len(lines) // SAMPLED))]
+    for path, _, digest, *_ in sample:
         try:
             same = hashlib.sha256((root / path).read_bytes()).hexdigest() == digest
         except OSError:
@@ -202,7 +203,7 @@ def store(root: Path) -> Finding:
             return Finding("store", Level.wrong, f"{root / path} is damaged", remedy)
     counts = " and ".join(f"{len(found.split(split).paths):,} {split}" for split in SPLITS)
     return ok(
-        "store", f"{counts} pictures of {len(found.classes)} classes; {SAMPLED} files as listed"
+        "store", f"{counts} pictures of {len(found.classes)} classes; {len(sample)} files as listed"
     )
 
 

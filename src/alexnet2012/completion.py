@@ -28,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "features": config_use.FeaturesConfig,
     "nearest": config_use.NearestConfig,
 }
+LIKE_TRAIN = "doctor"  # takes the same settings
 # bash takes `=` for the end of a word, so only what follows it is replaced. Where nothing is found,
 # and for every other program of Python, it completes names of files.
 SCRIPT = """\
@@ -47,11 +48,12 @@ complete -o nospace -o default -F _alexnet2012 python python3
 
 
 def script() -> str:
-    return SCRIPT.replace("PROGRAMS", " ".join(f"alexnet2012.{name}" for name in SCHEMAS))
+    return SCRIPT.replace("PROGRAMS", " ".join(f"alexnet2012.{name}" for name in (*SCHEMAS, LIKE_TRAIN))
 
 
 def completions(name: str, line: str) -> list[str]:
     """What the last word of ``line`` may become, after the words before it."""
+    name = "train" if name == LIKE_TRAIN else name
     if name not in SCHEMAS:
         return []
     *before, last = line.split(" ")
@@ -70,6 +72,8 @@ def main() -> None:
     if not sys.argv[1:]:
         sys.stdout.write(script())
         return
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     name, line = sys.argv[1:]
     sys.stdout.writelines(f"{found}\n" for found in completions(name, line))
 

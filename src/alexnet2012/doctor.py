@@ -120,6 +120,9 @@ def main() -> None:
 
 def _main() -> None:
     words = sys.argv[1:]
+    if {"-h", "--help"} & {*words}:
+        sys.stdout.write(f"{__doc__}\nSettings: python -m alexnet2012.train --help\n")
+        return
     saved = [word.partition("=")[2] for word in words if word.startswith("checkpoint=")]
     others = [word for word in words if word != "--json" and not word.startswith("checkpoint=")]
     config, run_dir = compose_config("train", TrainConfig, others)

@@ -28,6 +28,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("train", " model=small model.wid", ["model.width="]),
         ("train", " recipe=papr model.wid", []),
         ("prepare", " qual", ["quality="]),
+        ("doctor", " data.sto", ["data.store=", "data.store_size="]),
         ("nothing", " a", []),
     ],
 )

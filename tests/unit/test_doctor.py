@@ -13,7 +13,7 @@ import torch
 from documented import printed
 from programs import run
 
-from alexnet2012 import checkpoint, checkup
+from alexnet2012 import checkpoint, checkup, doctor
 from alexnet2012.checks import load_recipe
 from alexnet2012.checkup import GIB, Finding, Level
 from alexnet2012.choices import Device
@@ -42,6 +42,14 @@ def test_a_pipeline_of_dali_really_decodes(monkeypatch: pytest.MonkeyPatch) -> N
     assert checkup.dali(mesh).level is Level.ok
     monkeypatch.setattr(checkup, "decode_jpeg", lambda encoded: 0)  # another decoder's opinion
     assert checkup.dali(mesh).level is Level.wrong
+
+
+def test_its_help_says_what_it_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["doctor", "--help"])
+    doctor.main()
+    assert "Settings: python -m alexnet2012.train --help" in capsys.readouterr().out
 
 
 def test_normalisation_is_tried_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
