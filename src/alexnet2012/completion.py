@@ -48,7 +48,8 @@ complete -o nospace -o default -F _alexnet2012 python python3
 
 
 def script() -> str:
-    return SCRIPT.replace("PROGRAMS", " ".join(f"alexnet2012.{name}" for name in (*SCHEMAS, LIKE_TRAIN))
+    programs = (f"alexnet2012.{name}" for name in (*SCHEMAS, LIKE_TRAIN))
+    return SCRIPT.replace("PROGRAMS", " ".join(programs))
 
 
 def completions(name: str, line: str) -> list[str]:

@@ -131,7 +131,7 @@ def test_a_store_is_counted_and_a_changed_file_is_found(
     victim.write_bytes(data)
     assert str(victim) in checkup.store(root).said
     (root / "train.tsv").write_text("")
-    assert "do not belong together" in checkup.store(root).said
+    assert "do not belong together" in checkup.store(root).remedy
 
 
 def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path) -> None:
