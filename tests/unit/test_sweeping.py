@@ -158,7 +158,7 @@ def test_what_a_part_fails_of_is_reported_and_the_others_go_on(
     assert trained == ["none/0", "no_lrn_cifar10/0"]
 
 
-def test_a_plain_reproduction_removes_quick_runs_alone(tmp_path: Path) -> None:
+def test_a_plain_reproduction_removes_quick_runs_alone(trained: list[str], tmp_path: Path) -> None:
     quick, others = (
         ("quick/reduced/0", "effects/quick/none/0"),
         ("effects/reduced/none/0", "2026/a"),
