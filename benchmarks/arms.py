@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -27,10 +28,13 @@ from alexnet2012.config import ModelConfig
 from alexnet2012.launcher import launch, reuse_memory
 from alexnet2012.mesh import Mesh
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import TYPES, allow_tf32
+from alexnet2012.precision import TYPES, set_up_products
 from alexnet2012.schedule import Rates
+from alexnet2012.sharding import Share
+from alexnet2012.steps import WARM_UP, Gradients
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
+TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does
 PLAIN, TORCHVISION, OURS, APART, HIDDEN = "plain PyTorch", "torchvision", "ours", "apart", "hidden"
 
 
@@ -134,6 +138,7 @@ class Timed(NamedTuple):
     step_s: list[float]  # in order
     exchange_s: list[float]  # of them, the mean over the processes
     matrix_flops: float  # a second, of all processes together
+    copied_bytes: float  # read and written in a second by a copy on a GPU; elsewhere infinite
 
     @property
     def median_s(self) -> float:
@@ -157,13 +162,16 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
     mesh.barrier()
     product_flops = alike[0].processes * matrix_flops(alike[0], mesh.device)
     mesh.barrier()
+    on_gpu = mesh.device.type == "cuda"
     for _, step in nets:
-        step()
-    found = [Timed([], [], product_flops) for _ in alike]
+        for _ in range(WARM_UP + 2 if on_gpu else 1):
+            step()
+    copied = copied_bytes(mesh.device)
+    found = [Timed([], [], product_flops, copied) for _ in alike]
     for _ in range(steps):
         for (net, step), one in zip(nets, found, strict=True):
             before = exchanging_s(net)
-            one.step_s.append(step_s(step, mesh))
+            one.step_s.append(step_s(step, mesh, TOGETHER if on_gpu else 1))
             one.exchange_s.append(exchanging_s(net) - before)
     of_ranks = mesh.gather_objects([one.exchange_s for one in found], "seconds")
     for arm, one in enumerate(found):
@@ -175,15 +183,16 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
     mesh.close()
 
 
-def step_s(step: Callable[[], None], mesh: Mesh) -> float:
-    """From when all processes begin until the last one has ended."""
+def step_s(step: Callable[[], None], mesh: Mesh, times: int) -> float:
+    """From when all processes begin until the last one has ended; of several, the mean."""
 
-    def all_of_it() -> None:
-        step()
+    def all_of_them() -> None:
+        for _ in range(times):
+            step()
         mesh.barrier()
 
     mesh.barrier()
-    return timed(all_of_it, 1, mesh.device, warm_up=False)
+    return timed(all_of_them, 1, mesh.device, warm_up=False) / times
 
 
 def exchanging_s(net: nn.Module) -> float:
@@ -192,7 +201,7 @@ def exchanging_s(net: nn.Module) -> float:
 
 def joined(arm: Arm) -> Mesh:
     """This process as one of the arm's, set up as for a training."""
-    allow_tf32(Precision(arm.precision))
+    set_up_products(Precision(arm.precision))
     if arm.kind not in (PLAIN, TORCHVISION):
         reuse_memory()
     return init_mesh(2)  # of a single process: itself alone
@@ -218,13 +227,23 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
         optimizer.set_rates(Rates(0.01, 0.01))
     draw = torch.Generator().manual_seed(0)
     images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(mesh.device)
+    images = images.contiguous(memory_format=torch.channels_last)  # as pictures are read
     labels = torch.randint(CLASSES, (batch,), generator=draw).to(mesh.device)
 
-    def step() -> None:
+    def plain_step() -> None:
         optimizer.zero_grad()
         with context:
             loss = F.cross_entropy(net(images), labels)
         loss.backward()
+        optimizer.step()
+
+    if not isinstance(net, AlexNet):
+        return net, plain_step
+    gradients = Gradients(net)
+
+    def step() -> None:
+        loss, _ = gradients(images, labels, Share(0, batch, batch))
+        float(loss)  # which training looks at before the update
         optimizer.step()
 
     return net, step
@@ -239,6 +258,15 @@ def matrix_flops(arm: Arm, device: torch.device) -> float:
     while time.perf_counter() < until:
         fastest = min(fastest, timed(lambda: a @ a, 1, device, warm_up=False))
     return 2 * size**3 / fastest
+
+
+def copied_bytes(device: torch.device) -> float:
+    """The best rate at which a GPU's memory is copied, reading and writing."""
+    if device.type != "cuda":
+        return float("inf")
+    source, target = (torch.empty(2**28, device=device).normal_() for _ in range(2))
+    fastest = min(timed(lambda: target.copy_(source), 1, device) for _ in range(20))
+    return 2 * source.nbytes / fastest
 
 
 def timed(
@@ -256,6 +284,28 @@ def timed(
         work()
     finish()
     return time.perf_counter() - began
+
+
+def floor_s(batch: int, number_bytes: int, flops: float, copied: float) -> float:
+    """The least time of a step at these rates, of activations of so many bytes a number.
+
+    A product takes what its arithmetic or its memory takes, whichever is more; what follows it, one
+    pass: its maps are read, its result is written, and backward the gradient and the maps are read
+    and a gradient written. The update reads w, v and g and writes w and v, in float32.
+    """
+    layers, flops_of = audit(AlexNet("paper", CLASSES)), layer_flops()
+    seconds = 0.0
+    for index, layer in enumerate(layers):
+        operands = batch * (math.prod(layer.reads) + layer.neurons) + layer.weights
+        products = 2 if index == 0 else 3  # forward, for the weights, for what it reads
+        one = batch * flops_of[layer.name] / products
+        seconds += products * max(one / flops, number_bytes * operands / copied)
+        if index + 1 < len(layers):
+            result = math.prod(layers[index + 1].reads)
+            touched = batch * (layer.neurons + result + result + 2 * layer.neurons)
+            seconds += number_bytes * touched / copied
+    weights = sum(layer.weights + layer.biases for layer in layers)
+    return seconds + 5 * 4 * weights / copied
 
 
 def layer_flops(width: float = 1.0) -> dict[str, int]:

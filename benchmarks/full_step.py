@@ -1,6 +1,6 @@
 """How fast is a full-size training step, how much of it is exchange, and how far is the limit?
 
-    python benchmarks/full_step.py [batch=128] [steps=4] [rounds=3] [arms=all]
+    python benchmarks/full_step.py [batch=128] [steps=4] [rounds=3] [arms=all] [precision=all]
 
 Ours on one and on two processes, in the precisions of the device, beside the paper's net as one
 would write it in plain PyTorch, and torchvision's AlexNet where that is installed (another net: one
@@ -9,7 +9,9 @@ shared machine drifts. ``apart`` makes a local copy instead of each exchange, an
 the others step by step in the same processes: what a step takes longer than that, exchanges cost.
 The time in exchanges counts waiting for the peer, and is the mean over the processes. The limit is
 the time that the step's multiplications alone would take at the rate of a square matrix product in
-the same processes and precision.
+the same processes and precision. On a GPU a step is the mean of twenty that follow each other, and
+there is a floor: the time of the step's operations or of its bytes, layer by layer, whichever is
+more, at the rates of that product and of a copy (arms.floor_s).
 
 Prints images/s, ratios to the plain net and shares of the limit, and writes results/full_step.json.
 """
@@ -23,8 +25,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from arms import APART, HIDDEN, OURS, Arm, Timed, arms, layer_flops, time_together
+from arms import (
+    APART,
+    HIDDEN,
+    OURS,
+    PLAIN,
+    TORCHVISION,
+    Arm,
+    Timed,
+    arms,
+    floor_s,
+    layer_flops,
+    time_together,
+)
 from record import given, keep, show
+
+from alexnet2012.choices import Precision
+from alexnet2012.precision import TYPES
 
 
 def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
@@ -49,7 +66,27 @@ def row_of(
         "ratio_range": [min(ratios), max(ratios)],
         "matrix_gflop_per_s": statistics.median(one.matrix_flops for one in rounds) / 1e9,
         "of_limit_pct": statistics.median(limits),
+        "of_floor_pct": statistics.median(
+            100 * floor(arm, one, batch) / one.median_s for one in rounds
+        ),
     }
+
+
+def against_torchvision(arm: Arm, found: dict[Arm, list[Timed]]) -> dict[str, Any]:
+    """What is torchvision's of the step of the same precision, by an arm of one process."""
+    peers = found.get(Arm(TORCHVISION, 1, arm.precision), [])
+    ratios = [peer.median_s / one.median_s for one, peer in zip(found[arm], peers, strict=False)]
+    if not ratios:
+        return {}
+    return {
+        "ratio_to_torchvision": statistics.median(ratios),
+        "torchvision_range": [min(ratios), max(ratios)],
+    }
+
+
+def floor(arm: Arm, one: Timed, batch: int) -> float:
+    number_bytes = TYPES[Precision(arm.precision)].activations.itemsize
+    return floor_s(batch, number_bytes, one.matrix_flops, one.copied_bytes)
 
 
 def exchange_row(arm: Arm, rounds: list[Timed], apart: list[Timed]) -> dict[str, Any]:
@@ -76,11 +113,20 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def main() -> None:
-    words, load_before = given(batch=128, steps=4, rounds=3, arms="all"), os.getloadavg()[0]
+    words = given(batch=128, steps=4, rounds=3, arms="all", precision="all")
+    load_before = os.getloadavg()[0]
     kinds = {arm.kind for arm in arms()}
     if words.arms not in ("all", *kinds):
         sys.exit(f"arms={words.arms}: must be all or one of {sorted(kinds)}")
-    chosen = [arm for arm in arms() if words.arms in ("all", arm.kind) or arm == arms()[0]]
+    precisions = {arm.precision for arm in arms()}
+    if words.precision not in ("all", *precisions):
+        sys.exit(f"precision={words.precision}: must be all or one of {sorted(precisions)}")
+    chosen = [
+        arm
+        for arm in arms()
+        if words.precision in ("all", arm.precision)
+        and (words.arms in ("all", arm.kind) or arm.kind == PLAIN)
+    ]
     found: dict[Arm, list[Timed]] = {arm: [] for arm in chosen}
     for _ in range(words.rounds):
         for alike in together(chosen):
@@ -90,15 +136,22 @@ def main() -> None:
                 found[arm].append(timed_arm)
     flops = words.batch * sum(layer_flops().values())
     rows = [
-        row_of(arm, rounds, found[chosen[0]], words.batch, flops) for arm, rounds in found.items()
+        row_of(arm, rounds, found[chosen[0]], words.batch, flops) | against_torchvision(arm, found)
+        for arm, rounds in found.items()
     ]
+    beside_torchvision = {
+        "ratio to torchvision": "{ratio_to_torchvision:.2f}",
+        "range of that": "{torchvision_range[0]:.2f} - {torchvision_range[1]:.2f}",
+    }
     columns = {
         "": "{arm}",
         "images/s": "{images_per_s:.1f}",
         "ratio to plain": "{ratio_to_plain:.2f}",
         "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        **(beside_torchvision if "ratio_to_torchvision" in rows[0] else {}),
         "matrices, GFLOP/s": "{matrix_gflop_per_s:.0f}",
         "of the limit": "{of_limit_pct:.0f}%",
+        **({"of the floor": "{of_floor_pct:.0f}%"} if torch.cuda.is_available() else {}),
     }
     show(f"Full-size step, batch {words.batch}, median of {words.rounds} rounds", columns, rows)
     exchanging = [

@@ -60,7 +60,8 @@ def machine() -> dict[str, Any]:
 def keep(question: str, packages: Sequence[str], load_before: float, **found: Any) -> None:
     """Write results/NAME.json for this benchmark: what was found and shown, how, on what and when.
 
-    ``load_before`` is the machine's load average when the benchmark began: what else ran.
+    On a GPU NAME also says so, and which batch. ``load_before`` is the machine's load average when
+    the benchmark began: what else ran.
     """
     commit, changed = running_commit()
     result = {
@@ -74,6 +75,8 @@ def keep(question: str, packages: Sequence[str], load_before: float, **found: An
         **found,
         "tables": _shown,
     }
-    out = Path(__file__).parent / "results" / f"{Path(sys.argv[0]).stem}.json"
+    on_gpu = f"-gpu-{found['batch']}" if "gpu" in result["machine"] else ""
+    name = Path(sys.argv[0]).stem + on_gpu
+    out = Path(__file__).parent / "results" / f"{name}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -65,7 +65,9 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
 
     layers = model.layers().items()
     hooks = [m.register_forward_hook(watch(i, name)) for i, (name, m) in enumerate(layers)]
+    fused, model.fused = model.fused, False  # whose layers give products alone
     model(batch.images, batch.rows)
+    model.fused = fused
     for hook in hooks:
         hook.remove()
     every = agree(lambda: min(found, default=None), model.mesh)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from alexnet2012.choices import Step
 from alexnet2012.collectives import HiddenGather
 from alexnet2012.config import ConfigError, ConvConfig, RecipeConfig
+from alexnet2012.fused import hidden_units, in_blocks, rounded, weight_in_blocks
 from alexnet2012.sharding import Share
+from alexnet2012.streams import GAMMA, MIX, int64
 
 
 class ColumnParallel(nn.Module, ABC):
@@ -41,12 +43,26 @@ class ColumnParallel(nn.Module, ABC):
             self.weight.copy_(self.rows.of(full).mul_(weight_std))
             self.bias.fill_(bias)
 
-    def forward(self, x: Tensor, hidden: HiddenGather | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *others: Tensor,
+        hidden: HiddenGather | None = None,
+        skip_bias: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
         """``x`` is all that the layer reads; with ``hidden`` the own tower's part of it.
 
-        The product with what the own tower has is then made while the rest is under way.
+        The product with what the own tower has is then made while the rest is under way. With
+        ``others`` x is what the first tower here reads, and each tower has a product of its own.
+        With ``skip_bias`` what follows adds it.
         """
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        weight = rounded(self.weight, x.dtype)
+        bias = None if skip_bias else self.bias.to(x.dtype)
+        if others:
+            assert skip_bias
+            towers = (x, *others)
+            by_tower = weight.chunk(len(towers))
+            return tuple(self.product(x, w, None) for x, w in zip(towers, by_tower, strict=True))
         if hidden is None:
             return self.product(x, weight, bias)
         by_tower = weight.split(x.shape[1], dim=1)
@@ -75,10 +91,22 @@ class ColumnParallelConv2d(ColumnParallel):
         self.overhang = config.overhang
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        groups = x.shape[1] // weight.shape[1]
+        if groups == self.stride**2 > 1:
+            return F.conv2d(x, weight_in_blocks(weight, self.stride), bias)
         if self.overhang:
             extra = overhang_pixels(x.shape[-1], self.kernel_size, self.stride, self.padding)
             x = F.pad(x, (0, extra, 0, extra))
-        return F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
+
+    def in_blocks(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """[N, 3, S, S] → [N, 3·stride², B, B], which the layer reads as well, for a GPU."""
+        padded = images.shape[-1] + 2 * self.padding
+        if self.overhang:
+            padded += overhang_pixels(images.shape[-1], self.kernel_size, self.stride, self.padding)
+        windows = (padded - self.kernel_size) // self.stride + 1
+        blocks = windows - 1 + -(-self.kernel_size // self.stride)
+        return in_blocks(images, blocks, self.stride, self.padding, dtype)
 
 
 class ColumnParallelLinear(ColumnParallel):
@@ -140,9 +168,23 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, rows: Share) -> Tensor:
         if not self.training:
             return x * (1 - self.rate)
-        kept = draws(self.state, rows, self.units) >= _int64(round(self.rate * 2**64) - 2**63)
-        self.state.add_(_int64(rows.total * self.units.total * _GAMMA))
+        kept = draws(self.state, rows, self.units) >= self._threshold
+        self._advance(rows)
         return x * kept
+
+    def of_relu(self, z: Tensor, rows: Share) -> Tensor:
+        """relu(z), dropped out, in one pass over a GPU's memory. In training only."""
+        place = (rows.start, self.units.start, self.units.total)
+        x = hidden_units(z, self.state, place, self._threshold)
+        self._advance(rows)
+        return x
+
+    @property
+    def _threshold(self) -> int:
+        return int64(round(self.rate * 2**64) - 2**63)
+
+    def _advance(self, rows: Share) -> None:
+        self.state.add_(int64(rows.total * self.units.total * GAMMA))
 
 
 def draws(state: Tensor, rows: Share, columns: Share) -> Tensor:
@@ -153,16 +195,7 @@ def draws(state: Tensor, rows: Share, columns: Share) -> Tensor:
     splittable pseudorandom number generators".
     """
     row, column = (torch.arange(s.start, s.stop, device=state.device) for s in (rows, columns))
-    z = (row * columns.total + 1)[:, None] * _GAMMA + (column * _GAMMA + state)
-    for shift, factor in _MIX:
+    z = (row * columns.total + 1)[:, None] * GAMMA + (column * GAMMA + state)
+    for shift, factor in MIX:
         z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
     return z
-
-
-def _int64(number: int) -> int:
-    """Modulo 2⁶⁴, with a sign."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
-_GAMMA = _int64(0x9E3779B97F4A7C15)
-_MIX = ((30, _int64(0xBF58476D1CE4E5B9)), (27, _int64(0x94D049BB133111EB)))

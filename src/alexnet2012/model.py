@@ -6,13 +6,14 @@ Legend: N images, C channels, H×W pixels, T towers of the net, t of them in thi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet2012 import fused
 from alexnet2012.checks import check_recipe, load_recipe, scaled
 from alexnet2012.choices import Activation, Precision, Step
 from alexnet2012.collectives import (
@@ -56,7 +57,7 @@ class AlexNet(nn.Module):
         mesh: from :func:`alexnet2012.init_mesh`; one process with both towers without.
         seed: fixes initial values and dropout, whatever the mesh.
         precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
-            a switch of torch's for the whole process: :func:`alexnet2012.precision.allow_tf32`.
+            a switch of torch's for a process: :func:`alexnet2012.precision.set_up_products`.
         hide_exchanges: whether a tower multiplies what it has while the rest is under way; the
             same sums in another order. None: on CUDA, which computes beside its exchanges.
 
@@ -101,6 +102,11 @@ class AlexNet(nn.Module):
         self.activation = ACTIVATIONS[self.config.activation]
         self._steps = self._after_convolutions()
         self._build(seed)
+        convs = [self.layers()[name] for name in self.recipe.convs]
+        self.fused = (  # whether training takes the kernels for a GPU
+            fused.possible(self.mesh.device, self.types.activations)
+            and all(fused.fits(conv.rows.size // self.towers_here) for conv in convs)
+        )
         # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
         self.to(self.mesh.device, self.types.parameters).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -137,6 +143,8 @@ class AlexNet(nn.Module):
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
+        if self.fused and self.training:
+            return self._fused_maps(images).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self.recipe.convs.items():
             x = self._convolve(name, conv, x)
@@ -152,8 +160,12 @@ class AlexNet(nn.Module):
             start = self.mesh.replica * count
             rows = Share(start, start + count, self.mesh.replicas * count)
         for name, linear in self.recipe.hidden.items():
-            x = self.activation(self._product(name, x, both=linear.reads_both_towers))
-            x = self.dropouts[name](x, rows)
+            x, dropout = self._product(name, x, both=linear.reads_both_towers), self.dropouts[name]
+            assert isinstance(dropout, Dropout)
+            if self.fused and self.training and self.config.activation is Activation.relu:
+                x = dropout.of_relu(x, rows)
+            else:
+                x = dropout(self.activation(x), rows)
         return x
 
     def layers(self) -> dict[str, ColumnParallel]:
@@ -218,6 +230,54 @@ class AlexNet(nn.Module):
             x = self._steps[step](x)
         return x
 
+    def _fused_maps(self, images: Tensor) -> Tensor:
+        """The same in few passes over a GPU's memory; towers here that do not read each other have
+        tensors of their own, as cuDNN is slow at groups.
+        """
+        dtype, convs = self.types.activations, self.recipe.convs
+        following = [*list(convs.values())[1:], None]
+        maps: tuple[Tensor, ...] = (images,)
+        for (name, conv), after in zip(convs.items(), following, strict=True):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, ColumnParallelConv2d)
+            if maps[0] is images:
+                whole = images.to(dtype).contiguous(memory_format=torch.channels_last)
+                maps = (layer.in_blocks(images, dtype) if conv.stride > 1 else whole,)
+            if len(maps) > 1:
+                maps = layer(*maps, skip_bias=True)
+            else:
+                maps = (self._product(name, *maps, both=conv.reads_both_towers, skip_bias=True),)
+            tails = fused.tails(
+                conv, self.recipe, self.config.activation, layer.rows.size // self.towers_here
+            )
+            apart = self.towers_here > 1 and after is not None and not after.reads_both_towers
+            maps = self._after_product(maps, layer.bias, tails, apart=apart)
+        (whole,) = maps
+        return whole
+
+    def _after_product(
+        self,
+        maps: tuple[Tensor, ...],
+        bias: Tensor | None,
+        tails: Sequence[fused.Tail | Step],
+        *,
+        apart: bool,
+    ) -> tuple[Tensor, ...]:
+        """``apart``: a tensor for each tower is what comes next."""
+        for i, tail in enumerate(tails):
+            last = i == len(tails) - 1
+            if isinstance(tail, fused.Tail):
+                by_tower = apart and last
+                maps = fused.after_product(maps, bias, tail, self.towers_here, by_tower=by_tower)
+                bias = None
+            else:
+                (whole,) = maps
+                maps = (self._steps[tail](whole),)
+        if apart and len(maps) == 1:
+            towers = maps[0].chunk(self.towers_here, 1)
+            maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in towers)
+        return maps
+
     def _after_convolutions(self) -> dict[Step, Callable[[Tensor], Tensor]]:
         recipe, towers = self.recipe, self.towers_here
         if recipe.lrn_across_towers:
@@ -233,15 +293,15 @@ class AlexNet(nn.Module):
             Step.average_pool: lambda x: F.avg_pool2d(x, size, stride, ceil_mode=True),
         }
 
-    def _product(self, name: str, x: Tensor, *, both: bool) -> Tensor:
+    def _product(self, name: str, x: Tensor, *, both: bool, skip_bias: bool = False) -> Tensor:
         layer = self.get_submodule(name)
         assert isinstance(layer, ColumnParallel)
         if not both or self.link.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # it has all
-            y: Tensor = layer(x)
-        elif self.hide_exchanges:
-            y = layer(x, hidden=HiddenGather(self.link, name))  # hooks see x alone
+            y: Tensor = layer(x, skip_bias=skip_bias)
+        elif self.hide_exchanges:  # hooks see x alone
+            y = layer(x, hidden=HiddenGather(self.link, name), skip_bias=skip_bias)
         else:
-            y = layer(all_gather_to_sharded(x, self.link, name))
+            y = layer(all_gather_to_sharded(x, self.link, name), skip_bias=skip_bias)
         return y
 
     def _build(self, seed: int) -> None:

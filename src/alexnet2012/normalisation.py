@@ -6,14 +6,14 @@ Pieces to work on are [M, t, c] where a window holds maps, [n, C, H, W] where it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alexnet2012 import fused
 from alexnet2012.config import NormConfig
 
 BLOCK = 2**18  # numbers of a map that are worked on at a time on a CPU: they stay in its cache
@@ -40,9 +40,8 @@ class _ResponseNorm(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.formula, ctx.towers = formula, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        normalise = _into(_normalised, x, towers)
         for x_piece, y_piece in _blocks(towers, x, y):
-            normalise(y_piece, x_piece, formula)
+            y_piece.copy_(_normalised(x_piece, formula))
         return y
 
     @staticmethod
@@ -50,9 +49,8 @@ class _ResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        differentiate = _into(_gradient, x, ctx.towers)
         for x_piece, grad_piece, out_piece in _blocks(ctx.towers, x, grad, grad_x):
-            differentiate(out_piece, x_piece, grad_piece, ctx.formula)
+            out_piece.copy_(_gradient(x_piece, grad_piece, ctx.formula))
         return grad_x, None, None
 
 
@@ -70,22 +68,6 @@ def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
     return direct.addcmul_(x, crossed, value=-2 * formula.scale * formula.beta)
 
 
-def _into(function: Callable[..., Tensor], x: Tensor, towers: int | None) -> Callable[..., None]:
-    """``into(out, …)``: what the function makes of the rest, written to ``out``.
-
-    On a GPU in one or two kernels through memory, unless it pools; on a CPU the blocks do that.
-    """
-    return _written(function, x.is_cuda and towers is not None)
-
-
-@cache
-def _written(function: Callable[..., Tensor], fused: bool) -> Callable[..., None]:
-    def into(out: Tensor, *read: Any) -> None:
-        out.copy_(function(*read))
-
-    return torch.compile(into, dynamic=True) if fused else into
-
-
 def _denominator(x: Tensor, formula: _Formula) -> Tensor:
     sums = _window_sum(x * x, formula.size)
     return torch.add(torch.full_like(sums[:1, :1, :1], formula.k), sums, alpha=formula.scale)
@@ -100,10 +82,6 @@ def _window_sum(x: Tensor, size: int) -> Tensor:
     """Over ``size`` maps or ``size`` × ``size`` pixels centred on each, cut off at the edges."""
     if x.dim() == 4:
         return F.avg_pool2d(x, size, stride=1, padding=size // 2, divisor_override=1)
-    if torch.compiler.is_compiling():  # sums in place would be maps in memory, each of them
-        half, maps = size // 2, x.shape[2]
-        padded = F.pad(x, (half, half))
-        return sum((padded[..., i : i + maps] for i in range(1, 2 * half + 1)), padded[..., :maps])
     total = x.clone()
     for shift in range(1, min(size // 2 + 1, x.shape[2])):
         total[..., shift:] += x[..., :-shift]
@@ -133,6 +111,10 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor
 
     Source: paper sec. 3.3; windows never cross the towers.
     """
+    if fused.possible(x.device, x.dtype) and fused.fits(x.shape[1] // towers_here, norm):
+        x = x.contiguous(memory_format=torch.channels_last)
+        tail = fused.Tail(norm=fused.norm_of(norm))
+        return fused.after_product([x], None, tail, towers_here, by_tower=False)[0]
     return _response_norm(x, norm, norm.size, towers_here)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from alexnet2012 import fused
 from alexnet2012.config import OptimizerConfig
 from alexnet2012.schedule import Rates
 
@@ -43,12 +44,18 @@ class PaperSGD(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         assert closure is None
-        for group in self.param_groups:
+        # The largest first: on a GPU it is still under way while the others are handed over.
+        for group in sorted(self.param_groups, key=lambda g: -g["params"][0].numel()):
             rate = group["lr"]
             if rate == 0:  # frozen: the 2012 code does not let the old momentum run on either
                 continue
             for weight in group["params"]:
                 if weight.grad is None:
+                    continue
+                if fused.possible(weight.device, weight.dtype):
+                    decay = rate * group["weight_decay"]
+                    velocity = self.velocity(weight)
+                    fused.update(weight, velocity, weight.grad, group["momentum"], rate, decay)
                     continue
                 for w, v, g in _blocks(weight, self.velocity(weight), weight.grad):
                     v.mul_(group["momentum"]).add_(g, alpha=-rate)

@@ -21,10 +21,8 @@ from alexnet2012.data.loaders import Batch, content_digest
 from alexnet2012.divergence import diverged, loss_of_replicas
 from alexnet2012.evaluation import Errors, evaluate
 from alexnet2012.files import replace_text
-from alexnet2012.gradients import GradientSum
 from alexnet2012.inputs import loaders
 from alexnet2012.interrupts import Interrupts
-from alexnet2012.losses import loss_and_errors, split_loss_and_errors
 from alexnet2012.machine import running_commit, versions
 from alexnet2012.mesh import Mesh, log
 from alexnet2012.model import AlexNet
@@ -35,6 +33,7 @@ from alexnet2012.saver import Saver
 from alexnet2012.saves import Progress, plain
 from alexnet2012.schedule import Rates, rates
 from alexnet2012.snapshot import Snapshot
+from alexnet2012.steps import Gradients
 from alexnet2012.sums import Sums, Throughput
 from alexnet2012.watching import Watch
 
@@ -67,7 +66,7 @@ class Trainer:
             precision=config.precision,
             hide_exchanges=config.mesh.hide_exchanges,
         )
-        self._gradients = GradientSum(self.model, mesh)
+        self._gradients = Gradients(self.model, gather_logits=config.mesh.gather_logits)
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
         self.train_loader, self.val_loader = loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
@@ -192,24 +191,15 @@ class Trainer:
         self.throughput.lap()
 
     def _step(self, batch: Batch, now: Rates) -> None:
-        model, labels = self.model, batch.labels
-        if self.config.mesh.gather_logits:
-            loss, errors = loss_and_errors(model(batch.images, batch.rows), labels)
-        else:
-            own_logits = model.own_logits(model.features(batch.images, batch.rows))
-            loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.link)
-        self.optimizer.zero_grad()
-        # The mean over the global batch: replicas with fewer rows then weigh less.
-        (loss / batch.rows.total).backward()
-        self._gradients.wait()
+        loss, errors = self._gradients(batch.images, batch.labels, batch.rows)
         # Before the weights take part of it, and found out by all ranks at the same step.
-        total = loss_of_replicas(loss.detach(), self.mesh)
+        total = loss_of_replicas(loss, self.mesh)
         if not math.isfinite(total):
             with suppress(RunError):
                 self._saver.wait()
             step = self.progress.step + 1
-            raise diverged(model, batch, self.run_dir, step, total, now.weight)
-        found = float(loss.detach()), float(errors)  # on CUDA what follows is only handed over
+            raise diverged(self.model, batch, self.run_dir, step, total, now.weight)
+        found = float(loss), float(errors)  # on CUDA what follows is only handed over
         self.optimizer.step()
         self.progress.step += 1
         for sums in (self.sums, self.epoch_sums):

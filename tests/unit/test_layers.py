@@ -6,8 +6,6 @@ result; 1e-12 leaves room for sums of a few hundred terms. What they must tell a
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,22 +96,6 @@ def test_lrn_works_in_blocks_of_any_size_alike(
     for block in (1, 7 * 6, 59 * 6):
         monkeypatch.setattr(normalisation, "BLOCK", block)
         assert all(map(torch.equal, both(), whole))
-
-
-def test_what_a_gpu_compiles_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch traces it, without a compiler: windows are summed in another way there."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    x, grad = numbers(70, 2, 4), numbers(70, 2, 4, seed=1)
-    for size, scale in ((5, 0.3), (11, 1.0)):  # the last is wider than the maps
-        formula = normalisation._Formula(size, scale, 0.75, 2.0)
-        for function, read in (
-            (normalisation._normalised, (x,)),
-            (normalisation._gradient, (x, grad)),
-        ):
-            eager, traced = torch.empty_like(x), torch.empty_like(x)
-            normalisation._written(function, False)(eager, *read, formula)
-            normalisation._written.__wrapped__(function, True)(traced, *read, formula)
-            torch.testing.assert_close(traced, eager, rtol=1e-13, atol=1e-13)
 
 
 def test_lrns_gradient_is_that_of_its_forward() -> None:

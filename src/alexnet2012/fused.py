@@ -1,0 +1,269 @@
+"""What follows a product on a GPU, as few passes over memory: autograd around the kernels.
+
+Legend: N images, C channels of all towers here, c of one, t towers, H×W pixels before, H'×W' after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alexnet2012.choices import Activation, Step
+from alexnet2012.config import ConvConfig, NormConfig, RecipeConfig
+
+if find_spec("triton"):  # with torch's CUDA builds
+    from alexnet2012 import kernels
+    from alexnet2012.kernels import Maps, Norm, Pool
+
+
+def possible(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for it: on a GPU, for bf16 and float32."""
+    return device.type == "cuda" and dtype != torch.float64 and bool(find_spec("triton"))
+
+
+def fits(channels: int, norm: NormConfig | None = None) -> bool:
+    """Whether there are for a tower of so many channels, and for windows of so many."""
+    return kernels.fits(channels, norm.size if norm else 1)
+
+
+class Tail(NamedTuple):
+    """What one pass does: relu, normalisation, pooling, relu, each where it is wanted."""
+
+    relu: bool = False
+    norm: Norm | None = None
+    pool: Pool | None = None
+    relu_last: bool = False
+
+    @property
+    def early_relu(self) -> bool:
+        """Before what is written next; behind a pooling alone it may come after, too."""
+        return self.relu and (self.norm is not None or self.pool is None)
+
+    @property
+    def read_backward(self) -> str:
+        """What the backward pass reads besides gradients: z, y, or nothing."""
+        if self.norm is not None:
+            return "z"
+        return "y" if self.early_relu else ""
+
+
+def tails(
+    conv: ConvConfig, recipe: RecipeConfig, activation: Activation, channels: int
+) -> list[Tail | Step]:
+    """The steps after a convolution of ``channels`` a tower; a step that has no kernel stays."""
+    found: list[Tail | Step] = []
+    steps = list(conv.after)
+    while steps:
+        tail = Tail()
+        if steps[0] is Step.activation and activation is Activation.relu:
+            tail, steps = tail._replace(relu=True), steps[1:]
+        own = not recipe.lrn_across_towers
+        if steps[:1] == [Step.lrn] and own and fits(channels, recipe.lrn):
+            tail, steps = tail._replace(norm=norm_of(recipe.lrn)), steps[1:]
+        if steps[:1] == [Step.max_pool]:
+            tail = tail._replace(pool=Pool(recipe.pool.size, recipe.pool.stride))
+            steps = steps[1:]
+            if steps[:1] == [Step.activation] and activation is Activation.relu:
+                tail, steps = tail._replace(relu_last=True), steps[1:]
+        if tail == Tail():
+            found.append(steps.pop(0))
+        else:
+            found.append(tail)
+    return found if isinstance(found[0], Tail) else [Tail(), *found]  # the first adds the bias
+
+
+def norm_of(config: NormConfig) -> Norm:
+    scale = config.alpha / config.size if config.divide_by_window else config.alpha
+    return Norm(config.size, scale, config.beta, config.k)
+
+
+def after_product(
+    products: Sequence[Tensor], bias: Tensor | None, tail: Tail, towers: int, *, by_tower: bool
+) -> tuple[Tensor, ...]:
+    """[N, C, H, W], or t times [N, c, H, W] → the same of H' × W', with ``by_tower`` t tensors.
+
+    ``bias`` [C] float32 is added to the products. All lie channels last.
+    """
+    found: tuple[Tensor, ...] = _AfterProduct.apply(  # type: ignore[no-untyped-call]
+        tail, towers, by_tower, bias, *products
+    )
+    return found
+
+
+class _AfterProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, tail: Tail, towers: int, by_tower: bool, bias: Tensor | None, *products: Tensor
+    ) -> tuple[Tensor, ...]:
+        images, _, *before = products[0].shape
+        channels = sum(x.shape[1] for x in products) // towers
+        after = [tail.pool.side(side) for side in before] if tail.pool is not None else before
+        out = _empty(products[0], (images, channels, *after), towers, apart=by_tower)
+        x, shift = products, bias
+        taken: tuple[Tensor, ...] = ()
+        if tail.norm is not None or tail.pool is None:
+            between = (images, channels, *before)
+            x = out if tail.pool is None else _empty(products[0], between, towers, apart=True)
+            for z, own_bias, y in _launches(towers, products, bias, x):
+                kernels.activated(z, own_bias, y, tail.norm, relu=tail.relu)
+            shift = None  # is added
+        if tail.pool is not None:
+            like = products[0].new_empty(0, dtype=torch.int8)
+            taken = _empty(like, (images, channels, *after), towers, apart=True)
+            relu = tail.relu_last or (tail.relu and tail.norm is None)
+            for maps, own_bias, y, places in _launches(towers, x, shift, out, taken):
+                kernels.pooled(maps, own_bias, y, places, tail.pool, relu=relu)
+        kept = {"z": products, "y": out, "": ()}[tail.read_backward]
+        ctx.save_for_backward(*kept, *taken)
+        ctx.tail, ctx.towers, ctx.bias, ctx.kept = tail, towers, bias, len(kept)
+        ctx.shape, ctx.apart = (images, channels, *before), len(products) > 1
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        tail, towers, bias = ctx.tail, ctx.towers, ctx.bias
+        kept, taken = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        grads = tuple(grad.contiguous(memory_format=torch.channels_last) for grad in grads)
+        out, sums = _empty(grads[0], ctx.shape, towers, apart=ctx.apart), list[Any]()
+        if tail.pool is not None:
+            last = tail.norm is None
+            x = out if last else _empty(grads[0], ctx.shape, towers, apart=True)
+            for g, places, maps in _launches(towers, grads, taken, x):
+                alone = last and bias is not None
+                sums.append(kernels.pooled_backward(g, places, maps, tail.pool, sums=alone))
+            grads = x
+        if tail.norm is not None or tail.pool is None:
+            sums.clear()
+            for read, own_bias, g, maps in _launches(towers, kept or None, bias, grads, out):
+                sums.append(
+                    kernels.activated_backward(
+                        read, own_bias, g, maps, tail.norm, relu=tail.early_relu
+                    )
+                )
+        return None, None, None, None if bias is None else torch.cat(sums), *out
+
+
+def _launches(
+    towers: int, *groups: tuple[Tensor, ...] | Tensor | None
+) -> Iterator[tuple[Any, ...]]:
+    """What each launch of a kernel takes of maps, and of a bias: one of all towers where their maps
+    lie at equal distances, else one of each.
+    """
+    maps = [group for group in groups if isinstance(group, tuple)]
+    count = 1 if all(map(_evenly_laid, maps)) else towers
+
+    def shared_out(group: tuple[Tensor, ...] | Tensor | None) -> Iterable[Any]:
+        if group is None:
+            return [None] * count
+        if isinstance(group, Tensor):
+            return group.detach().chunk(count)
+        return _maps(group, towers, count)
+
+    return zip(*map(shared_out, groups), strict=True)
+
+
+def _evenly_laid(tensors: tuple[Tensor, ...]) -> bool:
+    first = tensors[0]
+    return all(
+        x.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and x.storage_offset() - first.storage_offset() == i * first.numel()
+        for i, x in enumerate(tensors)
+    )
+
+
+def _maps(tensors: tuple[Tensor, ...], towers: int, count: int) -> list[Maps]:
+    """Of all towers at once or of each, in a tensor of all or in one of each."""
+    images, channels, height, width = tensors[0].shape
+    apart = len(tensors) == towers  # also where there is but one
+    own = channels if apart else channels // towers
+    shape, row = (images, own, height, width), channels
+    if count == 1:
+        return [Maps(tensors[0], shape, row, towers, tensors[0].numel() if apart else own)]
+    each = tensors if apart else tensors[0].chunk(towers, 1)
+    return [Maps(x, shape, row) for x in each]
+
+
+def _empty(like: Tensor, shape: Sequence[int], towers: int, *, apart: bool) -> tuple[Tensor, ...]:
+    """Maps [N, c, H, W] of each tower, channels last, in a tensor of each or in one of all."""
+    images, channels, *sides = shape
+    if apart:
+        whole = like.new_empty(towers, images, *sides, channels)
+        return tuple(x.permute(0, 3, 1, 2) for x in whole)
+    return (like.new_empty(images, *sides, towers * channels).permute(0, 3, 1, 2),)
+
+
+def hidden_units(z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int) -> Tensor:
+    """relu(z) of the units that are kept in a step of training; arguments as the kernel's."""
+    y: Tensor = _HiddenUnits.apply(z, state, place, threshold)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _HiddenUnits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
+    ) -> Tensor:
+        z = z.contiguous()
+        y = torch.empty_like(z)
+        kernels.units(z, y, state, place, threshold)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (y,) = ctx.saved_tensors
+        grad_z: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)
+        return grad_z, None, None, None
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another type. Where it says that it takes gradients of that type, it gets them
+    as they are: widened, they would go through memory twice more.
+    """
+    if weight.grad_dtype != dtype or weight.dtype == dtype:
+        return weight.to(dtype)
+    copy: Tensor = _Rounded.apply(weight, dtype)  # type: ignore[no-untyped-call]
+    return copy
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        return weight.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def in_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
+    """[N, 3, S, S] → [N, 3·stride², blocks, blocks] for a convolution by :func:`weight_in_blocks`.
+
+    Pixels of a block of stride × stride become channels: three of them leave most of a matrix unit
+    idle. The images get no gradient.
+    """
+    shape = (len(images), blocks, blocks, 3 * stride**2)
+    x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
+    kernels.blocks(images, x, stride, padding)
+    return x
+
+
+def weight_in_blocks(weight: Tensor, stride: int) -> Tensor:
+    """[K, 3, P, P] → [K, 3·stride², P/stride, P/stride] rounded up: the same sums at stride 1."""
+    side = -(-weight.shape[-1] // stride)
+    extra = side * stride - weight.shape[-1]
+    by_block: Tensor = F.pad(weight, (0, extra, 0, extra)).unflatten(3, (side, stride))
+    by_block = by_block.unflatten(2, (side, stride)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    return by_block.contiguous(memory_format=torch.channels_last)
+
+
+def update(
+    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
+) -> None:
+    """v ← momentum·v - rate·g - decay·w;  w ← w + v, in one pass. ``grad`` may be bf16."""
+    kernels.update(weight, velocity, grad, momentum, rate, decay)

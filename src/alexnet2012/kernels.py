@@ -1,0 +1,576 @@
+"""Kernels for a GPU, in Triton: what stands between two products in few passes over memory.
+
+Maps lie channels last: a *row* is one pixel's channels in one tower. Numbers are bf16 or float32;
+everything is computed in float32. A thread takes eight channels of a row, a *part*, at a time: one
+load of 16 bytes of bf16. It loads its neighbours' channels, too, where a window reaches them: they
+come from the cache, and no thread waits for another. Where towers lie side by side in a tensor, one
+launch takes all of them: 48 channels of bf16 are one and a half times what memory hands out.
+
+Triton comes with torch's CUDA builds. Imported only where a net is on a GPU; without one,
+TRITON_INTERPRET=1 runs the same code on a CPU, slowly.
+
+Legend: PARTS of a row, TOWERS of a launch, T parts that a program takes at a time, TIMES: so often.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from alexnet2012.streams import GAMMA, MIX
+
+PART, THREADS = 8, 128
+HALO = 4  # channels on each side of a part, twice as many as half a window
+BLOCK = 2048  # numbers at a time where there are no rows
+
+
+class Norm(NamedTuple):
+    """d = k + scale · (sum of squares over ``size`` neighbouring maps); y = x · d^-beta."""
+
+    size: int
+    scale: float
+    beta: float
+    k: float
+
+
+class Pool(NamedTuple):
+    size: int
+    stride: int
+
+    def side(self, side: int) -> int:
+        """Pixels after it: windows are counted rounding up, none wholly outside."""
+        found = -(-(side - self.size) // self.stride) + 1
+        return found - ((found - 1) * self.stride >= side)
+
+
+class Maps(NamedTuple):
+    """Maps of one or more towers that lie channels last, a row for each pixel.
+
+    ``tensor`` begins at the first number of the first tower's; the next row and the next tower are
+    so many numbers on.
+    """
+
+    tensor: Tensor
+    shape: tuple[int, int, int, int]  # of a tower: N, c, H, W
+    row: int
+    towers: int = 1
+    tower: int = 0
+
+    @property
+    def channels(self) -> int:
+        return self.shape[1]
+
+    @property
+    def parts(self) -> int:
+        """All there are."""
+        return self.towers * math.prod(self.shape) // PART
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.row, self.tower
+
+
+def fits(channels: int, norm_size: int = 1) -> bool:
+    """Whether there are kernels for a tower of so many channels and windows of so many."""
+    return channels % PART == 0 and norm_size // 2 * 2 <= HALO
+
+
+@triton.jit
+def _relu(x):
+    return tl.where(x <= 0, 0.0, x)  # a NaN stays one
+
+
+@triton.jit
+def _first(TIMES: tl.constexpr, T: tl.constexpr, CYCLE: tl.constexpr):
+    """The parts, counted through all towers of all rows, that a program takes in its first turn.
+
+    [T]; in each turn they are CYCLE·T further on, which are whole rows: a thread stays with its
+    part.
+    """
+    group, place = tl.program_id(0) // CYCLE, tl.program_id(0) % CYCLE
+    return (group * TIMES * CYCLE + place) * T + tl.arange(0, T)
+
+
+@triton.jit
+def _place(first, x, row_stride, tower_stride, PARTS: tl.constexpr, TOWERS: tl.constexpr):
+    """The addresses of these parts' first numbers."""
+    tower = first % (TOWERS * PARTS) // PARTS
+    row = (first // (TOWERS * PARTS)).to(tl.int64) * row_stride
+    return x + row + tower.to(tl.int64) * tower_stride + first % PARTS * 8
+
+
+@triton.jit
+def _load(address, here, COUNT: tl.constexpr):
+    """COUNT neighbouring numbers from each address, or 0: [T] → [T, COUNT], float32."""
+    address = address[:, None] + tl.arange(0, COUNT)[None, :]
+    return tl.load(address, here[:, None], 0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(address, here, x, COUNT: tl.constexpr):
+    address = address[:, None] + tl.arange(0, COUNT)[None, :]
+    tl.store(address, x.to(address.dtype.element_ty), here[:, None])
+
+
+@triton.jit
+def _four(x, T: tl.constexpr):
+    """[T, 4] → 4 times [T], without leaving the registers of a thread."""
+    even, odd = tl.split(tl.reshape(x, (T, 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _eight(x, T: tl.constexpr):
+    even, odd = tl.split(tl.reshape(x, (T, 4, 2)))
+    x0, x2, x4, x6 = _four(even, T)
+    x1, x3, x5, x7 = _four(odd, T)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _joined(x0, x1, x2, x3, T: tl.constexpr):
+    return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (T, 4))
+
+
+@triton.jit
+def _with_halo(address, here, part, PARTS: tl.constexpr, T: tl.constexpr):
+    """16 times [T]: the eight numbers at each address, four before and four after."""
+    before = _four(_load(address - 4, here & (part > 0), 4), T)
+    after = _four(_load(address + 8, here & (part < PARTS - 1), 4), T)
+    if address.dtype.element_ty.primitive_bitwidth == 16:
+        own = _eight(_load(address, here, 8), T)
+    else:  # a load of 16 bytes holds four
+        own = _four(_load(address, here, 4), T) + _four(_load(address + 4, here, 4), T)
+    return before + own + after
+
+
+@triton.jit
+def _store_eight(address, here, x, T: tl.constexpr):
+    """8 times [T]."""
+    if address.dtype.element_ty.primitive_bitwidth == 16:
+        even = _joined(x[0], x[2], x[4], x[6], T)
+        odd = _joined(x[1], x[3], x[5], x[7], T)
+        _store(address, here, tl.reshape(tl.join(even, odd), (T, 8)), 8)
+    else:
+        _store(address, here, _joined(x[0], x[1], x[2], x[3], T), 4)
+        _store(address + 4, here, _joined(x[4], x[5], x[6], x[7], T), 4)
+
+
+@triton.jit
+def _activated(x, shift, BIAS: tl.constexpr, RELU: tl.constexpr):
+    """Each of 16 plus its bias, and relu of it."""
+    found = ()
+    for i in tl.static_range(16):
+        value = x[i]
+        if BIAS:
+            value += shift[i]
+        if RELU:
+            value = _relu(value)
+        found = found + (value,)
+    return found
+
+
+@triton.jit
+def _squares(x):
+    found = ()
+    for i in tl.static_range(16):
+        found = found + (x[i] * x[i],)
+    return found
+
+
+@triton.jit
+def _window_sum(x, i: tl.constexpr, HALF: tl.constexpr):
+    total = x[i]
+    for j in tl.static_range(1, HALF + 1):
+        total += x[i - j] + x[i + j]
+    return total
+
+
+@triton.jit
+def _powers(d, BETA: tl.constexpr):
+    """d^-BETA and 1/d."""
+    if BETA == 0.75:
+        root = tl.rsqrt(d)
+        power, inverse = root * tl.sqrt(root), root * root
+    else:
+        power, inverse = tl.exp2(-BETA * tl.log2(d)), 1 / d
+    return power, inverse
+
+
+@triton.jit
+def _norm_kernel(
+    z, bias, y, count, z_row, z_tower, y_row, y_tower, scale, k,
+    BETA: tl.constexpr, HALF: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+    PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
+    CYCLE: tl.constexpr,
+):  # fmt: skip
+    first = _first(TIMES, T, CYCLE)
+    part = first % PARTS
+    own_bias = bias + first % (TOWERS * PARTS) * 8
+    shift = _with_halo(own_bias, (first >= 0) & BIAS, part, PARTS, T)
+    read = _place(first, z, z_row, z_tower, PARTS, TOWERS)
+    written = _place(first, y, y_row, y_tower, PARTS, TOWERS)
+    for turn in range(TIMES):
+        here = first + turn * (T * CYCLE) < count
+        rows = turn * (T * CYCLE // (TOWERS * PARTS))
+        x = _with_halo(read + rows * z_row, here, part, PARTS, T)
+        x = _activated(x, shift, BIAS, RELU)
+        squares, found = _squares(x), ()
+        for i in tl.static_range(4, 12):
+            power, _ = _powers(k + scale * _window_sum(squares, i, HALF), BETA)
+            found = found + (x[i] * power,)
+        _store_eight(written + rows * y_row, here, found, T)
+
+
+@triton.jit
+def _norm_backward_kernel(
+    z, bias, grad, grad_z, sums, count, z_row, z_tower, grad_row, grad_tower, grad_z_row,
+    grad_z_tower, scale, k,
+    BETA: tl.constexpr, HALF: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+    PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
+    CYCLE: tl.constexpr,
+):  # fmt: skip
+    first = _first(TIMES, T, CYCLE)
+    part = first % PARTS
+    own_bias = bias + first % (TOWERS * PARTS) * 8
+    shift = _with_halo(own_bias, (first >= 0) & BIAS, part, PARTS, T)
+    read = _place(first, z, z_row, z_tower, PARTS, TOWERS)
+    read_too = _place(first, grad, grad_row, grad_tower, PARTS, TOWERS)
+    written = _place(first, grad_z, grad_z_row, grad_z_tower, PARTS, TOWERS)
+    low, high = tl.zeros((T, 4), tl.float32), tl.zeros((T, 4), tl.float32)
+    for turn in range(TIMES):
+        here = first + turn * (T * CYCLE) < count
+        rows = turn * (T * CYCLE // (TOWERS * PARTS))
+        x = _with_halo(read + rows * z_row, here, part, PARTS, T)
+        x = _activated(x, shift, BIAS, RELU)
+        g = _with_halo(read_too + rows * grad_row, here, part, PARTS, T)
+        squares = _squares(x)
+        direct, crossed = (0.0, 0.0), (0.0, 0.0)  # 0, 1, 14 and 15 are in no window
+        for i in tl.static_range(2, 14):
+            power, inverse = _powers(k + scale * _window_sum(squares, i, HALF), BETA)
+            scaled = g[i] * power
+            direct, crossed = direct + (scaled,), crossed + (scaled * x[i] * inverse,)
+        found = ()
+        for i in tl.static_range(4, 12):
+            value = direct[i] - 2 * BETA * scale * x[i] * _window_sum(crossed, i, HALF)
+            if RELU:
+                value = tl.where(x[i] > 0, value, 0.0)
+            found = found + (value,)
+        if BIAS:
+            low += _joined(found[0], found[1], found[2], found[3], T)
+            high += _joined(found[4], found[5], found[6], found[7], T)
+        _store_eight(written + rows * grad_z_row, here, found, T)
+    if BIAS:
+        own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
+        _store(own_sums, first >= 0, low, 4)
+        _store(own_sums + 4, first >= 0, high, 4)
+
+
+@triton.jit
+def _relu_kernel(
+    z, bias, y, count, z_row, z_tower, y_row, y_tower, BIAS: tl.constexpr, RELU: tl.constexpr,
+    PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
+    CYCLE: tl.constexpr,
+):  # fmt: skip
+    first = _first(TIMES, T, CYCLE)
+    shift = _load(bias + first % (TOWERS * PARTS) * 8, (first >= 0) & BIAS, 8)
+    read = _place(first, z, z_row, z_tower, PARTS, TOWERS)
+    written = _place(first, y, y_row, y_tower, PARTS, TOWERS)
+    for turn in range(TIMES):
+        here = first + turn * (T * CYCLE) < count
+        rows = turn * (T * CYCLE // (TOWERS * PARTS))
+        x = _load(read + rows * z_row, here, 8)
+        if BIAS:
+            x += shift
+        if RELU:
+            x = _relu(x)
+        _store(written + rows * y_row, here, x, 8)
+
+
+@triton.jit
+def _relu_backward_kernel(
+    y, grad, grad_z, sums, count, y_row, y_tower, grad_row, grad_tower, grad_z_row, grad_z_tower,
+    BIAS: tl.constexpr, RELU: tl.constexpr,
+    PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
+    CYCLE: tl.constexpr,
+):  # fmt: skip
+    first = _first(TIMES, T, CYCLE)
+    read = _place(first, y, y_row, y_tower, PARTS, TOWERS)
+    read_too = _place(first, grad, grad_row, grad_tower, PARTS, TOWERS)
+    written = _place(first, grad_z, grad_z_row, grad_z_tower, PARTS, TOWERS)
+    total = tl.zeros((T, 8), tl.float32)
+    for turn in range(TIMES):
+        here = first + turn * (T * CYCLE) < count
+        rows = turn * (T * CYCLE // (TOWERS * PARTS))
+        g = _load(read_too + rows * grad_row, here, 8)
+        if RELU:
+            g = tl.where(_load(read + rows * y_row, here, 8) > 0, g, 0.0)
+        if BIAS:
+            total += g
+        _store(written + rows * grad_z_row, here, g, 8)
+    if BIAS:
+        own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
+        _store(own_sums, first >= 0, total, 8)
+
+
+@triton.jit
+def _pool_kernel(
+    x, bias, y, taken, count, x_row, x_tower, y_row, y_tower, taken_tower,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+    PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
+    CYCLE: tl.constexpr,
+):  # fmt: skip
+    first = _first(TIMES, T, CYCLE)
+    here, row = first < count, first // (TOWERS * PARTS)
+    column, line, image = row % WIDE, row // WIDE % HIGH, row // (WIDE * HIGH)
+    top = (image * HEIGHT + line * STRIDE) * WIDTH + column * STRIDE
+    tower, part = first % (TOWERS * PARTS) // PARTS, first % PARTS
+    corner = x + top.to(tl.int64) * x_row + tower.to(tl.int64) * x_tower + part * 8
+    best = tl.full((T, 8), float("-inf"), tl.float32)
+    place = tl.zeros((T, 8), tl.int32)
+    for i in tl.static_range(SIZE):
+        for j in tl.static_range(SIZE):
+            inside = (line * STRIDE + i < HEIGHT) & (column * STRIDE + j < WIDTH) & here
+            address = (corner + (i * WIDTH + j) * x_row)[:, None] + tl.arange(0, 8)[None, :]
+            value = tl.load(address, inside[:, None], float("-inf")).to(tl.float32)
+            place = tl.where(value > best, i * SIZE + j, place)
+            best = tl.maximum(best, value, tl.PropagateNan.ALL)
+    if BIAS:
+        best += _load(bias + first % (TOWERS * PARTS) * 8, here, 8)
+    if RELU:
+        place = tl.where(best <= 0, -1, place)  # of these nothing goes back
+        best = _relu(best)
+    _store(_place(first, y, y_row, y_tower, PARTS, TOWERS), here, best, 8)
+    _store(_place(first, taken, PARTS * 8, taken_tower, PARTS, TOWERS), here, place, 8)
+
+
+@triton.jit
+def _unpool_kernel(
+    grad, taken, grad_x, sums, count, grad_row, grad_tower, taken_tower, grad_x_row, grad_x_tower,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, BIAS: tl.constexpr,
+    PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
+    CYCLE: tl.constexpr,
+):  # fmt: skip
+    first = _first(TIMES, T, CYCLE)
+    tower, part = (first % (TOWERS * PARTS) // PARTS).to(tl.int64), first % PARTS
+    taken_here = taken + tower * taken_tower + part * 8
+    grad_here = grad + tower * grad_tower + part * 8
+    written = _place(first, grad_x, grad_x_row, grad_x_tower, PARTS, TOWERS)
+    total = tl.zeros((T, 8), tl.float32)
+    for turn in range(TIMES):
+        here = first + turn * (T * CYCLE) < count
+        rows = turn * (T * CYCLE // (TOWERS * PARTS))
+        row = first // (TOWERS * PARTS) + rows
+        column, line, image = row % WIDTH, row // WIDTH % HEIGHT, row // (WIDTH * HEIGHT)
+        g = tl.zeros((T, 8), tl.float32)
+        # Each pixel looks into the windows that hold it for those that took it.
+        for a in tl.static_range((SIZE + STRIDE - 1) // STRIDE):
+            for b in tl.static_range((SIZE + STRIDE - 1) // STRIDE):
+                up, left = line // STRIDE - a, column // STRIDE - b
+                i, j = line - up * STRIDE, column - left * STRIDE
+                holds = here & (up >= 0) & (up < HIGH) & (i < SIZE)
+                holds &= (left >= 0) & (left < WIDE) & (j < SIZE)
+                window = ((image * HIGH + up) * WIDE + left).to(tl.int64)
+                address = (taken_here + window * (PARTS * 8))[:, None] + tl.arange(0, 8)[None, :]
+                place = tl.load(address, holds[:, None], -1)
+                took = place.to(tl.int32) == (i * SIZE + j)[:, None]
+                g += tl.where(took, _load(grad_here + window * grad_row, holds, 8), 0.0)
+        if BIAS:
+            total += g
+        _store(written + rows * grad_x_row, here, g, 8)
+    if BIAS:
+        own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
+        _store(own_sums, first >= 0, total, 8)
+
+
+@triton.jit
+def _blocks_kernel(
+    images, y, rows, side, high, of_image, of_channel, of_line, of_column,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, CHANNELS)
+    colour, across, down = channel % 3, channel // 3 % STRIDE, channel // (3 * STRIDE)
+    line = (row // high % high * STRIDE - PADDING)[:, None] + down[None, :]
+    column = (row % high * STRIDE - PADDING)[:, None] + across[None, :]
+    here = (row[:, None] < rows) & (channel[None, :] < 3 * STRIDE * STRIDE)
+    inside = here & (line >= 0) & (line < side) & (column >= 0) & (column < side)
+    at = (row // (high * high))[:, None] * of_image + colour[None, :] * of_channel
+    x = tl.load(images + at + line * of_line + column * of_column, inside, 0.0).to(tl.float32)
+    at = y + row[:, None] * (3 * STRIDE * STRIDE) + channel[None, :]
+    tl.store(at, x.to(y.dtype.element_ty), here)
+
+
+@triton.jit
+def _units_kernel(
+    z, y, state, count, columns, row_start, column_start, all_columns, threshold,
+    gamma, mix_1, mix_2, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < count
+    row, column = at // columns + row_start, at % columns + column_start
+    number = (row * all_columns + column + 1) * gamma + tl.load(state)
+    number = (number ^ ((number >> 30) & 0x3FFFFFFFF)) * mix_1
+    number = (number ^ ((number >> 27) & 0x1FFFFFFFFF)) * mix_2
+    x = _relu(tl.load(z + at, here, 0.0).to(tl.float32))
+    x = tl.where(number >= threshold, x, 0.0)
+    tl.store(y + at, x.to(y.dtype.element_ty), here)
+
+
+@triton.jit
+def _update_kernel(w, v, g, count, momentum, rate, decay, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < count
+    weight = tl.load(w + at, here)
+    speed = (
+        tl.load(v + at, here) * momentum
+        - rate * tl.load(g + at, here).to(tl.float32)
+        - decay * weight
+    )
+    tl.store(v + at, speed, here)
+    tl.store(w + at, weight + speed, here)
+
+
+def activated(z: Maps, bias: Tensor | None, y: Maps, norm: Norm | None, *, relu: bool) -> None:
+    """y = normalised(relu(z + bias)), each where asked for. ``bias``: [c] of each tower here."""
+    grid, tile = _tile(z, times=4)
+    tile |= {"BIAS": bias is not None, "RELU": relu}
+    tensors = z.tensor, _or(bias, z), y.tensor, z.parts, *z.strides, *y.strides
+    if norm is None:
+        _relu_kernel[grid](*tensors, **tile)
+    else:
+        _norm_kernel[grid](*tensors, norm.scale, norm.k, **_formula(norm), **tile)
+
+
+def activated_backward(
+    z: Maps | None, bias: Tensor | None, grad: Maps, grad_z: Maps, norm: Norm | None, *, relu: bool
+) -> Tensor | None:
+    """From y's gradient to z's, and where there is a ``bias`` to its: a sum over rows, float32.
+
+    Without ``norm`` the gradient passes where ``z``, or y, is positive; and everywhere without
+    ``relu``, when z is not read.
+    """
+    grid, tile = _tile(grad_z, _turns(grad_z))
+    tile |= {"BIAS": bias is not None, "RELU": relu}
+    sums, read = _empty_sums(grid, grad_z), grad_z if z is None else z
+    results = grad.tensor, grad_z.tensor, sums, grad_z.parts
+    strides = *read.strides, *grad.strides, *grad_z.strides
+    if norm is None:
+        _relu_backward_kernel[grid](read.tensor, *results, *strides, **tile)
+    else:
+        numbers = norm.scale, norm.k
+        _norm_backward_kernel[grid](
+            read.tensor, _or(bias, read), *results, *strides, *numbers, **_formula(norm), **tile
+        )
+    return None if bias is None else sums.sum(0)
+
+
+def pooled(x: Maps, bias: Tensor | None, y: Maps, taken: Maps, pool: Pool, *, relu: bool) -> None:
+    """y = relu(largest of each window + bias), each where asked for.
+
+    ``taken``, int8 and of y's shape: which pixel of its window that was, row by row; -1 for none.
+    """
+    grid, tile = _tile(y, times=1)
+    tile |= {"BIAS": bias is not None, "RELU": relu}
+    tensors = x.tensor, _or(bias, x), y.tensor, taken.tensor, y.parts
+    strides = *x.strides, *y.strides, taken.tower
+    _pool_kernel[grid](*tensors, *strides, **_sides(x, y), **_windows(pool), **tile)
+
+
+def pooled_backward(
+    grad: Maps, taken: Maps, grad_x: Maps, pool: Pool, *, sums: bool
+) -> Tensor | None:
+    """From y's gradient to x's, and with ``sums`` to that of a bias."""
+    grid, tile = _tile(grad_x, _turns(grad_x))
+    tile |= {"BIAS": sums}
+    found = _empty_sums(grid, grad_x)
+    tensors = grad.tensor, taken.tensor, grad_x.tensor, found, grad_x.parts
+    strides = *grad.strides, taken.tower, *grad_x.strides
+    _unpool_kernel[grid](*tensors, *strides, **_sides(grad_x, grad), **_windows(pool), **tile)
+    return found.sum(0) if sums else None
+
+
+def blocks(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
+    """[N, 3, S, S] → [N, 3·stride², B, B], channels last: square blocks of pixels as channels.
+
+    The first block begins ``padding`` pixels outside; what lies outside is 0. Within a block
+    channels count row by row, and red, green, blue of each pixel.
+    """
+    rows, channels = y.numel() // y.shape[1], y.shape[1]
+    padded = triton.next_power_of_2(channels)
+    at_a_time = max(1, 4096 // padded)
+    _blocks_kernel[(triton.cdiv(rows, at_a_time),)](
+        images, y, rows, images.shape[-1], y.shape[-1], *images.stride(),
+        STRIDE=stride, PADDING=padding, ROWS=at_a_time, CHANNELS=padded,
+    )  # fmt: skip
+
+
+def units(z: Tensor, y: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int) -> None:
+    """y = relu(z) where the number drawn for a unit reaches ``threshold``, else 0: [n, k] both.
+
+    ``place``: the first row and the first column of z in the global batch and the whole layer, and
+    how many columns that has. Draws what :func:`alexnet2012.layers.draws` does.
+    """
+    count = z.numel()
+    _units_kernel[(triton.cdiv(count, BLOCK),)](
+        z, y, state, count, z.shape[1], *place, threshold, GAMMA, *(f for _, f in MIX), BLOCK=BLOCK
+    )
+
+
+def update(
+    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
+) -> None:
+    """v ← momentum·v - rate·g - decay·w;  w ← w + v. All float32 and of the same layout."""
+    count = weight.numel()
+    _update_kernel[(triton.cdiv(count, BLOCK),)](
+        weight, velocity, grad, count, momentum, rate, decay, BLOCK=BLOCK
+    )
+
+
+def _or(bias: Tensor | None, maps: Maps) -> Tensor:
+    """A pointer that is not read stands where there is no bias."""
+    return maps.tensor if bias is None else bias
+
+
+def _tile(maps: Maps, times: int) -> tuple[tuple[int], dict[str, Any]]:
+    parts = maps.channels // PART
+    in_a_row = parts * maps.towers
+    cycle = in_a_row // math.gcd(in_a_row, THREADS)
+    grid = (triton.cdiv(maps.parts, THREADS * cycle * times) * cycle,)
+    sizes = {"PARTS": parts, "TOWERS": maps.towers, "TIMES": times, "T": THREADS, "CYCLE": cycle}
+    return grid, sizes
+
+
+def _turns(maps: Maps) -> int:
+    """As many as leave the GPU enough programs; the more, the fewer sums go through memory."""
+    enough = max(2, maps.parts // (THREADS * 2048))
+    return min(16, 1 << (enough.bit_length() - 1))
+
+
+def _empty_sums(grid: tuple[int], maps: Maps) -> Tensor:
+    """[…, channels of all towers]: of each thread of a grid, eight of them."""
+    count = grid[0] * THREADS * PART
+    found = torch.empty(count, device=maps.tensor.device)
+    return found.view(-1, maps.channels * maps.towers)
+
+
+def _formula(norm: Norm) -> dict[str, Any]:
+    return {"BETA": norm.beta, "HALF": norm.size // 2}
+
+
+def _sides(before: Maps, after: Maps) -> dict[str, int]:
+    (height, width), (high, wide) = before.shape[2:], after.shape[2:]
+    return {"HEIGHT": height, "WIDTH": width, "HIGH": high, "WIDE": wide}
+
+
+def _windows(pool: Pool) -> dict[str, int]:
+    return {"SIZE": pool.size, "STRIDE": pool.stride}
