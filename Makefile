@@ -47,7 +47,7 @@ lock:
 	$(VENV)-lock/bin/python -m pip install --quiet torch==2.13.0 wheel "setuptools>=77"
 	$(VENV)-lock/bin/python -m pip install --quiet ".[dev]"
 	$(VENV)-lock/bin/python -m pip list --format=freeze \
-		| grep -viE '^(alexnet2012|pip|nvidia-(cu|nccl|nvshmem|nvtx|cusparselt|nvjitlink)[^=]*|triton|cuda-[^=]*)==' \
+		| grep -viE '^(alexnet2012|pip|nvidia-(cu|nccl|nvshmem|nvtx|cusparselt|nvjitlink)[^=]*|cuda-[^=]*)==' \
 		| sed 's/+[a-z0-9.]*$$//' > requirements.lock
 	rm -r $(VENV)-lock
 

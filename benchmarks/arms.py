@@ -28,7 +28,7 @@ from alexnet2012.config import ModelConfig
 from alexnet2012.launcher import launch, reuse_memory
 from alexnet2012.mesh import Mesh
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import TYPES, set_up_products
+from alexnet2012.precision import TYPES, allow_tf32
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
 from alexnet2012.steps import WARM_UP, Gradients
@@ -201,7 +201,7 @@ def exchanging_s(net: nn.Module) -> float:
 
 def joined(arm: Arm) -> Mesh:
     """This process as one of the arm's, set up as for a training."""
-    set_up_products(Precision(arm.precision))
+    allow_tf32(Precision(arm.precision))
     if arm.kind not in (PLAIN, TORCHVISION):
         reuse_memory()
     return init_mesh(2)  # of a single process: itself alone

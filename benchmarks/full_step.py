@@ -5,7 +5,7 @@
 Ours on one and on two processes, in the precisions of the device, beside the paper's net as one
 would write it in plain PyTorch, and torchvision's AlexNet where that is installed (another net: one
 tower, no normalisation). Arms take turns (A B C A B C …) and are compared within a round, since a
-shared machine drifts. ``apart`` makes a local copy instead of each exchange, and takes turns with
+shared machine drifts; on a GPU those of one precision take turns step by step. ``apart`` makes a local copy instead of each exchange, and takes turns with
 the others step by step in the same processes: what a step takes longer than that, exchanges cost.
 The time in exchanges counts waiting for the peer, and is the mean over the processes. The limit is
 the time that the step's multiplications alone would take at the rate of a square matrix product in
@@ -45,10 +45,12 @@ from alexnet2012.precision import TYPES
 
 
 def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
-    """Ours of the same processes and precision, in order; every other arm is alone."""
+    """Ours of the same processes and precision, in order; every other arm is alone, but on a GPU,
+    where processes take long to start and leave each other's memory as it is.
+    """
     groups: dict[Any, list[Arm]] = {}
     for arm in chosen:
-        ours = arm.kind in (OURS, APART, HIDDEN)
+        ours = arm.kind in (OURS, APART, HIDDEN) or torch.cuda.is_available()
         groups.setdefault((arm.processes, arm.precision) if ours else arm, []).append(arm)
     return list(groups.values())
 

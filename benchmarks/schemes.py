@@ -25,7 +25,7 @@ from alexnet2012.choices import Precision
 from alexnet2012.config import ModelConfig
 from alexnet2012.launcher import reuse_memory
 from alexnet2012.mesh import init_mesh
-from alexnet2012.precision import set_up_products
+from alexnet2012.precision import allow_tf32
 from alexnet2012.schemes import SCHEMES
 
 TOWERS = "towers"
@@ -36,7 +36,7 @@ def time_scheme(
 ) -> None:
     """On each process: rank 0 writes images/s after a step that is not counted."""
     reuse_memory()
-    set_up_products(Precision(precision))
+    allow_tf32(Precision(precision))
     mesh = init_mesh(1)
     scheme = SCHEMES[name](
         load_recipe("paper"), CLASSES, ModelConfig(), precision=Precision(precision)

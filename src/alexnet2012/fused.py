@@ -1,5 +1,7 @@
 """What follows a product on a GPU, as few passes over memory: autograd around the kernels.
 
+The kernels are imported where they run: Triton comes with torch's CUDA builds only.
+
 Legend: N images, C channels of all towers here, c of one, t towers, H×W pixels before, H'×W' after.
 """
 
@@ -7,79 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet2012.choices import Activation, Step
-from alexnet2012.config import ConvConfig, NormConfig, RecipeConfig
-
-if find_spec("triton"):  # with torch's CUDA builds
-    from alexnet2012 import kernels
-    from alexnet2012.kernels import Maps, Norm, Pool
+from alexnet2012.tails import Maps, Tail
 
 
 def possible(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for it: on a GPU, for bf16 and float32."""
     return device.type == "cuda" and dtype != torch.float64 and bool(find_spec("triton"))
-
-
-def fits(channels: int, norm: NormConfig | None = None) -> bool:
-    """Whether there are for a tower of so many channels, and for windows of so many."""
-    return kernels.fits(channels, norm.size if norm else 1)
-
-
-class Tail(NamedTuple):
-    """What one pass does: relu, normalisation, pooling, relu, each where it is wanted."""
-
-    relu: bool = False
-    norm: Norm | None = None
-    pool: Pool | None = None
-    relu_last: bool = False
-
-    @property
-    def early_relu(self) -> bool:
-        """Before what is written next; behind a pooling alone it may come after, too."""
-        return self.relu and (self.norm is not None or self.pool is None)
-
-    @property
-    def read_backward(self) -> str:
-        """What the backward pass reads besides gradients: z, y, or nothing."""
-        if self.norm is not None:
-            return "z"
-        return "y" if self.early_relu else ""
-
-
-def tails(
-    conv: ConvConfig, recipe: RecipeConfig, activation: Activation, channels: int
-) -> list[Tail | Step]:
-    """The steps after a convolution of ``channels`` a tower; a step that has no kernel stays."""
-    found: list[Tail | Step] = []
-    steps = list(conv.after)
-    while steps:
-        tail = Tail()
-        if steps[0] is Step.activation and activation is Activation.relu:
-            tail, steps = tail._replace(relu=True), steps[1:]
-        own = not recipe.lrn_across_towers
-        if steps[:1] == [Step.lrn] and own and fits(channels, recipe.lrn):
-            tail, steps = tail._replace(norm=norm_of(recipe.lrn)), steps[1:]
-        if steps[:1] == [Step.max_pool]:
-            tail = tail._replace(pool=Pool(recipe.pool.size, recipe.pool.stride))
-            steps = steps[1:]
-            if steps[:1] == [Step.activation] and activation is Activation.relu:
-                tail, steps = tail._replace(relu_last=True), steps[1:]
-        if tail == Tail():
-            found.append(steps.pop(0))
-        else:
-            found.append(tail)
-    return found if isinstance(found[0], Tail) else [Tail(), *found]  # the first adds the bias
-
-
-def norm_of(config: NormConfig) -> Norm:
-    scale = config.alpha / config.size if config.divide_by_window else config.alpha
-    return Norm(config.size, scale, config.beta, config.k)
 
 
 def after_product(
@@ -100,6 +41,8 @@ class _AfterProduct(torch.autograd.Function):
     def forward(
         ctx: Any, tail: Tail, towers: int, by_tower: bool, bias: Tensor | None, *products: Tensor
     ) -> tuple[Tensor, ...]:
+        from alexnet2012 import kernels
+
         images, _, *before = products[0].shape
         channels = sum(x.shape[1] for x in products) // towers
         after = [tail.pool.side(side) for side in before] if tail.pool is not None else before
@@ -126,6 +69,8 @@ class _AfterProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        from alexnet2012 import kernels
+
         tail, towers, bias = ctx.tail, ctx.towers, ctx.bias
         kept, taken = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
         grads = tuple(grad.contiguous(memory_format=torch.channels_last) for grad in grads)
@@ -208,6 +153,8 @@ class _HiddenUnits(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
     ) -> Tensor:
+        from alexnet2012 import kernels
+
         z = z.contiguous()
         y = torch.empty_like(z)
         kernels.units(z, y, state, place, threshold)
@@ -247,6 +194,8 @@ def in_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: tor
     Pixels of a block of stride × stride become channels: three of them leave most of a matrix unit
     idle. The images get no gradient.
     """
+    from alexnet2012 import kernels
+
     shape = (len(images), blocks, blocks, 3 * stride**2)
     x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
     kernels.blocks(images, x, stride, padding)
@@ -266,4 +215,6 @@ def update(
     weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
 ) -> None:
     """v ← momentum·v - rate·g - decay·w;  w ← w + v, in one pass. ``grad`` may be bf16."""
+    from alexnet2012 import kernels
+
     kernels.update(weight, velocity, grad, momentum, rate, decay)

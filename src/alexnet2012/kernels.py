@@ -15,7 +15,7 @@ Legend: PARTS of a row, TOWERS of a launch, T parts that a program takes at a ti
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -23,61 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from alexnet2012.streams import GAMMA, MIX
+from alexnet2012.tails import PART, Maps, Norm, Pool
 
-PART, THREADS = 8, 128
-HALO = 4  # channels on each side of a part, twice as many as half a window
+THREADS = 128
 BLOCK = 2048  # numbers at a time where there are no rows
-
-
-class Norm(NamedTuple):
-    """d = k + scale · (sum of squares over ``size`` neighbouring maps); y = x · d^-beta."""
-
-    size: int
-    scale: float
-    beta: float
-    k: float
-
-
-class Pool(NamedTuple):
-    size: int
-    stride: int
-
-    def side(self, side: int) -> int:
-        """Pixels after it: windows are counted rounding up, none wholly outside."""
-        found = -(-(side - self.size) // self.stride) + 1
-        return found - ((found - 1) * self.stride >= side)
-
-
-class Maps(NamedTuple):
-    """Maps of one or more towers that lie channels last, a row for each pixel.
-
-    ``tensor`` begins at the first number of the first tower's; the next row and the next tower are
-    so many numbers on.
-    """
-
-    tensor: Tensor
-    shape: tuple[int, int, int, int]  # of a tower: N, c, H, W
-    row: int
-    towers: int = 1
-    tower: int = 0
-
-    @property
-    def channels(self) -> int:
-        return self.shape[1]
-
-    @property
-    def parts(self) -> int:
-        """All there are."""
-        return self.towers * math.prod(self.shape) // PART
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return self.row, self.tower
-
-
-def fits(channels: int, norm_size: int = 1) -> bool:
-    """Whether there are kernels for a tower of so many channels and windows of so many."""
-    return channels % PART == 0 and norm_size // 2 * 2 <= HALO
 
 
 @triton.jit

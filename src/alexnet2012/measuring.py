@@ -29,7 +29,7 @@ from alexnet2012.launcher import launch, reuse_memory
 from alexnet2012.mesh import Mesh, init_mesh, single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import set_up_products
+from alexnet2012.precision import allow_tf32
 from alexnet2012.schedule import Rates
 
 ROWS, STEPS = 64, 3  # pictures at most, and how often
@@ -78,7 +78,7 @@ def processes_here(config: PlanConfig) -> int:
 def worker(config: PlanConfig, rows: int, answer: Path) -> None:
     """One process: rank 0 writes the slowest rank's seconds."""
     reuse_memory()
-    set_up_products(config.precision)
+    allow_tf32(config.precision)
     mesh = init_mesh(config.mesh.towers, device=config.mesh.device)
     try:
         seconds = time_steps(config, mesh, rows)

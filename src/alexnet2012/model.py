@@ -6,7 +6,7 @@ Legend: N images, C channels, H×W pixels, T towers of the net, t of them in thi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -33,9 +33,11 @@ from alexnet2012.layers import (
 )
 from alexnet2012.mesh import Mesh, single_process
 from alexnet2012.normalisation import local_response_norm, spatial_norm
+from alexnet2012.passes import Convolution, convolved
 from alexnet2012.precision import TYPES, Types
 from alexnet2012.sharding import Share, share
 from alexnet2012.streams import stream_seed
+from alexnet2012.tails import Tail, fits, tails
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.relu: F.relu,
@@ -57,7 +59,7 @@ class AlexNet(nn.Module):
         mesh: from :func:`alexnet2012.init_mesh`; one process with both towers without.
         seed: fixes initial values and dropout, whatever the mesh.
         precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
-            a switch of torch's for a process: :func:`alexnet2012.precision.set_up_products`.
+            a switch of torch's for the whole process: :func:`alexnet2012.precision.allow_tf32`.
         hide_exchanges: whether a tower multiplies what it has while the rest is under way; the
             same sums in another order. None: on CUDA, which computes beside its exchanges.
 
@@ -105,7 +107,7 @@ class AlexNet(nn.Module):
         convs = [self.layers()[name] for name in self.recipe.convs]
         self.fused = (  # whether training takes the kernels for a GPU
             fused.possible(self.mesh.device, self.types.activations)
-            and all(fused.fits(conv.rows.size // self.towers_here) for conv in convs)
+            and all(fits(conv.rows.size // self.towers_here) for conv in convs)
         )
         # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
         self.to(self.mesh.device, self.types.parameters).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -143,8 +145,9 @@ class AlexNet(nn.Module):
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
-        if self.fused and self.training:
-            return self._fused_maps(images).flatten(1)
+        if self.fused and self.training and not images.requires_grad:
+            dtype = self.types.activations
+            return convolved(images, self._in_passes(), self.towers_here, dtype).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self.recipe.convs.items():
             x = self._convolve(name, conv, x)
@@ -230,53 +233,19 @@ class AlexNet(nn.Module):
             x = self._steps[step](x)
         return x
 
-    def _fused_maps(self, images: Tensor) -> Tensor:
-        """The same in few passes over a GPU's memory; towers here that do not read each other have
-        tensors of their own, as cuDNN is slow at groups.
-        """
-        dtype, convs = self.types.activations, self.recipe.convs
-        following = [*list(convs.values())[1:], None]
-        maps: tuple[Tensor, ...] = (images,)
-        for (name, conv), after in zip(convs.items(), following, strict=True):
+    def _in_passes(self) -> list[Convolution]:
+        """The convolutions as the kernels for a GPU take them."""
+        found, towers = [], self.towers_here
+        following = [*list(self.recipe.convs.values())[1:], None]
+        for (name, conv), after in zip(self.recipe.convs.items(), following, strict=True):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
-            if maps[0] is images:
-                whole = images.to(dtype).contiguous(memory_format=torch.channels_last)
-                maps = (layer.in_blocks(images, dtype) if conv.stride > 1 else whole,)
-            if len(maps) > 1:
-                maps = layer(*maps, skip_bias=True)
-            else:
-                maps = (self._product(name, *maps, both=conv.reads_both_towers, skip_bias=True),)
-            tails = fused.tails(
-                conv, self.recipe, self.config.activation, layer.rows.size // self.towers_here
-            )
-            apart = self.towers_here > 1 and after is not None and not after.reads_both_towers
-            maps = self._after_product(maps, layer.bias, tails, apart=apart)
-        (whole,) = maps
-        return whole
-
-    def _after_product(
-        self,
-        maps: tuple[Tensor, ...],
-        bias: Tensor | None,
-        tails: Sequence[fused.Tail | Step],
-        *,
-        apart: bool,
-    ) -> tuple[Tensor, ...]:
-        """``apart``: a tensor for each tower is what comes next."""
-        for i, tail in enumerate(tails):
-            last = i == len(tails) - 1
-            if isinstance(tail, fused.Tail):
-                by_tower = apart and last
-                maps = fused.after_product(maps, bias, tail, self.towers_here, by_tower=by_tower)
-                bias = None
-            else:
-                (whole,) = maps
-                maps = (self._steps[tail](whole),)
-        if apart and len(maps) == 1:
-            towers = maps[0].chunk(self.towers_here, 1)
-            maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in towers)
-        return maps
+            product = partial(self._product, name, both=conv.reads_both_towers, skip_bias=True)
+            steps = tails(conv, self.recipe, self.config.activation, layer.rows.size // towers)
+            apart = towers > 1 and after is not None and not after.reads_both_towers
+            then = [step if isinstance(step, Tail) else self._steps[step] for step in steps]
+            found.append(Convolution(layer, product, then, apart))
+        return found
 
     def _after_convolutions(self) -> dict[Step, Callable[[Tensor], Tensor]]:
         recipe, towers = self.recipe, self.towers_here

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alexnet2012 import fused
 from alexnet2012.config import NormConfig
+from alexnet2012.tails import Tail, fits, norm_of
 
 BLOCK = 2**18  # numbers of a map that are worked on at a time on a CPU: they stay in its cache
 
@@ -111,9 +112,9 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor
 
     Source: paper sec. 3.3; windows never cross the towers.
     """
-    if fused.possible(x.device, x.dtype) and fused.fits(x.shape[1] // towers_here, norm):
+    if fused.possible(x.device, x.dtype) and fits(x.shape[1] // towers_here, norm):
         x = x.contiguous(memory_format=torch.channels_last)
-        tail = fused.Tail(norm=fused.norm_of(norm))
+        tail = Tail(norm=norm_of(norm))
         return fused.after_product([x], None, tail, towers_here, by_tower=False)[0]
     return _response_norm(x, norm, norm.size, towers_here)
 

@@ -24,12 +24,7 @@ TYPES = {
 }
 
 
-def set_up_products(precision: Precision) -> None:
-    """How a GPU multiplies in this process.
-
-    Float32 may be rounded to tf32 or not (torch lets cuDNN do it), and cuDNN tries its algorithms
-    for each shape: those that it picks unseen take twice as long for the first convolution.
-    """
+def allow_tf32(precision: Precision) -> None:
+    """Whether a GPU may round float32 products of this process to tf32; torch lets cuDNN do it."""
     torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
     torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
-    torch.backends.cudnn.benchmark = True

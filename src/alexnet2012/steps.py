@@ -7,7 +7,8 @@ are: a replay would write no flight record, and no timeout would watch it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from alexnet2012.losses import loss_and_errors, split_loss_and_errors
 from alexnet2012.model import AlexNet
 from alexnet2012.sharding import Share
 
-WARM_UP = 3  # steps of a shape before it is recorded: kernels are made, libraries set up
+WARM_UP = 3  # steps before one is recorded: kernels are made, libraries set up
 
 
 class Found(NamedTuple):
@@ -43,21 +44,21 @@ class Gradients:
             for layer in model.layers().values():
                 layer.weight.grad_dtype = model.types.activations
         self._records = mesh.device.type == "cuda" and mesh.world_size == 1
-        self._alike: tuple[object, int] = (None, 0)  # a shape, and how many steps it has been so
+        self._full, self._steps = 0, 0  # pictures of a whole batch, and how many there were
         self._recorded: _Recorded | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, rows: Share) -> Found:
         """[n, 3, S, S], [n] and which rows of the global batch these are."""
-        if not self._records:
+        if not self._records or rows.size < self._full:  # the last of an epoch may be smaller
             return self._compute(images, labels, rows)
-        shape = (images.shape, images.stride(), images.dtype, rows)
-        if self._recorded is not None and self._recorded.shape == shape:
-            return self._recorded.replayed(images, labels)
-        before, steps = self._alike
-        self._alike = shape, steps + 1 if shape == before else 1
-        if self._alike[1] <= WARM_UP:
-            return self._compute(images, labels, rows)
-        self._recorded = _Recorded(self._compute, self._model, shape, images, labels, rows)
+        if rows.size > self._full:
+            self._full, self._steps, self._recorded = rows.size, 0, None
+        self._steps += 1
+        if self._steps <= WARM_UP:
+            with _trying_algorithms():
+                return self._compute(images, labels, rows)
+        if self._recorded is None:
+            self._recorded = _Recorded(self._compute, self._model, images, labels, rows)
         return self._recorded.replayed(images, labels)
 
     def _compute(self, images: Tensor, labels: Tensor, rows: Share) -> Found:
@@ -74,19 +75,31 @@ class Gradients:
         return Found(loss.detach(), errors)
 
 
+@contextmanager
+def _trying_algorithms() -> Iterator[None]:
+    """cuDNN times its algorithms for shapes that it has not seen, and stays with the fastest.
+
+    The one that it would pick unseen takes twice as long for the first convolution of 1,024
+    pictures. It costs some seconds, so small commands leave it.
+    """
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class _Recorded:
-    """The work of a step of one shape as a CUDA graph; a replay uses the same memory again."""
+    """The work of a whole batch's step as a CUDA graph; a replay uses the same memory again."""
 
     def __init__(
         self,
         work: Callable[[Tensor, Tensor, Share], Found],
         model: AlexNet,
-        shape: object,
         images: Tensor,
         labels: Tensor,
         rows: Share,
     ) -> None:
-        self.shape = shape
         self._images, self._labels = images.clone(), labels.clone()
         self._graph = torch.cuda.CUDAGraph()
         # What the threads of DALI ask the driver for meanwhile is no part of it.
@@ -98,6 +111,6 @@ class _Recorded:
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()
-        for parameter, grad in self._grads:  # a step of another shape left its own there
+        for parameter, grad in self._grads:  # a smaller batch left its own there
             parameter.grad = grad
         return self._found

@@ -28,7 +28,7 @@ from alexnet2012.layers import map_sizes
 from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.mistakes import SPEAKS, exit_on_error
 from alexnet2012.model import AlexNet
-from alexnet2012.precision import set_up_products
+from alexnet2012.precision import allow_tf32
 from alexnet2012.run_dirs import AUTO, check_run, check_start, is_finished
 
 
@@ -112,7 +112,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
 
     set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reuse_memory()
-    set_up_products(config.precision)
+    allow_tf32(config.precision)
     setup_logging(mesh.rank)
     try:
         Trainer(config, mesh, run_dir).run()

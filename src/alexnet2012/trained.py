@@ -27,7 +27,7 @@ from alexnet2012.config import ConfigError, DataConfig, ModelConfig, RecipeConfi
 from alexnet2012.data.views import view_places, viewed
 from alexnet2012.mesh import single_process
 from alexnet2012.model import AlexNet
-from alexnet2012.precision import set_up_products
+from alexnet2012.precision import allow_tf32
 from alexnet2012.saves import config_of, plain
 
 MEAN_IMAGE = "mean_image"  # a tensor of an exported file, beside the parameters
@@ -74,7 +74,7 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
     folder = saves.find(path, mesh)
     progress = saves.read_progress(folder)
     trained = config_of(progress)
-    set_up_products(trained.precision)
+    allow_tf32(trained.precision)
     model = AlexNet(
         trained.recipe,
         len(progress.classes),
@@ -155,7 +155,7 @@ def _exported(path: Path, device: Device) -> Trained:
         assert isinstance(recipe, RecipeConfig) and isinstance(config, ModelConfig)
         mean_image = state.pop(MEAN_IMAGE).numpy()
         classes, precision = tuple(note["classes"]), Precision(note["precision"])
-        set_up_products(precision)
+        allow_tf32(precision)
         mesh = single_process(device)
         model = AlexNet(recipe, len(classes), model=config, mesh=mesh, precision=precision)
         model.load_full_state_dict(state)

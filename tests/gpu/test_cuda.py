@@ -21,7 +21,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.layers import draws
 from alexnet2012.normalisation import local_response_norm
 from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import set_up_products
+from alexnet2012.precision import allow_tf32
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
 from alexnet2012.steps import Gradients
@@ -124,7 +124,7 @@ def trained(
     recipe: str, sizes: list[int], precision: str, *, fused: bool = True, **settings: Any
 ) -> dict[str, torch.Tensor]:
     """The whole net's weights after a step of each size, on the CPU and in float64."""
-    set_up_products(Precision(precision))
+    allow_tf32(Precision(precision))
     model = ModelConfig(width=0.5, input_size=64)
     net = AlexNet(recipe, 10, model=model, precision=precision, **settings)
     assert next(net.parameters()).is_cuda
@@ -156,7 +156,7 @@ def test_fp32_is_not_tf32() -> None:
     exact = a.double() @ a.double()
 
     def error(precision: Precision) -> float:
-        set_up_products(precision)
+        allow_tf32(precision)
         return float(((a @ a).double() - exact).abs().max())
 
     assert error(Precision.fp32) < 1e-3

@@ -1,0 +1,229 @@
+"""The kernels for a GPU, interpreted on a CPU, against plain torch in float64.
+
+Bound: sums of up to 25 products, roots and quotients in float32 keep six digits of the largest
+number; bf16 results are rounded to eight bits besides. What these tests tell apart is larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alexnet2012 import AlexNet, fused
+from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Step
+from alexnet2012.config import ConvConfig, ModelConfig
+from alexnet2012.layers import ColumnParallelConv2d, Dropout
+from alexnet2012.optimizer import PaperSGD
+from alexnet2012.schedule import Rates
+from alexnet2012.sharding import Share
+from alexnet2012.tails import Norm, Pool, Tail, tails
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs them themselves")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpreted() -> Iterator[None]:
+    """Whoever imports the kernels first decides; without a GPU that is here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from alexnet2012 import kernels
+
+        assert "Interpreted" in type(kernels._norm_kernel).__name__
+        yield
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "possible", lambda device, dtype: dtype != torch.float64)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return 30 * torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def plain(z: Tensor, bias: Tensor | None, tail: Tail, towers: int) -> Tensor:
+    y = z if bias is None else z + bias[:, None, None]
+    if tail.relu:
+        y = F.relu(y)
+    if tail.norm is not None:
+        size, scale, beta, k = tail.norm
+        alpha = scale * size
+        halves = [F.local_response_norm(x, size, alpha, beta, k) for x in y.chunk(towers, 1)]
+        y = torch.cat(halves, 1)
+    if tail.pool is not None:
+        y = F.max_pool2d(y, tail.pool.size, tail.pool.stride, ceil_mode=True)
+    return F.relu(y) if tail.relu_last else y
+
+
+NORMS = st.builds(
+    Norm,
+    size=st.sampled_from([3, 5]),
+    scale=st.sampled_from([1e-4, 2e-3]),
+    beta=st.sampled_from([0.75, 0.5]),
+    k=st.sampled_from([1.0, 2.0]),
+)
+POOLS = st.builds(Pool, size=st.sampled_from([2, 3]), stride=st.sampled_from([1, 2]))
+TAILS = st.builds(
+    Tail,
+    relu=st.booleans(),
+    norm=st.none() | NORMS,
+    pool=st.none() | POOLS,
+    relu_last=st.booleans(),
+).filter(lambda tail: tail.pool is not None or not tail.relu_last)
+
+
+@given(
+    tail=TAILS,
+    towers=st.sampled_from([1, 2]),
+    channels=st.sampled_from([8, 24, 48]),
+    side=st.integers(3, 8),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    has_bias=st.booleans(),
+    reads_apart=st.booleans(),
+    gives_apart=st.booleans(),
+)
+@settings(max_examples=40)
+def test_what_follows_a_product_is_what_torch_makes_of_it(
+    tail: Tail,
+    towers: int,
+    channels: int,
+    side: int,
+    dtype: torch.dtype,
+    has_bias: bool,
+    reads_apart: bool,
+    gives_apart: bool,
+) -> None:
+    z = numbers(2, towers * channels, side, side).to(dtype).double().requires_grad_()
+    bias = numbers(towers * channels, seed=1).float().double().requires_grad_()
+    want = plain(z, bias if has_bias else None, tail, towers)
+    grad = numbers(*want.shape, seed=2).to(dtype).double()
+    wanted = torch.autograd.grad(want, [z, bias], grad, allow_unused=True)
+
+    last = torch.channels_last
+    parts = z.detach().to(dtype).chunk(towers if reads_apart else 1, 1)
+    products = [x.contiguous(memory_format=last).requires_grad_() for x in parts]
+    own_bias = bias.detach().float().requires_grad_() if has_bias else None
+    out = fused.after_product(products, own_bias, tail, towers, by_tower=gives_apart)
+    assert len(out) == (towers if gives_apart else 1)
+    grads = [g.contiguous(memory_format=last) for g in grad.to(dtype).chunk(len(out), 1)]
+    read = products if own_bias is None else [*products, own_bias]
+    found = torch.autograd.grad(out, read, grads)
+
+    close(torch.cat(out, 1), want, dtype)
+    if dtype == torch.bfloat16 and tail.norm is not None and tail.pool is not None:
+        return  # rounded in between, where a pool may take another of two close ones
+    close(torch.cat(found[: len(products)], 1), wanted[0], dtype)
+    if has_bias:  # summed before anything is rounded
+        close(found[-1], wanted[1], torch.float32)
+
+
+def close(got: Tensor, want: Tensor | None, dtype: torch.dtype) -> None:
+    assert want is not None
+    bound = 2e-6 + (2 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
+    assert (got.double() - want).abs().max() <= bound * want.abs().max().clamp_min(1e-3)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    z = torch.ones(1, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    z[0, 2, 2, 2] = torch.nan
+    for tail in (Tail(relu=True), Tail(relu=True, pool=Pool(3, 2)), Tail(norm=Norm(3, 1, 0.75, 1))):
+        (y,) = fused.after_product([z], None, tail, 1, by_tower=False)
+        assert y.isnan().any()
+
+
+def test_recipes_fall_into_passes() -> None:
+    paper, code145 = (load_recipe(name) for name in ("paper", "code145"))
+    norm, pool = Norm(5, 1e-4, 0.75, 2.0), Pool(3, 2)
+
+    def of(recipe: str, conv: str, channels: int = 48) -> list[Tail | Step]:
+        chosen = paper if recipe == "paper" else code145
+        return tails(chosen.convs[conv], chosen, ModelConfig().activation, channels)
+
+    assert of("paper", "conv1") == [Tail(relu=True, norm=norm, pool=pool)]
+    assert of("paper", "conv3") == [Tail(relu=True)]
+    assert of("paper", "conv5") == [Tail(relu=True, pool=pool)]
+    assert of("paper", "conv1", 12) == [Tail(relu=True), Step.lrn, Tail(pool=pool)]
+    (first,) = of("code145", "conv1")
+    assert isinstance(first, Tail) and first.relu_last and not first.relu
+    assert [step for step in of("code145", "conv2") if isinstance(step, Step)] == [
+        Step.spatial_norm
+    ]
+
+
+@pytest.mark.parametrize(
+    ("side", "config"),
+    [
+        (23, ConvConfig(kernels=4, kernel_size=11, stride=4, padding=2)),
+        (20, ConvConfig(kernels=4, kernel_size=11, stride=4, padding=0, overhang=True)),
+        (15, ConvConfig(kernels=4, kernel_size=5, stride=2, padding=1)),
+    ],
+)
+def test_a_convolution_of_blocks_is_that_of_pixels(side: int, config: ConvConfig) -> None:
+    layer = ColumnParallelConv2d(config, Share(0, 4, 4), kernel_channels=3, groups=1)
+    layer.draw(0.01, 0.5, torch.Generator().manual_seed(0))
+    images = numbers(2, 3, side, side).float()
+    for laid in (images, images.contiguous(memory_format=torch.channels_last)):
+        got = layer(layer.in_blocks(laid, torch.float32))
+        torch.testing.assert_close(got, layer(images), rtol=1e-5, atol=1e-5)
+    got_grad, want_grad = (
+        torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+        for x in (layer.in_blocks(images, torch.float32), images)
+    )
+    torch.testing.assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-2)
+
+
+def test_dropout_in_one_pass_drops_the_same_units() -> None:
+    z, rows = numbers(6, 40).float().requires_grad_(), Share(3, 9, 12)
+    plain_dropout, in_one = (
+        Dropout(0.5, Share(40, 80, 80), seed=7, device=torch.device("cpu")) for _ in range(2)
+    )
+    for _ in range(2):  # the stream goes on
+        want, got = plain_dropout(F.relu(z), rows), in_one.of_relu(z, rows)
+        assert torch.equal(got, want)
+        grads = [torch.autograd.grad(y.square().sum(), z)[0] for y in (want, got)]
+        assert torch.equal(*grads)
+    assert torch.equal(plain_dropout.state, in_one.state)
+
+
+def test_an_update_in_one_pass_is_the_same() -> None:
+    weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
+    want_v = 0.9 * velocity - 0.01 * grad - 5e-6 * weight
+    want_w = weight + want_v
+    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6)
+    torch.testing.assert_close((weight, velocity), (want_w, want_v), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize("recipe", ["paper", "code145"])
+def test_a_step_of_the_net_is_that_in_float64(recipe: str) -> None:
+    images, labels = numbers(1, 3, 64, 64) * 2, torch.tensor([3])
+
+    def stepped(precision: str) -> dict[str, Tensor]:
+        model = ModelConfig(width=0.5, input_size=64)
+        net = AlexNet(recipe, 10, model=model, precision=precision)
+        assert net.fused is (precision == "fp32")
+        optimizer = PaperSGD(net, load_recipe(recipe).optimizer)
+        optimizer.set_rates(Rates(1e-3, 2e-3))
+        F.cross_entropy(net(images.to(net.types.parameters)), labels).backward()
+        optimizer.step()
+        return {name: weight.detach().double() for name, weight in net.named_parameters()}
+
+    got = stepped("fp32")
+    for name, want in stepped("fp64").items():
+        assert (got[name] - want).norm() <= 1e-5 * want.norm(), name
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_images_that_want_a_gradient_get_one() -> None:
+    net = AlexNet("paper", 10, model=ModelConfig(width=0.5, input_size=64))
+    images = numbers(1, 3, 64, 64).float().requires_grad_()
+    net(images).sum().backward()
+    assert images.grad is not None and images.grad.abs().max() > 0
