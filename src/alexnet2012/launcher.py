@@ -7,7 +7,9 @@ them: then rank 0's configuration and directory are everyone's.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -175,6 +177,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     """In a new process: a share of the cores, and the cause of a failure where the parent looks."""
     os.environ[CAUSES] = folder
+    atexit.register(gc.freeze)  # as in exit_on_error
     end_with_parent()
     set_threads(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
