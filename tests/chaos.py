@@ -53,6 +53,7 @@ def train_through_kills(
         os.kill(pid, signal.SIGKILL)
         ended = finish(program, mark)
         assert ended.code, "it has ended before it was killed: make it longer"
+        assert target == "launcher" or f"{target} ended" in ended.err
         kills.append(Kill(target, *_caught(run_dir), ended.left))
     succeed(module("train", *overrides), run_dir.parent)
     return kills

@@ -11,7 +11,7 @@ from hypothesis import settings
 from programs import TINY
 from ranks import load_server
 
-from alexnet2012 import checkpoint
+from alexnet2012 import checkpoint, launcher
 from alexnet2012.config import PrepareConfig, TrainConfig
 from alexnet2012.data.photos import make_photos
 from alexnet2012.data.preparing import prepare
@@ -44,6 +44,13 @@ def _home_of_the_tests(
 def _one_thread() -> None:
     """Nets this small lose by a second thread, which spins for work between operations."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def launched_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``launch`` starts comes from a server that has loaded all; a user's loads it itself."""
+    load_server()
+    monkeypatch.setattr(launcher, "START_METHOD", "forkserver")
 
 
 @pytest.fixture(scope="session")

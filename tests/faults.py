@@ -99,7 +99,8 @@ FAULTS = {
     "launcher": Fault(
         "the launcher is killed",
         "the system ends its ranks with it",
-        "test_a_launcher_that_is_killed_takes_its_ranks_along",
+        "test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights",
+        CHAOS,
         said=False,
     ),
     "anywhere": Fault(

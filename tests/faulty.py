@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet2012 import AlexNet, init_mesh, model, watchdog
+from alexnet2012 import AlexNet, init_mesh, model, peers
 from alexnet2012.causes import CAUSES, leave_cause
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import ModelConfig, RunError
@@ -95,7 +95,7 @@ def elsewhere(rank: int, port: int, fault: str, folder: str) -> None:
     """A rank on a machine of its own, as far as it can tell."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), CAUSES: folder}
-    watchdog._machine = lambda: f"machine {rank}"
+    peers._machine = lambda: f"machine {rank}"
     try:
         train(fault, folder)
     except RunError as error:

@@ -58,12 +58,16 @@ def module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"alexnet2012.{name}", *arguments]
 
 
+def search_path() -> str:
+    """Where scripts and printed commands find our `python` and `torchrun`."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 def start(command: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
     """The program, started, and the mark that all its processes carry."""
     mark = uuid.uuid4().hex
     env = {k: v for k, v in os.environ.items() if k not in UNDER_A_LAUNCHER}
-    # Scripts take `python` and `torchrun` from the PATH.
-    env |= {MARK: mark, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    env |= {MARK: mark, "PATH": search_path()}
     pipe = subprocess.PIPE
     program = subprocess.Popen(
         command,
@@ -150,7 +154,7 @@ def in_terminal(command: Sequence[str], cwd: Path, columns: int = 80) -> list[st
     program = subprocess.Popen(
         command,
         cwd=cwd,
-        env=env | {"TERM": "xterm-256color"},
+        env=env | {"TERM": "xterm-256color", "PATH": search_path()},
         stdin=write_end,
         stdout=write_end,
         stderr=write_end,

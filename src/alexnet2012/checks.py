@@ -234,11 +234,14 @@ def check_world_size(world_size: int, towers: int) -> None:
         raise ConfigError("mesh.processes", world_size, remedy)
 
 
+def _check_towers(towers: int, recipe: RecipeConfig) -> None:
+    if towers not in (1, recipe.towers):
+        raise ConfigError("mesh.towers", towers, f"must be 1 or recipe.towers={recipe.towers}")
+
+
 def _check_plan(config: PlanConfig) -> None:
     towers, processes = config.mesh.towers, config.nodes * config.gpus
-    if towers not in (1, config.recipe.towers):
-        remedy = f"must be 1 or recipe.towers={config.recipe.towers}"
-        raise ConfigError("mesh.towers", towers, remedy)
+    _check_towers(towers, config.recipe)
     if processes % towers:
         remedy = (
             f"times nodes={config.nodes} must be a multiple of mesh.towers={towers}; use {towers}"
@@ -251,9 +254,7 @@ def _check_plan(config: PlanConfig) -> None:
 
 def _check_train(config: TrainConfig) -> None:
     _check_views("eval_views", config.eval_views)
-    if config.mesh.towers not in (1, config.recipe.towers):
-        remedy = f"must be 1 or recipe.towers={config.recipe.towers}"
-        raise ConfigError("mesh.towers", config.mesh.towers, remedy)
+    _check_towers(config.mesh.towers, config.recipe)
     check_world_size(config.mesh.processes, config.mesh.towers)
     if config.recipe.lrn_across_towers and min(config.mesh.processes, config.mesh.towers) > 1:
         remedy = "needs all maps in one process; set mesh=one_process"

@@ -7,7 +7,9 @@ them: then rank 0's configuration and directory are everyone's.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -50,6 +52,7 @@ from alexnet2012.flight import FlightRecord
 from alexnet2012.mistakes import MISTAKES, end_interrupted, exit_on_error
 from alexnet2012.usage import CONF, usage
 
+START_METHOD = "spawn"  # CUDA stands no fork of a process that has used it
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -154,7 +157,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
-            start_method="spawn",
+            start_method=START_METHOD,
             monitor_interval=0.1,
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay
@@ -175,6 +178,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     """In a new process: a share of the cores, and the cause of a failure where the parent looks."""
     os.environ[CAUSES] = folder
+    atexit.register(gc.freeze)  # as in exit_on_error
     end_with_parent()
     set_threads(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
@@ -195,7 +199,7 @@ def end_with_parent() -> None:
     """A launcher that is killed cannot end its ranks; the system then does."""
     be_killed_with_parent()
     parent = multiprocessing.parent_process()  # none under torchrun
-    if parent is not None and parent.pid != os.getppid():  # it has ended already
+    if parent is not None and not parent.is_alive():  # it has ended already
         os._exit(EXIT_FAILURE)
 
 

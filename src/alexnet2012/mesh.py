@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from alexnet2012.causes import CAUSES
 from alexnet2012.checks import check_world_size
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, RunError
@@ -226,11 +228,18 @@ def uses_gpus(kind: Device, processes_here: int) -> bool:
         remedy = f"{processes_here} processes need a GPU each and {count} are visible; use cpu"
         raise ConfigError("mesh.device", kind.value, f"{remedy}, or fewer processes")
     if kind is Device.auto and 0 < count < processes_here:
+        _leave_alone(count, processes_here)
+    return kind is not Device.cpu and count >= processes_here
+
+
+@cache  # a start asks several times
+def _leave_alone(count: int, processes_here: int) -> None:
+    """Said by whoever starts the ranks of a run, or by the first of torchrun's."""
+    if os.environ.get("RANK", "0") == "0" and CAUSES not in os.environ:
         log.warning(
             "GPUs are left alone: %d for %d processes; mesh=one_process takes one for both towers",
             *(count, processes_here),
         )
-    return kind is not Device.cpu and count >= processes_here
 
 
 def _device(kind: Device, local_rank: int) -> torch.device:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import os
 import re
 import signal
@@ -35,6 +37,7 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
     Under torchrun every rank meets the same mistake at first; rank 0 alone says so. Once the ranks
     have joined (:data:`SPEAKS` is set) whoever meets one says so.
     """
+    atexit.register(gc.freeze)  # else all that is loaded is searched for garbage, for a second
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_signal)  # so that what was begun is cleaned up
     try:

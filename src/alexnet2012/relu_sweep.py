@@ -35,7 +35,8 @@ def _short_runs(sweeps: Sweeps) -> dict[str, Rates]:
         for activation, rates in new.items():
             chosen = ",".join(f"{rate:g}" for rate in sorted(rates))
             overrides = [f"model.activation={activation}", f"schedule.rate={chosen}"]
-            sweeps.train(RATES, overrides, sweeps.seeds[:1])  # far too high a rate ends in NaN
+            # Far too high a rate ends in NaN, and is named below.
+            sweeps.train(RATES, overrides, sweeps.seeds[:1], warn=False)
         found = read_runs(
             run
             for activation, rates in tried.items()

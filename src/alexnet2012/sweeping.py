@@ -53,13 +53,19 @@ class Sweeps:
         return prepare(PrepareConfig(source=self.config.source, store=str(store), size=size))
 
     def train(
-        self, experiment: str, overrides: Sequence[str], seeds: Sequence[int] | None = None
+        self,
+        experiment: str,
+        overrides: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        warn: bool = True,
     ) -> str:
         """Train every combination of the overrides, and of the seeds; returns what repeats it.
 
         Raises:
-            CalledProcessError: a run failed. With ``seeds`` that is a warning: what did end is
-                compared all the same, and the same command tries the others again.
+            CalledProcessError: a run failed. With ``seeds`` that is a warning, or without ``warn``
+                for the caller to tell: what did end is compared all the same, and the same command
+                tries the others again.
             ConfigError: runs on other pictures lie there, which would be taken for these.
         """
         store = self.store(experiment)
@@ -83,7 +89,8 @@ class Sweeps:
         except subprocess.CalledProcessError as error:
             if seeds is None:
                 raise
-            self.warnings.append(f"{experiment}: not every run ended: {error}")
+            if warn:
+                self.warnings.append(f"{experiment}: not every run ended: {error}")
         if self.config.source != "photos":
             source = self.config.source
             shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"

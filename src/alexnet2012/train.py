@@ -114,6 +114,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
     reuse_memory()
     allow_tf32(config.precision)
     setup_logging(mesh.rank)
+    gc.freeze()  # what was loaded is no garbage, and need not be searched for any
     try:
         Trainer(config, mesh, run_dir).run()
     finally:

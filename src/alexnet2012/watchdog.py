@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -29,43 +29,14 @@ from alexnet2012.causes import AFTER_S, CAUSES, EXIT_FAILURE, RECORD, LostPeerEr
 from alexnet2012.config import RunError
 from alexnet2012.diagnosis import Party, Verdict, apart, ended, late, silent
 from alexnet2012.flight import SIZE, FlightRecord
+from alexnet2012.peers import TICK_S, Peer, address
 
-TICK_S = 1.0
 STORE_TIMEOUT_S = 2.0  # the store may be with the rank that has stopped
 CLEARED_UP_WITHIN_S = 5.0  # what became of a peer is known when an exchange with it has failed
 LATE = 0.95  # of the exchanges' own limit: torch ends the process that waits
 GRACE_S = 10.0  # for a rank to end by itself once it has been told why
 VERDICT = "verdict"  # in the store
 RECORDS = "flight.json"  # in the run directory
-
-
-@dataclass
-class Peer(Party):
-    """Another rank. Its record is mapped on the same machine, and sent by another."""
-
-    same_net: bool  # a tower of this replica
-    near: bool  # on this machine
-    pid: int
-    started: str  # ticks after boot: with the pid it names a process for good
-    beats: int = 0
-    silent_s: float = 0.0
-    behind_s: float = 0.0  # how long this process has been at an exchange that it has not begun
-
-    def dead(self) -> bool:
-        """Known for certain on this machine only."""
-        return self.near and _started(self.pid) != self.started
-
-    def quiet(self) -> bool:
-        """Elsewhere, and two beats are missing."""
-        return not self.near and self.silent_s > 2.5 * TICK_S
-
-    def listen(self, elapsed_s: float, begun: int) -> None:
-        """Once a tick: whether its watchdog has shown itself, and it has begun as much as we."""
-        beats = self.record.beats
-        self.silent_s = 0.0 if beats != self.beats else self.silent_s + elapsed_s
-        self.beats = beats
-        waited_for = self.same_net and self.record.begun < begun
-        self.behind_s = self.behind_s + elapsed_s if waited_for else 0.0
 
 
 class Watchdog:
@@ -98,20 +69,11 @@ class Watchdog:
         fd = _memory(rank)
         os.ftruncate(fd, SIZE)
         self.own.record.memory = mmap.mmap(fd, SIZE)
-        pid, machine = os.getpid(), _machine()
-        address = {"pid": pid, "started": _started(pid), "machine": machine, "fd": fd}
-        store.set(f"rank{rank}", json.dumps(address))
+        store.set(f"rank{rank}", json.dumps(address(fd)))
         for other in (r for r in range(world_size) if r != rank):
-            found = json.loads(store.get(f"rank{other}"))
-            near, memory = found["machine"] == machine, bytearray(SIZE)
-            if near:
-                with open(f"/proc/{found['pid']}/fd/{found['fd']}", "rb") as file:
-                    memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)  # type: ignore[assignment]
             same_net = other // towers == rank // towers
-            record = FlightRecord(memory)
-            pid_there, started = found["pid"], found["started"]
-            old = same_net and not near
-            self.peers.append(Peer(other, record, same_net, near, pid_there, started, old=old))
+            there = json.loads(store.get(f"rank{other}"))
+            self.peers.append(Peer.at(there, other, same_net=same_net))
         store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         atexit.register(self.close)  # who leaves without a word is taken for killed
@@ -311,19 +273,3 @@ def _memory(rank: int) -> int:
     if folder := os.environ.get(CAUSES):
         return os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
     return os.memfd_create("alexnet2012")
-
-
-def _started(pid: int) -> str:
-    """When a process was started; nothing if it is no more."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state, *rest = file.read().rsplit(")", 1)[1].split()
-    except OSError:
-        return ""
-    return "" if state in "ZX" else str(rest[18])
-
-
-def _machine() -> str:
-    """Where process ids and memory are shared."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

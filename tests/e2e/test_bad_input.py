@@ -204,7 +204,7 @@ def test_evaluate_refuses_what_it_cannot_evaluate(
 def test_ranks_that_meet_a_mistake_end_with_its_one_line(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    where = [f"data.store={photos_store.root}", "data.store_size=96", "mesh.processes=4"]
+    where = [f"data.store={photos_store.root}", "data.store_size=96"]
     ended = run(module("train", *TINY, *where), tmp_path)
     the_line(ended, f"data.store={photos_store.root}", "72 pixels", "data.store_size")
 

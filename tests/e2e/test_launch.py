@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from documented import printed
-from programs import REPOSITORY, TINY, run, succeed
+from programs import REPOSITORY, run, succeed
+from test_train import overrides, train_ranks
 
 from alexnet2012.data.store import Store
 
@@ -50,15 +50,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_towers_on_two_nodes_train_like_two_on_one(slurm: Path, photos_store: Store) -> None:
-    words = [f"data.store={photos_store.root}", "schedule.epochs=1", "data.limit=4"]
-    (script,) = printed("launch/cpu.sh")
-    given = ("schedule=", "data.batch_size=", "mesh.device=")  # in the script
-    small = [word for word in TINY if not word.startswith(given)]
-    one, two = (f"hydra.run.dir={slurm / name}" for name in ("one", "two"))
-    succeed([str(REPOSITORY / script), *words, *small, one], slurm)
-    succeed(["bash", SCRIPT, *words, *TINY, "recipe=code145", two], slurm)
-    one, two = ((slurm / name / "metrics.jsonl").read_bytes() for name in ("one", "two"))
-    assert one == two
+    one, two = slurm / "one", slurm / "two"
+    few = ("schedule.epochs=1", "data.limit=4")
+    train_ranks(2, photos_store, one, *few)
+    succeed(["bash", SCRIPT, *overrides(photos_store, two, *few)], slurm)
+    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
 
 
 def test_a_script_that_cannot_find_the_others_says_what_to_set(

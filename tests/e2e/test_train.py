@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from documented import made_small, printed
+from documented import printed
 from programs import (
     ON_ONE_CORE,
+    REPOSITORY,
     TINY,
     TORCHRUN_SCRIPT,
     finish,
@@ -91,9 +92,10 @@ def net_of(run_dir: Path) -> dict[str, torch.Tensor]:
 def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of two epochs, in two processes of its own."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    words = printed("python -m alexnet2012.train recipe=code145 model=small schedule=constant")
-    where = (f"data.store={photos_store.root}", f"hydra.run.dir={run_dir}", "schedule.epochs=2")
-    ended = succeed([*made_small(words), *where], run_dir.parent)
+    (script,) = printed("launch/cpu.sh")
+    given = ("schedule=", "data.batch_size=", "mesh.device=")  # in the script
+    words = [w for w in overrides(photos_store, run_dir) if not w.startswith(given)]
+    ended = succeed([str(REPOSITORY / script), *words, "schedule.epochs=2"], run_dir.parent)
     assert f"run directory: {run_dir}" in ended.out
     assert ended.err == ""
     return run_dir
@@ -448,20 +450,6 @@ def until_it_trains(run_dir: Path) -> None:
     waiting_until = time.monotonic() + 120
     while not read_records(run_dir / "metrics.jsonl") and time.monotonic() < waiting_until:
         time.sleep(0.1)
-
-
-def test_a_rank_that_is_killed_ends_the_others_and_is_named(
-    photos_store: Store, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    program, mark = start(
-        module("train", *overrides(photos_store, run_dir, "schedule.epochs=10000")), tmp_path
-    )
-    until_it_trains(run_dir)
-    os.kill(with_rank(mark, 1), signal.SIGKILL)
-    ended = finish(program, mark)
-    assert (ended.code, ended.left) == (1, [])
-    assert ended.err.startswith("alexnet2012: rank 1 ended")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from programs import TINY, in_terminal, module
+from documented import made_small, printed
+from programs import in_terminal, module
 from test_train import KilledError, end_at, net_of, summary, train_here, train_ranks
 
 from alexnet2012.config import TrainConfig
@@ -110,10 +111,10 @@ def lines_of(drawn: list[str], folder: Path) -> list[str]:
 def test_a_training_in_a_terminal_fits_80_columns_and_warns_of_nothing(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    words = [*TINY, f"data.store={photos_store.root}", "schedule.epochs=2"]
-    views = ["tracking.wandb=offline", "tracking.tensorboard=true"]
-    where = f"hydra.run.dir={tmp_path / 'run'}"
-    drawn = in_terminal(module("train", *words, *views, where), tmp_path)
+    words = printed("python -m alexnet2012.train recipe=code145 model=small schedule=constant")
+    views = ("tracking.wandb=offline", "tracking.tensorboard=true")
+    where = (f"data.store={photos_store.root}", f"hydra.run.dir={tmp_path / 'run'}")
+    drawn = in_terminal(made_small(words, "schedule.epochs=2", *views, *where), tmp_path)
     lines = lines_of(drawn, tmp_path)
     assert max(map(len, lines)) <= 80
     assert any("validating" in line for line in lines)

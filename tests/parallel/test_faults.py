@@ -16,7 +16,7 @@ import faults
 import faulty
 import pytest
 import torch
-from programs import TINY, TORCHRUN_SCRIPT, finish, module, start, torchrun_rank, with_rank
+from programs import TINY, TORCHRUN_SCRIPT, finish, start, torchrun_rank
 from ranks import run_ranks
 from torch import Tensor
 
@@ -30,6 +30,8 @@ from alexnet2012.launcher import compose_config, launch
 from alexnet2012.train import _check_restarts
 from alexnet2012.trained import load_trained
 from alexnet2012.watchdog import RECORDS
+
+pytestmark = pytest.mark.usefixtures("launched_soon")
 
 
 def end_of(fault: str, folder: Path, train: Callable[[str, str], None] = faulty.train) -> str:
@@ -185,18 +187,6 @@ def test_restarts_that_would_hang_or_begin_anew_are_refused(
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     with pytest.raises(ConfigError, match=said):
         _check_restarts(words)
-
-
-def test_a_launcher_that_is_killed_takes_its_ranks_along(
-    photos_store: Store, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    words = tiny(str(photos_store.root), str(run_dir), "schedule.epochs=10000")
-    program, mark = start(module("train", *words), tmp_path)
-    until(lambda: (run_dir / "metrics.jsonl").exists())
-    with_rank(mark, 1)  # there are two
-    program.kill()
-    assert finish(program, mark).left == []
 
 
 def until(happened: Callable[[], bool]) -> None:

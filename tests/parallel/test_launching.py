@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from alexnet2012.launcher import launch
@@ -14,6 +15,7 @@ def count_threads(folder: Path) -> None:
     Path(folder, os.environ["RANK"]).write_text(str(torch.get_num_threads()))
 
 
+@pytest.mark.usefixtures("launched_soon")
 def test_processes_share_the_cores(tmp_path: Path) -> None:
     """Two that take all of them each wait for one another at the end of every loop."""
     launch(count_threads, 2, tmp_path)

@@ -15,6 +15,7 @@ from alexnet2012.config import ModelConfig, PlanConfig
 from alexnet2012.measuring import time_link, time_steps
 
 EXCHANGES, DELAY_S = 9, 0.05  # of a step; of each, which then takes far longer than a tiny layer
+ON_LINK_S = 0.01  # far longer than a gather between two processes of a machine
 
 
 def measure_with_slow_exchanges() -> dict[str, Any]:
@@ -22,13 +23,16 @@ def measure_with_slow_exchanges() -> dict[str, Any]:
     exchange = dist.all_to_all_single
 
     def slow_exchange(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(DELAY_S)
+        time.sleep(delay_s)
         return exchange(*args, **kwargs)
 
     tiny = ModelConfig(width=0.04, input_size=64)
     config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=tiny)
     dist.all_to_all_single = slow_exchange
-    found: dict[str, Any] = {"layers": time_steps(config, mesh, rows=2), "link": time_link(mesh)}
+    delay_s = ON_LINK_S
+    found: dict[str, Any] = {"link": time_link(mesh)}
+    delay_s = DELAY_S
+    found["layers"] = time_steps(config, mesh, rows=2)
     Traffic.training_seconds = lambda traffic: 0.0  # a clock that does not stand still
     return found | {"with exchanges": time_steps(config, mesh, rows=2)}
 
@@ -40,4 +44,4 @@ def test_layers_are_timed_without_their_exchanges_and_the_link_with_them() -> No
             assert {way for name, way in rank["layers"] if name == layer} == ways
         assert 0 < sum(rank["layers"].values()) < EXCHANGES * DELAY_S
         assert sum(rank["with exchanges"].values()) > EXCHANGES * DELAY_S
-        assert rank["link"].latency_s > DELAY_S
+        assert rank["link"].latency_s > ON_LINK_S

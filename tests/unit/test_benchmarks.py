@@ -104,6 +104,7 @@ def test_the_page_has_each_cell_where_it_was_printed() -> None:
     assert "load 3.0 before" in text
 
 
+@pytest.mark.usefixtures("launched_soon")
 def test_the_step_is_timed_on_this_machine_whatever_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,12 +14,13 @@ from documented import printed
 from programs import run
 
 from alexnet2012 import checkpoint, checkup, doctor
+from alexnet2012.causes import CAUSES
 from alexnet2012.checks import load_recipe
 from alexnet2012.checkup import GIB, Finding, Level
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, ModelConfig
 from alexnet2012.data.store import Store
-from alexnet2012.mesh import single_process, uses_gpus
+from alexnet2012.mesh import _leave_alone, single_process, uses_gpus
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.saves import Progress
@@ -85,8 +86,7 @@ def test_all_processes_of_a_machine_use_gpus_or_none_does(
     processes: int,
     used: bool | None,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with_gpus(monkeypatch, gpus)
     if used is None:
         with pytest.raises(ConfigError, match="2 processes need a GPU each and 1 are visible"):
             uses_gpus(Device(kind), processes)
@@ -94,6 +94,36 @@ def test_all_processes_of_a_machine_use_gpus_or_none_does(
     assert uses_gpus(Device(kind), processes) is used
     left_alone = kind == "auto" and 0 < gpus < processes
     assert ("GPUs are left alone: 1 for 2 processes" in caplog.text) == left_alone
+
+
+@pytest.mark.parametrize(
+    ("process", "times"),
+    [
+        ({}, 1),  # which starts the ranks
+        ({"RANK": "0", CAUSES: "folder"}, 0),  # one of them
+        ({"RANK": "0"}, 1),  # of torchrun's
+        ({"RANK": "1"}, 0),
+    ],
+)
+def test_one_process_of_a_run_says_once_that_gpus_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    process: dict[str, str],
+    times: int,
+) -> None:
+    with_gpus(monkeypatch, 1)
+    for key, value in process.items():
+        monkeypatch.setenv(key, value)
+    for _ in range(2):
+        assert not uses_gpus(Device.auto, 2)
+    assert caplog.text.count("GPUs are left alone") == times
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A machine of so many, on which nothing was said yet."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    _leave_alone.cache_clear()
 
 
 @pytest.mark.parametrize(

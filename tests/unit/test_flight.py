@@ -8,7 +8,8 @@ import pytest
 
 from alexnet2012.diagnosis import Party, apart, ended, late, silent
 from alexnet2012.flight import KEPT, FlightRecord
-from alexnet2012.watchdog import Peer, Watchdog
+from alexnet2012.peers import Peer
+from alexnet2012.watchdog import Watchdog
 
 STEP = ("conv3", "fc6", "fc7", "fc8")
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from subprocess import CalledProcessError
 
 import pytest
 
-from alexnet2012 import relu_sweep
+from alexnet2012 import relu_sweep, sweeping
 from alexnet2012.claims import Scale
-from alexnet2012.config import ConfigError
+from alexnet2012.config import ConfigError, ReproduceConfig
+from alexnet2012.data.store import Store
 from alexnet2012.relu import (
     Errors,
     best_rate,
@@ -20,9 +23,7 @@ from alexnet2012.relu import (
     relu_ablation,
     relu_measurement,
 )
-
-if TYPE_CHECKING:
-    from alexnet2012.sweeping import Sweeps
+from alexnet2012.sweeping import Sweeps
 
 
 def falling(epochs: int, length: int = 40) -> Errors:
@@ -107,43 +108,48 @@ def write_run(run_dir: Path, activation: str, rate: float, seed: int, errors: Er
     (run_dir / "summary.json").write_text("{}")
 
 
-class Search:
-    """Sweeps whose runs end at once, with errors by activation and rate; without one: it failed."""
-
-    def __init__(self, out: Path, errors: dict[str, dict[float, Errors]]) -> None:
-        self.out, self.errors = out, errors
-        self.seeds = [0, 1, 2]
-        self.warnings: list[str] = []
-        self.trained: list[tuple[str, str, float, int]] = []
-
-    def directory(self, experiment: str) -> Path:
-        return self.out / experiment
-
-    def train(self, experiment: str, overrides: list[str], seeds: list[int]) -> None:
-        values = dict(override.split("=") for override in overrides)
-        activation = values["model.activation"]
-        for rate in map(float, values["schedule.rate"].split(",")):
-            for seed in seeds:
-                self.trained.append((experiment, activation, rate, seed))
-                if rate in self.errors[activation]:
-                    run = self.directory(experiment) / activation / f"{rate:g}" / str(seed)
-                    write_run(run, activation, rate, seed, self.errors[activation][rate])
+Run = tuple[str, str, float, int]  # experiment, activation, rate, seed
+Search = Callable[[dict[str, dict[float, Errors]]], tuple[Sweeps, list[Run]]]
 
 
-def test_rates_are_searched_until_each_best_has_neighbours(tmp_path: Path) -> None:
+@pytest.fixture
+def searched(tmp_path: Path, photos_store: Store, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """Sweeps whose runs end at once, with errors by activation and rate; without one: it fails."""
+    monkeypatch.setattr(Sweeps, "store", lambda sweeps, experiment: photos_store)
+
+    def search(errors: dict[str, dict[float, Errors]]) -> tuple[Sweeps, list[Run]]:
+        trained: list[Run] = []
+
+        def run(command: Sequence[str]) -> None:
+            given = dict(word.split("=", 1) for word in command if "=" in word)
+            activation, failed = given["model.activation"], False
+            for rate, seed in product(given["schedule.rate"].split(","), given["seed"].split(",")):
+                trained.append((given["experiment"], activation, float(rate), int(seed)))
+                if reached := errors[activation].get(float(rate)):
+                    folder = Path(given["hydra.sweep.dir"].strip('"'), activation, rate, seed)
+                    write_run(folder, activation, float(rate), int(seed), reached)
+                else:
+                    failed = True
+            if failed:
+                raise CalledProcessError(1, command)
+
+        monkeypatch.setattr(sweeping, "_run_child", run)
+        config = ReproduceConfig(out=str(tmp_path), seeds=3)
+        return Sweeps(config, tmp_path, relu_sweep.RATES), trained
+
+    return search
+
+
+def test_rates_are_searched_until_each_best_has_neighbours(searched: Search) -> None:
     ends = {
         "relu": {0.002: 41.0, 0.004: 39.0, 0.008: 45.0},
         "tanh": {0.004: 62.0, 0.008: 61.0, 0.016: 60.0},  # .032 fails
     }
     errors = {name: {r: [90.0, e] for r, e in of.items()} for name, of in ends.items()}
-    search = Search(tmp_path, errors)
-    runs = relu_sweep.train(cast("Sweeps", search))
+    sweeps, trained = searched(errors)
+    runs = relu_sweep.train(sweeps)
     short, long = (
-        {
-            (name, rate, seed)
-            for experiment, name, rate, seed in search.trained
-            if experiment == which
-        }
+        {(name, rate, seed) for experiment, name, rate, seed in trained if experiment == which}
         for which in (relu_sweep.RATES, relu_sweep.EPOCHS)
     )
     assert short == {
@@ -153,15 +159,16 @@ def test_rates_are_searched_until_each_best_has_neighbours(tmp_path: Path) -> No
     assert long == {
         (name, rate, seed) for name, rate in (("relu", 0.004), ("tanh", 0.016)) for seed in range(3)
     }
-    assert len(search.trained) == len(short) + len(long)  # none twice
+    assert len(trained) == len(short) + len(long)  # none twice
     assert len(runs) == 6
-    assert search.warnings == ["relu_cifar10/rates: tanh at 0.032 failed: held for too high"]
+    # One warning of what failed, though the sweep that it was in has failed, too.
+    assert sweeps.warnings == ["relu_cifar10/rates: tanh at 0.032 failed: held for too high"]
 
 
-def test_rates_that_all_fail_are_told(tmp_path: Path) -> None:
-    search = Search(tmp_path, {"relu": {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}, "tanh": {}})
+def test_rates_that_all_fail_are_told(searched: Search) -> None:
+    sweeps, _ = searched({"relu": {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}, "tanh": {}})
     with pytest.raises(ConfigError, match="without tanh"):
-        relu_sweep.train(cast("Sweeps", search))
+        relu_sweep.train(sweeps)
 
 
 def test_short_and_long_runs_of_one_seed_are_not_mixed(tmp_path: Path) -> None:
