@@ -5,13 +5,15 @@
 Ours on one and on two processes, in the precisions of the device, beside the paper's net as one
 would write it in plain PyTorch, and torchvision's AlexNet where that is installed (another net: one
 tower, no normalisation). Arms take turns (A B C A B C …) and are compared within a round, since a
-shared machine drifts; on a GPU those of one precision take turns step by step. ``apart`` makes a local copy instead of each exchange, and takes turns with
+shared machine drifts. ``apart`` makes a local copy instead of each exchange, and takes turns with
 the others step by step in the same processes: what a step takes longer than that, exchanges cost.
 The time in exchanges counts waiting for the peer, and is the mean over the processes. The limit is
 the time that the step's multiplications alone would take at the rate of a square matrix product in
-the same processes and precision. On a GPU a step is the mean of twenty that follow each other, and
-there is a floor: the time of the step's operations or of its bytes, layer by layer, whichever is
-more, at the rates of that product and of a copy (arms.floor_s).
+the same processes and precision.
+
+On a GPU a step is the mean of twenty that follow each other, and all arms of a precision take turns
+in one process. There is a floor, too: the time of the step's operations or of its bytes, layer by
+layer, whichever is more, at the rates of that product and of a copy (arms.floor_s).
 
 Prints images/s, ratios to the plain net and shares of the limit, and writes results/full_step.json.
 """
