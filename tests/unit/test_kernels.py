@@ -6,8 +6,6 @@ number; bf16 results are rounded to eight bits besides. What these tests tell ap
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,17 +24,6 @@ from alexnet2012.sharding import Share
 from alexnet2012.tails import Norm, Pool, Tail, tails
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs them themselves")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreted() -> Iterator[None]:
-    """Whoever imports the kernels first decides; without a GPU that is here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from alexnet2012 import kernels
-
-        assert "Interpreted" in type(kernels._norm_kernel).__name__
-        yield
 
 
 @pytest.fixture
