@@ -13,6 +13,7 @@ import secrets
 import socket
 import sys
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -82,11 +83,12 @@ class Server(ThreadingHTTPServer):
     """
 
     allow_reuse_port = False
-    daemon_threads = True
+    daemon_threads = False  # the end of the program would find one in torch's code, and abort
     desk: Desk
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
+        self._connections: set[Any] = set()
         try:
             kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self.address_family = kind[0]
@@ -122,6 +124,21 @@ class Server(ThreadingHTTPServer):
             return ip_address(name or "").is_loopback or ip_address(bound).is_unspecified
         except ValueError:
             return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """After what is being answered; nothing more is read."""
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(

@@ -281,8 +281,10 @@ def test_the_program_says_where_it_is_and_ends_at_an_interrupt(
     assert found is not None
     headers = {"Origin": found[1].rstrip("/")}
     data = picture.read_bytes()
-    assert requests.post(found[1] + "look", data, headers=headers, timeout=30).status_code == 200
-    program.send_signal(signal.SIGINT)
-    ended = finish(program, mark)
+    with requests.Session() as browser:  # which leaves its connection open
+        answer = browser.post(found[1] + "look", data, headers=headers, timeout=30)
+        assert answer.status_code == 200
+        program.send_signal(signal.SIGINT)
+        ended = finish(program, mark)
     assert (ended.code, ended.err, ended.left) == (0, "", [])
     assert list(tmp_path.iterdir()) == []
