@@ -41,11 +41,12 @@ class Products(Laps):
         for name, layer in net.layers().items():
             layer.register_forward_hook(self._leaving(name))
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
             self.lap(name, "forward")
             self._layer = f"{REST} {name}"
-            output.register_hook(lambda grad: self.lap(f"{REST} {name}", "backward"))
+            last = output[-1] if isinstance(output, tuple) else output  # of the towers here
+            last.register_hook(lambda grad: self.lap(f"{REST} {name}", "backward"))
 
         return hook
 

@@ -65,7 +65,7 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
 
     layers = model.layers().items()
     hooks = [m.register_forward_hook(watch(i, name)) for i, (name, m) in enumerate(layers)]
-    fused, model.fused = model.fused, False  # whose layers give products alone
+    fused, model.fused = model.fused, False  # else layers give products without their biases
     model(batch.images, batch.rows)
     model.fused = fused
     for hook in hooks:

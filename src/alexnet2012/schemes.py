@@ -132,6 +132,7 @@ class FSDP2(DDP):
 
     def _shared_out(self, model: AlexNet) -> torch.nn.Module:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.fused = False  # its kernels read biases when their layers have gone by
         for layer in model.layers().values():
             fully_shard(layer)
         fully_shard(model)
