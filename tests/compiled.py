@@ -1,0 +1,55 @@
+"""Compile the kernels between products for GPUs that need not be here; print what they became."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from alexnet2012 import kernels
+
+TILE = {"PARTS": 6, "TOWERS": 2, "T": 128, "CYCLE": 3, "TIMES": 8}
+NORM = {"BETA": 0.75, "HALF": 2}
+POOL = {"HEIGHT": 55, "WIDTH": 55, "HIGH": 27, "WIDE": 27, "SIZE": 3, "STRIDE": 2}
+FLAGS: dict[str, dict[str, Any]] = {
+    "_norm_kernel": {**NORM, "BIAS": True, "RELU": True},
+    "_norm_backward_kernel": {**NORM, "BIAS": True, "RELU": True},
+    "_relu_kernel": {"BIAS": True, "RELU": True},
+    "_relu_backward_kernel": {"BIAS": True, "RELU": True},
+    "_pool_kernel": {**POOL, "BIAS": True, "RELU": True},
+    "_unpool_kernel": {**POOL, "BIAS": False},
+}
+
+
+def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
+    kernel = getattr(kernels, name)
+    known: dict[str, Any] = {**TILE, **FLAGS[name]}
+    types = {"bias": "*fp32", "sums": "*fp32", "taken": "*i8", "scale": "fp32", "k": "fp32"}
+    types |= dict.fromkeys(("z", "y", "x", "grad", "grad_z", "grad_x"), maps)
+    signature = {
+        argument: "constexpr" if argument in known else types.get(argument, "i32")
+        for argument in kernel.arg_names
+    }
+    places = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
+    aligned = [a for a, kind in signature.items() if kind.startswith("*") or "_" in a]
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={places[argument]: value for argument, value in known.items()},
+        attrs={places[argument]: [["tt.divisibility", 16]] for argument in aligned},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return {"shared": made.metadata.shared, "ptx": made.asm["ptx"]}
+
+
+if __name__ == "__main__":
+    found = {
+        f"{name} {maps} {capability}": compiled(name, maps, capability)
+        for name in FLAGS
+        for maps, capability in (("*bf16", 80), ("*bf16", 90), ("*fp32", 90))
+    }
+    sys.stdout.write(json.dumps(found))
