@@ -30,6 +30,7 @@ def after_product(
 
     ``bias`` [C] float32 is added to the products. All lie channels last.
     """
+    products = [z.contiguous(memory_format=torch.channels_last) for z in products]
     found: tuple[Tensor, ...] = _AfterProduct.apply(  # type: ignore[no-untyped-call]
         tail, towers, by_tower, bias, *products
     )
