@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.audit import audit
+from alexnet2012.audit import LayerAudit, audit
 from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
+from alexnet2012.choices import Device, Precision
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import ModelConfig
 from alexnet2012.launcher import launch, reuse_memory
-from alexnet2012.mesh import Mesh
+from alexnet2012.mesh import Mesh, single_process
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import TYPES, allow_tf32
 from alexnet2012.schedule import Rates
@@ -293,7 +294,7 @@ def floor_s(batch: int, number_bytes: int, flops: float, copied: float) -> float
     pass: its maps are read, its result is written, and backward the gradient and the maps are read
     and a gradient written. The update reads w, v and g and writes w and v, in float32.
     """
-    layers, flops_of = audit(AlexNet("paper", CLASSES)), layer_flops()
+    layers, flops_of = audited(), layer_flops()
     seconds = 0.0
     for index, layer in enumerate(layers):
         operands = batch * (math.prod(layer.reads) + layer.neurons) + layer.weights
@@ -312,7 +313,11 @@ def layer_flops(width: float = 1.0) -> dict[str, int]:
     """Multiplications and additions of one image's step, by layer: forward, and twice as much
     backward, but for the gradient of the image.
     """
-    layers = audit(AlexNet("paper", CLASSES, model=ModelConfig(width=width)))
-    return {
-        layer.name: 2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in enumerate(layers)
-    }
+    layers = enumerate(audited(width))
+    return {layer.name: 2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in layers}
+
+
+@cache
+def audited(width: float = 1.0) -> list[LayerAudit]:
+    net = AlexNet("paper", CLASSES, model=ModelConfig(width=width), mesh=single_process(Device.cpu))
+    return audit(net)
