@@ -32,7 +32,7 @@ from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import TYPES, allow_tf32
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
-from alexnet2012.steps import WARM_UP, Gradients
+from alexnet2012.steps import WARM_UP, Gradients, trying_algorithms
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
 TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does
@@ -166,7 +166,8 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
     on_gpu = mesh.device.type == "cuda"
     for _, step in nets:
         for _ in range(WARM_UP + 2 if on_gpu else 1):
-            step()
+            with trying_algorithms():  # for the peers of ours, too
+                step()
     copied = copied_bytes(mesh.device)
     found = [Timed([], [], product_flops, copied) for _ in alike]
     for _ in range(steps):

@@ -75,7 +75,9 @@ def keep(question: str, packages: Sequence[str], load_before: float, **found: An
         **found,
         "tables": _shown,
     }
-    on_gpu = f"-gpu-{found['batch']}" if "gpu" in result["machine"] else ""
+    on_gpu = "-gpu" if "gpu" in result["machine"] else ""
+    if on_gpu and "batch" in found:
+        on_gpu += f"-{found['batch']}"
     name = Path(sys.argv[0]).stem + on_gpu
     out = Path(__file__).parent / "results" / f"{name}.json"
     out.parent.mkdir(exist_ok=True)

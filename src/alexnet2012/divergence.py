@@ -66,10 +66,12 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
     layers = model.layers().items()
     hooks = [m.register_forward_hook(watch(i, name)) for i, (name, m) in enumerate(layers)]
     fused, model.fused = model.fused, False  # else layers give products without their biases
-    model(batch.images, batch.rows)
-    model.fused = fused
-    for hook in hooks:
-        hook.remove()
+    try:
+        model(batch.images, batch.rows)
+    finally:
+        model.fused = fused
+        for hook in hooks:
+            hook.remove()
     every = agree(lambda: min(found, default=None), model.mesh)
     firsts = [first for first in every if first is not None]
     if not firsts:

@@ -30,9 +30,8 @@ def after_product(
 
     ``bias`` [C] float32 is added to the products. All lie channels last.
     """
-    products = [z.contiguous(memory_format=torch.channels_last) for z in products]
     found: tuple[Tensor, ...] = _AfterProduct.apply(  # type: ignore[no-untyped-call]
-        tail, towers, by_tower, bias, *products
+        tail, towers, by_tower, bias, *_channels_last(products)
     )
     return found
 
@@ -72,9 +71,11 @@ class _AfterProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         from alexnet2012 import kernels
 
+        _refuse_a_graph()
         tail, towers, bias = ctx.tail, ctx.towers, ctx.bias
-        kept, taken = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
-        grads = tuple(grad.contiguous(memory_format=torch.channels_last) for grad in grads)
+        # Hooks on saved tensors may have laid them otherwise.
+        saved, grads = map(_channels_last, (ctx.saved_tensors, grads))
+        kept, taken = saved[: ctx.kept], saved[ctx.kept :]
         out, sums = _empty(grads[0], ctx.shape, towers, apart=ctx.apart), list[Any]()
         if tail.pool is not None:
             last = tail.norm is None
@@ -92,6 +93,16 @@ class _AfterProduct(torch.autograd.Function):
                     )
                 )
         return None, None, None, None if bias is None else torch.cat(sums), *out
+
+
+def _refuse_a_graph() -> None:
+    if torch.is_grad_enabled():  # create_graph=True
+        remedy = "set net.fused = False, or precision=fp64 where maps are normalised"
+        raise RuntimeError(f"kernels for a GPU have no gradients of gradients; {remedy}")
+
+
+def _channels_last(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous(memory_format=torch.channels_last) for x in maps)
 
 
 def _launches(
@@ -164,6 +175,7 @@ class _HiddenUnits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        _refuse_a_graph()
         (y,) = ctx.saved_tensors
         grad_z: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)
         return grad_z, None, None, None
@@ -173,7 +185,7 @@ def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight in another type. Where it says that it takes gradients of that type, it gets them
     as they are: widened, they would go through memory twice more.
     """
-    if weight.grad_dtype != dtype or weight.dtype == dtype:
+    if weight.dtype == dtype or not weight.is_leaf or weight.grad_dtype != dtype:
         return weight.to(dtype)
     copy: Tensor = _Rounded.apply(weight, dtype)  # type: ignore[no-untyped-call]
     return copy

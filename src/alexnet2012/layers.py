@@ -10,6 +10,7 @@ T towers of the net, t of them in this process.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,17 +91,21 @@ class ColumnParallelConv2d(ColumnParallel):
         )
         self.overhang = config.overhang
 
+    def forward(self, x: Tensor, *others: Tensor, blocks: bool = False, **how: Any) -> Any:
+        """With ``blocks`` x is what :meth:`in_blocks` made of images; the bias is skipped."""
+        if blocks:
+            return F.conv2d(x, weight_in_blocks(rounded(self.weight, x.dtype), self.stride))
+        return super().forward(x, *others, **how)
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         groups = x.shape[1] // weight.shape[1]
-        if groups == self.stride**2 > 1:
-            return F.conv2d(x, weight_in_blocks(weight, self.stride), bias)
         if self.overhang:
             extra = overhang_pixels(x.shape[-1], self.kernel_size, self.stride, self.padding)
             x = F.pad(x, (0, extra, 0, extra))
         return F.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
 
     def in_blocks(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """[N, 3, S, S] → [N, 3·stride², B, B], which the layer reads as well, for a GPU."""
+        """[N, 3, S, S] → [N, 3·stride², B, B], for a GPU."""
         padded = images.shape[-1] + 2 * self.padding
         if self.overhang:
             padded += overhang_pixels(images.shape[-1], self.kernel_size, self.stride, self.padding)

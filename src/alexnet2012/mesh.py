@@ -148,7 +148,10 @@ class Mesh:
 
 def single_process(device: Device = Device.auto) -> Mesh:
     """A mesh of this process alone."""
-    return Mesh(device=_device(device, local_rank=0))
+    place = _device(device, local_rank=0)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    return Mesh(device=place)
 
 
 def init_mesh(

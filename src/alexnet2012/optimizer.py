@@ -52,12 +52,13 @@ class PaperSGD(Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                if fused.possible(weight.device, weight.dtype):
+                velocity = self.velocity(weight)
+                alike = weight.stride() == velocity.stride() == weight.grad.stride()
+                if alike and fused.possible(weight.device, weight.dtype):
                     decay = rate * group["weight_decay"]
-                    velocity = self.velocity(weight)
                     fused.update(weight, velocity, weight.grad, group["momentum"], rate, decay)
                     continue
-                for w, v, g in _blocks(weight, self.velocity(weight), weight.grad):
+                for w, v, g in _blocks(weight, velocity, weight.grad):
                     v.mul_(group["momentum"]).add_(g, alpha=-rate)
                     if group["weight_decay"]:
                         v.add_(w, alpha=-rate * group["weight_decay"])

@@ -33,13 +33,14 @@ def convolved(
     images: Tensor, convolutions: Sequence[Convolution], towers: int, dtype: torch.dtype
 ) -> Tensor:
     """What the last one gives: [N, 3, S, S] → [N, C, H, W]."""
-    first = convolutions[0].layer
-    if first.stride > 1:
-        maps: Maps = (first.in_blocks(images, dtype),)
-    else:
-        maps = (images.to(dtype).contiguous(memory_format=torch.channels_last),)
+    maps: Maps = (images,)
     for layer, product, after, apart in convolutions:
-        maps = (product(*maps),) if len(maps) == 1 else layer(*maps, skip_bias=True)
+        if maps[0] is images and layer.stride > 1:
+            maps = (layer(layer.in_blocks(images, dtype), blocks=True),)
+        elif maps[0] is images:
+            maps = (product(images.to(dtype).contiguous(memory_format=torch.channels_last)),)
+        else:
+            maps = (product(*maps),) if len(maps) == 1 else layer(*maps, skip_bias=True)
         maps = _followed(maps, layer.bias, after, towers, apart=apart)
     return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 

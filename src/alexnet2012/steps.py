@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alexnet2012.gradients import GradientSum
 from alexnet2012.losses import loss_and_errors, split_loss_and_errors
+from alexnet2012.mesh import log
 from alexnet2012.model import AlexNet
 from alexnet2012.sharding import Share
 
@@ -31,7 +32,8 @@ class Found(NamedTuple):
 
 class Gradients:
     """Call it with a batch on every rank: afterwards each parameter's ``grad`` is that of the mean
-    loss over the global batch.
+    loss over the global batch. For :class:`alexnet2012.optimizer.PaperSGD`, which takes gradients
+    of bf16 for weights of float32.
 
     ``gather_logits``: whether every tower gathers them for the loss.
     """
@@ -43,23 +45,33 @@ class Gradients:
         if model.fused and mesh.replicas == 1:  # sums over replicas need more digits
             for layer in model.layers().values():
                 layer.weight.grad_dtype = model.types.activations
-        self._records = mesh.device.type == "cuda" and mesh.world_size == 1
+        self._on_gpu = mesh.device.type == "cuda"
+        self._records = self._on_gpu and mesh.world_size == 1
         self._full, self._steps = 0, 0  # pictures of a whole batch, and how many there were
         self._recorded: _Recorded | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, rows: Share) -> Found:
         """[n, 3, S, S], [n] and which rows of the global batch these are."""
-        if not self._records or rows.size < self._full:  # the last of an epoch may be smaller
+        if not self._on_gpu or rows.size < self._full:  # the last of an epoch may be smaller
             return self._compute(images, labels, rows)
         if rows.size > self._full:
             self._full, self._steps, self._recorded = rows.size, 0, None
         self._steps += 1
         if self._steps <= WARM_UP:
-            with _trying_algorithms():
+            with trying_algorithms():
                 return self._compute(images, labels, rows)
-        if self._recorded is None:
-            self._recorded = _Recorded(self._compute, self._model, images, labels, rows)
+        if self._records and self._recorded is None:
+            self._record(images, labels, rows)
+        if self._recorded is None or not self._recorded.is_of(images, rows):
+            return self._compute(images, labels, rows)
         return self._recorded.replayed(images, labels)
+
+    def _record(self, images: Tensor, labels: Tensor, rows: Share) -> None:
+        try:
+            self._recorded = _Recorded(self._compute, self._model, images, labels, rows)
+        except torch.OutOfMemoryError:  # a graph wants as much again as a step
+            log.warning("no room for a CUDA graph: steps go on one kernel after the other")
+            self._records = False
 
     def _compute(self, images: Tensor, labels: Tensor, rows: Share) -> Found:
         model = self._model
@@ -76,7 +88,7 @@ class Gradients:
 
 
 @contextmanager
-def _trying_algorithms() -> Iterator[None]:
+def trying_algorithms() -> Iterator[None]:
     """cuDNN times its algorithms for shapes that it has not seen, and stays with the fastest.
 
     The one that it would pick unseen takes twice as long for the first convolution of 1,024
@@ -100,12 +112,16 @@ class _Recorded:
         labels: Tensor,
         rows: Share,
     ) -> None:
-        self._images, self._labels = images.clone(), labels.clone()
+        self._images, self._labels, self._rows = images.clone(), labels.clone(), rows
         self._graph = torch.cuda.CUDAGraph()
         # What the threads of DALI ask the driver for meanwhile is no part of it.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._found = work(self._images, self._labels, rows)
         self._grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+
+    def is_of(self, images: Tensor, rows: Share) -> bool:
+        same = images.shape == self._images.shape and images.dtype == self._images.dtype
+        return same and rows == self._rows
 
     def replayed(self, images: Tensor, labels: Tensor) -> Found:
         self._images.copy_(images)

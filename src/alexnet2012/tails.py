@@ -94,7 +94,7 @@ def tails(
         own = not recipe.lrn_across_towers
         if steps[:1] == [Step.lrn] and own and fits(channels, recipe.lrn):
             tail, steps = tail._replace(norm=norm_of(recipe.lrn)), steps[1:]
-        if steps[:1] == [Step.max_pool]:
+        if steps[:1] == [Step.max_pool] and recipe.pool.size**2 <= 128:  # places, in an int8
             tail = tail._replace(pool=Pool(recipe.pool.size, recipe.pool.stride))
             steps = steps[1:]
             if steps[:1] == [Step.activation] and activation is Activation.relu:

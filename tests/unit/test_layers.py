@@ -23,7 +23,7 @@ from alexnet2012.layers import (
     overhang_pixels,
 )
 from alexnet2012.normalisation import local_response_norm, spatial_norm
-from alexnet2012.sharding import share
+from alexnet2012.sharding import Share, share
 
 CPU = torch.device("cpu")
 BOUND = {"rtol": 1e-12, "atol": 1e-12}
@@ -299,3 +299,22 @@ def test_what_is_drawn_is_splitmix64() -> None:
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     got = draws(torch.tensor([1234567]), share(2, 1, 0), share(2, 1, 0)).flatten()
     assert [number % 2**64 >> 33 for number in got.tolist()] == [number >> 33 for number in known]
+
+
+def test_a_strided_convolution_of_as_many_groups_is_no_convolution_of_blocks() -> None:
+    """Four towers in a process at stride 2: 2² channels for each that a kernel reads."""
+    config = ConvConfig(kernels=8, kernel_size=3, stride=2, padding=1)
+    layer = ColumnParallelConv2d(config, Share(0, 8, 8), kernel_channels=3, groups=4)
+    layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 12, 9, 9)
+    want = F.conv2d(x, layer.weight, layer.bias, stride=2, padding=1, groups=4)
+    assert torch.equal(layer(x), want)
+
+
+def test_weights_computed_from_others_are_taken() -> None:
+    layer = ColumnParallelLinear(Share(0, 3, 3), (4,), groups=1)
+    layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
+    twice = {"weight": 2 * layer.weight, "bias": layer.bias}
+    x = torch.ones(2, 4)
+    got = torch.func.functional_call(layer, twice, (x,))
+    assert torch.equal(got, F.linear(x, 2 * layer.weight, layer.bias))

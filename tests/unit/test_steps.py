@@ -24,6 +24,9 @@ class Replayed:
         Replayed.made += 1
         self._work, self._rows, self.times = work, batch[-1], 0
 
+    def is_of(self, images: Tensor, rows: Share) -> bool:
+        return rows == self._rows
+
     def replayed(self, images: Tensor, labels: Tensor) -> Found:
         assert len(images) == self._rows.size
         self.times += 1
@@ -37,7 +40,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> Gradients:
     net = AlexNet("paper", 4, model=ModelConfig(width=0.05, input_size=64))
     found = Gradients(net)
     assert not found._records  # on a CPU
-    found._records = True
+    found._on_gpu = found._records = True
     return found
 
 
