@@ -16,12 +16,12 @@ TILE = {"PARTS": 6, "TOWERS": 2, "T": 128, "CYCLE": 3, "TIMES": 8}
 NORM = {"BETA": 0.75, "HALF": 2}
 POOL = {"HEIGHT": 55, "WIDTH": 55, "HIGH": 27, "WIDE": 27, "SIZE": 3, "STRIDE": 2}
 FLAGS: dict[str, dict[str, Any]] = {
-    "_norm_kernel": {**NORM, "BIAS": True, "RELU": True},
-    "_norm_backward_kernel": {**NORM, "BIAS": True, "RELU": True},
-    "_relu_kernel": {"BIAS": True, "RELU": True},
-    "_relu_backward_kernel": {"BIAS": True, "RELU": True},
-    "_pool_kernel": {**POOL, "BIAS": True, "RELU": True},
-    "_unpool_kernel": {**POOL, "BIAS": False},
+    "norm_kernel": {**NORM, "BIAS": True, "RELU": True},
+    "norm_backward_kernel": {**NORM, "BIAS": True, "RELU": True},
+    "relu_kernel": {"BIAS": True, "RELU": True},
+    "relu_backward_kernel": {"BIAS": True, "RELU": True},
+    "pool_kernel": {**POOL, "BIAS": True, "RELU": True},
+    "unpool_kernel": {**POOL, "BIAS": False},
 }
 
 

@@ -1,4 +1,4 @@
-"""What follows a product on a GPU, as few passes over memory: autograd around the kernels.
+"""What follows a product on a GPU, as few passes over memory: autograd around the launches.
 
 The kernels are imported where they run: Triton comes with torch's CUDA builds only.
 
@@ -41,7 +41,7 @@ class _AfterProduct(torch.autograd.Function):
     def forward(
         ctx: Any, tail: Tail, towers: int, by_tower: bool, bias: Tensor | None, *products: Tensor
     ) -> tuple[Tensor, ...]:
-        from alexnet2012 import kernels
+        from alexnet2012 import launches
 
         images, _, *before = products[0].shape
         channels = sum(x.shape[1] for x in products) // towers
@@ -53,14 +53,14 @@ class _AfterProduct(torch.autograd.Function):
             between = (images, channels, *before)
             x = out if tail.pool is None else _empty(products[0], between, towers, apart=True)
             for z, own_bias, y in _launches(towers, products, bias, x):
-                kernels.activated(z, own_bias, y, tail.norm, relu=tail.relu)
+                launches.activated(z, own_bias, y, tail.norm, relu=tail.relu)
             shift = None  # is added
         if tail.pool is not None:
             like = products[0].new_empty(0, dtype=torch.int8)
             taken = _empty(like, (images, channels, *after), towers, apart=True)
             relu = tail.relu_last or (tail.relu and tail.norm is None)
             for maps, own_bias, y, places in _launches(towers, x, shift, out, taken):
-                kernels.pooled(maps, own_bias, y, places, tail.pool, relu=relu)
+                launches.pooled(maps, own_bias, y, places, tail.pool, relu=relu)
         kept = {"z": products, "y": out, "": ()}[tail.read_backward]
         ctx.save_for_backward(*kept, *taken)
         ctx.tail, ctx.towers, ctx.bias, ctx.kept = tail, towers, bias, len(kept)
@@ -69,7 +69,7 @@ class _AfterProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        from alexnet2012 import kernels
+        from alexnet2012 import launches
 
         _refuse_a_graph()
         tail, towers, bias = ctx.tail, ctx.towers, ctx.bias
@@ -82,13 +82,13 @@ class _AfterProduct(torch.autograd.Function):
             x = out if last else _empty(grads[0], ctx.shape, towers, apart=True)
             for g, places, maps in _launches(towers, grads, taken, x):
                 alone = last and bias is not None
-                sums.append(kernels.pooled_backward(g, places, maps, tail.pool, sums=alone))
+                sums.append(launches.pooled_backward(g, places, maps, tail.pool, sums=alone))
             grads = x
         if tail.norm is not None or tail.pool is None:
             sums.clear()
             for read, own_bias, g, maps in _launches(towers, kept or None, bias, grads, out):
                 sums.append(
-                    kernels.activated_backward(
+                    launches.activated_backward(
                         read, own_bias, g, maps, tail.norm, relu=tail.early_relu
                     )
                 )
@@ -165,11 +165,11 @@ class _HiddenUnits(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
     ) -> Tensor:
-        from alexnet2012 import kernels
+        from alexnet2012 import launches
 
         z = z.contiguous()
         y = torch.empty_like(z)
-        kernels.units(z, y, state, place, threshold)
+        launches.units(z, y, state, place, threshold)
         ctx.save_for_backward(y)
         return y
 
@@ -207,11 +207,11 @@ def in_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: tor
     Pixels of a block of stride × stride become channels: three of them leave most of a matrix unit
     idle. The images get no gradient.
     """
-    from alexnet2012 import kernels
+    from alexnet2012 import launches
 
     shape = (len(images), blocks, blocks, 3 * stride**2)
     x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
-    kernels.blocks(images, x, stride, padding)
+    launches.blocks(images, x, stride, padding)
     return x
 
 
@@ -228,6 +228,6 @@ def update(
     weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
 ) -> None:
     """v ← momentum·v - rate·g - decay·w;  w ← w + v, in one pass. ``grad`` may be bf16."""
-    from alexnet2012 import kernels
+    from alexnet2012 import launches
 
-    kernels.update(weight, velocity, grad, momentum, rate, decay)
+    launches.update(weight, velocity, grad, momentum, rate, decay)

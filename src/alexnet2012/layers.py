@@ -22,6 +22,7 @@ from alexnet2012.config import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.fused import hidden_units, in_blocks, rounded, weight_in_blocks
 from alexnet2012.sharding import Share
 from alexnet2012.streams import GAMMA, MIX, int64
+from alexnet2012.tails import Pool
 
 
 class ColumnParallel(nn.Module, ABC):
@@ -106,10 +107,7 @@ class ColumnParallelConv2d(ColumnParallel):
 
     def in_blocks(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """[N, 3, S, S] → [N, 3·stride², B, B], for a GPU."""
-        padded = images.shape[-1] + 2 * self.padding
-        if self.overhang:
-            padded += overhang_pixels(images.shape[-1], self.kernel_size, self.stride, self.padding)
-        windows = (padded - self.kernel_size) // self.stride + 1
+        windows = pixels_after(self, images.shape[-1])
         blocks = windows - 1 + -(-self.kernel_size // self.stride)
         return in_blocks(images, blocks, self.stride, self.padding, dtype)
 
@@ -134,6 +132,14 @@ def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> i
     return -(size + 2 * padding - kernel_size) % stride
 
 
+def pixels_after(conv: ConvConfig | ColumnParallelConv2d, size: int) -> int:
+    """Windows that a convolution has on a side of so many pixels."""
+    padded = size + 2 * conv.padding
+    if conv.overhang:
+        padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
+    return (padded - conv.kernel_size) // conv.stride + 1
+
+
 def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
     """Pixels a side after each convolution and its pooling.
 
@@ -142,15 +148,9 @@ def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
     """
     sizes, size = {}, input_size
     for name, conv in recipe.convs.items():
-        padded = size + 2 * conv.padding
-        if conv.overhang:
-            padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
-        size = (padded - conv.kernel_size) // conv.stride + 1
+        size = pixels_after(conv, size)
         if {Step.max_pool, Step.average_pool} & set(conv.after):
-            pool, before = recipe.pool, size
-            size = -(-(size - pool.size) // pool.stride) + 1
-            if (size - 1) * pool.stride >= before:  # torch leaves out a window wholly outside
-                size -= 1
+            size = Pool(recipe.pool.size, recipe.pool.stride).side(size)
         if size < 1:
             remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
             raise ConfigError("model.input_size", input_size, remedy)

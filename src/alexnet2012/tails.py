@@ -28,7 +28,7 @@ class Pool(NamedTuple):
     stride: int
 
     def side(self, side: int) -> int:
-        """Pixels after it: windows are counted rounding up, none wholly outside."""
+        """Pixels after it, as torch counts: rounding up, and no window wholly outside."""
         found = -(-(side - self.size) // self.stride) + 1
         return found - ((found - 1) * self.stride >= side)
 

@@ -144,7 +144,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     assert len(found) == 18
     for kernel, made in found.items():
         assert "ld.global.v4.b32" in made["ptx"], kernel  # 16 bytes at a time
-        if kernel.startswith("_norm"):  # nor does one wait for another
+        if kernel.startswith("norm"):  # nor does one wait for another
             assert made["shared"] == 0 and "bar.sync" not in made["ptx"], kernel
 
 
