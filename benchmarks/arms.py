@@ -32,7 +32,7 @@ from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import TYPES, allow_tf32
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
-from alexnet2012.steps import WARM_UP, Gradients, trying_algorithms
+from alexnet2012.steps import WARM_UP, Gradients, fetching, trying_algorithms
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
 TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does
@@ -170,8 +170,10 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
                 step()
     copied = copied_bytes(mesh.device)
     found = [Timed([], [], product_flops, copied) for _ in alike]
+    in_turns = list(zip(nets, found, strict=True))
     for _ in range(steps):
-        for (net, step), one in zip(nets, found, strict=True):
+        in_turns.reverse()  # who comes first has no advantage
+        for (net, step), one in in_turns:
             before = exchanging_s(net)
             one.step_s.append(step_s(step, mesh, TOGETHER if on_gpu else 1))
             one.exchange_s.append(exchanging_s(net) - before)
@@ -244,9 +246,10 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
     gradients = Gradients(net)
 
     def step() -> None:
-        loss, _ = gradients(images, labels, Share(0, batch, batch))
-        float(loss)  # which training looks at before the update
-        optimizer.step()
+        found = gradients(images, labels, Share(0, batch, batch))
+        numbers = fetching(*found)  # as training does
+        optimizer.step(loss=found.loss)
+        numbers()
 
     return net, step
 

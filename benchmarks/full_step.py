@@ -12,10 +12,10 @@ the time that the step's multiplications alone would take at the rate of a squar
 the same processes and precision.
 
 On a GPU a step is the mean of twenty that follow each other, and all arms of a precision take turns
-in one process. Ours are recorded as a CUDA graph, as training records them, and read the loss
-before the update; the others are called one operation after the other. There is a floor, too: the
-time of the step's operations or of its bytes, layer by layer, whichever is more, at the rates of
-that product and of a copy (arms.floor_s).
+in one process. Ours are recorded as a CUDA graph, as training records them, and read the loss; the
+others are called one operation after the other. There is a floor, too: the time of the step's
+operations or of its bytes, layer by layer, whichever is more, at the rates of that product and of a
+copy (arms.floor_s).
 
 Prints images/s, ratios to the plain net and shares of the limit, and writes results/full_step.json.
 """

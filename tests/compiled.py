@@ -22,20 +22,22 @@ FLAGS: dict[str, dict[str, Any]] = {
     "relu_backward_kernel": {"BIAS": True, "RELU": True},
     "pool_kernel": {**POOL, "BIAS": True, "RELU": True},
     "unpool_kernel": {**POOL, "BIAS": False},
+    "update_kernel": {"CHECKED": True, "BLOCK": 2048},
 }
 
 
 def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
     kernel = getattr(kernels, name)
-    known: dict[str, Any] = {**TILE, **FLAGS[name]}
-    types = {"bias": "*fp32", "sums": "*fp32", "taken": "*i8", "scale": "fp32", "k": "fp32"}
-    types |= dict.fromkeys(("z", "y", "x", "grad", "grad_z", "grad_x"), maps)
+    known = {a: v for a, v in {**TILE, **FLAGS[name]}.items() if a in kernel.arg_names}
+    types = dict.fromkeys(("bias", "sums", "w", "v", "loss"), "*fp32") | {"taken": "*i8"}
+    types |= dict.fromkeys(("scale", "k", "momentum", "rate", "decay"), "fp32")
+    types |= dict.fromkeys(("z", "y", "x", "grad", "grad_z", "grad_x", "g"), maps)
     signature = {
         argument: "constexpr" if argument in known else types.get(argument, "i32")
         for argument in kernel.arg_names
     }
     places = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
-    aligned = [a for a, kind in signature.items() if kind.startswith("*") or "_" in a]
+    aligned = [a for a, kind in signature.items() if kind[0] == "*" or "_" in a or a == "count"]
     source = ASTSource(
         kernel,
         signature,

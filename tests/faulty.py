@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,10 +66,10 @@ def train(fault: str, folder: str) -> None:
     net.conv2.register_forward_hook(act)
     gather = model.all_gather_to_sharded
 
-    def skipping(x_shard: Tensor, link: TowerLink, layer: str) -> Tensor:
+    def skipping(x_shard: Tensor, link: TowerLink, layer: str, product: Any, *w: Any) -> Tensor:
         if (fault, mesh.rank, record.step, layer) == ("skips", 1, FAULT_STEP, "fc7"):
-            return torch.cat([x_shard, x_shard], 1)
-        return gather(x_shard, link, layer)
+            return product(torch.cat([x_shard, x_shard], 1), *w)
+        return gather(x_shard, link, layer, product, *w)
 
     model.all_gather_to_sharded = skipping
     with mesh:

@@ -21,12 +21,15 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 from alexnet2012.mesh import Mesh
 from alexnet2012.sharding import Share, largest_share, share
 from alexnet2012.watchdog import Watchdog
 
 Result = TypeVar("Result")
+Product = Callable[..., Tensor]  # of all that a layer reads, and of its weights
 
 
 @dataclass
@@ -119,17 +122,38 @@ def link_of(mesh: Mesh) -> TowerLink:
 
 class _AllGatherToSharded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_shard: Tensor, link: TowerLink, layer: str, direction: str) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_shard: Tensor,
+        link: TowerLink,
+        layer: str,
+        direction: str,
+        product: Product,
+        *weights: Tensor | None,
+    ) -> Tensor:
         ctx.link, ctx.layer = link, layer
         parts = link.all_gather(x_shard.movedim(1, -1), layer, direction).wait()
-        return torch.cat(parts, -1).movedim(-1, 1)  # T times [N, ..., c] → [N, C, ...]
+        x = torch.cat(parts, -1).movedim(-1, 1)  # T times [N, ..., c] → [N, C, ...]
+        training = direction == "forward"
+        with torch.set_grad_enabled(training):  # a graph of its own, gone through in two parts
+            leaves = [None if t is None else t.detach().requires_grad_() for t in (x, *weights)]
+            y = product(*leaves)
+        if training:
+            ctx.leaves, ctx.end = leaves, get_gradient_edge(y)
+        return y.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad_full,) = grads
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.leaves
+        (grad_full,) = torch.autograd.grad([ctx.end], [x], [grad], retain_graph=True)
         parts = grad_full.movedim(1, -1).chunk(ctx.link.towers, -1)
-        grad = ctx.link.reduce_scatter(parts, ctx.layer, "backward").wait()  # [N, ..., c]
-        return grad.movedim(-1, 1), None, None, None
+        returned = ctx.link.reduce_scatter(parts, ctx.layer, "backward")  # [N, ..., c]
+        # It is under way while the others are computed.
+        given = [weight for weight in weights if weight is not None]
+        grads = iter(torch.autograd.grad([ctx.end], given, [grad]) if given else ())
+        of_weights = [None if weight is None else next(grads) for weight in weights]
+        return returned.wait().movedim(-1, 1), None, None, None, None, *of_weights
 
 
 class _AllGatherToReplicated(torch.autograd.Function):
@@ -156,16 +180,23 @@ def gather_rows(x_shard: Tensor, own: Share, link: TowerLink, layer: str, direct
     return gathered[: own.total]  # only the last shares can be short
 
 
-def all_gather_to_sharded(x_shard: Tensor, link: TowerLink, layer: str) -> Tensor:
-    """What a sharded layer reads.
+def all_gather_to_sharded(
+    x_shard: Tensor,
+    link: TowerLink,
+    layer: str,
+    product: Product = lambda x: x,
+    *weights: Tensor | None,
+) -> Tensor:
+    """What a sharded layer makes, by ``product(x, *weights)``, of the x of all towers.
 
-    Forward: [N, c, ...] → [N, C, ...], tower 0's channels first.
-    Backward: [N, C, ...] → [N, c, ...], the sum over towers of the own channels' gradient.
+    Forward: [N, c, ...] → [N, C, ...], tower 0's channels first, and the product of it.
+    Backward: [N, C, ...] → [N, c, ...], the sum over towers of the own channels' gradient; under
+    way while the gradients of ``weights`` are computed.
     """
     if link.towers == 1:
-        return x_shard
+        return product(x_shard, *weights)
     result: Tensor = _AllGatherToSharded.apply(  # type: ignore[no-untyped-call]
-        x_shard, link, layer, _direction()
+        x_shard, link, layer, direction(), product, *weights
     )
     return result
 
@@ -179,66 +210,11 @@ def all_gather_to_replicated(x_shard: Tensor, link: TowerLink, layer: str, total
     if link.towers == 1:
         return x_shard
     result: Tensor = _AllGatherToReplicated.apply(  # type: ignore[no-untyped-call]
-        x_shard, link, layer, total, _direction()
+        x_shard, link, layer, total, direction()
     )
     return result
 
 
-class HiddenGather:
-    """The gather of :func:`all_gather_to_sharded` in two halves, with work to do between them.
-
-    ``begin`` sends the own channels and returns them; ``end`` returns those of each peer. What is
-    computed of the own channels after ``begin`` and of the peers' after ``end`` hides the exchange
-    in both directions: backward runs it the other way round, the peers' products first.
-
-    Forward: [N, c, ...] → [N, c, ...] and T - 1 times [N, c, ...].
-    Backward: the sum over towers of the own channels' gradient.
-    """
-
-    def __init__(self, link: TowerLink, layer: str) -> None:
-        self.link, self.layer, self.direction = link, layer, _direction()
-        self.under_way: UnderWay[Any]
-
-    def begin(self, x_shard: Tensor) -> Tensor:
-        x: Tensor = _Begin.apply(x_shard, self)  # type: ignore[no-untyped-call]
-        return x
-
-    def end(self, x: Tensor) -> dict[int, Tensor]:
-        """By tower; ``x`` is what ``begin`` returned."""
-        others = (tower for tower in range(self.link.towers) if tower != self.link.tower)
-        return dict(zip(others, _End.apply(x, self), strict=True))  # type: ignore[no-untyped-call]
-
-
-class _Begin(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_shard: Tensor, gather: HiddenGather) -> Tensor:
-        ctx.gather = gather
-        x_last = x_shard.movedim(1, -1)
-        gather.under_way = gather.link.all_gather(x_last, gather.layer, gather.direction)
-        return x_shard.view_as(x_shard)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        of_peers = ctx.gather.under_way.wait().movedim(-1, 1)  # by their products
-        return grads[0] + of_peers, None
-
-
-class _End(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gather: HiddenGather) -> tuple[Tensor, ...]:
-        ctx.gather = gather
-        gathered, tower = gather.under_way.wait(), gather.link.tower
-        return tuple(x.movedim(-1, 1) for x in (*gathered[:tower], *gathered[tower + 1 :]))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        gather, tower = ctx.gather, ctx.gather.link.tower
-        nothing = grads[0].new_zeros(())  # the own product's gradient stays here
-        of_peers = [grad.movedim(1, -1) for grad in grads]
-        parts = [*of_peers[:tower], nothing, *of_peers[tower:]]
-        gather.under_way = gather.link.reduce_scatter(parts, gather.layer, "backward")
-        return None, None
-
-
-def _direction() -> str:
+def direction() -> str:
+    """Of an exchange on the way forward, as :class:`Traffic` counts it."""
     return "forward" if torch.is_grad_enabled() else "inference"

@@ -21,11 +21,11 @@ class DivergedError(RunError):
     """The loss is no longer a number."""
 
 
-def loss_of_replicas(loss: Tensor, mesh: Mesh) -> float:
+def loss_of_replicas(loss: Tensor, mesh: Mesh) -> Tensor:
     """The sum over all replicas; the towers of one have the same loss. Collective."""
     loss = loss.clone()
     mesh.sum_over_replicas([loss], "loss")
-    return float(loss)
+    return loss
 
 
 def diverged(

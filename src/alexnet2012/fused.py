@@ -225,9 +225,18 @@ def weight_in_blocks(weight: Tensor, stride: int) -> Tensor:
 
 
 def update(
-    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
+    weight: Tensor,
+    velocity: Tensor,
+    grad: Tensor,
+    momentum: float,
+    rate: float,
+    decay: float,
+    loss: Tensor | None,
 ) -> None:
-    """v ← momentum·v - rate·g - decay·w;  w ← w + v, in one pass. ``grad`` may be bf16."""
+    """v ← momentum·v - rate·g - decay·w;  w ← w + v, in one pass. ``grad`` may be bf16.
+
+    Nothing is changed where there is a ``loss`` that is not finite.
+    """
     from alexnet2012 import launches
 
-    launches.update(weight, velocity, grad, momentum, rate, decay)
+    launches.update(weight, velocity, grad, momentum, rate, decay, loss)

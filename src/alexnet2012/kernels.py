@@ -365,8 +365,13 @@ def units_kernel(
 
 
 @triton.jit
-def update_kernel(w, v, g, count, momentum, rate, decay, BLOCK: tl.constexpr):
+def update_kernel(
+    w, v, g, loss, count, momentum, rate, decay,
+    CHECKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if CHECKED:
+        count = tl.where(tl.abs(tl.load(loss)) < float("inf"), count, 0)  # which no NaN is
     here = at < count
     weight = tl.load(w + at, here)
     speed = (

@@ -109,13 +109,22 @@ def units(z: Tensor, y: Tensor, state: Tensor, place: tuple[int, int, int], thre
 
 
 def update(
-    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
+    weight: Tensor,
+    velocity: Tensor,
+    grad: Tensor,
+    momentum: float,
+    rate: float,
+    decay: float,
+    loss: Tensor | None,
 ) -> None:
-    """v ← momentum·v - rate·g - decay·w;  w ← w + v. All float32 and of the same layout."""
-    count = weight.numel()
+    """v ← momentum·v - rate·g - decay·w;  w ← w + v, unless there is a ``loss`` and it is not
+    finite. All of the same layout, and float32 but for g.
+    """
+    count, checked = weight.numel(), loss is not None
     kernels.update_kernel[(triton.cdiv(count, BLOCK),)](
-        weight, velocity, grad, count, momentum, rate, decay, BLOCK=BLOCK
-    )
+        weight, velocity, grad, loss if checked else weight, count, momentum, rate, decay,
+        CHECKED=checked, BLOCK=BLOCK,
+    )  # fmt: skip
 
 
 def _or(bias: Tensor | None, maps: Maps) -> Tensor:

@@ -10,6 +10,7 @@ T towers of the net, t of them in this process.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012.choices import Step
-from alexnet2012.collectives import HiddenGather
 from alexnet2012.config import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.fused import hidden_units, in_blocks, rounded, weight_in_blocks
 from alexnet2012.sharding import Share
@@ -49,14 +49,14 @@ class ColumnParallel(nn.Module, ABC):
         self,
         x: Tensor,
         *others: Tensor,
-        hidden: HiddenGather | None = None,
+        of_all: Callable[..., Tensor] | None = None,
         skip_bias: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """``x`` is all that the layer reads; with ``hidden`` the own tower's part of it.
+        """``x`` is all that the layer reads; or the own tower's part, and ``of_all`` makes of it
+        and of a product with its weights that of all.
 
-        The product with what the own tower has is then made while the rest is under way. With
-        ``others`` x is what the first tower here reads, and each tower has a product of its own.
-        With ``skip_bias`` what follows adds it.
+        With ``others`` x is what the first tower here reads, and each tower has a product of its
+        own. With ``skip_bias`` what follows adds it.
         """
         weight = rounded(self.weight, x.dtype)
         bias = None if skip_bias else self.bias.to(x.dtype)
@@ -65,14 +65,9 @@ class ColumnParallel(nn.Module, ABC):
             towers = (x, *others)
             by_tower = weight.chunk(len(towers))
             return tuple(self.product(x, w, None) for x, w in zip(towers, by_tower, strict=True))
-        if hidden is None:
+        if of_all is None:
             return self.product(x, weight, bias)
-        by_tower = weight.split(x.shape[1], dim=1)
-        x = hidden.begin(x)
-        y = self.product(x, by_tower[hidden.link.tower], bias)
-        for tower, there in hidden.end(x).items():
-            y = y + self.product(there, by_tower[tower], None)
-        return y
+        return of_all(x, self.product, weight, bias)
 
     @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

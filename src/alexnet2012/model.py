@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,13 @@ from alexnet2012 import fused
 from alexnet2012.checks import check_recipe, load_recipe, scaled
 from alexnet2012.choices import Activation, Precision, Step
 from alexnet2012.collectives import (
-    HiddenGather,
     all_gather_to_replicated,
     all_gather_to_sharded,
     gather_rows,
     link_of,
 )
 from alexnet2012.config import ConfigError, ConvConfig, ModelConfig, RecipeConfig
+from alexnet2012.hiding import gather_hidden
 from alexnet2012.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
@@ -267,10 +268,13 @@ class AlexNet(nn.Module):
         assert isinstance(layer, ColumnParallel)
         if not both or self.link.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # it has all
             y: Tensor = layer(x, skip_bias=skip_bias)
-        elif self.hide_exchanges:  # hooks see x alone
-            y = layer(x, hidden=HiddenGather(self.link, name), skip_bias=skip_bias)
-        else:
-            y = layer(all_gather_to_sharded(x, self.link, name), skip_bias=skip_bias)
+        else:  # hooks see the own tower's part
+            gather = gather_hidden if self.hide_exchanges else all_gather_to_sharded
+
+            def of_all(x: Tensor, *product: Any) -> Tensor:
+                return gather(x, self.link, name, *product)
+
+            y = layer(x, of_all=of_all, skip_bias=skip_bias)
         return y
 
     def _build(self, seed: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,27 +44,33 @@ class PaperSGD(Optimizer):
             group["lr"] = rates.of(group["layer"], bias=group["bias"])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, loss: Tensor | None = None
+    ) -> None:
+        """One update; where a ``loss`` (one number) is given, none unless it is finite.
+
+        The kernels for a GPU look at it themselves: all is handed over before it is known.
+        """
         assert closure is None
-        # The largest first: on a GPU it is still under way while the others are handed over.
-        for group in sorted(self.param_groups, key=lambda g: -g["params"][0].numel()):
-            rate = group["lr"]
+
+        @cache
+        def refused() -> bool:  # waits for a GPU
+            return loss is not None and not math.isfinite(loss)
+
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
             if rate == 0:  # frozen: the 2012 code does not let the old momentum run on either
                 continue
+            decay = rate * group["weight_decay"]
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 velocity = self.velocity(weight)
                 alike = weight.stride() == velocity.stride() == weight.grad.stride()
                 if alike and fused.possible(weight.device, weight.dtype):
-                    decay = rate * group["weight_decay"]
-                    fused.update(weight, velocity, weight.grad, group["momentum"], rate, decay)
-                    continue
-                for w, v, g in _blocks(weight, velocity, weight.grad):
-                    v.mul_(group["momentum"]).add_(g, alpha=-rate)
-                    if group["weight_decay"]:
-                        v.add_(w, alpha=-rate * group["weight_decay"])
-                    w.add_(v)
+                    fused.update(weight, velocity, weight.grad, momentum, rate, decay, loss)
+                elif not refused():
+                    _update(weight, velocity, weight.grad, momentum, rate, decay)
 
     def velocity(self, weight: Tensor) -> Tensor:
         """The momentum of one parameter, of its own shape; zero before the first step."""
@@ -71,6 +79,16 @@ class PaperSGD(Optimizer):
             state["velocity"] = torch.zeros_like(weight)
         velocity: Tensor = state["velocity"]
         return velocity
+
+
+def _update(
+    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
+) -> None:
+    for w, v, g in _blocks(weight, velocity, grad):
+        v.mul_(momentum).add_(g, alpha=-rate)
+        if decay:
+            v.add_(w, alpha=-decay)
+        w.add_(v)
 
 
 def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

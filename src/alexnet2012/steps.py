@@ -87,6 +87,25 @@ class Gradients:
         return Found(loss.detach(), errors)
 
 
+def fetching(*numbers: Tensor) -> Callable[[], list[float]]:
+    """Numbers of a device, on their way from now on; a call of what is returned waits for them.
+
+    A GPU may be given its next work meanwhile: that is not waited for.
+    """
+    there = torch.stack([number.double() for number in numbers])
+    if not there.is_cuda:
+        return there.tolist
+    here = there.to("cpu", non_blocking=True)  # to pinned memory
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def fetched() -> list[float]:
+        arrived.synchronize()
+        return here.tolist()
+
+    return fetched
+
+
 @contextmanager
 def trying_algorithms() -> Iterator[None]:
     """cuDNN times its algorithms for shapes that it has not seen, and stays with the fastest.

@@ -33,7 +33,7 @@ from alexnet2012.saver import Saver
 from alexnet2012.saves import Progress, plain
 from alexnet2012.schedule import Rates, rates
 from alexnet2012.snapshot import Snapshot
-from alexnet2012.steps import Gradients
+from alexnet2012.steps import Gradients, fetching
 from alexnet2012.sums import Sums, Throughput
 from alexnet2012.watching import Watch
 
@@ -191,19 +191,19 @@ class Trainer:
         self.throughput.lap()
 
     def _step(self, batch: Batch, now: Rates) -> None:
-        loss, errors = self._gradients(batch.images, batch.labels, batch.rows)
-        # Before the weights take part of it, and found out by all ranks at the same step.
-        total = loss_of_replicas(loss, self.mesh)
+        found = self._gradients(batch.images, batch.labels, batch.rows)
+        of_all = loss_of_replicas(found.loss, self.mesh)  # who diverges is found out by all ranks
+        numbers = fetching(of_all, *found)
+        self.optimizer.step(loss=of_all)
+        total, loss, errors = numbers()
         if not math.isfinite(total):
             with suppress(RunError):
                 self._saver.wait()
             step = self.progress.step + 1
             raise diverged(self.model, batch, self.run_dir, step, total, now.weight)
-        found = float(loss), float(errors)  # on CUDA what follows is only handed over
-        self.optimizer.step()
         self.progress.step += 1
         for sums in (self.sums, self.epoch_sums):
-            sums.add(*found, batch.rows.size)
+            sums.add(loss, errors, batch.rows.size)
 
     def _check_batch(self, batch: Batch) -> None:
         remedy = "all towers must read the same store with the same seed and library versions"

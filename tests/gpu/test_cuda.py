@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -24,7 +25,7 @@ from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import allow_tf32
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
-from alexnet2012.steps import Gradients
+from alexnet2012.steps import Gradients, fetching
 
 pytestmark = [
     pytest.mark.gpu,
@@ -136,9 +137,15 @@ def trained(
     for count in sizes:
         images = 60 * torch.randn(count, 3, 64, 64, generator=draw)
         labels = torch.randint(10, (count,), generator=draw)
-        loss, _ = gradients(images.cuda(), labels.cuda(), Share(0, count, count))
-        assert torch.isfinite(loss)
-        optimizer.step()
+        found = gradients(images.cuda(), labels.cuda(), Share(0, count, count))
+        numbers = fetching(*found)
+        optimizer.step(loss=found.loss)
+        loss, errors = numbers()
+        assert loss == float(found.loss) and errors == float(found.errors)
+        assert math.isfinite(loss)
+    before = [weight.clone() for weight in net.parameters()]
+    optimizer.step(loss=torch.full_like(found.loss, math.nan))
+    assert all(map(torch.equal, before, net.parameters()))
     return {name: w.double().cpu() for name, w in net.full_state_dict().items()}
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012 import AlexNet, collectives, init_mesh
+from alexnet2012 import AlexNet, collectives, hiding, init_mesh
 from alexnet2012.choices import Device, Precision
 from alexnet2012.config import ModelConfig
 from alexnet2012.gradients import GradientSum
@@ -182,7 +182,7 @@ def train_without_the_gradient_of_the_peers_products() -> dict[str, Any]:
         ctx.gather.under_way.wait()
         return grad, None
 
-    with patch.object(collectives._Begin, "backward", staticmethod(own_alone)):
+    with patch.object(hiding._Begin, "backward", staticmethod(own_alone)):
         return train_with_hidden_exchanges("paper")
 
 
@@ -202,11 +202,13 @@ def test_the_sixth_convolution_exchanges_like_the_third() -> None:
 
 def train_with_own_slice_backward() -> dict[str, Any]:
     """The conjugate of a replicated gather where a sharded one belongs: gradients lose the peer."""
+    reduce_scatter = collectives.TowerLink.reduce_scatter
 
-    def own_slice(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad.chunk(2, 1)[ctx.link.tower].contiguous(), None, None, None
+    def own_slice(self: Any, parts: Any, layer: str, direction: str) -> Any:
+        kept = [part * (tower == self.tower) for tower, part in enumerate(parts)]
+        return reduce_scatter(self, kept, layer, direction)
 
-    with patch.object(collectives._AllGatherToSharded, "backward", staticmethod(own_slice)):
+    with patch.object(collectives.TowerLink, "reduce_scatter", own_slice):
         return train_ten_steps("paper")
 
 
@@ -235,10 +237,10 @@ def train_with_swapped_towers() -> dict[str, Any]:
 def train_without_an_exchange() -> dict[str, Any]:
     """conv3 reads its own tower twice."""
 
-    def own_twice(x: Tensor, link: Any, layer: str) -> Tensor:
+    def own_twice(x: Tensor, link: Any, layer: str, product: Any, *weights: Any) -> Tensor:
         if layer == "conv3":
-            return torch.cat([x, x], 1)
-        return collectives.all_gather_to_sharded(x, link, layer)
+            return product(torch.cat([x, x], 1), *weights)
+        return collectives.all_gather_to_sharded(x, link, layer, product, *weights)
 
     with patch("alexnet2012.model.all_gather_to_sharded", own_twice):
         return train_ten_steps("paper")

@@ -23,8 +23,11 @@ class Wire(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[tuple[str, int]] = []
+        self.gradients: list[tuple[int, bool, bool, bool]] = []  # events before, of x, weight, bias
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution_backward" in str(op):
+            self.gradients.append((len(self.events), *args[-1]))
         if op.namespace == "c10d":
             sizes = [a.numel() for a in args if isinstance(a, Tensor)]
             name = op.__name__.split(".")[0]
@@ -43,7 +46,8 @@ def step_on_the_wire(recipe: str, hide_exchanges: bool = False) -> dict[str, Any
         loss = F.cross_entropy(model(50 * images), torch.tensor([1, 2]))
         wire.events.append(("backward", 0))
         loss.backward()
-    return {"events": wire.events, "counted": dict(model.link.traffic.sent_bytes)}
+    traffic = dict(model.link.traffic.sent_bytes)
+    return {"events": wire.events, "gradients": wire.gradients, "counted": traffic}
 
 
 def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
@@ -56,16 +60,16 @@ def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
         assert rank["events"][: names.index("backward")] == [
             ("conv1", 0),
             ("conv2", 0),
-            (gather, crossed["conv3"]),
             ("conv3", 0),
+            (gather, crossed["conv3"]),
             ("conv4", 0),
             ("conv5", 0),
-            (gather, crossed["fc6"]),
             ("fc6", 0),
-            (gather, crossed["fc7"]),
+            (gather, crossed["fc6"]),
             ("fc7", 0),
-            (gather, crossed["fc8"]),
+            (gather, crossed["fc7"]),
             ("fc8", 0),
+            (gather, crossed["fc8"]),
             (gather, crossed["logits"]),
         ]
         # Backward the peer's share of each gradient returns; the logits' is an own slice.
@@ -73,16 +77,26 @@ def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
         assert returned == [crossed[layer] for layer in ("fc8", "fc7", "fc6", "conv3")]
 
 
-def test_hidden_exchanges_send_the_same_and_begin_within_their_layers() -> None:
+def test_what_the_peer_waits_for_is_sent_before_the_gradients_of_weights_are_computed() -> None:
+    for rank in run_ranks(2, step_on_the_wire, "paper"):
+        last = len(rank["events"])  # conv3's gradient returns
+        assert rank["gradients"] == [
+            (last - 1, True, True, True),  # conv5, conv4
+            (last - 1, True, True, True),
+            (last - 1, True, False, False),
+            (last, False, True, True),
+            (last, True, True, True),
+            (last, False, True, True),  # conv1: nobody needs the image's
+        ]
+
+
+def test_hidden_exchanges_send_the_same_between_two_products() -> None:
     (plain, hidden) = (run_ranks(2, step_on_the_wire, "paper", hide)[0] for hide in (False, True))
-    assert sorted(floats for _, floats in plain["events"] if floats) == sorted(
-        floats for _, floats in hidden["events"] if floats
-    )
+    assert hidden["events"] == plain["events"]
     assert hidden["counted"] == plain["counted"]
-    entered = [name for name, floats in hidden["events"] if not floats]
-    assert entered == [name for name, floats in plain["events"] if not floats]
-    conv3 = hidden["events"].index(("conv3", 0))
-    assert hidden["events"][conv3 + 1][1] == IMAGES * PER_TOWER["conv3"]  # begun within the layer
+    last = len(hidden["events"])
+    of_conv3 = [before for before, *_ in hidden["gradients"][2:4]]
+    assert of_conv3 == [last - 1, last]
 
 
 def test_counted_bytes_are_those_on_the_wire() -> None:

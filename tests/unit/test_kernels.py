@@ -7,6 +7,7 @@ number; bf16 results are rounded to eight bits besides. What these tests tell ap
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
         [sys.executable, str(program)], env=environment, capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
-    assert len(found) == 18
+    assert len(found) == 21
     for kernel, made in found.items():
         assert "ld.global.v4.b32" in made["ptx"], kernel  # 16 bytes at a time
         if kernel.startswith("norm"):  # nor does one wait for another
@@ -207,12 +208,25 @@ def test_dropout_in_one_pass_drops_the_same_units() -> None:
     assert torch.equal(plain_dropout.state, in_one.state)
 
 
-def test_an_update_in_one_pass_is_the_same() -> None:
+@pytest.mark.parametrize("loss", [None, 6.9, -0.0])
+def test_an_update_in_one_pass_is_the_same(loss: float | None) -> None:
     weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
     want_v = 0.9 * velocity - 0.01 * grad - 5e-6 * weight
     want_w = weight + want_v
-    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6)
+    checked = None if loss is None else torch.tensor(loss)
+    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
     torch.testing.assert_close((weight, velocity), (want_w, want_v), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_an_update_by_a_loss_that_is_no_number_changes_nothing(
+    loss: float, dtype: torch.dtype
+) -> None:
+    weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
+    before = weight.clone(), velocity.clone()
+    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, torch.tensor(loss, dtype=dtype))
+    assert torch.equal(weight, before[0]) and torch.equal(velocity, before[1])
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")

@@ -143,6 +143,19 @@ def test_a_layer_frozen_in_motion_stays_where_it_is() -> None:
     assert not torch.equal(after["fc8.weight"], before["fc8.weight"])
 
 
+@pytest.mark.parametrize("loss", [2.3, float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_updates_nothing(loss: float) -> None:
+    net = small_net()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer = PaperSGD(net, OptimizerConfig(**PAPER))
+    optimizer.set_rates(Rates(0.1, 0.1))
+    for name, grad in gradients(net, 0).items():
+        net.get_parameter(name).grad = grad
+    optimizer.step(loss=torch.tensor(loss))
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == (set(before) if loss == 2.3 else set())
+
+
 def test_parameters_without_a_gradient_stay() -> None:
     net = small_net()
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
