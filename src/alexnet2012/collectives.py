@@ -133,27 +133,37 @@ class _AllGatherToSharded(torch.autograd.Function):
     ) -> Tensor:
         ctx.link, ctx.layer = link, layer
         parts = link.all_gather(x_shard.movedim(1, -1), layer, direction).wait()
-        x = torch.cat(parts, -1).movedim(-1, 1)  # T times [N, ..., c] → [N, C, ...]
-        training = direction == "forward"
-        with torch.set_grad_enabled(training):  # a graph of its own, gone through in two parts
-            leaves = [None if t is None else t.detach().requires_grad_() for t in (x, *weights)]
-            y = product(*leaves)
-        if training:
-            ctx.leaves, ctx.end = leaves, get_gradient_edge(y)
+        whole = torch.cat(parts, -1).movedim(-1, 1)  # T times [N, ..., c] → [N, C, ...]
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
+        leaves = [
+            None if t is None else t.detach().requires_grad_(need)
+            for t, need in zip((whole, *weights), needed, strict=True)
+        ]
+        with torch.set_grad_enabled(direction == "forward"):
+            y = product(*leaves)  # has a graph of its own, for backward to go through in two parts
+        if y.requires_grad:
+            ctx.save_for_backward(leaves[0])
+            ctx.weights, ctx.end = leaves[1:], get_gradient_edge(y)
         return y.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.leaves
-        (grad_full,) = torch.autograd.grad([ctx.end], [x], [grad], retain_graph=True)
-        parts = grad_full.movedim(1, -1).chunk(ctx.link.towers, -1)
-        returned = ctx.link.reduce_scatter(parts, ctx.layer, "backward")  # [N, ..., c]
-        # It is under way while the others are computed.
-        given = [weight for weight in weights if weight is not None]
-        grads = iter(torch.autograd.grad([ctx.end], given, [grad]) if given else ())
-        of_weights = [None if weight is None else next(grads) for weight in weights]
-        return returned.wait().movedim(-1, 1), None, None, None, None, *of_weights
+        retain = torch._C._autograd._get_current_graph_task_keep_graph()  # as the caller asked
+        (whole,), weights, end = ctx.saved_tensors, ctx.weights, ctx.end
+        if not retain:
+            del ctx.weights, ctx.end  # which hold what was gathered
+        returned = None
+        if whole.requires_grad:
+            (of_whole,) = torch.autograd.grad([end], [whole], [grad], retain_graph=True)
+            parts = of_whole.movedim(1, -1).chunk(ctx.link.towers, -1)
+            returned = ctx.link.reduce_scatter(parts, ctx.layer, "backward")  # [N, ..., c]
+        # While that is under way:
+        asked = [w for w in weights if w is not None and w.requires_grad]
+        found = torch.autograd.grad([end], asked, [grad], retain_graph=retain) if asked else ()
+        by_weight = dict(zip(map(id, asked), found, strict=True))
+        own = None if returned is None else returned.wait().movedim(-1, 1)
+        return own, None, None, None, None, *(by_weight.get(id(w)) for w in weights)
 
 
 class _AllGatherToReplicated(torch.autograd.Function):
@@ -216,5 +226,5 @@ def all_gather_to_replicated(x_shard: Tensor, link: TowerLink, layer: str, total
 
 
 def direction() -> str:
-    """Of an exchange on the way forward, as :class:`Traffic` counts it."""
+    """Of an exchange on the way forward, as it is counted."""
     return "forward" if torch.is_grad_enabled() else "inference"

@@ -247,7 +247,8 @@ class DataConfig:
     eval_batch_size: int = ranged(64, low=1)
     feed: Feed = Feed.split
     decoder: Decoder = Decoder.auto
-    decode_threads: int = ranged(2, low=1)
+    # Of each process; null: 2 beside a CPU's training, and a GPU's share of the cores.
+    decode_threads: int | None = ranged(None, low=1)
     limit: int | None = ranged(None, low=1)  # first pictures of each class only
     first_classes: int | None = ranged(None, low=1)  # of the store only; null: all
     check_every_steps: int = ranged(
@@ -344,7 +345,7 @@ class EvaluateConfig:
     out: str | None = None  # a JSON file for the result
     batch_size: int = ranged(64, low=1)
     device: Device = Device.auto
-    decode_threads: int = ranged(2, low=1)
+    decode_threads: int | None = ranged(None, low=1)  # null: as in training
 
 
 @dataclass

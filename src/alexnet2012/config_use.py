@@ -23,7 +23,7 @@ class PredictConfig:
     sheet: str | None = None  # an HTML file of the pictures with their guesses
     batch_size: int = ranged(64, low=1)  # views at once
     device: Device = Device.auto
-    decode_threads: int = ranged(2, low=1)
+    decode_threads: int | None = ranged(None, low=1)  # null: one for each core
 
 
 @dataclass
@@ -46,7 +46,7 @@ class FeaturesConfig:
     out: str = MISSING  # a .npy file; the names of the pictures go beside it
     batch_size: int = ranged(64, low=1)
     device: Device = Device.auto
-    decode_threads: int = ranged(2, low=1)
+    decode_threads: int | None = ranged(None, low=1)  # null: one for each core
 
 
 @dataclass
@@ -60,7 +60,7 @@ class NearestConfig:
     json: bool = False
     batch_size: int = ranged(64, low=1)
     device: Device = Device.auto
-    decode_threads: int = ranged(2, low=1)
+    decode_threads: int | None = ranged(None, low=1)  # null: one for each core
 
 
 @dataclass

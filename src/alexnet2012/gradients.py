@@ -12,7 +12,7 @@ from alexnet2012.mesh import Mesh
 
 
 class GradientSum:
-    """Sends each gradient as soon as backward has it, in backward's order: fc8's first.
+    """Sends each gradient as soon as autograd hands it out, in backward's order: fc8's first.
 
     Every rank has the same graph, and so the same order.
     """

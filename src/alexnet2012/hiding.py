@@ -18,7 +18,7 @@ def gather_hidden(
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """As :func:`~alexnet2012.collectives.all_gather_to_sharded`, behind the product's own parts.
+    """As ``all_gather_to_sharded``, behind the product's own parts.
 
     The own channels are multiplied while those of the peers are under way; backward runs it the
     other way round, the peers' products first.
@@ -33,7 +33,7 @@ def gather_hidden(
 
 
 class HiddenGather:
-    """The gather of :func:`all_gather_to_sharded` in two halves, with work to do between them.
+    """The gather in two halves, with work to do between them.
 
     ``begin`` sends the own channels and returns them; ``end`` returns those of each peer. What is
     computed of the own channels after ``begin`` and of the peers' after ``end`` hides the exchange

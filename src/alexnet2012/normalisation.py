@@ -7,7 +7,7 @@ Pieces to work on are [M, t, c] where a window holds maps, [n, C, H, W] where it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,34 +15,25 @@ from torch import Tensor
 
 from alexnet2012 import fused
 from alexnet2012.config import NormConfig
-from alexnet2012.tails import Tail, fits, norm_of
+from alexnet2012.tails import Norm, Tail, fits, norm_of
 
 BLOCK = 2**18  # numbers of a map that are worked on at a time on a CPU: they stay in its cache
 
 
-class _Formula(NamedTuple):
-    """d = k + s·W(x²), W the sum over a window of neighbouring maps, or pixels of a map."""
-
-    size: int
-    scale: float
-    beta: float
-    k: float
-
-
 class _ResponseNorm(torch.autograd.Function):
-    """y = x·d^-β.
+    """y = x·d^-β, d = k + s·W(x²), W the sum over a window of maps, or of pixels of a map.
 
     Backward: gx = g·d^-β - 2·s·β·x·W(g·x·d^(-β-1)); W is its own transpose. Only x is kept: to
     compute d again costs less than to read it from memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, formula: _Formula, towers: int | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: Norm, towers: int | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.formula, ctx.towers = formula, towers
+        ctx.norm, ctx.towers = norm, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
         for x_piece, y_piece in _blocks(towers, x, y):
-            y_piece.copy_(_normalised(x_piece, formula))
+            y_piece.copy_(_normalised(x_piece, norm))
         return y
 
     @staticmethod
@@ -51,27 +42,27 @@ class _ResponseNorm(torch.autograd.Function):
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
         for x_piece, grad_piece, out_piece in _blocks(ctx.towers, x, grad, grad_x):
-            out_piece.copy_(_gradient(x_piece, grad_piece, ctx.formula))
+            out_piece.copy_(_gradient(x_piece, grad_piece, ctx.norm))
         return grad_x, None, None
 
 
-def _normalised(x: Tensor, formula: _Formula) -> Tensor:
+def _normalised(x: Tensor, norm: Norm) -> Tensor:
     x = _wide(x)
-    return _to_minus(_denominator(x, formula), formula.beta).mul_(x)
+    return _to_minus(_denominator(x, norm), norm.beta).mul_(x)
 
 
-def _gradient(x: Tensor, grad: Tensor, formula: _Formula) -> Tensor:
+def _gradient(x: Tensor, grad: Tensor, norm: Norm) -> Tensor:
     """The gradient of the result → that of x."""
     x, grad = _wide(x), _wide(grad)
-    denominator = _denominator(x, formula)
-    direct = _to_minus(denominator, formula.beta).mul_(grad)
-    crossed = _window_sum((direct * x).div_(denominator), formula.size)
-    return direct.addcmul_(x, crossed, value=-2 * formula.scale * formula.beta)
+    denominator = _denominator(x, norm)
+    direct = _to_minus(denominator, norm.beta).mul_(grad)
+    crossed = _window_sum((direct * x).div_(denominator), norm.size)
+    return direct.addcmul_(x, crossed, value=-2 * norm.scale * norm.beta)
 
 
-def _denominator(x: Tensor, formula: _Formula) -> Tensor:
-    sums = _window_sum(x * x, formula.size)
-    return torch.add(torch.full_like(sums[:1, :1, :1], formula.k), sums, alpha=formula.scale)
+def _denominator(x: Tensor, norm: Norm) -> Tensor:
+    sums = _window_sum(x * x, norm.size)
+    return torch.add(torch.full_like(sums[:1, :1, :1], norm.k), sums, alpha=norm.scale)
 
 
 def _to_minus(x: Tensor, exponent: float) -> Tensor:
@@ -116,17 +107,15 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor
         x = x.contiguous(memory_format=torch.channels_last)
         tail = Tail(norm=norm_of(norm))
         return fused.after_product([x], None, tail, towers_here, by_tower=False)[0]
-    return _response_norm(x, norm, norm.size, towers_here)
+    return _response_norm(x, norm_of(norm), towers_here)
 
 
 def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
     """Over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W]. Source: 2012 code."""
-    return _response_norm(x, norm, norm.size**2, None)
+    return _response_norm(x, norm_of(norm, norm.size**2), None)
 
 
-def _response_norm(x: Tensor, norm: NormConfig, window: int, towers: int | None) -> Tensor:
-    scale = norm.alpha / window if norm.divide_by_window else norm.alpha
-    formula = _Formula(norm.size, scale, norm.beta, norm.k)
+def _response_norm(x: Tensor, norm: Norm, towers: int | None) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
-    y: Tensor = _ResponseNorm.apply(x, formula, towers)  # type: ignore[no-untyped-call]
+    y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]
     return y

@@ -93,10 +93,13 @@ def find_pictures(images: Any) -> list[str]:
 
 
 def decoded(
-    names: Sequence[str], sizes: Sequence[int], batch_size: int, threads: int
+    names: Sequence[str], sizes: Sequence[int], batch_size: int, threads: int | None
 ) -> Iterator[Decoded]:
-    """Batches of the pictures, each at every size P of ``sizes``, as a store would keep it."""
-    with ThreadPoolExecutor(threads) as pool:
+    """Batches of the pictures, each at every size P of ``sizes``, as a store would keep it.
+
+    ``threads``: None for one a core.
+    """
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(names), batch_size):
             part = names[start : start + batch_size]
             outcomes = list(pool.map(partial(_decode, sizes=sizes), part))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,6 +132,7 @@ class _Recorded:
         rows: Share,
     ) -> None:
         self._images, self._labels, self._rows = images.clone(), labels.clone(), rows
+        self._model, self._way = model, _way(model)
         self._graph = torch.cuda.CUDAGraph()
         # What the threads of DALI ask the driver for meanwhile is no part of it.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
@@ -140,7 +141,7 @@ class _Recorded:
 
     def is_of(self, images: Tensor, rows: Share) -> bool:
         same = images.shape == self._images.shape and images.dtype == self._images.dtype
-        return same and rows == self._rows
+        return same and rows == self._rows and _way(self._model) == self._way
 
     def replayed(self, images: Tensor, labels: Tensor) -> Found:
         self._images.copy_(images)
@@ -149,3 +150,8 @@ class _Recorded:
         for parameter, grad in self._grads:  # a smaller batch left its own there
             parameter.grad = grad
         return self._found
+
+
+def _way(model: AlexNet) -> tuple[Any, ...]:
+    """What of a net decides which work a step is."""
+    return model.training, model.fused, *(p.requires_grad for p in model.parameters())

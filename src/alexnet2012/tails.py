@@ -15,7 +15,10 @@ HALO = 4  # channels on each side of a part, twice as many as half a window
 
 
 class Norm(NamedTuple):
-    """d = k + scale · (sum of squares over ``size`` neighbouring maps); y = x · d^-beta."""
+    """d = k + scale · (sum of squares over a window); y = x · d^-beta.
+
+    The window: ``size`` neighbouring maps, or a square of so many pixels a side.
+    """
 
     size: int
     scale: float
@@ -107,8 +110,9 @@ def tails(
     return found if adds_bias else [Tail(), *found]
 
 
-def norm_of(config: NormConfig) -> Norm:
-    scale = config.alpha / config.size if config.divide_by_window else config.alpha
+def norm_of(config: NormConfig, window: int | None = None) -> Norm:
+    """Of a window of so many numbers; None: of ``size`` maps."""
+    scale = config.alpha / (window or config.size) if config.divide_by_window else config.alpha
     return Norm(config.size, scale, config.beta, config.k)
 
 

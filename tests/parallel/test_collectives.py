@@ -8,6 +8,7 @@ all losses where they differ (sharded use), and of *one* of them where they are 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,32 @@ def test_either_gather_has_wrong_gradients_in_the_others_place() -> None:
             assert worst(result) > 1e-2
         doubled = rank[1]
         assert np.allclose(doubled["analytic"], 2 * doubled["numeric"], atol=BOUND)
+
+
+def retained() -> dict[str, Any]:
+    """Backward twice through one forward, then once more; what lives on of the gathered x."""
+    way, gathered = link(), list[Any]()
+    x = columns(full_input(3, 8), way.towers, way.tower).requires_grad_()
+    weight = full_input(5, 8).requires_grad_()
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        gathered.append(weakref.ref(x))
+        return x @ weight.T
+
+    y = all_gather_to_sharded(x, way, "fc6", product, weight)
+    y.square().sum().backward(retain_graph=True)
+    once = x.grad.clone(), weight.grad.clone()
+    lived = gathered[0]() is not None
+    y.square().sum().backward()
+    twice = torch.equal(x.grad, 2 * once[0]) and torch.equal(weight.grad, 2 * once[1])
+    with pytest.raises(RuntimeError, match="second time"):
+        y.square().sum().backward()
+    return {"twice": twice, "lived": lived, "lives": gathered[0]() is not None}
+
+
+def test_a_retained_graph_is_gone_through_again_and_another_leaves_nothing() -> None:
+    for rank in run_ranks(2, retained):
+        assert rank == {"twice": True, "lived": True, "lives": False}
 
 
 def edge_cases() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The kernels for a GPU, interpreted on a CPU, against plain torch in float64.
+"""The kernels for a GPU, interpreted where there is none, against plain torch in float64.
 
 Bound: sums of up to 25 products, roots and quotients in float32 keep six digits of the largest
 number; bf16 results are rounded to eight bits besides. What these tests tell apart is larger.
@@ -22,15 +22,21 @@ from torch import Tensor
 
 from alexnet2012 import AlexNet, fused
 from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Step
+from alexnet2012.choices import Precision, Step
 from alexnet2012.config import ConvConfig, ModelConfig
 from alexnet2012.layers import ColumnParallelConv2d, Dropout
 from alexnet2012.optimizer import PaperSGD
+from alexnet2012.precision import allow_tf32
 from alexnet2012.schedule import Rates
 from alexnet2012.sharding import Share
 from alexnet2012.tails import Norm, Pool, Tail, tails
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs them themselves")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _float32() -> None:
+    allow_tf32(Precision.fp32)
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
-    return 30 * torch.randn(shape, generator=draw, dtype=torch.float64)
+    return (30 * torch.randn(shape, generator=draw, dtype=torch.float64)).to(DEVICE)
 
 
 def plain(z: Tensor, bias: Tensor | None, tail: Tail, towers: int) -> Tensor:
@@ -126,7 +132,7 @@ def close(got: Tensor, want: Tensor | None, dtype: torch.dtype) -> None:
 
 
 def test_what_is_no_number_stays_none() -> None:
-    z = torch.ones(1, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    z = torch.ones(1, 8, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
     z[0, 2, 2, 2] = torch.nan
     for tail in (Tail(relu=True), Tail(relu=True, pool=Pool(3, 2)), Tail(norm=Norm(3, 1, 0.75, 1))):
         (y,) = fused.after_product([z], None, tail, 1, by_tower=False)
@@ -181,6 +187,7 @@ def test_recipes_fall_into_passes() -> None:
 def test_a_convolution_of_blocks_is_that_of_pixels(side: int, config: ConvConfig) -> None:
     layer = ColumnParallelConv2d(config, Share(0, 4, 4), kernel_channels=3, groups=1)
     layer.draw(0.01, 0.5, torch.Generator().manual_seed(0))
+    layer.to(DEVICE)
     images = numbers(2, 3, side, side).float()
     for laid in (images, images.contiguous(memory_format=torch.channels_last)):
         got = layer(layer.in_blocks(laid, torch.float32), blocks=True)
@@ -198,7 +205,7 @@ def test_a_convolution_of_blocks_is_that_of_pixels(side: int, config: ConvConfig
 def test_dropout_in_one_pass_drops_the_same_units() -> None:
     z, rows = numbers(6, 40).float().requires_grad_(), Share(3, 9, 12)
     plain_dropout, in_one = (
-        Dropout(0.5, Share(40, 80, 80), seed=7, device=torch.device("cpu")) for _ in range(2)
+        Dropout(0.5, Share(40, 80, 80), seed=7, device=DEVICE) for _ in range(2)
     )
     for _ in range(2):  # the stream goes on
         want, got = plain_dropout(F.relu(z), rows), in_one.of_relu(z, rows)
@@ -213,7 +220,7 @@ def test_an_update_in_one_pass_is_the_same(loss: float | None) -> None:
     weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
     want_v = 0.9 * velocity - 0.01 * grad - 5e-6 * weight
     want_w = weight + want_v
-    checked = None if loss is None else torch.tensor(loss)
+    checked = None if loss is None else torch.tensor(loss, device=DEVICE)
     fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
     torch.testing.assert_close((weight, velocity), (want_w, want_v), rtol=1e-6, atol=1e-6)
 
@@ -225,14 +232,15 @@ def test_an_update_by_a_loss_that_is_no_number_changes_nothing(
 ) -> None:
     weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
     before = weight.clone(), velocity.clone()
-    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, torch.tensor(loss, dtype=dtype))
+    no_number = torch.tensor(loss, dtype=dtype, device=DEVICE)
+    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, no_number)
     assert torch.equal(weight, before[0]) and torch.equal(velocity, before[1])
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
 def test_a_step_of_the_net_is_that_in_float64(recipe: str) -> None:
-    images, labels = numbers(1, 3, 64, 64) * 2, torch.tensor([3])
+    images, labels = numbers(1, 3, 64, 64) * 2, torch.tensor([3], device=DEVICE)
 
     def stepped(precision: str) -> dict[str, Tensor]:
         model = ModelConfig(width=0.5, input_size=64)

@@ -38,7 +38,7 @@ class Place:
     replica: int = 0
     replicas: int = 1
     device: torch.device = CPU
-    threads: int = 2
+    threads: int | None = None  # that decode; None: see below
     decoder: Decoder = Decoder.auto
     link: TowerLink | None = None
 
@@ -46,6 +46,13 @@ class Place:
         if self.decoder is Decoder.gpu and self.device.type != "cuda":
             remedy = f"the pictures go to the {self.device.type}; use auto or cpu"
             raise ConfigError("data.decoder", "gpu", remedy)
+
+    @property
+    def decode_threads(self) -> int:
+        """A training on a CPU needs the cores itself; one on a GPU leaves them to this."""
+        if self.threads is not None:
+            return self.threads
+        return max(2, torch.get_num_threads()) if self.device.type == "cuda" else 2
 
     def parts(self, count: int, batch_size: int) -> list[tuple[slice, Share]]:
         """Of ``count`` pictures the replica's part of each step, as :func:`order.replica_parts`."""
@@ -82,7 +89,7 @@ class Input:
         then: Callable[[str, Source], Sequence[Any]] | None = None,  # None: windows as they are
     ) -> None:
         self._link = place.link if place.link and place.link.towers > 1 else None
-        where = place.device, place.threads
+        where = place.device, place.decode_threads
         largest = largest_share(batch_size, place.replicas)
         if self._link is None:
             self._alone = Reader(alone, split, largest, *where)
