@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import reference
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 
 from alexnet2012 import AlexNet, init_mesh
@@ -105,17 +107,27 @@ def test_steps_by_kernels_and_as_graphs_are_those_in_float64(recipe: str) -> Non
         assert error < 1e-4, (name, float(error))
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
 @pytest.mark.parametrize("hide_exchanges", [False, True])
-def test_two_towers_that_share_a_gpu_train_as_one_process(hide_exchanges: bool) -> None:
-    """By gloo, which goes by way of the host; NCCL wants a GPU for each."""
+def test_two_towers_train_as_one_process(hide_exchanges: bool, gpus: int, tmp_path: Path) -> None:
+    """On a GPU that they share by gloo, which goes by way of the host; NCCL wants one for each."""
+    if torch.cuda.device_count() < gpus:
+        pytest.skip("needs two GPUs")
     want = trained("paper", [8] * 3, "fp64", fused=False)
-    for rank in run_ranks(2, trained_tower, hide_exchanges):
+    nccl = (tmp_path / "nccl").as_uri() if gpus == 2 else None
+    for rank in run_ranks(2, trained_tower, hide_exchanges, nccl):
         for name, weight in want.items():
             assert np.abs(rank[name] - weight.numpy()).max() <= 1e-4 * weight.abs().max(), name
 
 
-def trained_tower(hide_exchanges: bool) -> dict[str, np.ndarray]:
-    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+def trained_tower(hide_exchanges: bool, nccl: str | None) -> dict[str, np.ndarray]:
+    if nccl is None:
+        os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    else:
+        rank = dist.get_rank()
+        dist.destroy_process_group()
+        torch.cuda.set_device(rank)
+        dist.init_process_group("nccl", init_method=nccl, rank=rank, world_size=2)
     mesh = init_mesh(2)
     found = trained("paper", [8] * 3, "fp32", mesh=mesh, hide_exchanges=hide_exchanges)
     return {name: weight.numpy() for name, weight in found.items()}
