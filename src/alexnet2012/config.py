@@ -247,7 +247,7 @@ class DataConfig:
     eval_batch_size: int = ranged(64, low=1)
     feed: Feed = Feed.split
     decoder: Decoder = Decoder.auto
-    # Of each process; null: 2 beside a CPU's training, and a GPU's share of the cores.
+    # Of each process; null: 2, and where training is on a GPU as many as the process has cores.
     decode_threads: int | None = ranged(None, low=1)
     limit: int | None = ranged(None, low=1)  # first pictures of each class only
     first_classes: int | None = ranged(None, low=1)  # of the store only; null: all
