@@ -19,8 +19,8 @@ INTRODUCTION = """# Benchmarks
 
 Written by `python benchmarks/page.py` from `benchmarks/results/`, where each run of a benchmark
 leaves its figures; `make bench` runs them all. Figures of a shared machine drift: what counts are
-the ratios to a peer that took turns in the same run, and their range over the rounds. Each section names the
-GPU that it ran on, or says that there was none.
+the ratios to a peer that took turns in the same run, and their range over the rounds. Each section
+names the GPU that it ran on, or says that there was none.
 `python benchmarks/compare.py BEFORE.json AFTER.json` tells whether one has become slower.
 """
 
