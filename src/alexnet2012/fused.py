@@ -222,21 +222,3 @@ def weight_in_blocks(weight: Tensor, stride: int) -> Tensor:
     by_block: Tensor = F.pad(weight, (0, extra, 0, extra)).unflatten(3, (side, stride))
     by_block = by_block.unflatten(2, (side, stride)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
     return by_block.contiguous(memory_format=torch.channels_last)
-
-
-def update(
-    weight: Tensor,
-    velocity: Tensor,
-    grad: Tensor,
-    momentum: float,
-    rate: float,
-    decay: float,
-    loss: Tensor | None,
-) -> None:
-    """v ← momentum·v - rate·g - decay·w;  w ← w + v, in one pass. ``grad`` may be bf16.
-
-    Nothing is changed where there is a ``loss`` that is not finite.
-    """
-    from alexnet2012 import launches
-
-    launches.update(weight, velocity, grad, momentum, rate, decay, loss)

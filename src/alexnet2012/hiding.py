@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alexnet2012.collectives import Product, TowerLink, UnderWay, direction
+from alexnet2012.collectives import Product, TowerLink, direction
 
 
 def gather_hidden(
@@ -24,42 +25,33 @@ def gather_hidden(
     other way round, the peers' products first.
     """
     by_tower = weight.split(x_shard.shape[1], dim=1)
-    gather = HiddenGather(link, layer)
-    x = gather.begin(x_shard)
+    gather = _Gather(link, layer, direction())
+    x: Tensor = _Begin.apply(x_shard, gather)  # type: ignore[no-untyped-call]
     y = product(x, by_tower[link.tower], bias)
-    for tower, there in gather.end(x).items():
-        y = y + product(there, by_tower[tower], None)
+    others = [w for tower, w in enumerate(by_tower) if tower != link.tower]
+    from_peers = _End.apply(x, gather)  # type: ignore[no-untyped-call]
+    for there, of_peer in zip(from_peers, others, strict=True):
+        y = y + product(there, of_peer, None)
     return y
 
 
-class HiddenGather:
-    """The gather in two halves, with work to do between them.
-
-    ``begin`` sends the own channels and returns them; ``end`` returns those of each peer. What is
-    computed of the own channels after ``begin`` and of the peers' after ``end`` hides the exchange
-    in both directions: backward runs it the other way round, the peers' products first.
+@dataclass
+class _Gather:
+    """One exchange, which one function begins and the other ends, and backward the other way round.
 
     Forward: [N, c, ...] → [N, c, ...] and T - 1 times [N, c, ...].
     Backward: the sum over towers of the own channels' gradient.
     """
 
-    def __init__(self, link: TowerLink, layer: str) -> None:
-        self.link, self.layer, self.direction = link, layer, direction()
-        self.under_way: UnderWay[Any]
-
-    def begin(self, x_shard: Tensor) -> Tensor:
-        x: Tensor = _Begin.apply(x_shard, self)  # type: ignore[no-untyped-call]
-        return x
-
-    def end(self, x: Tensor) -> dict[int, Tensor]:
-        """By tower; ``x`` is what ``begin`` returned."""
-        others = (tower for tower in range(self.link.towers) if tower != self.link.tower)
-        return dict(zip(others, _End.apply(x, self), strict=True))  # type: ignore[no-untyped-call]
+    link: TowerLink
+    layer: str
+    direction: str
+    under_way: Any = None  # an UnderWay
 
 
 class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_shard: Tensor, gather: HiddenGather) -> Tensor:
+    def forward(ctx: Any, x_shard: Tensor, gather: _Gather) -> Tensor:
         ctx.gather = gather
         x_last = x_shard.movedim(1, -1)
         gather.under_way = gather.link.all_gather(x_last, gather.layer, gather.direction)
@@ -73,7 +65,7 @@ class _Begin(torch.autograd.Function):
 
 class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gather: HiddenGather) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, gather: _Gather) -> tuple[Tensor, ...]:
         ctx.gather = gather
         gathered, tower = gather.under_way.wait(), gather.link.tower
         return tuple(x.movedim(-1, 1) for x in (*gathered[:tower], *gathered[tower + 1 :]))

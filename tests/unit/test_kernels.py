@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alexnet2012 import AlexNet, fused
+from alexnet2012 import AlexNet, fused, launches
 from alexnet2012.checks import load_recipe
 from alexnet2012.choices import Precision, Step
 from alexnet2012.config import ConvConfig, ModelConfig
@@ -221,7 +221,7 @@ def test_an_update_in_one_pass_is_the_same(loss: float | None) -> None:
     want_v = 0.9 * velocity - 0.01 * grad - 5e-6 * weight
     want_w = weight + want_v
     checked = None if loss is None else torch.tensor(loss, device=DEVICE)
-    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
+    launches.update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
     torch.testing.assert_close((weight, velocity), (want_w, want_v), rtol=1e-6, atol=1e-6)
 
 
@@ -233,7 +233,7 @@ def test_an_update_by_a_loss_that_is_no_number_changes_nothing(
     weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
     before = weight.clone(), velocity.clone()
     no_number = torch.tensor(loss, dtype=dtype, device=DEVICE)
-    fused.update(weight, velocity, grad, 0.9, 0.01, 5e-6, no_number)
+    launches.update(weight, velocity, grad, 0.9, 0.01, 5e-6, no_number)
     assert torch.equal(weight, before[0]) and torch.equal(velocity, before[1])
 
 
