@@ -2,9 +2,10 @@
 
     python benchmarks/plan.py [steps=3] [rounds=3]
 
-The plan's own short measurement and the step of benchmarks/full_step.py on two gloo processes take
-turns, since a shared machine drifts. Larger batches than the plan times are scaled from those that
-it does. Prints images/s, predicted and measured, with their ratio, and writes results/plan.json.
+The plan's own short measurement and the step of benchmarks/full_step.py take turns, since a shared
+machine drifts: on two gloo processes in float32; where there is a GPU, on that alone and in bf16.
+Larger batches than the plan times are scaled from those that it does. Prints images/s, predicted
+and measured, with their ratio, and writes results/plan.json.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import os
 import statistics
 
+import torch
 from arms import CLASSES, OURS, Arm, time_together
 from record import given, keep, show
 
 from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device
+from alexnet2012.choices import Precision
 from alexnet2012.config import MeshConfig, PlanConfig
 from alexnet2012.plan import plan
 
-ARM = Arm(OURS, 2, "fp32")
-BATCHES = (16, 64, 128)
+ON_GPU = torch.cuda.is_available()
+ARM = Arm(OURS, 1, "bf16") if ON_GPU else Arm(OURS, 2, "fp32")
+BATCHES = (128, 512, 1024, 2048) if ON_GPU else (16, 64, 128)
 LIMITS = (0.8, 1.2)
 
 
@@ -30,7 +33,8 @@ def predicted(batch: int) -> float:
         gpus=ARM.processes,
         batch=batch,
         classes=CLASSES,
-        mesh=MeshConfig(device=Device.cpu),
+        precision=Precision(ARM.precision),
+        mesh=MeshConfig(towers=ARM.processes),
         recipe=load_recipe("paper"),
     )
     rate: float = plan(config)["images_per_s"]
@@ -71,7 +75,7 @@ def main() -> None:
         "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
         "limits": "{limits[0]:.1f} - {limits[1]:.1f}",
     }
-    title = f"plan against a full-size step on two processes, float32, median of {words.rounds}"
+    title = f"plan against a full-size step of {ARM.name}, median of {words.rounds}"
     show(title, columns, rows)
     question = "the plan's images/s against those of a full-size step here"
     keep(question, ["torch"], load_before, **vars(words), rows=rows)

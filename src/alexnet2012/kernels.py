@@ -298,52 +298,78 @@ def unpool_kernel(
     PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
     CYCLE: tl.constexpr,
 ):  # fmt: skip
+    """A thread takes a square of STRIDE × STRIDE pixels: all of them are in the same windows."""
+    DOWN: tl.constexpr = (HEIGHT + STRIDE - 1) // STRIDE
+    ACROSS: tl.constexpr = (WIDTH + STRIDE - 1) // STRIDE
+    REACH: tl.constexpr = (SIZE + STRIDE - 1) // STRIDE
     first = _first(TIMES, T, CYCLE)
     tower, part = (first % (TOWERS * PARTS) // PARTS).to(tl.int64), first % PARTS
     taken_here = taken + tower * taken_tower + part * 8
     grad_here = grad + tower * grad_tower + part * 8
-    written = _place(first, grad_x, grad_x_row, grad_x_tower, PARTS, TOWERS)
+    written = grad_x + tower * grad_x_tower + part * 8
     total = tl.zeros((T, 8), tl.float32)
     for turn in range(TIMES):
         here = first + turn * (T * CYCLE) < count
-        rows = turn * (T * CYCLE // (TOWERS * PARTS))
-        row = first // (TOWERS * PARTS) + rows
-        column, line, image = row % WIDTH, row // WIDTH % HEIGHT, row // (WIDTH * HEIGHT)
-        g = tl.zeros((T, 8), tl.float32)
-        # Each pixel looks into the windows that hold it for those that took it.
-        for a in tl.static_range((SIZE + STRIDE - 1) // STRIDE):
-            for b in tl.static_range((SIZE + STRIDE - 1) // STRIDE):
-                up, left = line // STRIDE - a, column // STRIDE - b
-                i, j = line - up * STRIDE, column - left * STRIDE
-                holds = here & (up >= 0) & (up < HIGH) & (i < SIZE)
-                holds &= (left >= 0) & (left < WIDE) & (j < SIZE)
+        square = first // (TOWERS * PARTS) + turn * (T * CYCLE // (TOWERS * PARTS))
+        across, down, image = square % ACROSS, square // ACROSS % DOWN, square // (ACROSS * DOWN)
+        places, grads = (), ()
+        for a in tl.static_range(REACH):
+            for b in tl.static_range(REACH):
+                up, left = down - a, across - b
+                holds = here & (up >= 0) & (up < HIGH) & (left >= 0) & (left < WIDE)
                 window = ((image * HIGH + up) * WIDE + left).to(tl.int64)
                 address = (taken_here + window * (PARTS * 8))[:, None] + tl.arange(0, 8)[None, :]
-                place = tl.load(address, holds[:, None], -1)
-                took = place.to(tl.int32) == (i * SIZE + j)[:, None]
-                g += tl.where(took, _load(grad_here + window * grad_row, holds, 8), 0.0)
-        if BIAS:
-            total += g
-        _store(written + rows * grad_x_row, here, g, 8)
+                places = places + (tl.load(address, holds[:, None], -1).to(tl.int32),)
+                grads = grads + (_load(grad_here + window * grad_row, holds, 8),)
+        for p in tl.static_range(STRIDE):
+            for q in tl.static_range(STRIDE):
+                g = tl.zeros((T, 8), tl.float32)
+                for a in tl.static_range(REACH):
+                    for b in tl.static_range(REACH):
+                        i, j = p + a * STRIDE, q + b * STRIDE
+                        if i < SIZE and j < SIZE:
+                            took = places[a * REACH + b] == i * SIZE + j
+                            g += tl.where(took, grads[a * REACH + b], 0.0)
+                if BIAS:
+                    total += g
+                line, column = down * STRIDE + p, across * STRIDE + q
+                row = ((image * HEIGHT + line) * WIDTH + column).to(tl.int64)
+                inside = here & (line < HEIGHT) & (column < WIDTH)
+                _store(written + row * grad_x_row, inside, g, 8)
     if BIAS:
         own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
         _store(own_sums, first >= 0, total, 8)
 
 
 @triton.jit
-def blocks_kernel(
-    images, y, rows, side, high, of_image, of_channel, of_line, of_column,
-    STRIDE: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+def sums_kernel(
+    x, y, rows, columns, turns, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channel = tl.arange(0, CHANNELS)
+    """Of some columns, each program of a column of programs adds up a share of the rows."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for turn in range(turns):
+        row = (tl.program_id(0) + turn * tl.num_programs(0)) * ROWS + tl.arange(0, ROWS)
+        here = (row < rows)[:, None] & (column < columns)[None, :]
+        total += tl.load(x + row.to(tl.int64)[:, None] * columns + column[None, :], here, 0.0)
+    tl.store(y + tl.program_id(0) * columns + column, tl.sum(total, 0), column < columns)
+
+
+@triton.jit
+def blocks_kernel(
+    images, y, side, high, of_image, of_channel, of_line, of_column,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """A program makes a line of blocks."""
+    image, first_line = tl.program_id(0) // high, tl.program_id(0) % high * STRIDE - PADDING
+    block, channel = tl.arange(0, BLOCKS), tl.arange(0, CHANNELS)
     colour, across, down = channel % 3, channel // 3 % STRIDE, channel // (3 * STRIDE)
-    line = (row // high % high * STRIDE - PADDING)[:, None] + down[None, :]
-    column = (row % high * STRIDE - PADDING)[:, None] + across[None, :]
-    here = (row[:, None] < rows) & (channel[None, :] < 3 * STRIDE * STRIDE)
-    inside = here & (line >= 0) & (line < side) & (column >= 0) & (column < side)
-    at = (row // (high * high))[:, None] * of_image + colour[None, :] * of_channel
-    x = tl.load(images + at + line * of_line + column * of_column, inside, 0.0).to(tl.float32)
+    line, column = first_line + down, (block * STRIDE - PADDING)[:, None] + across[None, :]
+    here = (block < high)[:, None] & (channel < 3 * STRIDE * STRIDE)[None, :]
+    inside = here & ((line >= 0) & (line < side))[None, :] & (column >= 0) & (column < side)
+    at = (colour * of_channel + line * of_line)[None, :] + column * of_column
+    x = tl.load(images + image.to(tl.int64) * of_image + at, inside, 0.0).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64) * high + block
     at = y + row[:, None] * (3 * STRIDE * STRIDE) + channel[None, :]
     tl.store(at, x.to(y.dtype.element_ty), here)
 

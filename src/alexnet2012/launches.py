@@ -18,6 +18,7 @@ from alexnet2012.tails import PART, Maps, Norm, Pool
 
 THREADS = 128
 BLOCK = 2048  # numbers at a time where there are no rows
+ROWS, COLUMNS, PROGRAMS = 64, 32, 528  # of sums; programs are four a multiprocessor of an H100
 
 
 def activated(z: Maps, bias: Tensor | None, y: Maps, norm: Norm | None, *, relu: bool) -> None:
@@ -39,7 +40,7 @@ def activated_backward(
     Without ``norm`` the gradient passes where ``z``, or y, is positive; and everywhere without
     ``relu``, when z is not read.
     """
-    grid, tile = _tile(grad_z, _turns(grad_z))
+    grid, tile = _tile(grad_z, _turns(grad_z.parts))
     tile |= {"BIAS": bias is not None, "RELU": relu}
     sums, read = _empty_sums(grid, grad_z), grad_z if z is None else z
     results = grad.tensor, grad_z.tensor, sums, grad_z.parts
@@ -51,7 +52,7 @@ def activated_backward(
         kernels.norm_backward_kernel[grid](
             read.tensor, _or(bias, read), *results, *strides, *numbers, **_formula(norm), **tile
         )
-    return None if bias is None else sums.sum(0)
+    return None if bias is None else summed(sums)
 
 
 def pooled(x: Maps, bias: Tensor | None, y: Maps, taken: Maps, pool: Pool, *, relu: bool) -> None:
@@ -70,15 +71,32 @@ def pooled_backward(
     grad: Maps, taken: Maps, grad_x: Maps, pool: Pool, *, sums: bool
 ) -> Tensor | None:
     """From y's gradient to x's, and with ``sums`` to that of a bias."""
-    grid, tile = _tile(grad_x, _turns(grad_x))
+    images, _, *sides = grad_x.shape
+    squares = images * math.prod(-(-side // pool.stride) for side in sides)
+    parts = squares * grad_x.towers * (grad_x.channels // PART)
+    grid, tile = _tile(grad_x, _turns(parts), parts)
     tile |= {"BIAS": sums}
     found = _empty_sums(grid, grad_x)
-    tensors = grad.tensor, taken.tensor, grad_x.tensor, found, grad_x.parts
+    tensors = grad.tensor, taken.tensor, grad_x.tensor, found, parts
     strides = *grad.strides, taken.tower, *grad_x.strides
     kernels.unpool_kernel[grid](
         *tensors, *strides, **_sides(grad_x, grad), **_windows(pool), **tile
     )
-    return found.sum(0) if sums else None
+    return summed(found) if sums else None
+
+
+def summed(x: Tensor) -> Tensor:
+    """[n, c] → [c], of float32, where there are many more rows than columns."""
+    columns = x.shape[1]
+    across = triton.cdiv(columns, COLUMNS)
+    for programs in (triton.cdiv(PROGRAMS, across), 1):  # shares of the rows, then of the shares
+        rows = len(x)
+        down = min(programs, triton.cdiv(rows, ROWS))
+        y = x.new_empty(down, columns)
+        turns = triton.cdiv(rows, down * ROWS)
+        kernels.sums_kernel[(down, across)](x, y, rows, columns, turns, ROWS=ROWS, COLUMNS=COLUMNS)
+        x = y
+    return x[0]
 
 
 def blocks(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
@@ -87,12 +105,10 @@ def blocks(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
     The first block begins ``padding`` pixels outside; what lies outside is 0. Within a block
     channels count row by row, and red, green, blue of each pixel.
     """
-    rows, channels = y.numel() // y.shape[1], y.shape[1]
-    padded = triton.next_power_of_2(channels)
-    at_a_time = max(1, 4096 // padded)
-    kernels.blocks_kernel[(triton.cdiv(rows, at_a_time),)](
-        images, y, rows, images.shape[-1], y.shape[-1], *images.stride(),
-        STRIDE=stride, PADDING=padding, ROWS=at_a_time, CHANNELS=padded,
+    count, channels, _, side = y.shape
+    kernels.blocks_kernel[(count * side,)](
+        images, y, images.shape[-1], side, *images.stride(), STRIDE=stride, PADDING=padding,
+        BLOCKS=triton.next_power_of_2(side), CHANNELS=triton.next_power_of_2(channels),
     )  # fmt: skip
 
 
@@ -132,18 +148,19 @@ def _or(bias: Tensor | None, maps: Maps) -> Tensor:
     return maps.tensor if bias is None else bias
 
 
-def _tile(maps: Maps, times: int) -> tuple[tuple[int], dict[str, Any]]:
+def _tile(maps: Maps, times: int, count: int | None = None) -> tuple[tuple[int], dict[str, Any]]:
+    """For ``count`` parts; None: for all of them."""
     parts = maps.channels // PART
     in_a_row = parts * maps.towers
     cycle = in_a_row // math.gcd(in_a_row, THREADS)
-    grid = (triton.cdiv(maps.parts, THREADS * cycle * times) * cycle,)
+    grid = (triton.cdiv(count or maps.parts, THREADS * cycle * times) * cycle,)
     sizes = {"PARTS": parts, "TOWERS": maps.towers, "TIMES": times, "T": THREADS, "CYCLE": cycle}
     return grid, sizes
 
 
-def _turns(maps: Maps) -> int:
+def _turns(parts: int) -> int:
     """As many as leave the GPU enough programs; the more, the fewer sums go through memory."""
-    enough = max(2, maps.parts // (THREADS * 2048))
+    enough = max(2, parts // (THREADS * 2048))
     return min(16, 1 << (enough.bit_length() - 1))
 
 

@@ -2,7 +2,8 @@
 
 The layers are timed within the steps, in as many processes at once as the plan has on a machine:
 on a CPU these share its arithmetic units and its memory. Seconds in exchanges are left out; the
-link is timed by itself.
+link is timed by itself. On a GPU the clock is the GPU's, which has each step before it begins: it
+waits for nothing, as in the graph that a training step is there.
 """
 
 from __future__ import annotations
@@ -13,29 +14,33 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012.collectives import TowerLink
 from alexnet2012.config import PlanConfig
 from alexnet2012.costs import Layout, Link, Work
 from alexnet2012.launcher import launch, reuse_memory
+from alexnet2012.losses import loss_and_errors
 from alexnet2012.mesh import Mesh, init_mesh, single_process
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.precision import allow_tf32
 from alexnet2012.schedule import Rates
+from alexnet2012.steps import take_gradients_as_they_are, trying_algorithms
 
-ROWS, STEPS = 64, 3  # pictures at most, and how often
+ROWS, GPU_ROWS, STEPS = 64, 1024, 3  # pictures at most, and how often
+PAUSE_CYCLES = 2 * 10**8  # of a GPU, about 0.1 s: longer than it takes to hand a step over
 SMALL_BYTES, LARGE_BYTES, MESSAGES = 2**12, 2**22, 10  # what times a link
 UPDATE = "update"
 Seconds = dict[tuple[str, str], float]  # by layer and direction
+Reading = float | torch.cuda.Event  # of a clock
 
 
 class Measured(NamedTuple):
@@ -51,7 +56,9 @@ def measure(config: PlanConfig, layout: Layout) -> Measured:
     Raises:
         RunError, ConfigError: as a training run would.
     """
-    rows, processes = min(ROWS, layout.rows), processes_here(config)
+    on_gpu = single_process(config.mesh.device).device.type == "cuda"
+    rows = min(GPU_ROWS if on_gpu else ROWS, layout.rows)
+    processes = processes_here(config)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         answer = Path(folder, "seconds.json")
         launch(worker, processes, config, rows, answer)
@@ -113,22 +120,24 @@ def time_steps(
     )
     optimizer = PaperSGD(net, config.recipe.optimizer)
     optimizer.set_rates(Rates(1e-9, 1e-9))
+    take_gradients_as_they_are(net)
     draw, side = torch.Generator().manual_seed(0), config.model.input_size
     images = 50 * torch.randn(rows, 3, side, side, generator=draw)
-    images = images.to(mesh.device)
+    images = images.to(mesh.device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(rows, dtype=torch.long, device=mesh.device)
     laps = (clock or Laps)(net)
     for step in range(1 + STEPS):
         if step == 1:  # the first one is not counted: memory is fetched, kernels are made
             laps.seconds.clear()
         laps.begin()
-        loss = F.cross_entropy(net(images), labels)
-        laps.end_forward()
-        optimizer.zero_grad()
-        loss.backward()
+        with trying_algorithms():
+            loss, _ = loss_and_errors(net(images), labels)
+            laps.end_forward()
+            optimizer.zero_grad()
+            (loss / rows).backward()
         laps.end_backward()
         optimizer.step()
-        laps.lap(UPDATE, "")
+        laps.end()
     return {key: seconds / STEPS for key, seconds in laps.seconds.items()}
 
 
@@ -137,12 +146,18 @@ class Laps:
 
     def __init__(self, net: AlexNet) -> None:
         self.seconds: Seconds = defaultdict(float)
-        self._net, self._names, self._last, self._layer = net, list(net.layers()), 0.0, ""
+        self._net, self._names, self._layer = net, list(net.layers()), ""
+        self._on_gpu = net.mesh.device.type == "cuda"
+        self._readings: list[tuple[tuple[str, str], Reading]] = []  # each what ends there
         for name, layer in net.layers().items():
             layer.register_forward_pre_hook(self._entering(name))
 
     def begin(self) -> None:
-        self._layer, self._last = self._names[0], self._now()
+        """Of a step."""
+        if self._on_gpu:
+            torch.cuda._sleep(PAUSE_CYCLES)
+        self._layer = self._names[0]
+        self.lap("", "")
 
     def end_forward(self) -> None:
         self.lap(self._layer, "forward")
@@ -150,11 +165,18 @@ class Laps:
     def end_backward(self) -> None:
         self.lap(self._names[0], "backward")
 
+    def end(self) -> None:
+        """Of a step, after its update."""
+        self.lap(UPDATE, "")
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        for (_, before), (key, after) in pairwise(self._readings):
+            self.seconds[key] += _seconds(before, after)
+        self._readings.clear()
+
     def lap(self, name: str, direction: str) -> None:
         """What has passed since the last lap belongs to ``name``."""
-        now = self._now()
-        self.seconds[name, direction] += now - self._last
-        self._last = now
+        self._readings.append(((name, direction), self._now()))
 
     def _entering(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -165,10 +187,19 @@ class Laps:
 
         return hook
 
-    def _now(self) -> float:
-        if self._net.mesh.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - self._net.link.traffic.training_seconds()
+    def _now(self) -> Reading:
+        if not self._on_gpu:
+            return time.perf_counter() - self._net.link.traffic.training_seconds()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _seconds(before: Reading, after: Reading) -> float:
+    if isinstance(before, float) and isinstance(after, float):
+        return after - before
+    assert isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event)
+    return float(before.elapsed_time(after)) / 1e3
 
 
 def time_link(mesh: Mesh) -> Link:

@@ -42,9 +42,7 @@ class Gradients:
         self._model, self._gather_logits = model, gather_logits
         self._sum = GradientSum(model, model.mesh)
         mesh = model.mesh
-        if model.fused and mesh.replicas == 1:  # sums over replicas need more digits
-            for layer in model.layers().values():
-                layer.weight.grad_dtype = model.types.activations
+        take_gradients_as_they_are(model)
         self._on_gpu = mesh.device.type == "cuda"
         self._records = self._on_gpu and mesh.world_size == 1
         self._full, self._steps = 0, 0  # pictures of a whole batch, and how many there were
@@ -85,6 +83,13 @@ class Gradients:
         (loss / rows.total).backward()
         self._sum.wait()
         return Found(loss.detach(), errors)
+
+
+def take_gradients_as_they_are(model: AlexNet) -> None:
+    """On a GPU weights of float32 get gradients of bf16 where their products are of bf16."""
+    if model.fused and model.mesh.replicas == 1:  # sums over replicas need more digits
+        for layer in model.layers().values():
+            layer.weight.grad_dtype = model.types.activations
 
 
 def fetching(*numbers: Tensor) -> Callable[[], list[float]]:
@@ -131,7 +136,9 @@ class _Recorded:
         labels: Tensor,
         rows: Share,
     ) -> None:
-        self._images, self._labels, self._rows = images.clone(), labels.clone(), rows
+        # Of the type that the net would make of them at once: fewer bytes to copy.
+        self._images = images.to(model.types.activations, copy=True)
+        self._labels, self._rows = labels.clone(), rows
         self._model, self._way = model, _way(model)
         self._graph = torch.cuda.CUDAGraph()
         # What the threads of DALI ask the driver for meanwhile is no part of it.
@@ -140,8 +147,8 @@ class _Recorded:
         self._grads = [(parameter, parameter.grad) for parameter in model.parameters()]
 
     def is_of(self, images: Tensor, rows: Share) -> bool:
-        same = images.shape == self._images.shape and images.dtype == self._images.dtype
-        return same and rows == self._rows and _way(self._model) == self._way
+        same = images.shape == self._images.shape and rows == self._rows
+        return same and _way(self._model) == self._way
 
     def replayed(self, images: Tensor, labels: Tensor) -> Found:
         self._images.copy_(images)

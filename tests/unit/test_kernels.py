@@ -131,6 +131,15 @@ def close(got: Tensor, want: Tensor | None, dtype: torch.dtype) -> None:
     assert (got.double() - want).abs().max() <= bound * want.abs().max().clamp_min(1e-3)
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (65, 96), (64 * 264 * 2 + 9, 40)])
+def test_sums_over_many_rows_are_those_in_float64(shape: tuple[int, int]) -> None:
+    """Each of them once, and none from beyond the last."""
+    around = numbers(shape[0] + 2, shape[1]).float()
+    around[0] = around[-1] = math.nan
+    x = around[1:-1]
+    torch.testing.assert_close(launches.summed(x).double(), x.double().sum(0), rtol=1e-5, atol=0.1)
+
+
 def test_what_is_no_number_stays_none() -> None:
     z = torch.ones(1, 8, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
     z[0, 2, 2, 2] = torch.nan

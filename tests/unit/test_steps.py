@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from alexnet2012 import AlexNet, steps
+from alexnet2012.choices import Device
 from alexnet2012.config import ModelConfig
+from alexnet2012.mesh import single_process
 from alexnet2012.sharding import Share
 from alexnet2012.steps import WARM_UP, Found, Gradients
 
@@ -37,9 +39,10 @@ class Replayed:
 def gradients(monkeypatch: pytest.MonkeyPatch) -> Gradients:
     monkeypatch.setattr(steps, "_Recorded", Replayed)
     monkeypatch.setattr(Replayed, "made", 0)
-    net = AlexNet("paper", 4, model=ModelConfig(width=0.05, input_size=64))
+    on_cpu = single_process(Device.cpu)
+    net = AlexNet("paper", 4, model=ModelConfig(width=0.05, input_size=64), mesh=on_cpu)
     found = Gradients(net)
-    assert not found._records  # on a CPU
+    assert not found._records
     found._on_gpu = found._records = True
     return found
 

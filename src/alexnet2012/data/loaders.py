@@ -112,6 +112,7 @@ class TrainLoader:
         ]
         augmented = self._input.read(steps)
         mean = self._mean / float(divisor)
+        means = mean, mean.flip(1)
         # At once: a small copy to a GPU in each step would wait for all that was begun there.
         labels, yx, flip = (
             torch.from_numpy(drawn).to(mean.device)
@@ -120,25 +121,30 @@ class TrainLoader:
         for at, rows in parts:
             images = self._empty
             if rows.size:
-                images = self._less_mean(next(augmented), mean, yx[at], flip[at])
+                images = self._less_mean(next(augmented), means, yx[at], flip[at])
             yield Batch(images, labels[at], indices[at], rows)
 
-    def _less_mean(self, images: Tensor, mean: Tensor, yx: Tensor, flip: Tensor) -> Tensor:
-        """[n, S, S, 3], in place → [n, 3, S, S]; of each window the mean at its own place."""
+    def _less_mean(
+        self, images: Tensor, means: tuple[Tensor, Tensor], yx: Tensor, flip: Tensor
+    ) -> Tensor:
+        """[n, S, S, 3], in place → [n, 3, S, S]; of each window the mean at its own place.
+
+        ``means``: as it is, and flipped.
+        """
         # Not in DALI, which would cut the mean image in one pass and subtract it in another; and by
         # NumPy on a CPU, as torch would wake its threads for every picture.
-        store_size, size = len(mean), images.shape[1]
+        store_size, size = len(means[0]), images.shape[1]
         if not self._augment.mean_follows_crop:
-            images.sub_(centre(mean, size))
+            images.sub_(centre(means[0], size))
         elif images.is_cpu:
-            plain, mirrored = mean.numpy(), mean.flip(1).numpy()
+            plain, mirrored = (mean.numpy() for mean in means)
             for picture, (y, x), turned in zip(
                 images.numpy(), yx.tolist(), flip.tolist(), strict=True
             ):
                 left = store_size - size - x if turned else x
                 picture -= (mirrored if turned else plain)[y : y + size, left : left + size]
         else:
-            images.sub_(windows(mean, yx, flip, size))
+            images.sub_(windows(means[0], yx, flip, size))
         return images.permute(0, 3, 1, 2)
 
 
