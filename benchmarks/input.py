@@ -1,10 +1,12 @@
 """How fast is the input, against what one would otherwise use?
 
-    python benchmarks/input.py [pictures=2000] [rounds=3] [seconds=8]
+    python benchmarks/input.py [pictures=2000] [rounds=3] [seconds=8] [arms=all]
 
 Arms take turns, each in a fresh process, with the same pictures, crops, flips and lighting, two
-workers or threads, and files in the page cache. Prints images/s and ratios to a DataLoader with
-Pillow, and writes results/input.json with how far the augmented pictures are from Pillow's.
+workers or threads, and files in the page cache. With a GPU there are arms that decode on it, and a
+worker or thread for each core. ``arms=gpu``: these, and what they are compared with. Prints
+images/s and ratios to a DataLoader with Pillow, and writes results/input.json with how far the
+augmented pictures are from Pillow's.
 
 Legend: S pixels a side of the input, P of the store.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
@@ -42,7 +45,9 @@ from alexnet2012.data import order
 from alexnet2012.data.preparing import prepare
 from alexnet2012.data.store import Split, Store
 
-S, P, BATCH, WORKERS, SEED = 224, 256, 128, 2, 0
+ON_GPU = torch.cuda.is_available()
+S, P, BATCH, SEED = 224, 256, 128, 0
+WORKERS = len(os.sched_getaffinity(0)) if ON_GPU else 2
 AUGMENT = load_recipe("paper").augment
 STORE, ORIGINALS = "store", "originals"
 # Photographs of scikit-image that are sharp at 500 × 375: at this quality a file is as large as
@@ -51,7 +56,7 @@ PHOTOS = ["astronaut.png", "coffee.png", "grass.png", "gravel.png"]
 PHOTOS += ["hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png"]
 WIDTH, HEIGHT, QUALITY = 500, 375, 96
 WARM_UP_BATCHES, MEMORY_BATCHES, COMPARED = 4, 6, 16
-MOST_PER_S = 8000  # more than any arm reads: no epoch ends while the clock runs
+MOST_PER_S = 50_000 if ON_GPU else 8000  # more than any arm reads: no epoch ends meanwhile
 
 
 class Pictures:
@@ -80,14 +85,14 @@ class Pictures:
         self.offsets = (draws.alpha @ basis.T).astype(np.float32)  # grey levels
 
 
-def ours(pictures: Pictures) -> Iterator[Tensor]:
+def ours(pictures: Pictures, device: str = "cpu") -> Iterator[Tensor]:
     from alexnet2012.data.feeding import Place
     from alexnet2012.data.loaders import TrainLoader
     from alexnet2012.launcher import reuse_memory
 
     reuse_memory()  # as every training does
     sizes = {"input_size": S, "batch_size": BATCH, "seed": SEED}
-    place = Place(threads=WORKERS)
+    place = Place(threads=WORKERS, device=torch.device(device))
     loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **sizes, place=place)
     return (batch.images for batch in loader.epoch(0))
 
@@ -177,7 +182,8 @@ def dali(graph: Callable[..., Any], pictures: Pictures) -> Iterator[Any]:
     pictures.draw()
     starts = iter(range(0, len(pictures.paths), BATCH))
     kinds, ndim = [types.UINT8, types.INT32, types.INT32, types.FLOAT], [1, 1, 0, 1]
-    inputs = 1 if graph is decoding else 4
+    decodes = graph in (decoding, decoding_on_gpu)
+    inputs = 1 if decodes else 4
 
     def feed() -> list[Any]:
         start = next(starts)
@@ -186,7 +192,8 @@ def dali(graph: Callable[..., Any], pictures: Pictures) -> Iterator[Any]:
         flip = pictures.flip[rows].astype(np.int32)
         return [paths, pictures.yx[rows], flip, -pictures.offsets[rows]][:inputs]
 
-    pipe = Pipeline(BATCH, WORKERS, device_id=None, prefetch_queue_depth=2, exec_dynamic=True)
+    place = 0 if graph is decoding_on_gpu else None
+    pipe = Pipeline(BATCH, WORKERS, device_id=place, prefetch_queue_depth=2, exec_dynamic=True)
     with pipe:
         path, *drawn = fn.external_source(
             feed, num_outputs=inputs, dtype=kinds[:inputs], ndim=ndim[:inputs]
@@ -195,13 +202,19 @@ def dali(graph: Callable[..., Any], pictures: Pictures) -> Iterator[Any]:
     pipe.build()
     while True:
         (output,) = pipe.run()
-        yield output if graph is decoding else torch.from_dlpack(output.as_tensor())
+        yield output if decodes else torch.from_dlpack(output.as_tensor())
 
 
 def decoding(store: Store, jpeg: Any) -> Any:
     from nvidia.dali import fn
 
     return fn.decoders.image(jpeg)
+
+
+def decoding_on_gpu(store: Store, jpeg: Any) -> Any:
+    from nvidia.dali import fn
+
+    return fn.decoders.image(jpeg, device="mixed")
 
 
 def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: Any) -> Any:
@@ -266,6 +279,12 @@ ARMS = {
     PLAIN[ORIGINALS]: Arm(ORIGINALS, partial(data_loader, CarefulOriginals)),
     "originals: decoding alone, simplejpeg": Arm(ORIGINALS, simplejpeg_decoding),
 }
+GPU_ARMS = {
+    "ours, on the GPU": Arm(STORE, partial(ours, device="cuda"), "alexnet2012.data.loaders"),
+    "decoding alone, DALI, on the GPU": Arm(STORE, partial(dali, decoding_on_gpu), DALI),
+}
+if ON_GPU:
+    ARMS |= GPU_ARMS
 
 
 class Measured(NamedTuple):
@@ -296,7 +315,7 @@ def time_arm(name: str, folder: Path, seconds: float, answer: Connection) -> Non
     batches = arm.batches(pictures)
     first = next(batches)
     first_batch_s = time.perf_counter() - began
-    sample = first[:COMPARED].numpy().copy() if isinstance(first, Tensor) else None
+    sample = first[:COMPARED].cpu().numpy().copy() if isinstance(first, Tensor) else None
     del first
     for _ in range(WARM_UP_BATCHES):
         next(batches)
@@ -306,6 +325,8 @@ def time_arm(name: str, folder: Path, seconds: float, answer: Connection) -> Non
     while time.perf_counter() < began + seconds or done % WORKERS:
         next(batches)
         done += 1
+    if ON_GPU:
+        torch.cuda.synchronize()
     images_per_s = BATCH * done / (time.perf_counter() - began)
     cpu_ms = 1000 * (sum(map(cpu_s, processes)) - cpu_before) / (BATCH * done)
     memory_mib = []
@@ -386,17 +407,22 @@ def summary(name: str, measured: dict[str, list[Measured]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    words, load_before = given(pictures=2000, rounds=3, seconds=8.0), os.getloadavg()[0]
-    measured: dict[str, list[Measured]] = {name: [] for name in ARMS}
+    words, load_before = given(pictures=2000, rounds=3, seconds=8.0, arms="all"), os.getloadavg()[0]
+    if words.arms not in ("all", "gpu"):
+        sys.exit(f"arms={words.arms}: must be all or gpu")
+    if words.arms == "gpu" and not ON_GPU:
+        sys.exit("arms=gpu: there is no GPU; use all")
+    names = list(ARMS) if words.arms == "all" else ["ours", PLAIN[STORE], *GPU_ARMS]
+    measured: dict[str, list[Measured]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_originals(folder / ORIGINALS, words.pictures)
         prepare(PrepareConfig(f"{folder / ORIGINALS}", f"{folder / STORE}", P), progress=False)
         sizes_kb = {source: mean_file_kb(folder / source) for source in (STORE, ORIGINALS)}
         for _ in range(words.rounds):
-            for name in ARMS:
+            for name in names:
                 measured[name].append(run_apart(name, folder, words.seconds))
-    rows = [summary(name, measured) for name in ARMS]
+    rows = [summary(name, measured) for name in names]
     columns = {
         "": "{arm}",
         "images/s": "{images_per_s:.0f}",

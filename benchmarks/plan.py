@@ -24,7 +24,7 @@ from alexnet2012.plan import plan
 
 ON_GPU = torch.cuda.is_available()
 ARM = Arm(OURS, 1, "bf16") if ON_GPU else Arm(OURS, 2, "fp32")
-BATCHES = (128, 512, 1024, 2048) if ON_GPU else (16, 64, 128)
+BATCHES = (128, 1024) if ON_GPU else (16, 64, 128)
 LIMITS = (0.8, 1.2)
 
 

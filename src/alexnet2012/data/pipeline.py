@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from torch.utils.dlpack import from_dlpack
 from alexnet2012.choices import Decoder
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.data.store import Split
+
+CHECKERS = 4  # threads that compute digests
 
 
 class Feed(NamedTuple):
@@ -62,6 +65,7 @@ class Reader:
         self._feeds: Iterator[Feed] = iter(())
         self._in_flight: deque[npt.NDArray[np.int64]] = deque()
         self._unchecked = np.ones(len(split.paths), np.bool_)
+        self._checkers = ThreadPoolExecutor(CHECKERS)
         self._reading = 0
 
     def read(self, feeds: Iterator[Feed]) -> Iterator[Tensor]:
@@ -137,12 +141,22 @@ class Reader:
 
     def _check(self, indices: npt.NDArray[np.int64], files: Any) -> None:
         """Refuse a picture that has changed since it was prepared, when it is first read."""
-        for at, index in enumerate(indices):
-            if self._unchecked[index]:
+        unchecked = np.flatnonzero(self._unchecked[indices])
+        if not len(unchecked):
+            return
+
+        def first_changed(places: npt.NDArray[np.int64]) -> int | None:
+            for at, index in zip(places, indices[places], strict=True):
                 digest = hashlib.sha256(np.asarray(files[at]).data).digest()
                 if digest != self._split.sha256[index].tobytes():
-                    raise _spoilt(self._split.paths[index], "is not as it was prepared")
-                self._unchecked[index] = False
+                    return int(index)
+            return None
+
+        # In threads: by one alone, digests would take longer than a GPU takes to decode.
+        for index in self._checkers.map(first_changed, np.array_split(unchecked, CHECKERS)):
+            if index is not None:
+                raise _spoilt(self._split.paths[index], "is not as it was prepared")
+        self._unchecked[indices] = False
 
     def _blame(self, message: str) -> Exception:
         """Which of the files under way is at fault, as far as it can be found out afterwards."""
