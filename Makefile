@@ -6,7 +6,7 @@ DATA   ?= photos
 OUT    ?= reproduction
 ARGS   ?=
 
-.PHONY: reproduce test setup lint format bench site lock clean
+.PHONY: reproduce test test-gpu setup lint format bench site lock clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: setup
@@ -14,6 +14,9 @@ reproduce: setup
 
 test: setup
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-gpu: setup
+	ALEXNET2012_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/unit/test_kernels.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

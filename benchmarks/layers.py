@@ -4,9 +4,9 @@
 
 Products alone, forward and backward, within whole training steps, in float32 and in bf16; beside
 them what follows each (normalisation, activation, pooling, dropout; the loss after fc8). Exchanges
-do not count. The rate is that of a square matrix product in the same processes and precision; a
-shape that suits the caches better, or a convolution that saves multiplications, may exceed it.
-Precisions take turns. Prints a table and writes results/layers.json.
+do not count (between GPUs the wait for them does). The rate is that of a square matrix product in
+the same processes and precision; a shape that suits the caches better, or a convolution that saves
+multiplications, may exceed it. Precisions take turns. Prints a table, writes results/layers.json.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import interpreted  # noqa: F401  before torch._dynamo
+import hardware  # noqa: F401  before torch._dynamo
 import pytest
 import torch
 from hypothesis import settings

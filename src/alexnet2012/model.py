@@ -62,7 +62,7 @@ class AlexNet(nn.Module):
         precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
             a switch of torch's for the whole process: :func:`alexnet2012.precision.allow_tf32`.
         hide_exchanges: whether a tower multiplies what it has while the rest is under way; the
-            same sums in another order. None: on CUDA, which computes beside its exchanges.
+            same sums in another order.
 
     Raises:
         ConfigError: the net cannot be built; names the key and a remedy.
@@ -81,7 +81,7 @@ class AlexNet(nn.Module):
         mesh: Mesh | None = None,
         seed: int = 0,
         precision: Precision | str = Precision.fp32,
-        hide_exchanges: bool | None = None,
+        hide_exchanges: bool = False,
     ) -> None:
         super().__init__()
         self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -89,8 +89,7 @@ class AlexNet(nn.Module):
         self.mesh = mesh or single_process()
         self.num_classes = num_classes
         self.precision = Precision(precision)
-        on_cuda = self.mesh.device.type == "cuda"
-        self.hide_exchanges = on_cuda if hide_exchanges is None else hide_exchanges
+        self.hide_exchanges = hide_exchanges
         check_recipe(self.recipe, self.config)
         if num_classes < 1:
             raise ConfigError("num_classes", num_classes, "must be 1 or more")

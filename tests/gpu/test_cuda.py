@@ -31,7 +31,9 @@ from alexnet2012.steps import Gradients, fetching
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device and `make test-gpu`"
+    ),
 ]
 
 
