@@ -319,14 +319,15 @@ def time_arm(name: str, folder: Path, seconds: float, answer: Connection) -> Non
     del first
     for _ in range(WARM_UP_BATCHES):
         next(batches)
+    finish = torch.cuda.synchronize if name in GPU_ARMS else lambda: None
+    finish()
     processes = family(os.getpid())
     cpu_before, began, done = sum(map(cpu_s, processes)), time.perf_counter(), 0
-    # Batches of two workers come in pairs.
+    # Batches come one from each worker.
     while time.perf_counter() < began + seconds or done % WORKERS:
         next(batches)
         done += 1
-    if ON_GPU:
-        torch.cuda.synchronize()
+    finish()
     images_per_s = BATCH * done / (time.perf_counter() - began)
     cpu_ms = 1000 * (sum(map(cpu_s, processes)) - cpu_before) / (BATCH * done)
     memory_mib = []

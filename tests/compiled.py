@@ -21,7 +21,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "relu_kernel": {"BIAS": True, "RELU": True},
     "relu_backward_kernel": {"BIAS": True, "RELU": True},
     "pool_kernel": {**POOL, "BIAS": True, "RELU": True},
-    "unpool_kernel": {**POOL, "BIAS": False},
+    "unpool_kernel": {**POOL, "BIAS": True},
+    "blocks_kernel": {"STRIDE": 4, "PADDING": 2, "BLOCKS": 64, "CHANNELS": 64},
+    "sums_kernel": {"ROWS": 64, "COLUMNS": 32},
     "update_kernel": {"CHECKED": True, "BLOCK": 2048},
 }
 
@@ -31,13 +33,19 @@ def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
     known = {a: v for a, v in {**TILE, **FLAGS[name]}.items() if a in kernel.arg_names}
     types = dict.fromkeys(("bias", "sums", "w", "v", "loss"), "*fp32") | {"taken": "*i8"}
     types |= dict.fromkeys(("scale", "k", "momentum", "rate", "decay"), "fp32")
-    types |= dict.fromkeys(("z", "y", "x", "grad", "grad_z", "grad_x", "g"), maps)
+    types |= dict.fromkeys(("images", "z", "y", "x", "grad", "grad_z", "grad_x", "g"), maps)
+    if name == "sums_kernel":
+        types |= {"x": "*fp32", "y": "*fp32"}
     signature = {
         argument: "constexpr" if argument in known else types.get(argument, "i32")
         for argument in kernel.arg_names
     }
     places = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
-    aligned = [a for a, kind in signature.items() if kind[0] == "*" or "_" in a or a == "count"]
+    aligned = [
+        a
+        for a, kind in signature.items()
+        if kind[0] == "*" or "_" in a or a in ("count", "columns")
+    ]
     source = ASTSource(
         kernel,
         signature,

@@ -23,7 +23,7 @@ ROWS, COLUMNS, PROGRAMS = 64, 32, 528  # of sums; programs are four a multiproce
 
 def activated(z: Maps, bias: Tensor | None, y: Maps, norm: Norm | None, *, relu: bool) -> None:
     """y = normalised(relu(z + bias)), each where asked for. ``bias``: [c] of each tower here."""
-    grid, tile = _tile(z, times=4)
+    grid, tile = _tile(z, z.parts, times=4)
     tile |= {"BIAS": bias is not None, "RELU": relu}
     tensors = z.tensor, _or(bias, z), y.tensor, z.parts, *z.strides, *y.strides
     if norm is None:
@@ -40,7 +40,7 @@ def activated_backward(
     Without ``norm`` the gradient passes where ``z``, or y, is positive; and everywhere without
     ``relu``, when z is not read.
     """
-    grid, tile = _tile(grad_z, _turns(grad_z.parts))
+    grid, tile = _tile(grad_z, grad_z.parts, _turns(grad_z.parts))
     tile |= {"BIAS": bias is not None, "RELU": relu}
     sums, read = _empty_sums(grid, grad_z), grad_z if z is None else z
     results = grad.tensor, grad_z.tensor, sums, grad_z.parts
@@ -60,7 +60,7 @@ def pooled(x: Maps, bias: Tensor | None, y: Maps, taken: Maps, pool: Pool, *, re
 
     ``taken``, int8 and of y's shape: which pixel of its window that was, row by row; -1 for none.
     """
-    grid, tile = _tile(y, times=1)
+    grid, tile = _tile(y, y.parts, times=1)
     tile |= {"BIAS": bias is not None, "RELU": relu}
     tensors = x.tensor, _or(bias, x), y.tensor, taken.tensor, y.parts
     strides = *x.strides, *y.strides, taken.tower
@@ -74,7 +74,7 @@ def pooled_backward(
     images, _, *sides = grad_x.shape
     squares = images * math.prod(-(-side // pool.stride) for side in sides)
     parts = squares * grad_x.towers * (grad_x.channels // PART)
-    grid, tile = _tile(grad_x, _turns(parts), parts)
+    grid, tile = _tile(grad_x, parts, _turns(parts))
     tile |= {"BIAS": sums}
     found = _empty_sums(grid, grad_x)
     tensors = grad.tensor, taken.tensor, grad_x.tensor, found, parts
@@ -91,7 +91,7 @@ def summed(x: Tensor) -> Tensor:
     across = triton.cdiv(columns, COLUMNS)
     for programs in (triton.cdiv(PROGRAMS, across), 1):  # shares of the rows, then of the shares
         rows = len(x)
-        down = min(programs, triton.cdiv(rows, ROWS))
+        down = max(1, min(programs, triton.cdiv(rows, ROWS)))  # one also of no rows
         y = x.new_empty(down, columns)
         turns = triton.cdiv(rows, down * ROWS)
         kernels.sums_kernel[(down, across)](x, y, rows, columns, turns, ROWS=ROWS, COLUMNS=COLUMNS)
@@ -148,12 +148,12 @@ def _or(bias: Tensor | None, maps: Maps) -> Tensor:
     return maps.tensor if bias is None else bias
 
 
-def _tile(maps: Maps, times: int, count: int | None = None) -> tuple[tuple[int], dict[str, Any]]:
-    """For ``count`` parts; None: for all of them."""
+def _tile(maps: Maps, count: int, times: int) -> tuple[tuple[int], dict[str, Any]]:
+    """For ``count`` parts, or squares of parts."""
     parts = maps.channels // PART
     in_a_row = parts * maps.towers
     cycle = in_a_row // math.gcd(in_a_row, THREADS)
-    grid = (triton.cdiv(count or maps.parts, THREADS * cycle * times) * cycle,)
+    grid = (triton.cdiv(count, THREADS * cycle * times) * cycle,)
     sizes = {"PARTS": parts, "TOWERS": maps.towers, "TIMES": times, "T": THREADS, "CYCLE": cycle}
     return grid, sizes
 

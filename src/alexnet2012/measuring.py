@@ -8,6 +8,7 @@ waits for nothing, as in the graph that a training step is there.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -65,7 +66,7 @@ def measure(config: PlanConfig, layout: Layout) -> Measured:
         found = json.loads(answer.read_text(encoding="utf-8"))
     # One process that held all towers did the work of each.
     part = 1 / layout.towers if processes == 1 else 1.0
-    scale = part * layout.rows / rows
+    scale = part * layout.rows / found["rows"]
     layers = {name: (scale * there, scale * back) for name, there, back in found["layers"]}
     link = Link(*found["link"]) if found["link"] else None
     return Measured(Work(layers, part * found["update_s"]), link)
@@ -88,7 +89,7 @@ def worker(config: PlanConfig, rows: int, answer: Path) -> None:
     allow_tf32(config.precision)
     mesh = init_mesh(config.mesh.towers, device=config.mesh.device)
     try:
-        seconds = time_steps(config, mesh, rows)
+        seconds, rows = _time_what_fits(config, mesh, rows)
         slowest = torch.tensor(list(seconds.values()), dtype=torch.float64)
         link = None
         if mesh.world_size > 1:
@@ -98,6 +99,7 @@ def worker(config: PlanConfig, rows: int, answer: Path) -> None:
             by_key = dict(zip(seconds, slowest.tolist(), strict=True))
             names = dict.fromkeys(name for name, _ in by_key if name != UPDATE)
             found = {
+                "rows": rows,
                 "layers": [(n, by_key[n, "forward"], by_key[n, "backward"]) for n in names],
                 "update_s": by_key[UPDATE, ""],
                 "link": link,
@@ -105,6 +107,19 @@ def worker(config: PlanConfig, rows: int, answer: Path) -> None:
             answer.write_text(json.dumps(found), encoding="utf-8")
     finally:
         mesh.close()
+
+
+def _time_what_fits(config: PlanConfig, mesh: Mesh, rows: int) -> tuple[Seconds, int]:
+    """With as many pictures as a GPU has room for, where one holds the towers of several."""
+    while True:
+        try:
+            return time_steps(config, mesh, rows), rows
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        rows //= 2
+        gc.collect()  # the net and its hooks hold each other
+        torch.cuda.empty_cache()
 
 
 def time_steps(
@@ -120,7 +135,8 @@ def time_steps(
     )
     optimizer = PaperSGD(net, config.recipe.optimizer)
     optimizer.set_rates(Rates(1e-9, 1e-9))
-    take_gradients_as_they_are(net)
+    if config.nodes * config.gpus == config.mesh.towers:  # replicas sum theirs as float32
+        take_gradients_as_they_are(net)
     draw, side = torch.Generator().manual_seed(0), config.model.input_size
     images = 50 * torch.randn(rows, 3, side, side, generator=draw)
     images = images.to(mesh.device).contiguous(memory_format=torch.channels_last)

@@ -64,7 +64,7 @@ class Trainer:
             mesh=mesh,
             seed=config.seed,
             precision=config.precision,
-            hide_exchanges=config.mesh.hide_exchanges,
+            hide_exchanges=bool(config.mesh.hide_exchanges),
         )
         self._gradients = Gradients(self.model, gather_logits=config.mesh.gather_logits)
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)

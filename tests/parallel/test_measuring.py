@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from alexnet2012 import init_mesh
+from alexnet2012 import init_mesh, measuring
 from alexnet2012.checks import load_recipe
+from alexnet2012.choices import Device
 from alexnet2012.collectives import Traffic
-from alexnet2012.config import ModelConfig, PlanConfig
+from alexnet2012.config import MeshConfig, ModelConfig, PlanConfig
 from alexnet2012.measuring import time_link, time_steps
+from alexnet2012.mesh import Mesh
 
+TINY = ModelConfig(width=0.04, input_size=64)
 EXCHANGES, DELAY_S = 9, 0.05  # of a step; of each, which then takes far longer than a tiny layer
 ON_LINK_S = 0.01  # far longer than a gather between two processes of a machine
 
@@ -26,8 +33,7 @@ def measure_with_slow_exchanges() -> dict[str, Any]:
         time.sleep(delay_s)
         return exchange(*args, **kwargs)
 
-    tiny = ModelConfig(width=0.04, input_size=64)
-    config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=tiny)
+    config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=TINY)
     dist.all_to_all_single = slow_exchange
     delay_s = ON_LINK_S
     found: dict[str, Any] = {"link": time_link(mesh)}
@@ -45,3 +51,21 @@ def test_layers_are_timed_without_their_exchanges_and_the_link_with_them() -> No
         assert 0 < sum(rank["layers"].values()) < EXCHANGES * DELAY_S
         assert sum(rank["with exchanges"].values()) > EXCHANGES * DELAY_S
         assert rank["link"].latency_s > ON_LINK_S
+
+
+def test_where_memory_ends_fewer_pictures_are_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = measuring.time_steps
+
+    def short_of_memory(config: PlanConfig, mesh: Mesh, rows: int) -> measuring.Seconds:
+        if rows > 2:
+            raise torch.OutOfMemoryError
+        return steps(config, mesh, rows)
+
+    monkeypatch.setattr(measuring, "time_steps", short_of_memory)
+    monkeypatch.setattr(measuring, "reuse_memory", lambda: None)  # tests share this process
+    mesh = MeshConfig(device=Device.cpu)
+    config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=TINY, mesh=mesh)
+    measuring.worker(config, 9, tmp_path / "answer")
+    assert json.loads((tmp_path / "answer").read_text())["rows"] == 2
