@@ -419,6 +419,13 @@ def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> Non
     assert config_of(saved_with(*overrides)) == settings(*overrides)
 
 
+def test_runs_from_before_exchanges_were_hidden_where_asked_for_still_load() -> None:
+    of_before = saved_with()
+    of_before.settings["mesh"]["hide_exchanges"] = None
+    assert not config_of(of_before).mesh.hide_exchanges
+    check_fits(Path("there"), of_before, settings())
+
+
 def test_another_recipe_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"recipe=paper.*recipe=code145"):
         check_fits(Path("there"), saved_with(), settings("recipe=code145"))
