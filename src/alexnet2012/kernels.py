@@ -1,10 +1,8 @@
 """Kernels for a GPU, in Triton: what stands between two products in few passes over memory.
 
-Maps lie channels last: a *row* is one pixel's channels in one tower. Numbers are bf16 or float32;
-everything is computed in float32. A thread takes eight channels of a row, a *part*, at a time: one
-load of 16 bytes of bf16. It loads its neighbours' channels, too, where a window reaches them: they
-come from the cache, and no thread waits for another. Where towers lie side by side in a tensor, one
-launch takes all of them: 48 channels of bf16 are one and a half times what memory hands out.
+Numbers are bf16 or float32; everything is computed in float32. Where towers lie side by side in a
+tensor, one launch takes all of them: 48 channels of bf16 are one and a half times what memory hands
+out.
 
 Triton comes with torch's CUDA builds. Imported only where a net is on a GPU; without one,
 TRITON_INTERPRET=1 runs the same code on a CPU, slowly.
@@ -17,88 +15,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from alexnet2012.parts import (
+    addresses,
+    first_parts,
+    joined,
+    load_numbers,
+    load_with_halo,
+    store_eight,
+    store_numbers,
+)
+
 
 @triton.jit
 def _relu(x):
     return tl.where(x <= 0, 0.0, x)  # a NaN stays one
-
-
-@triton.jit
-def _first(TIMES: tl.constexpr, T: tl.constexpr, CYCLE: tl.constexpr):
-    """The parts, counted through all towers of all rows, that a program takes in its first turn.
-
-    [T]; in each turn they are CYCLE·T further on, which are whole rows: a thread stays with its
-    part.
-    """
-    group, place = tl.program_id(0) // CYCLE, tl.program_id(0) % CYCLE
-    return (group * TIMES * CYCLE + place) * T + tl.arange(0, T)
-
-
-@triton.jit
-def _place(first, x, row_stride, tower_stride, PARTS: tl.constexpr, TOWERS: tl.constexpr):
-    """The addresses of these parts' first numbers."""
-    tower = first % (TOWERS * PARTS) // PARTS
-    row = (first // (TOWERS * PARTS)).to(tl.int64) * row_stride
-    return x + row + tower.to(tl.int64) * tower_stride + first % PARTS * 8
-
-
-@triton.jit
-def _load(address, here, COUNT: tl.constexpr):
-    """COUNT neighbouring numbers from each address, or 0: [T] → [T, COUNT], float32."""
-    address = address[:, None] + tl.arange(0, COUNT)[None, :]
-    return tl.load(address, here[:, None], 0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(address, here, x, COUNT: tl.constexpr):
-    address = address[:, None] + tl.arange(0, COUNT)[None, :]
-    tl.store(address, x.to(address.dtype.element_ty), here[:, None])
-
-
-@triton.jit
-def _four(x, T: tl.constexpr):
-    """[T, 4] → 4 times [T], without leaving the registers of a thread."""
-    even, odd = tl.split(tl.reshape(x, (T, 2, 2)))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit
-def _eight(x, T: tl.constexpr):
-    even, odd = tl.split(tl.reshape(x, (T, 4, 2)))
-    x0, x2, x4, x6 = _four(even, T)
-    x1, x3, x5, x7 = _four(odd, T)
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
-def _joined(x0, x1, x2, x3, T: tl.constexpr):
-    return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (T, 4))
-
-
-@triton.jit
-def _with_halo(address, here, part, PARTS: tl.constexpr, T: tl.constexpr):
-    """16 times [T]: the eight numbers at each address, four before and four after."""
-    before = _four(_load(address - 4, here & (part > 0), 4), T)
-    after = _four(_load(address + 8, here & (part < PARTS - 1), 4), T)
-    if address.dtype.element_ty.primitive_bitwidth == 16:
-        own = _eight(_load(address, here, 8), T)
-    else:  # a load of 16 bytes holds four
-        own = _four(_load(address, here, 4), T) + _four(_load(address + 4, here, 4), T)
-    return before + own + after
-
-
-@triton.jit
-def _store_eight(address, here, x, T: tl.constexpr):
-    """8 times [T]."""
-    if address.dtype.element_ty.primitive_bitwidth == 16:
-        even = _joined(x[0], x[2], x[4], x[6], T)
-        odd = _joined(x[1], x[3], x[5], x[7], T)
-        _store(address, here, tl.reshape(tl.join(even, odd), (T, 8)), 8)
-    else:
-        _store(address, here, _joined(x[0], x[1], x[2], x[3], T), 4)
-        _store(address + 4, here, _joined(x[4], x[5], x[6], x[7], T), 4)
 
 
 @triton.jit
@@ -149,22 +79,22 @@ def norm_kernel(
     PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
     CYCLE: tl.constexpr,
 ):  # fmt: skip
-    first = _first(TIMES, T, CYCLE)
+    first = first_parts(TIMES, T, CYCLE)
     part = first % PARTS
     own_bias = bias + first % (TOWERS * PARTS) * 8
-    shift = _with_halo(own_bias, (first >= 0) & BIAS, part, PARTS, T)
-    read = _place(first, z, z_row, z_tower, PARTS, TOWERS)
-    written = _place(first, y, y_row, y_tower, PARTS, TOWERS)
+    shift = load_with_halo(own_bias, (first >= 0) & BIAS, part, PARTS, T)
+    read = addresses(first, z, z_row, z_tower, PARTS, TOWERS)
+    written = addresses(first, y, y_row, y_tower, PARTS, TOWERS)
     for turn in range(TIMES):
         here = first + turn * (T * CYCLE) < count
         rows = turn * (T * CYCLE // (TOWERS * PARTS))
-        x = _with_halo(read + rows * z_row, here, part, PARTS, T)
+        x = load_with_halo(read + rows * z_row, here, part, PARTS, T)
         x = _activated(x, shift, BIAS, RELU)
         squares, found = _squares(x), ()
         for i in tl.static_range(4, 12):
             power, _ = _powers(k + scale * _window_sum(squares, i, HALF), BETA)
             found = found + (x[i] * power,)
-        _store_eight(written + rows * y_row, here, found, T)
+        store_eight(written + rows * y_row, here, found, T)
 
 
 @triton.jit
@@ -175,20 +105,20 @@ def norm_backward_kernel(
     PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
     CYCLE: tl.constexpr,
 ):  # fmt: skip
-    first = _first(TIMES, T, CYCLE)
+    first = first_parts(TIMES, T, CYCLE)
     part = first % PARTS
     own_bias = bias + first % (TOWERS * PARTS) * 8
-    shift = _with_halo(own_bias, (first >= 0) & BIAS, part, PARTS, T)
-    read = _place(first, z, z_row, z_tower, PARTS, TOWERS)
-    read_too = _place(first, grad, grad_row, grad_tower, PARTS, TOWERS)
-    written = _place(first, grad_z, grad_z_row, grad_z_tower, PARTS, TOWERS)
+    shift = load_with_halo(own_bias, (first >= 0) & BIAS, part, PARTS, T)
+    read = addresses(first, z, z_row, z_tower, PARTS, TOWERS)
+    read_too = addresses(first, grad, grad_row, grad_tower, PARTS, TOWERS)
+    written = addresses(first, grad_z, grad_z_row, grad_z_tower, PARTS, TOWERS)
     low, high = tl.zeros((T, 4), tl.float32), tl.zeros((T, 4), tl.float32)
     for turn in range(TIMES):
         here = first + turn * (T * CYCLE) < count
         rows = turn * (T * CYCLE // (TOWERS * PARTS))
-        x = _with_halo(read + rows * z_row, here, part, PARTS, T)
+        x = load_with_halo(read + rows * z_row, here, part, PARTS, T)
         x = _activated(x, shift, BIAS, RELU)
-        g = _with_halo(read_too + rows * grad_row, here, part, PARTS, T)
+        g = load_with_halo(read_too + rows * grad_row, here, part, PARTS, T)
         squares = _squares(x)
         direct, crossed = (0.0, 0.0), (0.0, 0.0)  # 0, 1, 14 and 15 are in no window
         for i in tl.static_range(2, 14):
@@ -202,13 +132,13 @@ def norm_backward_kernel(
                 value = tl.where(x[i] > 0, value, 0.0)
             found = found + (value,)
         if BIAS:
-            low += _joined(found[0], found[1], found[2], found[3], T)
-            high += _joined(found[4], found[5], found[6], found[7], T)
-        _store_eight(written + rows * grad_z_row, here, found, T)
+            low += joined(found[0], found[1], found[2], found[3], T)
+            high += joined(found[4], found[5], found[6], found[7], T)
+        store_eight(written + rows * grad_z_row, here, found, T)
     if BIAS:
         own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
-        _store(own_sums, first >= 0, low, 4)
-        _store(own_sums + 4, first >= 0, high, 4)
+        store_numbers(own_sums, first >= 0, low, 4)
+        store_numbers(own_sums + 4, first >= 0, high, 4)
 
 
 @triton.jit
@@ -217,19 +147,19 @@ def relu_kernel(
     PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
     CYCLE: tl.constexpr,
 ):  # fmt: skip
-    first = _first(TIMES, T, CYCLE)
-    shift = _load(bias + first % (TOWERS * PARTS) * 8, (first >= 0) & BIAS, 8)
-    read = _place(first, z, z_row, z_tower, PARTS, TOWERS)
-    written = _place(first, y, y_row, y_tower, PARTS, TOWERS)
+    first = first_parts(TIMES, T, CYCLE)
+    shift = load_numbers(bias + first % (TOWERS * PARTS) * 8, (first >= 0) & BIAS, 8)
+    read = addresses(first, z, z_row, z_tower, PARTS, TOWERS)
+    written = addresses(first, y, y_row, y_tower, PARTS, TOWERS)
     for turn in range(TIMES):
         here = first + turn * (T * CYCLE) < count
         rows = turn * (T * CYCLE // (TOWERS * PARTS))
-        x = _load(read + rows * z_row, here, 8)
+        x = load_numbers(read + rows * z_row, here, 8)
         if BIAS:
             x += shift
         if RELU:
             x = _relu(x)
-        _store(written + rows * y_row, here, x, 8)
+        store_numbers(written + rows * y_row, here, x, 8)
 
 
 @triton.jit
@@ -239,23 +169,23 @@ def relu_backward_kernel(
     PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
     CYCLE: tl.constexpr,
 ):  # fmt: skip
-    first = _first(TIMES, T, CYCLE)
-    read = _place(first, y, y_row, y_tower, PARTS, TOWERS)
-    read_too = _place(first, grad, grad_row, grad_tower, PARTS, TOWERS)
-    written = _place(first, grad_z, grad_z_row, grad_z_tower, PARTS, TOWERS)
+    first = first_parts(TIMES, T, CYCLE)
+    read = addresses(first, y, y_row, y_tower, PARTS, TOWERS)
+    read_too = addresses(first, grad, grad_row, grad_tower, PARTS, TOWERS)
+    written = addresses(first, grad_z, grad_z_row, grad_z_tower, PARTS, TOWERS)
     total = tl.zeros((T, 8), tl.float32)
     for turn in range(TIMES):
         here = first + turn * (T * CYCLE) < count
         rows = turn * (T * CYCLE // (TOWERS * PARTS))
-        g = _load(read_too + rows * grad_row, here, 8)
+        g = load_numbers(read_too + rows * grad_row, here, 8)
         if RELU:
-            g = tl.where(_load(read + rows * y_row, here, 8) > 0, g, 0.0)
+            g = tl.where(load_numbers(read + rows * y_row, here, 8) > 0, g, 0.0)
         if BIAS:
             total += g
-        _store(written + rows * grad_z_row, here, g, 8)
+        store_numbers(written + rows * grad_z_row, here, g, 8)
     if BIAS:
         own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
-        _store(own_sums, first >= 0, total, 8)
+        store_numbers(own_sums, first >= 0, total, 8)
 
 
 @triton.jit
@@ -266,7 +196,7 @@ def pool_kernel(
     PARTS: tl.constexpr, TOWERS: tl.constexpr, TIMES: tl.constexpr, T: tl.constexpr,
     CYCLE: tl.constexpr,
 ):  # fmt: skip
-    first = _first(TIMES, T, CYCLE)
+    first = first_parts(TIMES, T, CYCLE)
     here, row = first < count, first // (TOWERS * PARTS)
     column, line, image = row % WIDE, row // WIDE % HIGH, row // (WIDE * HIGH)
     top = (image * HEIGHT + line * STRIDE) * WIDTH + column * STRIDE
@@ -282,12 +212,12 @@ def pool_kernel(
             place = tl.where(value > best, i * SIZE + j, place)
             best = tl.maximum(best, value, tl.PropagateNan.ALL)
     if BIAS:
-        best += _load(bias + first % (TOWERS * PARTS) * 8, here, 8)
+        best += load_numbers(bias + first % (TOWERS * PARTS) * 8, here, 8)
     if RELU:
         place = tl.where(best <= 0, -1, place)  # of these nothing goes back
         best = _relu(best)
-    _store(_place(first, y, y_row, y_tower, PARTS, TOWERS), here, best, 8)
-    _store(_place(first, taken, PARTS * 8, taken_tower, PARTS, TOWERS), here, place, 8)
+    store_numbers(addresses(first, y, y_row, y_tower, PARTS, TOWERS), here, best, 8)
+    store_numbers(addresses(first, taken, PARTS * 8, taken_tower, PARTS, TOWERS), here, place, 8)
 
 
 @triton.jit
@@ -302,7 +232,7 @@ def unpool_kernel(
     DOWN: tl.constexpr = (HEIGHT + STRIDE - 1) // STRIDE
     ACROSS: tl.constexpr = (WIDTH + STRIDE - 1) // STRIDE
     REACH: tl.constexpr = (SIZE + STRIDE - 1) // STRIDE
-    first = _first(TIMES, T, CYCLE)
+    first = first_parts(TIMES, T, CYCLE)
     tower, part = (first % (TOWERS * PARTS) // PARTS).to(tl.int64), first % PARTS
     taken_here = taken + tower * taken_tower + part * 8
     grad_here = grad + tower * grad_tower + part * 8
@@ -320,7 +250,7 @@ def unpool_kernel(
                 window = ((image * HIGH + up) * WIDE + left).to(tl.int64)
                 address = (taken_here + window * (PARTS * 8))[:, None] + tl.arange(0, 8)[None, :]
                 places = places + (tl.load(address, holds[:, None], -1).to(tl.int32),)
-                grads = grads + (_load(grad_here + window * grad_row, holds, 8),)
+                grads = grads + (load_numbers(grad_here + window * grad_row, holds, 8),)
         for p in tl.static_range(STRIDE):
             for q in tl.static_range(STRIDE):
                 g = tl.zeros((T, 8), tl.float32)
@@ -335,10 +265,10 @@ def unpool_kernel(
                 line, column = down * STRIDE + p, across * STRIDE + q
                 row = ((image * HEIGHT + line) * WIDTH + column).to(tl.int64)
                 inside = here & (line < HEIGHT) & (column < WIDTH)
-                _store(written + row * grad_x_row, inside, g, 8)
+                store_numbers(written + row * grad_x_row, inside, g, 8)
     if BIAS:
         own_sums = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
-        _store(own_sums, first >= 0, total, 8)
+        store_numbers(own_sums, first >= 0, total, 8)
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,6 @@ PAUSE_CYCLES = 2 * 10**8  # of a GPU, about 0.1 s: longer than it takes to hand 
 SMALL_BYTES, LARGE_BYTES, MESSAGES = 2**12, 2**22, 10  # what times a link
 UPDATE = "update"
 Seconds = dict[tuple[str, str], float]  # by layer and direction
-Reading = float | torch.cuda.Event  # of a clock
 
 
 class Measured(NamedTuple):
@@ -57,8 +56,7 @@ def measure(config: PlanConfig, layout: Layout) -> Measured:
     Raises:
         RunError, ConfigError: as a training run would.
     """
-    on_gpu = single_process(config.mesh.device).device.type == "cuda"
-    rows = min(GPU_ROWS if on_gpu else ROWS, layout.rows)
+    rows = min(GPU_ROWS if _on_gpu(config) else ROWS, layout.rows)
     processes = processes_here(config)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         answer = Path(folder, "seconds.json")
@@ -77,10 +75,14 @@ def processes_here(config: PlanConfig) -> int:
 
     One where it has not, which then holds all towers; one on CUDA, where GPUs share nothing.
     """
-    if single_process(config.mesh.device).device.type == "cuda":
+    if _on_gpu(config):
         return 1
     cores = len(os.sched_getaffinity(0))
     return max(1, min(config.gpus, cores) // config.mesh.towers * config.mesh.towers)
+
+
+def _on_gpu(config: PlanConfig) -> bool:
+    return single_process(config.mesh.device).device.type == "cuda"
 
 
 def worker(config: PlanConfig, rows: int, answer: Path) -> None:
@@ -164,7 +166,8 @@ class Laps:
         self.seconds: Seconds = defaultdict(float)
         self._net, self._names, self._layer = net, list(net.layers()), ""
         self._on_gpu = net.mesh.device.type == "cuda"
-        self._readings: list[tuple[tuple[str, str], Reading]] = []  # each what ends there
+        # Of the clock, with what ends there: seconds, or a GPU's events.
+        self._readings: list[tuple[tuple[str, str], Any]] = []
         for name, layer in net.layers().items():
             layer.register_forward_pre_hook(self._entering(name))
 
@@ -187,7 +190,8 @@ class Laps:
         if self._on_gpu:
             torch.cuda.synchronize()
         for (_, before), (key, after) in pairwise(self._readings):
-            self.seconds[key] += _seconds(before, after)
+            passed = before.elapsed_time(after) / 1e3 if self._on_gpu else after - before
+            self.seconds[key] += passed
         self._readings.clear()
 
     def lap(self, name: str, direction: str) -> None:
@@ -203,19 +207,12 @@ class Laps:
 
         return hook
 
-    def _now(self) -> Reading:
+    def _now(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter() - self._net.link.traffic.training_seconds()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _seconds(before: Reading, after: Reading) -> float:
-    if isinstance(before, float) and isinstance(after, float):
-        return after - before
-    assert isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event)
-    return float(before.elapsed_time(after)) / 1e3
 
 
 def time_link(mesh: Mesh) -> Link:

@@ -375,7 +375,10 @@ def test_a_picture_that_is_lost_or_spoilt_is_named(
     assert torch.equal(together(list(used.epoch(1))), together(list(loader(store).epoch(1))))
 
 
-def test_every_picture_is_checked_and_in_evaluation_too(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [4, 64])  # each thread's share is one picture, or many
+def test_every_picture_is_checked_and_in_evaluation_too(
+    store: Store, tmp_path: Path, batch_size: int
+) -> None:
     shutil.copytree(store.root, tmp_path / "store")
     broken = Store.open(tmp_path / "store")
     for split in (broken.split("train"), broken.split("val")):
@@ -383,7 +386,9 @@ def test_every_picture_is_checked_and_in_evaluation_too(store: Store, tmp_path: 
             path = Path(split.paths[at])
             whole = path.read_bytes()
             path.write_bytes(whole + b"\0")  # nothing that a decoder would see
-            used = EvalLoader(broken, split, PAPER, input_size=INPUT, views=1, batch_size=4)
+            used = EvalLoader(
+                broken, split, PAPER, input_size=INPUT, views=1, batch_size=batch_size
+            )
             with pytest.raises(ConfigError, match=f"{path}: is not as it was prepared"):
                 list(used)
             path.write_bytes(whole)

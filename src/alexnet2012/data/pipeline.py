@@ -152,7 +152,7 @@ class Reader:
                     return int(index)
             return None
 
-        # The batch waits for it: by one thread, half as long as a GPU takes to decode.
+        # In threads: the batch waits for it, and a GPU's decoder is fast.
         for index in self._checkers.map(first_changed, np.array_split(unchecked, CHECKERS)):
             if index is not None:
                 raise _spoilt(self._split.paths[index], "is not as it was prepared")
