@@ -12,17 +12,25 @@ export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # runs start in
 per_node=${NPROC_PER_NODE:-2}
 
 # A mistake ends here, in one line, before any process is started; so does waiting for pictures.
-LOCAL_WORLD_SIZE=$per_node python -m alexnet2012.train check "$@" "mesh.processes=$((${NNODES:-1} * per_node))"
+ALEXNET2012_PROCESSES_HERE=$per_node python -m alexnet2012.train check "$@" "mesh.processes=$((${NNODES:-1} * per_node))"
 
-rendezvous=(--standalone)
-if [ "${NNODES:-1}" != 1 ]; then
+if [ "${NNODES:-1}" = 1 ]; then
+    # Agent and workers meet in a file that has no name any more: nothing listens to the network, where
+    # torch would unpickle what anyone sends. It is gone when torchrun is, which takes over this process.
+    file=$(mktemp)
+    exec 9<>"$file"
+    rm "$file"
+    export ALEXNET2012_MEETING=/proc/$$/fd/9 GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
+    rendezvous=(--rdzv-backend c10d --rdzv-endpoint "$ALEXNET2012_MEETING" --rdzv-conf store_type=file
+        --rdzv-id "$$" --local-addr localhost)
+else
+    unset ALEXNET2012_MEETING
     rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "${MASTER:?host:port of one node}"
         --rdzv-id "${RDZV_ID:-alexnet2012}")
 fi
-if [ "${NNODES:-1}" != 1 ] || [ "${MAX_RESTARTS:-0}" != 0 ]; then
-    # Workers that start again would meet the addresses of those before them: pytorch issue 135712.
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-fi
+# Workers that start again would meet the addresses of those before them (pytorch issue 135712), and
+# on one machine the store that is shared else would listen to the network.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # each process shares out the cores by itself
 exec torchrun "${rendezvous[@]}" --nproc-per-node "$per_node" \
     --max-restarts "${MAX_RESTARTS:-0}" -m alexnet2012.train "$@"

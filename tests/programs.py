@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from alexnet2012.environment import MEETING
 from alexnet2012.progress import NOTEBOOKS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,7 +29,7 @@ TORCHRUN_SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")
 ON_ONE_CORE = ("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))))
 MARK = "ALEXNET2012_TEST_MARK"
 TIME_LIMIT_S = 120
-UNDER_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+UNDER_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", MEETING)
 GONE_WITHIN_S = 10  # helpers of multiprocessing take a moment longer than who started them
 
 # A net of four to twenty-four kernels a layer: an epoch of three steps takes less than a second.
@@ -123,6 +125,36 @@ def torchrun_rank(mark: str, rank: int) -> int:
         for pid in _marked(mark)
         if f"RANK={rank}".encode() in Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
     )
+    return found
+
+
+def listening(mark: str) -> set[tuple[str, str]]:
+    """Who of them takes connections now, as (command line, address)."""
+    at = _listening_sockets()
+    found = set()
+    for pid, line in _marked(mark).items():
+        with suppress(OSError):
+            for fd in Path("/proc", str(pid), "fd").iterdir():
+                with suppress(OSError):
+                    target = str(fd.readlink())
+                    found |= {(line, at[target])} if target in at else set()
+    return found
+
+
+def _listening_sockets() -> dict[str, str]:
+    """The addresses of TCP sockets, by the name that /proc gives them."""
+    found, listens = {}, "0A"
+    for table in ("tcp", "tcp6"):
+        for row in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = row.split()[:10]
+            if state == listens:
+                words = bytes.fromhex(local.partition(":")[0])
+                # Words of four bytes, each in this machine's order.
+                parts = [
+                    words[i : i + 4][:: -1 if sys.byteorder == "little" else 1]
+                    for i in range(0, len(words), 4)
+                ]
+                found[f"socket:[{inode}]"] = str(ipaddress.ip_address(b"".join(parts)))
     return found
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from alexnet2012.environment import of_rank
+
 TIMEOUT_S = 120
 # torch loads the last for every optimizer and DTensor, and takes a second.
 LOADED = ["pytest", "alexnet2012.launcher", "alexnet2012.trainer", "torch._dynamo"]
@@ -70,17 +72,13 @@ def _rank(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-    )
+    meeting = Path(folder, "rendezvous")
+    os.environ.update(of_rank(rank, world_size, str(meeting)))
     try:
         if world_size > 1:
             dist.init_process_group(
                 "gloo",
-                init_method=Path(folder, "rendezvous").as_uri(),
+                init_method=meeting.as_uri(),
                 rank=rank,
                 world_size=world_size,
                 timeout=timedelta(seconds=60),

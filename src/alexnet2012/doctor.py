@@ -23,7 +23,8 @@ from alexnet2012.checkup import Finding, Level
 from alexnet2012.choices import Device
 from alexnet2012.collectives import link_of
 from alexnet2012.config import ConfigError, RunError, TrainConfig
-from alexnet2012.launcher import compose_config, launch, under_torchrun
+from alexnet2012.environment import under_torchrun
+from alexnet2012.launcher import compose_config, launch
 from alexnet2012.mesh import Mesh, init_mesh, single_process, uses_gpus
 from alexnet2012.mistakes import exit_on_error
 

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 
 from alexnet2012.causes import (
     AFTER_S,
@@ -48,16 +46,14 @@ from alexnet2012.causes import (
 from alexnet2012.checks import Schema, from_hydra, quoted_text
 from alexnet2012.config import ConfigError, RunError
 from alexnet2012.diagnosis import Party, ended
+from alexnet2012.environment import of_rank, processes_here
 from alexnet2012.flight import FlightRecord
 from alexnet2012.mistakes import MISTAKES, end_interrupted, exit_on_error
 from alexnet2012.usage import CONF, usage
 
+POLL_S = 0.1  # how soon the end of a rank is noticed
 START_METHOD = "spawn"  # CUDA stands no fork of a process that has used it
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-
-
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
 def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
@@ -149,30 +145,45 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         except Exception as error:
             raise RunError("".join(traceback.format_exception(error))) from None
         return
-    with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            start_method=START_METHOD,
-            monitor_interval=0.1,
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay
-        )
+    with tempfile.TemporaryDirectory(
+        prefix="alexnet2012-"
+    ) as folder:  # which nobody else may enter
+        meeting = str(Path(folder, "meeting"))
+        ranks = range(processes)
+        # Less than torch's launcher, whose agents meet over the network even when there is but one:
+        # it listens to all the world, unpickles what comes, and looks up the machine's own name.
         # torch's own reports of a failure are long and lack the cause; ours follows.
         logging.disable(logging.CRITICAL)
         try:
-            elastic_launch(config, _guarded)(worker, folder, *args)
-        except ChildFailedError as error:
-            codes = {failure.exitcode for failure in error.failures.values()}
-            if codes <= {128 + signal.SIGTERM, 128 + signal.SIGINT}:  # sent to the ranks alone
-                raise SignalException("ended", signal.Signals(max(codes) - 128)) from None
-            raise _cause(error, Path(folder)) from None
+            context = start_processes(
+                "alexnet2012",
+                _guarded,
+                args=dict.fromkeys(ranks, (worker, folder, *args)),
+                envs={rank: of_rank(rank, processes, meeting) for rank in ranks},
+                logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay
+                start_method=START_METHOD,
+            )
+            codes = _exit_codes(context)
         finally:
             logging.disable(logging.NOTSET)
+        sent = {128 + signal.SIGTERM, 128 + signal.SIGINT}  # to the ranks alone
+        if codes and {*codes.values()} <= sent:
+            raise SignalException("ended", signal.Signals(max(codes.values()) - 128))
+        if codes:
+            raise _cause(codes, Path(folder))
+
+
+def _exit_codes(context: PContext) -> dict[int, int]:
+    """Of the ranks that failed, once none is left; a signal is passed on."""
+    try:
+        ended = context.wait(period=POLL_S)
+    except SignalException as error:
+        context.close(error.sigval)
+        raise
+    finally:
+        context.close()
+    assert ended is not None
+    return {rank: failure.exitcode for rank, failure in ended.failures.items()}
 
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
@@ -180,7 +191,7 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     os.environ[CAUSES] = folder
     atexit.register(gc.freeze)  # as in exit_on_error
     end_with_parent()
-    set_threads(int(os.environ["LOCAL_WORLD_SIZE"]))
+    set_threads(processes_here())
     try:
         worker(*args)
     except SignalException as error:  # it has saved what there was to save
@@ -209,14 +220,13 @@ def be_killed_with_parent() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def _cause(error: ChildFailedError, folder: Path) -> ConfigError | RunError:
+def _cause(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
     """What began it: the peers of a failed rank fail too, in their next exchange."""
     causes = read_causes(folder)
     for cause in causes:
         if cause.mistake:
             key, value, remedy = cause.mistake
             return ConfigError(key, value, remedy)
-    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
     lost, ranks = next(((cause.text, cause.lost) for cause in causes if cause.lost), ("", []))
     if not lost:  # whoever waited was ended before it could say so
         lost, ranks = _position(folder, list(codes)), list(codes)

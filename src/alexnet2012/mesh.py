@@ -22,6 +22,8 @@ from alexnet2012.causes import CAUSES
 from alexnet2012.checks import check_world_size
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, RunError
+from alexnet2012.environment import place, place_by_hand
+from alexnet2012.meeting import meet
 from alexnet2012.watchdog import Watchdog
 
 log = logging.getLogger("alexnet2012")
@@ -148,10 +150,10 @@ class Mesh:
 
 def single_process(device: Device = Device.auto) -> Mesh:
     """A mesh of this process alone."""
-    place = _device(device, local_rank=0)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    return Mesh(device=place)
+    on = _device(device, 0, place().processes_here)
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    return Mesh(device=on)
 
 
 def init_mesh(
@@ -161,7 +163,7 @@ def init_mesh(
     timeout_s: int = 300,
     stall_s: int = 20,
 ) -> Mesh:
-    """Join the processes that torchrun started; without torchrun, this process alone.
+    """Join the processes that torchrun, or whoever set RANK and the like, started; or be alone.
 
     A rank that has not come to an exchange for ``timeout_s``, or that has shown no sign of life for
     ``stall_s`` (stopped, or its machine lost), ends the others. In a process group that was joined
@@ -169,31 +171,32 @@ def init_mesh(
 
     Raises:
         ConfigError: the world size makes no replicas × towers mesh, or the device is missing.
+        RunError: the others could not be met.
     """
-    kind, timeout = Device(device), timedelta(seconds=timeout_s)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    kind, timeout, own = Device(device), timedelta(seconds=timeout_s), place_by_hand()
+    if own.world_size == 1:
         return single_process(kind)
+    rank, world_size, watchdog = own.rank, own.world_size, None
     check_world_size(world_size, towers)
-    local_rank = int(os.environ["LOCAL_RANK"])
-    place = _device(kind, local_rank)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    rank, watchdog = int(os.environ["RANK"]), None
+    on = _device(kind, own.local_rank, own.processes_here)
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
     if not dist.is_initialized():
-        backend = "nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
-        own_store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        store = dist.PrefixStore("watchdog", own_store)
-        watchdog = Watchdog.start(store, rank, world_size, towers, stall_s, timeout_s)
+        backend = "nccl" if on.type == "cuda" else "gloo"
+        store = meet(own, timeout_s)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
+        own_store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]
+        watchdog = Watchdog.start(own_store, rank, world_size, towers, stall_s, timeout_s)
     # Towers are the inner dimension: the two that exchange activations sit on one machine.
     ranks = torch.arange(world_size).view(-1, towers)
     groups = [_groups(of_group, timeout) for of_group in (ranks.T, ranks)]
     names = ("data", "tower")
-    device_mesh = DeviceMesh.from_group(groups, place.type, mesh=ranks, mesh_dim_names=names)
+    device_mesh = DeviceMesh.from_group(groups, on.type, mesh=ranks, mesh_dim_names=names)
     replica, tower = divmod(rank, towers)
     return Mesh(
-        place, world_size // towers, replica, towers, tower, device_mesh, watchdog or Watchdog(rank)
+        on, world_size // towers, replica, towers, tower, device_mesh, watchdog or Watchdog(rank)
     )
 
 
@@ -238,16 +241,15 @@ def uses_gpus(kind: Device, processes_here: int) -> bool:
 @cache  # a start asks several times
 def _leave_alone(count: int, processes_here: int) -> None:
     """Said by whoever starts the ranks of a run, or by the first of torchrun's."""
-    if os.environ.get("RANK", "0") == "0" and CAUSES not in os.environ:
+    if place().rank == 0 and CAUSES not in os.environ:
         log.warning(
             "GPUs are left alone: %d for %d processes; mesh=one_process takes one for both towers",
             *(count, processes_here),
         )
 
 
-def _device(kind: Device, local_rank: int) -> torch.device:
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if uses_gpus(kind, processes_here):
+def _device(kind: Device, local_rank: int, processes: int) -> torch.device:
+    if uses_gpus(kind, processes):
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from alexnet2012.backends import check_backends
 from alexnet2012.choices import Decoder, Precision
 from alexnet2012.config import ConfigError, TrainConfig
 from alexnet2012.data.store import Store, fingerprint
+from alexnet2012.environment import processes_here
 from alexnet2012.files import replace_text
 from alexnet2012.mesh import Mesh, uses_gpus
 from alexnet2012.saves import Progress, plain
@@ -54,8 +54,7 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
             remedy = "is a run that has not ended; end it first, or name one of its checkpoints"
             raise ConfigError("init_from", path, remedy)
         saves.read_progress(saves.newest(path) or path)
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.mesh.processes))
-    there = uses_gpus(config.mesh.device, processes_here)
+    there = uses_gpus(config.mesh.device, processes_here(config.mesh.processes))
     if config.data.decoder is Decoder.gpu and not there:
         raise ConfigError("data.decoder", "gpu", "pictures go to the cpu here; use auto or cpu")
     if config.precision is Precision.tf32 and not there:

@@ -15,6 +15,7 @@ from alexnet2012.agreement import on_rank_0
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparing import prepare
+from alexnet2012.environment import place, processes_here, under_torchrun
 from alexnet2012.launcher import (
     compose_config,
     end_with_parent,
@@ -22,7 +23,6 @@ from alexnet2012.launcher import (
     launch,
     reuse_memory,
     set_threads,
-    under_torchrun,
 )
 from alexnet2012.layers import map_sizes
 from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
@@ -51,6 +51,8 @@ def worker(config: TrainConfig, run_dir: Path) -> None:
 
 def _mesh(config: TrainConfig) -> Mesh:
     mesh = config.mesh
+    if mesh.processes == 1:  # whatever variables a job system has left here
+        return single_process(mesh.device)
     return init_mesh(
         mesh.towers, device=mesh.device, timeout_s=mesh.timeout_s, stall_s=mesh.stall_s
     )
@@ -64,7 +66,7 @@ def torchrun_worker() -> None:
         remedy = "takes overrides only under torchrun; sweep with python -m alexnet2012.train -m"
         raise ConfigError("arguments", odd[0], remedy)
     _check_restarts(overrides)
-    world_size = int(os.environ["WORLD_SIZE"])
+    world_size = place().world_size
     config, run_dir = compose_config(
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
@@ -110,7 +112,7 @@ def _check_restarts(overrides: list[str]) -> None:
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
     from alexnet2012.trainer import Trainer  # loads DALI, which the launching process never needs
 
-    set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    set_threads(processes_here())
     reuse_memory()
     allow_tf32(config.precision)
     setup_logging(mesh.rank)

@@ -20,12 +20,14 @@ from alexnet2012.checkup import GIB, Finding, Level
 from alexnet2012.choices import Device
 from alexnet2012.config import ConfigError, ModelConfig
 from alexnet2012.data.store import Store
+from alexnet2012.environment import TORCHRUN, of_rank
 from alexnet2012.mesh import _leave_alone, single_process, uses_gpus
 from alexnet2012.model import AlexNet
 from alexnet2012.optimizer import PaperSGD
 from alexnet2012.saves import Progress
 from alexnet2012.snapshot import Snapshot
 
+TORCHRUN_0 = {TORCHRUN: "id", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -100,9 +102,10 @@ def test_all_processes_of_a_machine_use_gpus_or_none_does(
     ("process", "times"),
     [
         ({}, 1),  # which starts the ranks
-        ({"RANK": "0", CAUSES: "folder"}, 0),  # one of them
-        ({"RANK": "0"}, 1),  # of torchrun's
-        ({"RANK": "1"}, 0),
+        ({**of_rank(0, 2, "file"), CAUSES: "folder"}, 0),  # one of them
+        (TORCHRUN_0, 1),  # of torchrun's
+        ({**TORCHRUN_0, "RANK": "1"}, 0),
+        ({"RANK": "1"}, 1),  # left by a job system
     ],
 )
 def test_one_process_of_a_run_says_once_that_gpus_are_left_alone(
