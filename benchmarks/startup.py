@@ -39,7 +39,9 @@ CLASSES = 16  # of the photos
 
 
 def stamp(name: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    from alexnet2012.environment import place
+
+    if place().rank == 0:
         with open(os.environ[STAMPS], "a", encoding="utf-8") as file:
             file.write(f"{name} {time.time()}\n")
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alexnet2012.config import ConfigError, RunError
+from alexnet2012.environment import place
 
 CAUSES = "ALEXNET2012_CAUSES"  # the folder where our own launcher looks for them
 RECORD = ".flight"  # suffix of a rank's flight record there
@@ -36,11 +37,11 @@ class Cause:
     lost: list[int] | None = None  # the ranks that it lost, where it did not fail by itself
 
 
-def leave_cause(error: BaseException) -> int:
+def leave_cause(error: BaseException, rank: int | None = None) -> int:
     """Tell whoever started this process, and return the code to end with."""
     text = str(error) if isinstance(error, RunError) else "".join(traceback.format_exception(error))
     cause = Cause(
-        rank=int(os.environ.get("RANK", "0")),
+        rank=place().rank if rank is None else rank,
         text=text.strip(),
         mistake=[error.key, str(error.value), error.remedy]
         if isinstance(error, ConfigError)

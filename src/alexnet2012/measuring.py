@@ -60,7 +60,7 @@ def measure(config: PlanConfig, layout: Layout) -> Measured:
     processes = processes_here(config)
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         answer = Path(folder, "seconds.json")
-        launch(worker, processes, config, rows, answer)
+        launch(worker, processes, config, processes, rows, answer)
         found = json.loads(answer.read_text(encoding="utf-8"))
     # One process that held all towers did the work of each.
     part = 1 / layout.towers if processes == 1 else 1.0
@@ -85,11 +85,12 @@ def _on_gpu(config: PlanConfig) -> bool:
     return single_process(config.mesh.device).device.type == "cuda"
 
 
-def worker(config: PlanConfig, rows: int, answer: Path) -> None:
+def worker(config: PlanConfig, processes: int, rows: int, answer: Path) -> None:
     """One process: rank 0 writes the slowest rank's seconds."""
     reuse_memory()
     allow_tf32(config.precision)
-    mesh = init_mesh(config.mesh.towers, device=config.mesh.device)
+    on = config.mesh.device
+    mesh = single_process(on) if processes == 1 else init_mesh(config.mesh.towers, device=on)
     try:
         seconds, rows = _time_what_fits(config, mesh, rows)
         slowest = torch.tensor(list(seconds.values()), dtype=torch.float64)

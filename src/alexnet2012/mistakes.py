@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.causes import EXIT_FAILURE, EXIT_MISTAKE, LostPeerError
 from alexnet2012.config import ConfigError, RunError
+from alexnet2012.environment import place
 from alexnet2012.usage import choices_of
 
 SPEAKS = "ALEXNET2012_RANK_SPEAKS"
@@ -72,7 +73,7 @@ def end_interrupted(number: signal.Signals) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0" or SPEAKS in os.environ:
+    if place().rank == 0 or SPEAKS in os.environ:
         print(f"alexnet2012: {line}", file=sys.stderr)
     sys.exit(code)
 

@@ -169,7 +169,7 @@ class Watchdog:
                 if first:
                     self._write_records(agreed)
                 if first or CAUSES in os.environ:
-                    leave_cause(self._told)
+                    leave_cause(self._told, self.own.rank)
             return self._told
 
     def _agree(self, found: Verdict) -> tuple[Verdict, bool]:

@@ -67,5 +67,5 @@ def test_where_memory_ends_fewer_pictures_are_timed(
     monkeypatch.setattr(measuring, "reuse_memory", lambda: None)  # tests share this process
     mesh = MeshConfig(device=Device.cpu)
     config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=TINY, mesh=mesh)
-    measuring.worker(config, 9, tmp_path / "answer")
+    measuring.worker(config, 1, 9, tmp_path / "answer")
     assert json.loads((tmp_path / "answer").read_text())["rows"] == 2

@@ -1,0 +1,149 @@
+"""Variables that a job system leaves in every container make no rank of a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from programs import TINY, finish, module, run, start, succeed
+
+from alexnet2012 import init_mesh, meeting
+from alexnet2012.config import ConfigError, RunError
+from alexnet2012.data.store import Store
+from alexnet2012.environment import (
+    PROCESSES_HERE,
+    TORCHRUN,
+    Place,
+    of_rank,
+    place,
+    processes_here,
+    started,
+    under_torchrun,
+)
+from alexnet2012.mistakes import exit_on_error
+
+LEFT = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",  # where nobody listens
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (*LEFT, *of_rank(0, 2, ""), TORCHRUN):
+        monkeypatch.delenv(key, raising=False)
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a container of a job."""
+    for key, value in LEFT.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.usefixtures("left")
+def test_variables_count_beside_the_mark_of_who_starts_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (started(), place(), under_torchrun()) == (None, Place(), False)
+    assert processes_here(2) == 2
+    monkeypatch.setenv(PROCESSES_HERE, "3")
+    assert processes_here(2) == 3
+    with monkeypatch.context() as patch:
+        patch.setenv(TORCHRUN, "id")
+        assert place() == Place(rank=1, world_size=4, local_rank=1, processes_here=4)
+        assert under_torchrun()
+        assert processes_here(2) == 4
+    for key, value in of_rank(0, 2, "file").items():
+        monkeypatch.setenv(key, value)
+    assert place() == Place(rank=0, world_size=2, local_rank=0, processes_here=2)
+    assert not under_torchrun()
+
+
+@pytest.mark.parametrize(
+    ("mark", "rank", "times"), [({}, "1", 1), ({TORCHRUN: "i"}, "0", 1), ({TORCHRUN: "i"}, "1", 0)]
+)
+def test_a_mistake_is_told_once(
+    mark: dict[str, str],
+    rank: str,
+    times: int,
+    left: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for key, value in {**mark, "RANK": rank}.items():
+        monkeypatch.setenv(key, value)
+
+    def application() -> None:
+        raise ConfigError("foo", "bar", "no such key")
+
+    with pytest.raises(SystemExit) as ending:
+        exit_on_error(application)
+    assert ending.value.code == 2
+    assert capfd.readouterr().err == "alexnet2012: foo=bar: no such key\n" * times
+
+
+@pytest.mark.usefixtures("left")
+@pytest.mark.parametrize("name", ["train", "prepare", "predict", "doctor", "plan", "reproduce"])
+def test_every_command_says_its_errors_in_a_container_of_a_job(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
+    ended = run(module(name, "foo=bar"), tmp_path)
+    assert ended.code == 2
+    assert ended.err.startswith("alexnet2012: foo: no such key")
+
+
+@pytest.mark.usefixtures("left")
+@pytest.mark.parametrize("mesh", ["one_process", "two_towers"])
+def test_a_run_there_starts_its_own_processes_and_meets_nobody_else(
+    mesh: str, monkeypatch: pytest.MonkeyPatch, photos_store: Store, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
+    words = (f"mesh={mesh}", f"data.store={photos_store.root}", f"hydra.run.dir={tmp_path / 'run'}")
+    succeed(module("train", *TINY, "max_steps=1", *words), tmp_path)
+
+
+@pytest.mark.usefixtures("left")
+def test_who_asks_to_join_others_that_are_not_there_is_told_so_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(meeting, "BY_HAND_S", 1)
+    began = time.monotonic()
+    with pytest.raises(RunError, match=r"^rank 1 of 4 did not meet the others at MASTER_ADDR=127"):
+        init_mesh(2, device="cpu")
+    assert time.monotonic() - began < 10
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(ConfigError, match="MASTER_ADDR=None: must be set beside WORLD_SIZE=4"):
+        init_mesh(2, device="cpu")
+
+
+@pytest.mark.usefixtures("left")
+def test_who_waits_for_others_obeys_a_signal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
+    code = """
+from alexnet2012 import init_mesh, mistakes
+def join():
+    print("joins", flush=True)
+    init_mesh(2, device="cpu")
+mistakes.exit_on_error(join)
+"""
+    program, mark = start([sys.executable, "-c", code], tmp_path)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "joins\n"
+    time.sleep(2)  # for it to wait
+    os.kill(program.pid, signal.SIGTERM)
+    began = time.monotonic()
+    ended = finish(program, mark)
+    assert (ended.code, ended.err) == (128 + signal.SIGTERM, "alexnet2012: interrupted\n")
+    assert time.monotonic() - began < 10
