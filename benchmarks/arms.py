@@ -21,18 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.audit import LayerAudit, audit
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device, Precision
-from alexnet2012.collectives import TowerLink
-from alexnet2012.config import ModelConfig
-from alexnet2012.launcher import launch, reuse_memory
-from alexnet2012.mesh import Mesh, single_process
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import TYPES, allow_tf32
-from alexnet2012.schedule import Rates
-from alexnet2012.sharding import Share
-from alexnet2012.steps import WARM_UP, Gradients, fetching, trying_algorithms
+from alexnet2012.config.enums import Device, Precision
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.launch import launch, reuse_memory
+from alexnet2012.distributed.mesh import Mesh, single_process
+from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.nn.precision import TYPES, allow_tf32
+from alexnet2012.training.train_step import WARM_UP, Gradients, fetching, trying_algorithms
+from alexnet2012.utils.shard import Share
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
 TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does

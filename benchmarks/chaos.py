@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from chaos import KILLABLE, METRICS, state_of, train_through_kills
 from programs import TINY, module, succeed
 
-from alexnet2012.config import PrepareConfig
-from alexnet2012.data.photos import make_photos
-from alexnet2012.data.preparing import prepare
+from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.data.sources.photos import make_photos
 
 
 def main() -> None:

@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from record import given, keep, show
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.agreement import Exchange, Wishes
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import CheckpointConfig
-from alexnet2012.launcher import launch, reuse_memory
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.saver import Saver
-from alexnet2012.saves import Progress
-from alexnet2012.schedule import Rates
-from alexnet2012.snapshot import Snapshot
+from alexnet2012.checkpoint.manager import Saver
+from alexnet2012.checkpoint.manifest import Progress
+from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.schema import CheckpointConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.consensus import Exchange, Wishes
+from alexnet2012.distributed.launch import launch, reuse_memory
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
 
 CLASSES = 1000
 MEAN_IMAGE = np.zeros((256, 256, 3), np.float32)

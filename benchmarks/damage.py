@@ -48,13 +48,13 @@ import skimage
 from PIL import Image, ImageOps, features
 from record import given, keep, show
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import PrepareConfig
-from alexnet2012.data.convert import read_picture
+from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.data.augmentation import stream
 from alexnet2012.data.loaders import TrainLoader
-from alexnet2012.data.order import stream
-from alexnet2012.data.photos import CLASSES
-from alexnet2012.data.preparing import prepare
+from alexnet2012.data.preparation.decode import read_picture
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.data.sources.photos import CLASSES
 from alexnet2012.data.store import SPLITS
 
 KINDS = ["none", "cut", "1 bit", "4 bits", "16 bits", "64 bits", "header bits"]

@@ -21,9 +21,9 @@ from typing import Any
 
 from record import given, keep, show
 
-from alexnet2012.choices import Feed
-from alexnet2012.config import PrepareConfig
-from alexnet2012.data.preparing import prepare
+from alexnet2012.config.enums import Feed
+from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.data.preparation.prepare import prepare
 
 FEEDS = [feed.value for feed in Feed]
 

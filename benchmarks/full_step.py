@@ -44,8 +44,8 @@ from arms import (
 )
 from record import given, keep, show
 
-from alexnet2012.choices import Precision
-from alexnet2012.precision import TYPES
+from alexnet2012.config.enums import Precision
+from alexnet2012.nn.precision import TYPES
 
 
 def together(chosen: Sequence[Arm]) -> list[list[Arm]]:

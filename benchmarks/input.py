@@ -39,10 +39,10 @@ from record import given, keep, show
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import PrepareConfig
-from alexnet2012.data import order
-from alexnet2012.data.preparing import prepare
+from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.data import augmentation as order
+from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
 
 ON_GPU = torch.cuda.is_available()
@@ -86,9 +86,9 @@ class Pictures:
 
 
 def ours(pictures: Pictures, device: str = "cpu") -> Iterator[Tensor]:
-    from alexnet2012.data.feeding import Place
     from alexnet2012.data.loaders import TrainLoader
-    from alexnet2012.launcher import reuse_memory
+    from alexnet2012.data.tower_feed import Place
+    from alexnet2012.distributed.launch import reuse_memory
 
     reuse_memory()  # as every training does
     sizes = {"input_size": S, "batch_size": BATCH, "seed": SEED}
@@ -246,7 +246,7 @@ def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: An
 
 def originals(pictures: Pictures) -> Iterator[Tensor]:
     """The mean image is subtracted after DALI, as our loader does it."""
-    from alexnet2012.launcher import reuse_memory
+    from alexnet2012.distributed.launch import reuse_memory
 
     reuse_memory()
     mean = pictures.store.mean_image

@@ -24,10 +24,10 @@ from record import given, keep, show
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.config import PlanConfig
-from alexnet2012.measuring import Laps, time_steps
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import PlanConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.diagnostics.step_timer import Laps, time_steps
 
 PRECISIONS = ("fp32", "bf16")
 REST = "what follows"

@@ -21,9 +21,9 @@ from arms import TOGETHER, timed
 from record import given, keep, show
 from torch import Tensor, nn
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.launcher import reuse_memory
-from alexnet2012.normalisation import local_response_norm
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.launch import reuse_memory
+from alexnet2012.nn.lrn import local_response_norm
 
 CHANNELS, SIDE, TOWERS = 96, 55, 2
 PEER = "nn.LocalResponseNorm, float32"

@@ -21,11 +21,11 @@ from arms import CLASSES, OURS, Arm, arms, joined, prepared, run_apart
 from record import given, keep, show
 
 from alexnet2012 import AlexNet
-from alexnet2012.audit import LayerAudit, audit
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.costs import Layout, layer_costs, memory_bytes
-from alexnet2012.precision import TYPES
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.nn.cost_model import Layout, layer_costs, memory_bytes
+from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.precision import TYPES
 
 STEPS = 2
 RESET_PEAK = "5"  # proc(5), clear_refs

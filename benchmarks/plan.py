@@ -17,9 +17,9 @@ import torch
 from arms import CLASSES, OURS, Arm, time_together
 from record import given, keep, show
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.config import MeshConfig, PlanConfig
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import MeshConfig, PlanConfig
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.plan import plan
 
 ON_GPU = torch.cuda.is_available()

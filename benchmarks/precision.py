@@ -21,8 +21,8 @@ from typing import Any
 
 from record import given, keep, show
 
-from alexnet2012.paired import Difference
-from alexnet2012.tracking import read_records
+from alexnet2012.ledger.statistics import Difference
+from alexnet2012.tracking.tracker import read_records
 
 PRECISIONS = ("fp32", "bf16")
 

@@ -28,8 +28,8 @@ from input import ORIGINALS, family, mean_file_kb, pss_mib, write_originals
 from PIL import Image
 from record import given, keep, show
 
-from alexnet2012.config import PrepareConfig
-from alexnet2012.data.preparing import prepare
+from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.data.preparation.prepare import prepare
 
 CLASSES = 10
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.machine import cpu_name, running_commit
+from alexnet2012.utils.environment import cpu_name, running_commit
 
 
 def given(**defaults: Any) -> SimpleNamespace:

@@ -20,13 +20,13 @@ import torch
 from arms import CLASSES, run_apart, timed
 from record import given, keep, show
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.config import ModelConfig
-from alexnet2012.launcher import reuse_memory
-from alexnet2012.mesh import init_mesh
-from alexnet2012.precision import allow_tf32
-from alexnet2012.schemes import SCHEMES
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.launch import reuse_memory
+from alexnet2012.distributed.mesh import init_mesh
+from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.training.parallel_baselines import SCHEMES
 
 TOWERS = "towers"
 

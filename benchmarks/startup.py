@@ -39,7 +39,7 @@ CLASSES = 16  # of the photos
 
 
 def stamp(name: str) -> None:
-    from alexnet2012.environment import place
+    from alexnet2012.distributed.process_env import place
 
     if place().rank == 0:
         with open(os.environ[STAMPS], "a", encoding="utf-8") as file:
@@ -76,7 +76,7 @@ def worker(config: Any, run_dir: Path) -> None:
     stamp("worker")
     mesh = command._mesh(config)
     stamp("group")
-    from alexnet2012 import trainer
+    from alexnet2012.training import trainer
 
     stamp("trainer")
     trainer.AlexNet = then_stamp("net", trainer.AlexNet)  # type: ignore[assignment,misc]
@@ -117,8 +117,8 @@ def import_torch() -> dict[str, float]:
 def main() -> None:
     from record import given, keep, show
 
-    from alexnet2012.config import PrepareConfig
-    from alexnet2012.data.preparing import prepare
+    from alexnet2012.config.schema import PrepareConfig
+    from alexnet2012.data.preparation.prepare import prepare
 
     words, load_before = given(rounds=3, batch=128), os.getloadavg()[0]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (LIMIT, *MESHES)}

@@ -14,8 +14,8 @@ from pathlib import Path
 from programs import finish, module, start, succeed, with_rank
 from safetensors.torch import load_file
 
-from alexnet2012 import saves
-from alexnet2012.mesh import single_process
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.distributed.mesh import single_process
 
 METRICS = "metrics.jsonl"
 KILLABLE = ("rank 0", "rank 1", "launcher")

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from alexnet2012 import kernels
+from alexnet2012.nn.kernels import triton_kernels as kernels
 
 TILE = {"PARTS": 6, "TOWERS": 2, "T": 128, "CYCLE": 3, "TIMES": 8}
 NORM = {"BETA": 0.75, "HALF": 2}

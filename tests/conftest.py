@@ -12,16 +12,17 @@ from hypothesis import settings
 from programs import TINY
 from ranks import load_server
 
-from alexnet2012 import checkpoint, launcher
-from alexnet2012.config import PrepareConfig, TrainConfig
-from alexnet2012.data.photos import make_photos
-from alexnet2012.data.preparing import prepare
+from alexnet2012.checkpoint import io as checkpoint
+from alexnet2012.checkpoint.manifest import Progress, plain
+from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.schema import PrepareConfig, TrainConfig
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.data.sources.photos import make_photos
 from alexnet2012.data.store import Store
-from alexnet2012.launcher import compose_config
-from alexnet2012.model import AlexNet
-from alexnet2012.saves import Progress, plain
-from alexnet2012.snapshot import Snapshot
-from alexnet2012.trained import Trained
+from alexnet2012.distributed import launch as launcher
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.inference.trained_model import Trained
+from alexnet2012.nn.alexnet import AlexNet
 
 settings.register_profile("busy", deadline=None)  # other programs may hold the cores
 settings.load_profile("busy")

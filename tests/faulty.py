@@ -15,10 +15,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet2012 import AlexNet, init_mesh, model, peers
-from alexnet2012.causes import CAUSES, leave_cause
-from alexnet2012.collectives import TowerLink
-from alexnet2012.config import ModelConfig, RunError
+from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.config.schema import ModelConfig, RunError
+from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.watchdog import peers
+from alexnet2012.distributed.watchdog.failure_report import CAUSES, leave_cause
+from alexnet2012.nn import alexnet as model
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 FAULT_STEP = 3

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from alexnet2012.environment import MEETING
-from alexnet2012.progress import NOTEBOOKS
+from alexnet2012.distributed.process_env import MEETING
+from alexnet2012.tracking.progress_bar import NOTEBOOKS
 
 REPOSITORY = Path(__file__).parents[1]
 TORCHRUN_SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")

@@ -18,11 +18,16 @@ from typing import Any
 
 import pytest
 
-from alexnet2012.environment import of_rank
+from alexnet2012.distributed.process_env import of_rank
 
 TIMEOUT_S = 120
 # torch loads the last for every optimizer and DTensor, and takes a second.
-LOADED = ["pytest", "alexnet2012.launcher", "alexnet2012.trainer", "torch._dynamo"]
+LOADED = [
+    "pytest",
+    "alexnet2012.distributed.launch",
+    "alexnet2012.training.trainer",
+    "torch._dynamo",
+]
 
 
 def load_server() -> None:

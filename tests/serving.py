@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from alexnet2012.inference.trained_model import Trained
 from alexnet2012.serve import Desk, Server
-from alexnet2012.trained import Trained
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alexnet2012.mesh import init_mesh
-    from alexnet2012.model import AlexNet
+    from alexnet2012.distributed.mesh import init_mesh
+    from alexnet2012.nn.alexnet import AlexNet
 
 __all__ = ["AlexNet", "init_mesh"]
-_HOMES = {"AlexNet": "alexnet2012.model", "init_mesh": "alexnet2012.mesh"}
+_HOMES = {"AlexNet": "alexnet2012.nn.alexnet", "init_mesh": "alexnet2012.distributed.mesh"}
 
 
 def __getattr__(name: str) -> object:

@@ -12,8 +12,9 @@ from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from alexnet2012 import config, config_use
-from alexnet2012.usage import CONF
+from alexnet2012.cli.help import CONF
+from alexnet2012.config import inference_schema as config_use
+from alexnet2012.config import schema as config
 
 SCHEMAS: dict[str, type] = {
     "train": config.TrainConfig,

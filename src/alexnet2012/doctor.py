@@ -18,15 +18,15 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from alexnet2012 import checkup
-from alexnet2012.checkup import Finding, Level
-from alexnet2012.choices import Device
-from alexnet2012.collectives import link_of
-from alexnet2012.config import ConfigError, RunError, TrainConfig
-from alexnet2012.environment import under_torchrun
-from alexnet2012.launcher import compose_config, launch
-from alexnet2012.mesh import Mesh, init_mesh, single_process, uses_gpus
-from alexnet2012.mistakes import exit_on_error
+from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
+from alexnet2012.diagnostics import machine_checks as checkup
+from alexnet2012.diagnostics.machine_checks import Finding, Level
+from alexnet2012.distributed.collectives import link_of
+from alexnet2012.distributed.launch import compose_config, launch
+from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process, uses_gpus
+from alexnet2012.distributed.process_env import under_torchrun
 
 BATCH = 128  # pictures of a step of the paper
 # What a tower brings to the exchanges of the paper's net, for each picture.

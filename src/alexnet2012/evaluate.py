@@ -14,14 +14,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.config import ConfigError, EvaluateConfig
-from alexnet2012.data.feeding import Place
+from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Split, Store
-from alexnet2012.evaluation import Errors, evaluate
-from alexnet2012.launcher import hydra_main, reuse_memory
-from alexnet2012.metrics import error_interval_pct
-from alexnet2012.trained import Trained, load_all
+from alexnet2012.data.tower_feed import Place
+from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.inference.trained_model import Trained, load_all
+from alexnet2012.training.evaluation import Errors, evaluate
+from alexnet2012.utils.metrics import error_interval_pct
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> Errors:

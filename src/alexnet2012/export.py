@@ -19,16 +19,22 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from alexnet2012.choices import Device, ExportFormat, Precision
-from alexnet2012.config import ConfigError, RunError
-from alexnet2012.config_use import ExportConfig
-from alexnet2012.data.convert import square_jpeg
-from alexnet2012.data.photos import photograph
-from alexnet2012.data.views import centre
-from alexnet2012.launcher import hydra_main
-from alexnet2012.model import AlexNet
-from alexnet2012.sharding import Share
-from alexnet2012.trained import MEAN_IMAGE, METADATA, Trained, describe, load_trained
+from alexnet2012.config.enums import Device, ExportFormat, Precision
+from alexnet2012.config.inference_schema import ExportConfig
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.data.preparation.decode import square_jpeg
+from alexnet2012.data.sources.photos import photograph
+from alexnet2012.data.ten_crop import centre
+from alexnet2012.distributed.launch import hydra_main
+from alexnet2012.inference.trained_model import (
+    MEAN_IMAGE,
+    METADATA,
+    Trained,
+    describe,
+    load_trained,
+)
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.shard import Share
 
 WITHIN = 1e-5  # of the largest logit
 SHOWN = ("astronaut", "chelsea", "coffee", "rocket")  # photographs that a file is tried on
@@ -100,7 +106,7 @@ def _write_safetensors(net: Trained, path: Path, pictures: Tensor) -> Tensor:
 def _write_onnx(net: Trained, path: Path, pictures: Tensor) -> Tensor:
     import onnxruntime  # an extra: the other formats need neither
 
-    from alexnet2012.onnx_graph import onnx_model
+    from alexnet2012.inference.onnx_graph import onnx_model
 
     model = onnx_model(_plain(net), _mean(net).numpy(), describe(net), version("alexnet2012"))
     path.write_bytes(model.SerializeToString())

@@ -21,12 +21,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012 import saves
-from alexnet2012.config import ConfigError, RunError
-from alexnet2012.config_use import FeaturesConfig, NearestConfig
-from alexnet2012.launcher import hydra_main, reuse_memory
-from alexnet2012.pictures import Rejected, decoded, find_pictures, printable, with_pictures
-from alexnet2012.trained import Trained, hidden, load_trained
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.inference.images import Rejected, decoded, find_pictures, printable, with_pictures
+from alexnet2012.inference.trained_model import Trained, hidden, load_trained
 
 
 @dataclass(frozen=True)

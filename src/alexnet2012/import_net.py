@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from alexnet2012 import checkpoint
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import ConfigError, TrainConfig
-from alexnet2012.config_use import ImportConfig
-from alexnet2012.foreign import IMAGENET_MEAN, Foreign, as_alexnet
-from alexnet2012.from_caffe import read_caffemodel, read_mean_image
-from alexnet2012.from_torchvision import from_state_dict, read_state_dict
-from alexnet2012.launcher import compose_config, hydra_main
-from alexnet2012.saves import Progress, plain
-from alexnet2012.snapshot import Snapshot
+from alexnet2012.checkpoint import io as checkpoint
+from alexnet2012.checkpoint.manifest import Progress, plain
+from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.inference_schema import ImportConfig
+from alexnet2012.config.schema import ConfigError, TrainConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.launch import compose_config, hydra_main
+from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_image
+from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, Foreign, as_alexnet
+from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 
 CAFFE = ".caffemodel"
 

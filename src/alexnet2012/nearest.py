@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from alexnet2012.config import ConfigError, RunError
-from alexnet2012.config_use import NearestConfig
+from alexnet2012.config.inference_schema import NearestConfig
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.distributed.launch import hydra_main, reuse_memory
 from alexnet2012.features import Features, activations_of, digest
-from alexnet2012.launcher import hydra_main, reuse_memory
-from alexnet2012.lookalikes import nearest
-from alexnet2012.pictures import find_pictures, printable, with_pictures
-from alexnet2012.trained import load_trained
+from alexnet2012.inference.images import find_pictures, printable, with_pictures
+from alexnet2012.inference.trained_model import load_trained
+from alexnet2012.ledger.nearest_neighbours import nearest
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.audit import audit
-from alexnet2012.choices import Device
-from alexnet2012.config import PlanConfig
-from alexnet2012.costs import (
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import PlanConfig
+from alexnet2012.diagnostics.hardware import Speeds, card_of, check_speeds, find_speeds
+from alexnet2012.distributed.launch import hydra_main
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.ledger.measurements import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.cost_model import (
     LayerCost,
     Layout,
     efficiency,
@@ -25,12 +29,8 @@ from alexnet2012.costs import (
     memory_bytes,
     step_time,
 )
-from alexnet2012.experiments import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
-from alexnet2012.launcher import hydra_main
-from alexnet2012.mesh import single_process
-from alexnet2012.model import AlexNet
-from alexnet2012.precision import TYPES
-from alexnet2012.speeds import Speeds, card_of, check_speeds, find_speeds
+from alexnet2012.nn.flops import audit
+from alexnet2012.nn.precision import TYPES
 
 WHAT_TAKES_TIME = {
     "layers": "layers, forward and backward",

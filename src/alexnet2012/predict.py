@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from alexnet2012.config import ConfigError, RunError
-from alexnet2012.config_use import PredictConfig
-from alexnet2012.figures import photo
-from alexnet2012.launcher import hydra_main, reuse_memory
-from alexnet2012.pages import page_template
-from alexnet2012.pictures import Rejected, decoded, find_pictures, printable, with_pictures
-from alexnet2012.trained import Guess, Trained, likeliest, load_all, probabilities
+from alexnet2012.config.inference_schema import PredictConfig
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.inference.images import Rejected, decoded, find_pictures, printable, with_pictures
+from alexnet2012.inference.trained_model import Guess, Trained, likeliest, load_all, probabilities
+from alexnet2012.ledger.report.svg import photo
+from alexnet2012.utils.templates import page_template
 
 BAR_COLUMNS = 30
 SHEET_PIXELS = 224  # a side of the pictures on a contact sheet

@@ -16,21 +16,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alexnet2012 import effects, exactness, experiments, pretraining, relu_sweep
-from alexnet2012.choices import Budget
-from alexnet2012.claims import Measurement, Scale, arms_of
-from alexnet2012.config import ConfigError, EvaluateConfig, ReproduceConfig, RunError
-from alexnet2012.effects import Sweep
+from alexnet2012.config.enums import Budget
+from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConfig, RunError
+from alexnet2012.distributed.launch import hydra_main, launch
 from alexnet2012.evaluate import evaluate_checkpoints
-from alexnet2012.findings import Exactness, Reproduction, save_reproduction
-from alexnet2012.launcher import hydra_main, launch
-from alexnet2012.lookalikes import look_alike
-from alexnet2012.provenance import command_of, provenance
-from alexnet2012.relu import read_runs, relu_ablation, relu_measurement
-from alexnet2012.report import write_report
-from alexnet2012.seeds import seed_measurements
-from alexnet2012.sweeping import Sweeps
-from alexnet2012.trained import load_trained
+from alexnet2012.inference.trained_model import load_trained
+from alexnet2012.ledger import (
+    ablations as effects,
+)
+from alexnet2012.ledger import (
+    exactness,
+    pretraining,
+    relu_sweep,
+)
+from alexnet2012.ledger import (
+    measurements as experiments,
+)
+from alexnet2012.ledger.ablations import Sweep
+from alexnet2012.ledger.claims import Measurement, Scale, arms_of
+from alexnet2012.ledger.ensembles import seed_measurements
+from alexnet2012.ledger.nearest_neighbours import look_alike
+from alexnet2012.ledger.provenance import command_of, provenance
+from alexnet2012.ledger.relu_vs_tanh import read_runs, relu_ablation, relu_measurement
+from alexnet2012.ledger.report.render import write_report
+from alexnet2012.ledger.results import Exactness, Reproduction, save_reproduction
+from alexnet2012.ledger.sweeps import Sweeps
 
 RECIPES = ("paper", "code145")
 # By name: what is printed before it, and the method that does it.

@@ -25,15 +25,15 @@ from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
-from alexnet2012.config import ConfigError
-from alexnet2012.config_use import ServeConfig
-from alexnet2012.data.convert import square_jpeg
-from alexnet2012.data.photos import CLASSES, photograph
-from alexnet2012.launcher import hydra_main, reuse_memory
-from alexnet2012.looking import describe_net, look, packed
-from alexnet2012.pages import page_template
-from alexnet2012.pictures import printable, stored_pixels
-from alexnet2012.trained import Trained, load_trained
+from alexnet2012.config.inference_schema import ServeConfig
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.data.preparation.decode import square_jpeg
+from alexnet2012.data.sources.photos import CLASSES, photograph
+from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.inference.activations import describe_net, look, packed
+from alexnet2012.inference.images import printable, stored_pixels
+from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.utils.templates import page_template
 
 MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_PASSED_OVER_BYTES = 4 * MAX_UPLOAD_BYTES  # of an upload that is refused

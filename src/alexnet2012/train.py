@@ -11,12 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from alexnet2012.agreement import on_rank_0
-from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError, PrepareConfig, TrainConfig
-from alexnet2012.data.preparing import prepare
-from alexnet2012.environment import place, processes_here, under_torchrun
-from alexnet2012.launcher import (
+from alexnet2012.checkpoint.run_dir import AUTO, check_run, check_start, is_finished
+from alexnet2012.cli.errors import SPEAKS, exit_on_error
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.distributed.consensus import on_rank_0
+from alexnet2012.distributed.launch import (
     compose_config,
     end_with_parent,
     hydra_main,
@@ -24,12 +25,11 @@ from alexnet2012.launcher import (
     reuse_memory,
     set_threads,
 )
-from alexnet2012.layers import map_sizes
-from alexnet2012.mesh import Mesh, init_mesh, setup_logging, single_process
-from alexnet2012.mistakes import SPEAKS, exit_on_error
-from alexnet2012.model import AlexNet
-from alexnet2012.precision import allow_tf32
-from alexnet2012.run_dirs import AUTO, check_run, check_start, is_finished
+from alexnet2012.distributed.mesh import Mesh, init_mesh, setup_logging, single_process
+from alexnet2012.distributed.process_env import place, processes_here, under_torchrun
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.layers import map_sizes
+from alexnet2012.nn.precision import allow_tf32
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
@@ -110,7 +110,9 @@ def _check_restarts(overrides: list[str]) -> None:
 
 
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
-    from alexnet2012.trainer import Trainer  # loads DALI, which the launching process never needs
+    from alexnet2012.training.trainer import (
+        Trainer,  # loads DALI, which the launching process never needs
+    )
 
     set_threads(processes_here())
     reuse_memory()

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from programs import TINY, TORCHRUN_SCRIPT, Ended, module, run
 
-from alexnet2012 import saves
-from alexnet2012.config import EvaluateConfig, TrainConfig
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.schema import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
+from alexnet2012.distributed.launch import compose_config, exit_on_error
+from alexnet2012.distributed.mesh import single_process
 from alexnet2012.evaluate import run as evaluate_run
-from alexnet2012.launcher import compose_config, exit_on_error
-from alexnet2012.mesh import single_process
 from alexnet2012.prepare import main as prepare_main
 from alexnet2012.train import main as train_main
 from alexnet2012.train import run as train_run
-from alexnet2012.trainer import Trainer
+from alexnet2012.training.trainer import Trainer
 
 Refuse = Callable[..., str]
 

@@ -107,8 +107,8 @@ def test_a_program_without_a_guard_is_told_so_and_does_not_hang(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "from alexnet2012.config import PrepareConfig\n"
-        "from alexnet2012.data.preparing import prepare\n"
+        "from alexnet2012.config.schema import PrepareConfig\n"
+        "from alexnet2012.data.preparation.prepare import prepare\n"
         f"prepare(PrepareConfig({str(source)!r}, {str(tmp_path / 'store')!r}, workers=2))\n"
     )
     ended = run([sys.executable, str(program)], tmp_path)

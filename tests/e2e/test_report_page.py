@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet2012.claims import Measurement, Scale
-from alexnet2012.findings import AuditLayer, Exchange, Reproduction
-from alexnet2012.report import write_report
+from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.report.render import write_report
+from alexnet2012.ledger.results import AuditLayer, Exchange, Reproduction
 
 LAYERS = [
     ("conv1", 96, 34_848, 96, 290_400, 105_415_200),

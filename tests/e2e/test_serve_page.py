@@ -15,10 +15,10 @@ import requests
 from programs import finish, module, start
 from serving import serving
 
-from alexnet2012.looking import Looked, look
-from alexnet2012.pictures import stored_pixels
+from alexnet2012.inference.activations import Looked, look
+from alexnet2012.inference.images import stored_pixels
+from alexnet2012.inference.trained_model import Trained
 from alexnet2012.serve import Server
-from alexnet2012.trained import Trained
 
 Open = Callable[..., Any]
 GIVE = """([data, name, kind]) => {

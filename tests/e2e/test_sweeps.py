@@ -14,20 +14,20 @@ import pytest
 from documented import printed
 from programs import ON_ONE_CORE, module, run, succeed
 
-from alexnet2012 import saves
-from alexnet2012.choices import Device
-from alexnet2012.claims import Scale
-from alexnet2012.config import PrepareConfig, TrainConfig
-from alexnet2012.data.preparing import prepare
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import PrepareConfig, TrainConfig
+from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
-from alexnet2012.effects import effect_measurements, effects, read_sweep
-from alexnet2012.launcher import compose_config
-from alexnet2012.lookalikes import look_alike
-from alexnet2012.machine import running_commit
-from alexnet2012.mesh import single_process
-from alexnet2012.pretraining import pretrain_measurements, read_errors
-from alexnet2012.seeds import seed_measurements
-from alexnet2012.trainer import Trainer
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.ledger.ablations import effect_measurements, effects, read_sweep
+from alexnet2012.ledger.claims import Scale
+from alexnet2012.ledger.ensembles import seed_measurements
+from alexnet2012.ledger.nearest_neighbours import look_alike
+from alexnet2012.ledger.pretraining import pretrain_measurements, read_errors
+from alexnet2012.training.trainer import Trainer
+from alexnet2012.utils.environment import running_commit
 
 ARMS = ("none", "no_lrn", "no_dropout")
 

@@ -33,18 +33,19 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012 import run_dirs, saves
-from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError, EvaluateConfig, RunError, TrainConfig
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import run_dir as run_dirs
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.divergence import DivergedError
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.mesh import init_mesh, single_process
 from alexnet2012.evaluate import evaluate_checkpoints
-from alexnet2012.launcher import compose_config
-from alexnet2012.mesh import init_mesh, single_process
-from alexnet2012.metrics import error_interval_pct
-from alexnet2012.tracking import read_records
-from alexnet2012.trained import load_trained
-from alexnet2012.trainer import Trainer
+from alexnet2012.inference.trained_model import load_trained
+from alexnet2012.tracking.tracker import read_records
+from alexnet2012.training.divergence import DivergedError
+from alexnet2012.training.trainer import Trainer
+from alexnet2012.utils.metrics import error_interval_pct
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
 VALIDATION_PICTURES = 48

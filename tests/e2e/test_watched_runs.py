@@ -12,10 +12,10 @@ from documented import made_small, printed
 from programs import in_terminal, module
 from test_train import KilledError, end_at, net_of, summary, train_here, train_ranks
 
-from alexnet2012.config import TrainConfig
+from alexnet2012.config.schema import TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.launcher import compose_config
-from alexnet2012.tracking import read_records
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.tracking.tracker import read_records
 
 RECORDED, VALIDATED = [2, 3, 4, 6], [3, 6]  # steps of two epochs
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")

@@ -15,19 +15,19 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.config import AugmentConfig, ModelConfig, NormConfig
-from alexnet2012.data.feeding import Place
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import AugmentConfig, ModelConfig, NormConfig
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import TrainLoader
 from alexnet2012.data.store import Store
-from alexnet2012.layers import draws
-from alexnet2012.normalisation import local_response_norm
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import allow_tf32
-from alexnet2012.schedule import Rates
-from alexnet2012.sharding import Share
-from alexnet2012.steps import Gradients, fetching
+from alexnet2012.data.tower_feed import Place
+from alexnet2012.nn.layers import draws
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lrn import local_response_norm
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.training.train_step import Gradients, fetching
+from alexnet2012.utils.shard import Share
 
 pytestmark = [
     pytest.mark.gpu,

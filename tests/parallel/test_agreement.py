@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ranks import run_ranks
 
-from alexnet2012.agreement import Exchange, Wishes, agree, on_rank_0
-from alexnet2012.config import ConfigError
-from alexnet2012.mesh import init_mesh
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.distributed.consensus import Exchange, Wishes, agree, on_rank_0
+from alexnet2012.distributed.mesh import init_mesh
 
 
 def wish_and_fail() -> dict[str, Any]:

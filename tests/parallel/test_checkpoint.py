@@ -23,17 +23,25 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from alexnet2012 import AlexNet, checkpoint, init_mesh, saves
-from alexnet2012.collectives import gather_rows
-from alexnet2012.config import CheckpointConfig, ConfigError, ModelConfig, RunError, TrainConfig
-from alexnet2012.launcher import compose_config
-from alexnet2012.mesh import single_process
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.run_dirs import check_fits
-from alexnet2012.saver import Saver
-from alexnet2012.saves import Progress, config_of, plain
-from alexnet2012.schedule import Rates
-from alexnet2012.snapshot import Snapshot
+from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.checkpoint import io as checkpoint
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint.manager import Saver
+from alexnet2012.checkpoint.manifest import Progress, config_of, plain
+from alexnet2012.checkpoint.run_dir import check_fits
+from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.schema import (
+    CheckpointConfig,
+    ConfigError,
+    ModelConfig,
+    RunError,
+    TrainConfig,
+)
+from alexnet2012.distributed.collectives import gather_rows
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 IMAGES = 4  # of the global batch

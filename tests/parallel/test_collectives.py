@@ -19,13 +19,13 @@ import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012.collectives import (
+from alexnet2012.distributed.collectives import (
     TowerLink,
     all_gather_to_replicated,
     all_gather_to_sharded,
     gather_rows,
 )
-from alexnet2012.sharding import share
+from alexnet2012.utils.shard import share
 
 STEP, BOUND = 1e-6, 1e-8
 Gather = Callable[[Tensor, TowerLink, int], Tensor]

@@ -18,14 +18,15 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012 import AlexNet, collectives, hiding, init_mesh
-from alexnet2012.choices import Device, Precision
-from alexnet2012.config import ModelConfig
-from alexnet2012.gradients import GradientSum
-from alexnet2012.losses import split_loss_and_errors
-from alexnet2012.mesh import single_process
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.schedule import Rates
+from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.config.enums import Device, Precision
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.distributed import collectives, hiding
+from alexnet2012.distributed.grad_sync import GradientSum
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.nn.losses import split_loss_and_errors
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
 
 BOUND = 1e-10
 CLASSES = 7  # odd: the towers own four and three
@@ -219,7 +220,7 @@ def train_with_summed_logits_gradient() -> dict[str, Any]:
         padded = F.pad(logits, (0, -logits.shape[1] % 4))
         return collectives.all_gather_to_sharded(padded, link, layer)[:, :total]
 
-    with patch("alexnet2012.model.all_gather_to_replicated", summed):
+    with patch("alexnet2012.nn.alexnet.all_gather_to_replicated", summed):
         return train_ten_steps("paper")
 
 
@@ -242,7 +243,7 @@ def train_without_an_exchange() -> dict[str, Any]:
             return product(torch.cat([x, x], 1), *weights)
         return collectives.all_gather_to_sharded(x, link, layer, product, *weights)
 
-    with patch("alexnet2012.model.all_gather_to_sharded", own_twice):
+    with patch("alexnet2012.nn.alexnet.all_gather_to_sharded", own_twice):
         return train_ten_steps("paper")
 
 

@@ -20,16 +20,18 @@ from programs import TINY, TORCHRUN_SCRIPT, finish, start, torchrun_rank
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012 import init_mesh, saves, trainer
-from alexnet2012.causes import read_causes
-from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError, RunError, TrainConfig
-from alexnet2012.data import order
+from alexnet2012 import init_mesh
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
+from alexnet2012.data import augmentation as order
 from alexnet2012.data.store import Store
-from alexnet2012.launcher import compose_config, launch
+from alexnet2012.distributed.launch import compose_config, launch
+from alexnet2012.distributed.watchdog.failure_report import read_causes
+from alexnet2012.distributed.watchdog.watchdog import RECORDS
+from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.train import _check_restarts
-from alexnet2012.trained import load_trained
-from alexnet2012.watchdog import RECORDS
+from alexnet2012.training import trainer
 
 pytestmark = pytest.mark.usefixtures("launched_soon")
 

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Decoder
-from alexnet2012.collectives import TowerLink
-from alexnet2012.config import ConfigError
-from alexnet2012.data.feeding import Place
+from alexnet2012.config.enums import Decoder
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader
 from alexnet2012.data.store import Store
-from alexnet2012.mesh import init_mesh
+from alexnet2012.data.tower_feed import Place
+from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.mesh import init_mesh
 
 INPUT = 64
 # 96 pictures in batches of 19: the last has one picture, of which the second tower decodes none.
@@ -160,8 +160,8 @@ def test_the_gather_keeps_the_order_of_pictures() -> None:
 
 
 def gathered_rows() -> np.ndarray:
-    from alexnet2012.collectives import gather_rows
-    from alexnet2012.sharding import share
+    from alexnet2012.distributed.collectives import gather_rows
+    from alexnet2012.utils.shard import share
 
     mesh = init_mesh(2, device="cpu")
     own = share(5, 2, mesh.tower)

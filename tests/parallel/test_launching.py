@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet2012.launcher import launch
+from alexnet2012.distributed.launch import launch
 
 
 def count_threads(folder: Path) -> None:

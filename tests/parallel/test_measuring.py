@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from alexnet2012 import init_mesh, measuring
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device
-from alexnet2012.collectives import Traffic
-from alexnet2012.config import MeshConfig, ModelConfig, PlanConfig
-from alexnet2012.measuring import time_link, time_steps
-from alexnet2012.mesh import Mesh
+from alexnet2012 import init_mesh
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import MeshConfig, ModelConfig, PlanConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.diagnostics import step_timer as measuring
+from alexnet2012.diagnostics.step_timer import time_link, time_steps
+from alexnet2012.distributed.collectives import Traffic
+from alexnet2012.distributed.mesh import Mesh
 
 TINY = ModelConfig(width=0.04, input_size=64)
 EXCHANGES, DELAY_S = 9, 0.05  # of a step; of each, which then takes far longer than a tiny layer

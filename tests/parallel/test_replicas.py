@@ -11,9 +11,8 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device, Precision, ScheduleKind, WandbMode
-from alexnet2012.config import (
+from alexnet2012.config.enums import Device, Precision, ScheduleKind, WandbMode
+from alexnet2012.config.schema import (
     CheckpointConfig,
     DataConfig,
     MeshConfig,
@@ -23,12 +22,13 @@ from alexnet2012.config import (
     TrackingConfig,
     TrainConfig,
 )
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
-from alexnet2012.divergence import DivergedError
-from alexnet2012.mesh import init_mesh
-from alexnet2012.sharding import Share
-from alexnet2012.trainer import Trainer
+from alexnet2012.distributed.mesh import init_mesh
+from alexnet2012.training.divergence import DivergedError
+from alexnet2012.training.trainer import Trainer
+from alexnet2012.utils.shard import Share
 
 # 32 pictures in batches of 31: the last step has one picture, and the second replica none of it.
 PICTURES_PER_CLASS, BATCH = 2, 31

@@ -13,10 +13,10 @@ import torch
 from ranks import run_ranks
 from torch import Tensor
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.config import ConfigError, ModelConfig
-from alexnet2012.schemes import SCHEMES, OneWeirdTrick, _GatherRows
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import ConfigError, ModelConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.training.parallel_baselines import SCHEMES, OneWeirdTrick, _GatherRows
 
 BOUND = 1e-10
 CLASSES, BATCH, STEPS = 7, 4, 3

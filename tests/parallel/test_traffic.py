@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.collectives import UnderWay
+from alexnet2012.distributed.collectives import UnderWay
 
 IMAGES = 2
 # Floats that one tower sends per image: paper fig. 2's maps and units, half of each.

@@ -7,14 +7,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from alexnet2012.choices import Precision
-from alexnet2012.config import ModelConfig
-from alexnet2012.mesh import init_mesh
-from alexnet2012.model import AlexNet
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.schedule import Rates
-from alexnet2012.sharding import Share
-from alexnet2012.watching import kernels, update_ratios
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.distributed.mesh import init_mesh
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.tracking.train_stats import kernels, update_ratios
+from alexnet2012.utils.shard import Share
 
 TINY = ModelConfig(width=0.04, input_size=64)
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from fakes import fake_cifar10, fake_ilsvrc2010, fake_ilsvrc2012, fake_imagenette
 
-from alexnet2012.config import ConfigError, PrepareConfig
-from alexnet2012.data.convert import read_picture
-from alexnet2012.data.preparing import prepare
-from alexnet2012.data.source import Source
-from alexnet2012.data.sources import locate
+from alexnet2012.config.schema import ConfigError, PrepareConfig
+from alexnet2012.data.preparation.decode import read_picture
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.data.sources.base import Source
+from alexnet2012.data.sources.registry import locate
 
 FAKES = {"2012": fake_ilsvrc2012, "2010": fake_ilsvrc2010}
 
@@ -433,7 +433,8 @@ def test_a_packed_archive_with_a_wrong_checksum_is_refused(tmp_path: Path) -> No
 def test_a_member_that_would_fill_the_memory_is_a_reject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexnet2012.data import archives, source
+    from alexnet2012.data.sources import archives
+    from alexnet2012.data.sources import base as source
 
     fake_imagenette(tmp_path / "pets.tgz", classes=2)
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 100)

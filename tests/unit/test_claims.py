@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.claims import (
+from alexnet2012.config.schema import EvaluateConfig, PrepareConfig, TrainConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.ledger.claims import (
     Kind,
     Measurement,
     Scale,
@@ -24,7 +25,6 @@ from alexnet2012.claims import (
     verdict,
     write_json,
 )
-from alexnet2012.config import EvaluateConfig, PrepareConfig, TrainConfig
 
 IDS = [
     "data", "size", "fig2", "conv-share", "lsvrc2010", "lsvrc2010-1crop", "table1", "table2",

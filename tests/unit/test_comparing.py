@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from programs import REPOSITORY
 
-from alexnet2012.claims import Measurement, Scale
-from alexnet2012.comparing import Outcome, compare, comparison_tables, other_conditions
-from alexnet2012.findings import Reproduction, save_reproduction
-from alexnet2012.report import main
+from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.report.compare import Outcome, compare, comparison_tables, other_conditions
+from alexnet2012.ledger.report.render import main
+from alexnet2012.ledger.results import Reproduction, save_reproduction
 
 
 def made(

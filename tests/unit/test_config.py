@@ -19,8 +19,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import alexnet2012
-from alexnet2012.checks import check_recipe, check_world_size, load_recipe, scaled
-from alexnet2012.config import (
+from alexnet2012.config.inference_schema import (
+    ExportConfig,
+    FeaturesConfig,
+    ImportConfig,
+    NearestConfig,
+    PredictConfig,
+    ServeConfig,
+)
+from alexnet2012.config.schema import (
     ConfigError,
     DropConfig,
     EvaluateConfig,
@@ -30,15 +37,8 @@ from alexnet2012.config import (
     RecipeConfig,
     TrainConfig,
 )
-from alexnet2012.config_use import (
-    ExportConfig,
-    FeaturesConfig,
-    ImportConfig,
-    NearestConfig,
-    PredictConfig,
-    ServeConfig,
-)
-from alexnet2012.launcher import compose_config, exit_on_error
+from alexnet2012.config.validation import check_recipe, check_world_size, load_recipe, scaled
+from alexnet2012.distributed.launch import compose_config, exit_on_error
 
 SOURCE = Path(alexnet2012.__file__).parent
 CONF = SOURCE.parents[1] / "conf"

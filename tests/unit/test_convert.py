@@ -10,8 +10,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from alexnet2012.data import convert
-from alexnet2012.data.convert import (
+from alexnet2012.data.preparation import decode as convert
+from alexnet2012.data.preparation.decode import (
     MAX_PIXELS,
     read_picture,
     square_jpeg,

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from alexnet2012.data.convert import read_picture
+from alexnet2012.data.preparation.decode import read_picture
 
 DJPEG = shutil.which("djpeg")
 ORIENTATION = 0x0112

@@ -14,11 +14,12 @@ import pytest
 from documented import lines, make_here, printed
 from omegaconf import OmegaConf
 
-from alexnet2012 import config, config_use
-from alexnet2012.causes import EXIT_FAILURE, EXIT_MISTAKE
-from alexnet2012.choices import Budget
-from alexnet2012.claims import load_claims
-from alexnet2012.launcher import compose_config
+from alexnet2012.config import inference_schema as config_use
+from alexnet2012.config import schema as config
+from alexnet2012.config.enums import Budget
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_MISTAKE
+from alexnet2012.ledger.claims import load_claims
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,19 +13,21 @@ import torch
 from documented import printed
 from programs import run
 
-from alexnet2012 import checkpoint, checkup, doctor
-from alexnet2012.causes import CAUSES
-from alexnet2012.checks import load_recipe
-from alexnet2012.checkup import GIB, Finding, Level
-from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError, ModelConfig
+from alexnet2012 import doctor
+from alexnet2012.checkpoint import io as checkpoint
+from alexnet2012.checkpoint.manifest import Progress
+from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ConfigError, ModelConfig
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.store import Store
-from alexnet2012.environment import TORCHRUN, of_rank
-from alexnet2012.mesh import _leave_alone, single_process, uses_gpus
-from alexnet2012.model import AlexNet
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.saves import Progress
-from alexnet2012.snapshot import Snapshot
+from alexnet2012.diagnostics import machine_checks as checkup
+from alexnet2012.diagnostics.machine_checks import GIB, Finding, Level
+from alexnet2012.distributed.mesh import _leave_alone, single_process, uses_gpus
+from alexnet2012.distributed.process_env import TORCHRUN, of_rank
+from alexnet2012.distributed.watchdog.failure_report import CAUSES
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.optim import PaperSGD
 
 TORCHRUN_0 = {TORCHRUN: "id", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
 Usage = namedtuple("Usage", "total used free")

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet2012.choices import NAMED_SOURCES
-from alexnet2012.config import RunError
-from alexnet2012.data import download
-from alexnet2012.data.download import PUBLISHED, Published, fetch
-from alexnet2012.data.locks import locked
+from alexnet2012.config.enums import NAMED_SOURCES
+from alexnet2012.config.schema import RunError
+from alexnet2012.data.sources import download
+from alexnet2012.data.sources.download import PUBLISHED, Published, fetch
+from alexnet2012.utils.locks import locked
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
 

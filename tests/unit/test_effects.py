@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012.choices import Step
-from alexnet2012.claims import Scale, arms_of, load_claims
-from alexnet2012.config import ConfigError, TrainConfig
-from alexnet2012.effects import (
+from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.config.enums import Step
+from alexnet2012.config.schema import ConfigError, TrainConfig
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.ledger.ablations import (
     BASE,
     Result,
     ablation,
@@ -25,8 +26,7 @@ from alexnet2012.effects import (
     read_sweep,
     supports,
 )
-from alexnet2012.launcher import compose_config
-from alexnet2012.saves import plain
+from alexnet2012.ledger.claims import Scale, arms_of, load_claims
 
 ARMS = arms_of("effects")
 SEEDS = range(5)

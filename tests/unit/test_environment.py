@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from programs import TINY, finish, module, run, start, succeed
 
-from alexnet2012 import init_mesh, meeting
-from alexnet2012.config import ConfigError, RunError
+from alexnet2012 import init_mesh
+from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.store import Store
-from alexnet2012.environment import (
+from alexnet2012.distributed import rendezvous as meeting
+from alexnet2012.distributed.process_env import (
     PROCESSES_HERE,
     TORCHRUN,
     Place,
@@ -24,7 +26,6 @@ from alexnet2012.environment import (
     started,
     under_torchrun,
 )
-from alexnet2012.mistakes import exit_on_error
 
 LEFT = {
     "RANK": "1",

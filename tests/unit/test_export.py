@@ -16,17 +16,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from alexnet2012.choices import Device, ExportFormat
-from alexnet2012.config import ConfigError, EvaluateConfig, ModelConfig, RunError
-from alexnet2012.config_use import ExportConfig
+from alexnet2012.config.enums import Device, ExportFormat
+from alexnet2012.config.inference_schema import ExportConfig
+from alexnet2012.config.schema import ConfigError, EvaluateConfig, ModelConfig, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
 from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.export import export
 from alexnet2012.export import run as export_run
-from alexnet2012.model import AlexNet
-from alexnet2012.onnx_graph import _Graph
-from alexnet2012.trained import Trained, load_trained
+from alexnet2012.inference.onnx_graph import _Graph
+from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.nn.alexnet import AlexNet
 
 RELATIVE = 1e-5
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from alexnet2012.diagnosis import Party, apart, ended, late, silent
-from alexnet2012.flight import KEPT, FlightRecord
-from alexnet2012.peers import Peer
-from alexnet2012.watchdog import Watchdog
+from alexnet2012.distributed.watchdog.diagnosis import Party, apart, ended, late, silent
+from alexnet2012.distributed.watchdog.flight_recorder import KEPT, FlightRecord
+from alexnet2012.distributed.watchdog.peers import Peer
+from alexnet2012.distributed.watchdog.watchdog import Watchdog
 
 STEP = ("conv3", "fc6", "fc7", "fc8")
 

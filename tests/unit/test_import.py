@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alexnet2012 import saves
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError
-from alexnet2012.config_use import ImportConfig
-from alexnet2012.data.photos import photograph
-from alexnet2012.foreign import as_alexnet
-from alexnet2012.from_caffe import read_caffemodel
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.enums import Device
+from alexnet2012.config.inference_schema import ImportConfig
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.data.sources.photos import photograph
+from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.import_net import run
-from alexnet2012.mesh import Mesh
-from alexnet2012.model import AlexNet
-from alexnet2012.trained import Trained, load_trained
+from alexnet2012.inference.importers.caffe import read_caffemodel
+from alexnet2012.inference.importers.recipe_from_net import as_alexnet
+from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.nn.alexnet import AlexNet
 
 RELATIVE = 1e-5
 PAPER = load_recipe("paper")

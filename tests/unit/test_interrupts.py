@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from alexnet2012 import interrupts
-from alexnet2012.interrupts import Interrupts
+from alexnet2012.training import signals as interrupts
+from alexnet2012.training.signals import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

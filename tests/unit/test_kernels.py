@@ -20,16 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alexnet2012 import AlexNet, fused, launches
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision, Step
-from alexnet2012.config import ConvConfig, ModelConfig
-from alexnet2012.layers import ColumnParallelConv2d, Dropout
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.precision import allow_tf32
-from alexnet2012.schedule import Rates
-from alexnet2012.sharding import Share
-from alexnet2012.tails import Norm, Pool, Tail, tails
+from alexnet2012 import AlexNet
+from alexnet2012.config.enums import Precision, Step
+from alexnet2012.config.schema import ConvConfig, ModelConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.nn.kernels import autograd as fused
+from alexnet2012.nn.kernels import launchers as launches
+from alexnet2012.nn.kernels.epilogue import Norm, Pool, Tail, tails
+from alexnet2012.nn.layers import ColumnParallelConv2d, Dropout
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.utils.shard import Share
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

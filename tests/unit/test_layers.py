@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alexnet2012 import normalisation
-from alexnet2012.config import ConvConfig, NormConfig
-from alexnet2012.layers import (
+from alexnet2012.config.schema import ConvConfig, NormConfig
+from alexnet2012.nn import lrn as normalisation
+from alexnet2012.nn.layers import (
     ColumnParallelConv2d,
     ColumnParallelLinear,
     Dropout,
     draws,
     overhang_pixels,
 )
-from alexnet2012.normalisation import local_response_norm, spatial_norm
-from alexnet2012.sharding import Share, share
+from alexnet2012.nn.lrn import local_response_norm, spatial_norm
+from alexnet2012.utils.shard import Share, share
 
 CPU = torch.device("cpu")
 BOUND = {"rtol": 1e-12, "atol": 1e-12}

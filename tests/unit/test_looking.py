@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012 import predict
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import ModelConfig, RecipeConfig
-from alexnet2012.config_use import PredictConfig
-from alexnet2012.looking import describe_layers, describe_net, look, packed
-from alexnet2012.model import AlexNet
-from alexnet2012.pictures import stored_pixels
-from alexnet2012.trained import Trained
+from alexnet2012.config.inference_schema import PredictConfig
+from alexnet2012.config.schema import ModelConfig, RecipeConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.inference.activations import describe_layers, describe_net, look, packed
+from alexnet2012.inference.images import stored_pixels
+from alexnet2012.inference.trained_model import Trained
+from alexnet2012.nn.alexnet import AlexNet
 
 SMALL = ModelConfig(width=1 / 24, input_size=96)
 

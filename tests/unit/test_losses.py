@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alexnet2012.collectives import TowerLink
-from alexnet2012.losses import loss_and_errors, split_loss_and_errors
-from alexnet2012.sharding import Share
+from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.nn.losses import loss_and_errors, split_loss_and_errors
+from alexnet2012.utils.shard import Share
 
 BOUND = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet2012 import machine
+from alexnet2012.utils import environment as machine
 
 Git = Callable[..., str]
 

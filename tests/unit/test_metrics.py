@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet2012.metrics import error_interval_pct, mean_interval, student_quantile, topk_errors
+from alexnet2012.utils.metrics import (
+    error_interval_pct,
+    mean_interval,
+    student_quantile,
+    topk_errors,
+)
 
 
 def brute_force_errors(scores: list[list[int]], labels: list[int], k: int) -> float:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.audit import LayerAudit, audit
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Activation
-from alexnet2012.config import ConfigError, ModelConfig, RecipeConfig, TrainConfig
-from alexnet2012.launcher import compose_config
-from alexnet2012.mesh import Mesh
+from alexnet2012.config.enums import Activation
+from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.nn.flops import LayerAudit, audit
 
 RECIPES = ["paper", "code145"]
 SMALL = ModelConfig(width=1 / 16, input_size=64)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alexnet2012 import optimizer as optimizer_module
-from alexnet2012.config import OptimizerConfig
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.schedule import Rates
+from alexnet2012.config.schema import OptimizerConfig
+from alexnet2012.nn import optim as optimizer_module
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
 
 BOUND = 1e-13
 PAPER = {"momentum": 0.9, "weight_decay": 0.0005, "decay_biases": False}

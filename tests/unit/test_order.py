@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import LightingScale
-from alexnet2012.config import AugmentConfig
-from alexnet2012.data import order
+from alexnet2012.config.enums import LightingScale
+from alexnet2012.config.schema import AugmentConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.data import augmentation as order
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment

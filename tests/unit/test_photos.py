@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from alexnet2012.data import photos
+from alexnet2012.data.sources import photos
 
 SIZES = [photos.photograph(name).size for name in photos.CLASSES]
 

@@ -19,10 +19,9 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import AugmentConfig, ConfigError, PrepareConfig
-from alexnet2012.data import order
-from alexnet2012.data.feeding import HERE, Place
+from alexnet2012.config.schema import AugmentConfig, ConfigError, PrepareConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.data import augmentation as order
 from alexnet2012.data.loaders import (
     Batch,
     EvalLoader,
@@ -31,8 +30,9 @@ from alexnet2012.data.loaders import (
     content_digest,
     windows,
 )
-from alexnet2012.data.preparing import prepare
+from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
+from alexnet2012.data.tower_feed import HERE, Place
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment

@@ -21,12 +21,16 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet2012 import AlexNet, costs
-from alexnet2012.audit import LayerAudit, audit
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision, Step
-from alexnet2012.config import ConfigError, ModelConfig, PlanConfig
-from alexnet2012.costs import (
+from alexnet2012 import AlexNet
+from alexnet2012.config.enums import Precision, Step
+from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.grad_sync import GradientSum
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.ledger.measurements import EXCHANGED_FLOATS
+from alexnet2012.nn import cost_model as costs
+from alexnet2012.nn.cost_model import (
     Kept,
     LayerCost,
     Layout,
@@ -41,15 +45,12 @@ from alexnet2012.costs import (
     memory_bytes,
     step_time,
 )
-from alexnet2012.experiments import EXCHANGED_FLOATS
-from alexnet2012.gradients import GradientSum
-from alexnet2012.launcher import compose_config
-from alexnet2012.mesh import Mesh
-from alexnet2012.optimizer import PaperSGD
+from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.nn.precision import TYPES
 from alexnet2012.plan import plan, run
-from alexnet2012.precision import TYPES
-from alexnet2012.schedule import Rates
-from alexnet2012.sharding import Share, largest_share
+from alexnet2012.utils.shard import Share, largest_share
 
 CLASSES, ROWS = 11, 2  # classes that two towers cannot share evenly
 SIZES = {"cifar4": ModelConfig(input_size=32)}

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012 import AlexNet
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Activation, Step
-from alexnet2012.config import ModelConfig, RecipeConfig
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.schedule import Rates
+from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.schema import ModelConfig, RecipeConfig
+from alexnet2012.config.validation import load_recipe
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
 
 SMALL = ModelConfig(width=0.125, input_size=64)
 SMOOTH = ModelConfig(Activation.tanh, width=0.125, input_size=64)

@@ -22,14 +22,14 @@ from omegaconf import OmegaConf
 from programs import module, succeed
 
 from alexnet2012 import features, nearest, predict
-from alexnet2012.choices import Device
-from alexnet2012.config import ConfigError, RunError
-from alexnet2012.config_use import FeaturesConfig, NearestConfig, PredictConfig
+from alexnet2012.config.enums import Device
+from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, PredictConfig
+from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
-from alexnet2012.launcher import compose_config
-from alexnet2012.pictures import find_pictures, printable, with_pictures
-from alexnet2012.trained import Trained, load_trained
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.inference.images import find_pictures, printable, with_pictures
+from alexnet2012.inference.trained_model import Trained, load_trained
 
 Say = Callable[..., dict]  # type: ignore[type-arg]
 
@@ -133,10 +133,11 @@ def test_several_nets_are_averaged_whatever_sizes_they_read(
     net: Trained, saved_run: Path, photos_folder: Path, say: Say, tmp_path: Path
 ) -> None:
     picture = photos_folder / "val" / "clock" / "0000.jpg"
-    from alexnet2012 import checkpoint, saves
-    from alexnet2012.model import AlexNet
-    from alexnet2012.saves import plain
-    from alexnet2012.snapshot import Snapshot
+    from alexnet2012.checkpoint import io as checkpoint
+    from alexnet2012.checkpoint import manifest as saves
+    from alexnet2012.checkpoint.manifest import plain
+    from alexnet2012.checkpoint.state import Snapshot
+    from alexnet2012.nn.alexnet import AlexNet
 
     other = AlexNet("paper", 16, model=net.model.config, seed=9)
     progress = saves.read_progress(saved_run / "checkpoints" / "step-0000007")
@@ -282,7 +283,7 @@ def test_features_of_another_net_or_with_another_list_are_refused(
     out, picture = tmp_path / "features.npy", str(photos_folder / "val" / "moon")
     config = FeaturesConfig(str(saved_run), picture, str(out), device=Device.cpu)
     features.run(config, tmp_path)
-    from alexnet2012.choices import ExportFormat
+    from alexnet2012.config.enums import ExportFormat
     from alexnet2012.export import export
 
     net_file, other = tmp_path / "net.safetensors", tmp_path / "other.safetensors"

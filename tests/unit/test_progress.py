@@ -11,8 +11,8 @@ import pytest
 from programs import in_terminal
 from rich.console import Console
 
-from alexnet2012 import progress
-from alexnet2012.progress import CALM_S, TrainProgress, is_live
+from alexnet2012.tracking import progress_bar as progress
+from alexnet2012.tracking.progress_bar import CALM_S, TrainProgress, is_live
 
 
 class Clock:

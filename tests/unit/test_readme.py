@@ -27,12 +27,12 @@ from programs import REPOSITORY
 from ranks import run_ranks
 from test_use_page import answered_once
 
-from alexnet2012.checks import home
-from alexnet2012.config import ModelConfig
-from alexnet2012.data import photos
-from alexnet2012.data.download import PUBLISHED
-from alexnet2012.findings import load_reproduction
-from alexnet2012.report import claims_table, summary_table
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.config.validation import home
+from alexnet2012.data.sources import photos
+from alexnet2012.data.sources.download import PUBLISHED
+from alexnet2012.ledger.report.render import claims_table, summary_table
+from alexnet2012.ledger.results import load_reproduction
 from alexnet2012.serve import Server
 
 # What makes a command one of seconds, by its module; trainings have made_small() besides.

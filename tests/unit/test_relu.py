@@ -10,11 +10,12 @@ from subprocess import CalledProcessError
 
 import pytest
 
-from alexnet2012 import relu_sweep, sweeping
-from alexnet2012.claims import Scale
-from alexnet2012.config import ConfigError, ReproduceConfig
+from alexnet2012.config.schema import ConfigError, ReproduceConfig
 from alexnet2012.data.store import Store
-from alexnet2012.relu import (
+from alexnet2012.ledger import relu_sweep
+from alexnet2012.ledger import sweeps as sweeping
+from alexnet2012.ledger.claims import Scale
+from alexnet2012.ledger.relu_vs_tanh import (
     Errors,
     best_rate,
     epochs_to,
@@ -23,7 +24,7 @@ from alexnet2012.relu import (
     relu_ablation,
     relu_measurement,
 )
-from alexnet2012.sweeping import Sweeps
+from alexnet2012.ledger.sweeps import Sweeps
 
 
 def falling(epochs: int, length: int = 40) -> Errors:

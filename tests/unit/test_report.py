@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet2012.claims import Measurement, Scale
-from alexnet2012.figures import Curve, Level, kernel_pictures, line_chart, two_towers
-from alexnet2012.findings import Reproduction, load_reproduction, save_reproduction
-from alexnet2012.report import claims_table, write_report
-from alexnet2012.view import scientific, view
+from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.report.context import scientific, view
+from alexnet2012.ledger.report.render import claims_table, write_report
+from alexnet2012.ledger.report.svg import Curve, Level, kernel_pictures, line_chart, two_towers
+from alexnet2012.ledger.results import Reproduction, load_reproduction, save_reproduction
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> \" ' $x_1$ {{ 7 * 7 }}"
 
@@ -183,7 +183,7 @@ def test_a_failed_check_shows_as_failed() -> None:
 def test_saved_files_render_the_same_page(tmp_path: Path) -> None:
     save_reproduction(small(), tmp_path)
     before = write_report(small(), tmp_path / "before").read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "alexnet2012.report", str(tmp_path)]
+    command = [sys.executable, "-m", "alexnet2012.ledger.report.render", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet2012.choices import ScheduleKind
-from alexnet2012.config import DropConfig, ScheduleConfig, TrainConfig
-from alexnet2012.launcher import compose_config
-from alexnet2012.schedule import Rates, rates
+from alexnet2012.config.enums import ScheduleKind
+from alexnet2012.config.schema import DropConfig, ScheduleConfig, TrainConfig
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.nn.lr_schedule import Rates, rates
 
 ERRORS = st.lists(st.floats(0, 100), max_size=60)
 

@@ -17,16 +17,18 @@ import torch.distributed.checkpoint as dcp
 import yaml
 
 import alexnet2012
-from alexnet2012 import AlexNet, checkpoint, saves
-from alexnet2012.checks import load_recipe
-from alexnet2012.config import ConfigError, ModelConfig, TrainConfig
+from alexnet2012 import AlexNet
+from alexnet2012.checkpoint import io as checkpoint
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint.manifest import Progress, config_of, plain
+from alexnet2012.checkpoint.run_dir import is_finished
+from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.schema import ConfigError, ModelConfig, TrainConfig
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.store import Store
-from alexnet2012.findings import load_reproduction
-from alexnet2012.launcher import compose_config
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.run_dirs import is_finished
-from alexnet2012.saves import Progress, config_of, plain
-from alexnet2012.snapshot import Snapshot
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.ledger.results import load_reproduction
+from alexnet2012.nn.optim import PaperSGD
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 SOURCES = sorted(Path(alexnet2012.__file__).parent.rglob("*.py"))

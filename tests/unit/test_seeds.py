@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet2012.claims import Measurement, Scale, load_claims, verdict
-from alexnet2012.config import ConfigError
-from alexnet2012.lookalikes import BLOCK, lookalikes_measurement, nearest
-from alexnet2012.metrics import jackknife_interval, mean_interval
-from alexnet2012.seeds import (
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.ledger.claims import Measurement, Scale, load_claims, verdict
+from alexnet2012.ledger.ensembles import (
     Pair,
     colour_measurement,
     ensemble_measurement,
     seed_measurements,
     views_measurement,
 )
+from alexnet2012.ledger.nearest_neighbours import BLOCK, lookalikes_measurement, nearest
+from alexnet2012.utils.metrics import jackknife_interval, mean_interval
 
 HOW = (Scale.reduced, "tiny", "…")
 

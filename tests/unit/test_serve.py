@@ -20,13 +20,13 @@ from PIL import Image
 from serving import serving
 
 from alexnet2012 import serve
-from alexnet2012.config import ConfigError
-from alexnet2012.config_use import ServeConfig
-from alexnet2012.launcher import compose_config
-from alexnet2012.looking import look, packed
-from alexnet2012.pictures import stored_pixels
+from alexnet2012.config.inference_schema import ServeConfig
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.inference.activations import look, packed
+from alexnet2012.inference.images import stored_pixels
+from alexnet2012.inference.trained_model import Trained
 from alexnet2012.serve import MAX_UPLOAD_BYTES, Desk, Server
-from alexnet2012.trained import Trained
 
 
 @pytest.fixture(scope="module")

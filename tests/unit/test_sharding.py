@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet2012.sharding import largest_share, share
+from alexnet2012.utils.shard import largest_share, share
 
 SIZES = st.integers(0, 300)
 PARTS = st.integers(1, 9)

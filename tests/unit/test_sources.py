@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alexnet2012.checks import default_store, quoted_text
-from alexnet2012.config import ConfigError, DataConfig, EvaluateConfig, PrepareConfig, TrainConfig
-from alexnet2012.data.preparing import prepare
-from alexnet2012.data.source import Entry, Source
-from alexnet2012.data.sources import locate
-from alexnet2012.launcher import compose_config, hydra_main
+from alexnet2012.config.schema import (
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    TrainConfig,
+)
+from alexnet2012.config.validation import default_store, quoted_text
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.data.sources.base import Entry, Source
+from alexnet2012.data.sources.registry import locate
+from alexnet2012.distributed.launch import compose_config, hydra_main
 
 
 def open_source(path: Path | str, **settings: float) -> Source:
@@ -158,9 +164,9 @@ def test_a_file_that_is_too_large_or_too_short_gives_a_reason(
 ) -> None:
     (tmp_path / "pictures").write_bytes(b"0123456789")
     entry = Entry("1.jpg", 0, str(tmp_path / "pictures"), size=size)
-    monkeypatch.setattr("alexnet2012.data.source.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("alexnet2012.data.sources.base.MAX_FILE_BYTES", 10)
     assert entry.read() == b"0123456789"
-    monkeypatch.setattr("alexnet2012.data.source.MAX_FILE_BYTES", 9)
+    monkeypatch.setattr("alexnet2012.data.sources.base.MAX_FILE_BYTES", 9)
     with pytest.raises(ValueError, match="10 bytes are more than 9"):
         entry.read()
     with pytest.raises(ValueError, match="only 7 of 8 bytes are there"):

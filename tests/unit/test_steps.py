@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet2012 import AlexNet, steps
-from alexnet2012.choices import Device
-from alexnet2012.config import ModelConfig
-from alexnet2012.mesh import single_process
-from alexnet2012.sharding import Share
-from alexnet2012.steps import WARM_UP, Found, Gradients
+from alexnet2012 import AlexNet
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.training import train_step as steps
+from alexnet2012.training.train_step import WARM_UP, Found, Gradients
+from alexnet2012.utils.shard import Share
 
 
 class Replayed:

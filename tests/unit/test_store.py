@@ -15,11 +15,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from alexnet2012.choices import OnReject
-from alexnet2012.config import ConfigError, PrepareConfig, RunError
-from alexnet2012.data import preparing, tally
-from alexnet2012.data.preparing import prepare
-from alexnet2012.data.source import Entry
+from alexnet2012.config.enums import OnReject
+from alexnet2012.config.schema import ConfigError, PrepareConfig, RunError
+from alexnet2012.data.preparation import prepare as preparing
+from alexnet2012.data.preparation import progress as tally
+from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.data.sources.base import Entry
 from alexnet2012.data.store import Store
 
 CLASSES = ("cat", "dog", "owl")
@@ -470,7 +471,7 @@ def test_pictures_that_change_while_they_are_prepared_are_refused(
 def test_a_folder_is_looked_through_twice_and_no_more(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexnet2012.data import folders
+    from alexnet2012.data.sources import folders
 
     looked: list[Path] = []
     real = folders.Listing.__init__
@@ -619,7 +620,7 @@ def test_no_odd_picture_of_other_projects_is_lost_or_stops_the_work(tmp_path: Pa
 def test_photos_say_that_they_are_no_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexnet2012.data import photos
+    from alexnet2012.data.sources import photos
 
     make = photos.make_photos
     monkeypatch.setattr(

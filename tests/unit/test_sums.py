@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet2012.collectives import Traffic
 from alexnet2012.data.loaders import Batch
-from alexnet2012.mesh import Mesh
-from alexnet2012.sharding import Share
-from alexnet2012.sums import Sums, Throughput
+from alexnet2012.distributed.collectives import Traffic
+from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.training.meters import Sums, Throughput
+from alexnet2012.utils.shard import Share
 
 SAVED = [[1.0, 2.0, 3.0], [0.1, 0.2, 4.0]]  # loss, errors and pictures of two replicas
 
@@ -38,7 +38,7 @@ def test_a_pace_is_of_the_steps_since_the_last_and_adds_up_to_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr("alexnet2012.sums.time.perf_counter", lambda: now_s)
+    monkeypatch.setattr("alexnet2012.training.meters.time.perf_counter", lambda: now_s)
     throughput, traffic, paces = Throughput(), Traffic(), []
     batch = Batch(torch.empty(2), torch.empty(2), np.arange(2), Share(0, 2, 4))  # of two replicas
     for epoch in range(2):

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012 import saves, sweeping
-from alexnet2012.choices import Budget
-from alexnet2012.claims import Measurement, Scale
-from alexnet2012.config import ConfigError, ReproduceConfig, TrainConfig
+from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.checkpoint.run_dir import check_start, is_finished
+from alexnet2012.config.enums import Budget
+from alexnet2012.config.schema import ConfigError, ReproduceConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.launcher import compose_config
+from alexnet2012.distributed.launch import compose_config
+from alexnet2012.ledger import sweeps as sweeping
+from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.sweeps import Sweeps
 from alexnet2012.reproduce import Reproduce
-from alexnet2012.run_dirs import check_start, is_finished
-from alexnet2012.saves import plain
-from alexnet2012.sweeping import Sweeps
 
 ERRORS = {"none": 40.0, "no_lrn_cifar10": 42.0}
 

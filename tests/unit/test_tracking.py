@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from alexnet2012.backends import check_backends, give_home, wandb_mode
-from alexnet2012.choices import WandbMode
-from alexnet2012.config import ConfigError, TrackingConfig
-from alexnet2012.tracking import Tracker, read_records
+from alexnet2012.config.enums import WandbMode
+from alexnet2012.config.schema import ConfigError, TrackingConfig
+from alexnet2012.tracking.backends import check_backends, give_home, wandb_mode
+from alexnet2012.tracking.tracker import Tracker, read_records
 
 NO_WANDB = TrackingConfig(wandb=WandbMode.disabled)
 
@@ -96,8 +96,8 @@ def test_records_of_a_file_that_is_not_there_are_none(tmp_path: Path) -> None:
 def test_wandb_is_not_even_imported_where_it_is_disabled(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from alexnet2012.config import TrackingConfig, WandbMode\n"
-        "from alexnet2012.tracking import Tracker\n"
+        "from alexnet2012.config.schema import TrackingConfig, WandbMode\n"
+        "from alexnet2012.tracking.tracker import Tracker\n"
         "with Tracker(TrackingConfig(wandb=WandbMode.disabled), pathlib.Path(sys.argv[1]), {}):\n"
         "    assert 'wandb' not in sys.modules\n"
     )
@@ -379,6 +379,6 @@ def test_wandb_online_without_an_account_is_refused_with_a_remedy(
 
 
 def test_a_missing_tensorboard_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet2012.backends.find_spec", lambda name: None)
+    monkeypatch.setattr("alexnet2012.tracking.backends.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'alexnet2012\[tensorboard\]'"):
         check_backends(settings(tensorboard=True))

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from alexnet2012 import usage
+from alexnet2012.cli import help as usage
 from alexnet2012.completion import SCHEMAS
 
 

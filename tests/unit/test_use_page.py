@@ -18,8 +18,8 @@ import requests
 import torch
 from test_import import torchvision_alexnet
 
-from alexnet2012.config import PrepareConfig
-from alexnet2012.data.preparing import prepare
+from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.serve import Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "use.md"

@@ -7,18 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet2012.checks import load_recipe
-from alexnet2012.choices import Precision
-from alexnet2012.config import ModelConfig
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
-from alexnet2012.mesh import single_process
-from alexnet2012.model import AlexNet
-from alexnet2012.optimizer import PaperSGD
-from alexnet2012.schedule import Rates
-from alexnet2012.sharding import Share
-from alexnet2012.sheets import WrongGuess, guess_sheet, kernel_sheets
-from alexnet2012.watching import SHOWN, Watch, WrongGuesses, kernels, update_ratios
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.tracking.image_grids import WrongGuess, guess_sheet, kernel_sheets
+from alexnet2012.tracking.train_stats import SHOWN, Watch, WrongGuesses, kernels, update_ratios
+from alexnet2012.utils.shard import Share
 
 TINY = ModelConfig(width=0.04, input_size=64)
 

@@ -14,7 +14,7 @@ from programs import TINY
 
 from alexnet2012.data.store import Store
 from alexnet2012.runs import SORTS
-from alexnet2012.tracking import FILES
+from alexnet2012.tracking.tracker import FILES
 
 PAGE = Path(__file__).parents[2] / "docs" / "watching.md"
 

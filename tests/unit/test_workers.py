@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from alexnet2012.config import RunError
-from alexnet2012.data.workers import in_order
+from alexnet2012.config.schema import RunError
+from alexnet2012.data.preparation.workers import in_order
 
 MANY = 4 << 20  # bytes, more than a pipe holds
 

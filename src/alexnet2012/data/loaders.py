@@ -17,12 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012.config import AugmentConfig, ConfigError
-from alexnet2012.data import order, pipeline
-from alexnet2012.data.feeding import HERE, Input, Place, Step
+from alexnet2012.config.schema import AugmentConfig, ConfigError
+from alexnet2012.data import augmentation as order
+from alexnet2012.data import dali as pipeline
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.views import centre, view_places, viewed
-from alexnet2012.sharding import Share
+from alexnet2012.data.ten_crop import centre, view_places, viewed
+from alexnet2012.data.tower_feed import HERE, Input, Place, Step
+from alexnet2012.utils.shard import Share
 
 
 @dataclass(frozen=True)

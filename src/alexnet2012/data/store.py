@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alexnet2012.config import ConfigError
+from alexnet2012.config.schema import ConfigError
 
 SPLITS = ("train", "val")
 FORMAT = 3  # of the layout on disk

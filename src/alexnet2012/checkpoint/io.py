@@ -1,0 +1,175 @@
+"""One checkpoint's tensors: written and read, by any mesh whatever mesh has written them.
+
+Written by torch.distributed.checkpoint under the full tensors' names and shapes, as safetensors:
+nothing in a checkpoint is ever unpickled. What needs no tensors is in saves.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from alexnet2012.checkpoint.manifest import (
+    CHECKSUMS,
+    MEAN_IMAGE,
+    METADATA,
+    WRITING,
+    Progress,
+    cause,
+    damaged,
+    in_order,
+    read_progress,
+    remove,
+)
+from alexnet2012.checkpoint.safetensors_writer import TensorWriter
+from alexnet2012.checkpoint.state import Snapshot, state_of
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.distributed.consensus import agree, on_rank_0
+from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.utils.files import checksum_lines, sync_folder, synced
+
+# Here, as a context would change the filters of other threads, too.
+warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
+
+
+def save(
+    folder: Path,
+    snapshot: Snapshot,
+    mesh: Mesh,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint under a temporary name, then rename it. Collective in ``group``.
+
+    Raises:
+        RunError: on every rank alike: it cannot be written, or what it would hold is not finite.
+            Nothing of it is left then, and nothing that was there before is harmed.
+    """
+    writing = folder.with_name(folder.name + WRITING)
+    for name in agree(snapshot.not_finite, mesh, group):
+        if name is not None:
+            raise RunError(f"step {snapshot.progress.step}: {name} is no longer finite; not saved")
+    try:
+        on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
+        writer = TensorWriter(writing)
+        dcp.save(
+            snapshot.state,
+            storage_writer=writer,
+            process_group=group,
+            no_dist=mesh.world_size == 1,
+        )
+        sums = agree(lambda: writer.sums, mesh, group)
+        on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
+    except (OSError, CheckpointException) as error:
+        why = cause(_of_a_rank(error))
+        on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
+        raise RunError(
+            f"{folder}: cannot be written ({why}); earlier checkpoints are as they were. "
+            "Make room there and start the same command again: it goes on from the last one"
+        ) from error
+
+
+def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Progress:
+    """Fill a model, and an optimizer where one is given, from what was verified. Collective.
+
+    Raises:
+        ConfigError: its streams are of a code that drew dropout otherwise.
+    """
+    progress = read_progress(folder)
+    state = state_of(model, optimizer)
+    streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
+    saved = _saved_shapes(folder) if streams else {}
+    if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
+        remedy = f"drew dropout otherwise: go on with its code ({progress.code}), or use init_from"
+        raise ConfigError("checkpoint", folder, remedy)
+    _load(state, folder, model)
+    if streams:
+        model.load_random_state({k.removeprefix("random."): t for k, t in streams.items()})
+    return progress
+
+
+def take_over(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
+    """Start layers of a model from those of a verified checkpoint. Collective.
+
+    ``names`` are the layers; without any it is all but the last, whose classes may be others.
+
+    Raises:
+        ConfigError: it has no such layers, or of other shapes.
+    """
+    saved = _saved_shapes(folder)
+    chosen = list(names) or [name for name in model.layers() if name != "fc8"]
+    if unknown := [name for name in chosen if name not in model.layers()]:
+        remedy = f"is no layer of this net; use some of {', '.join(model.layers())}"
+        raise ConfigError("init_layers", unknown[0], remedy)
+    for name, shape in model.full_shapes().items():
+        there = saved.get(f"model.{name}")
+        if name.split(".")[0] in chosen and there != shape:
+            has = "none" if there is None else str(tuple(there))
+            remedy = (
+                f"{name} is {has} there, {tuple(shape)} here; leave its layer out of init_layers"
+            )
+            raise ConfigError("init_from", folder, remedy)
+    state = {k: v for k, v in state_of(model, None).items() if k.split(".")[1] in chosen}
+    _load(state, folder, model)
+
+
+def _begin(writing: Path, snapshot: Snapshot) -> None:
+    shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
+    writing.mkdir(parents=True)
+    with synced(writing / METADATA) as file:
+        file.write(json.dumps(asdict(snapshot.progress), indent=1, sort_keys=True).encode())
+    buffer = io.BytesIO()  # NumPy would not say why a file cannot be written
+    np.save(buffer, snapshot.mean_image)
+    with synced(writing / MEAN_IMAGE) as file:
+        file.write(buffer.getvalue())
+
+
+def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> None:
+    sums = in_order([checksum_lines(writing, [METADATA, MEAN_IMAGE]), *tensor_sums])
+    with synced(writing / CHECKSUMS) as file:
+        file.write(sums.encode("ascii"))
+    sync_folder(writing)
+    if folder.exists():  # saved at this very step before its validation
+        remove(folder)
+    writing.replace(folder)
+    sync_folder(folder.parent)
+
+
+def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
+    try:
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(state, storage_reader=reader, no_dist=model.mesh.world_size == 1)
+    except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+        raise damaged(folder, _of_a_rank(error)) from error
+
+
+def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
+    try:
+        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (OSError, ValueError, SafetensorError) as error:
+        raise damaged(folder, error) from error
+    return {
+        key: entry.size for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def _of_a_rank(error: BaseException) -> BaseException:
+    """What went wrong on the first rank where it did."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return next(iter(error.failures.values()))[0]
+    return error

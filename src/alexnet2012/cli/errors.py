@@ -1,0 +1,136 @@
+"""How an entry point ends when it cannot go on: one line that helps, and an exit code.
+
+0 done; 2 a user's mistake (one line, no traceback); 128 + n ended by signal n; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import gc
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from alexnet2012.cli.help import choices_of
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.distributed.process_env import place
+from alexnet2012.distributed.watchdog.failure_report import (
+    EXIT_FAILURE,
+    EXIT_MISTAKE,
+    LostPeerError,
+)
+
+SPEAKS = "ALEXNET2012_RANK_SPEAKS"
+_IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
+MISTAKES = (*_IN_SETTINGS, OSError)
+
+
+def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
+    """Call ``application``; what it raises becomes one line and an exit code.
+
+    Under torchrun every rank meets the same mistake at first; rank 0 alone says so. Once the ranks
+    have joined (:data:`SPEAKS` is set) whoever meets one says so.
+    """
+    atexit.register(gc.freeze)  # else all that is loaded is searched for garbage, for a second
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _raise_signal)  # so that what was begun is cleaned up
+    try:
+        application()
+    except _IN_SETTINGS as error:
+        _end(explain(error, schema), EXIT_MISTAKE)
+    except LostPeerError:  # has been told
+        sys.exit(EXIT_FAILURE)
+    except RunError as error:
+        _end(str(error), EXIT_FAILURE)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end(f"{error.filename}: {error.strerror}", EXIT_MISTAKE)
+    except ValueError as error:
+        if not str(error).startswith("Only one of --"):  # Hydra's word on -m with --cfg
+            raise
+        _end(str(error), EXIT_MISTAKE)
+    except SignalException as error:
+        end_interrupted(error.sigval)
+    except KeyboardInterrupt:
+        end_interrupted(signal.SIGINT)
+
+
+def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SignalException("ended", signal.Signals(number))
+
+
+def end_interrupted(number: signal.Signals) -> NoReturn:
+    """Leave as a shell expects of a program that a signal has ended."""
+    _end("interrupted", 128 + number)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    if place().rank == 0 or SPEAKS in os.environ:
+        print(f"alexnet2012: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def explain(error: Exception, schema: type[Any] | None = None) -> str:
+    """One line for a configuration error: the key, the value and the remedy."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    text, cause = str(error), error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: has no default here; set {error.full_key}=…"
+    if found := re.search(r"Could not find '(.+)/(.+)'", text):
+        group, choice = found.groups()
+        choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
+        if not choices:  # Hydra lists none of a group within a group
+            group, _, choice = f"{group}/{choice}".partition("/")
+            choices = choices_of(group)
+        return f"{group}={choice}: no such {group}; use one of {', '.join(choices)}"
+    if found := re.search(r"Could not override '(.+)'", text):
+        key = found[1]
+        if inner := re.search(r"full_key: (\S+)", str(cause)):
+            key = inner[1]
+        return f"{key}: no such key{_did_you_mean(key, schema)}"
+    if found := re.search(r"Error merging override (.+)", text):
+        return f"{found[1]}: {str(cause).splitlines()[0]}"
+    if found := re.search(r"^\w+Exception: (.+)", text):  # of the parser
+        return f"{found[1].strip()}: cannot be read as KEY=VALUE; put odd values in quotes"
+    return " ".join(text.split())
+
+
+def _did_you_mean(key: str, schema: type[Any] | None) -> str:
+    if schema is None:
+        return ""
+    keys = _keys(schema())
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    if not close:
+        group, _, name = key.rpartition(".")
+        # The right name in another group, else one that shares a word with it; the nearest first.
+        close = [k for k in keys if k.count(".") < 2 and k.rpartition(".")[2] == name]
+        words = set(name.split("_"))
+        close = close or [k for k in keys if words & set(k.rpartition(".")[2].split("_"))]
+        close.sort(key=lambda k: (k.rpartition(".")[0] != group, "recipe." in k, k.count(".")))
+    if not close:
+        return "; see --cfg job for all keys"
+    *others, last = close[:3]
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        keys.append(name)
+        if is_dataclass(value):
+            keys.extend(_keys(value, f"{name}."))
+    return keys

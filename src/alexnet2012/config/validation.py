@@ -1,0 +1,285 @@
+"""From a composed configuration to plain, checked dataclasses; no OmegaConf goes further."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import reduce
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from alexnet2012.config.enums import NAMED_SOURCES, ScheduleKind
+from alexnet2012.config.inference_schema import (
+    ExportConfig,
+    FeaturesConfig,
+    ImportConfig,
+    NearestConfig,
+    PredictConfig,
+    ServeConfig,
+)
+from alexnet2012.config.schema import (
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PlanConfig,
+    PrepareConfig,
+    RecipeConfig,
+    ReproduceConfig,
+    TrainConfig,
+)
+
+# A value, or one of a list or a sweep, that is no text to Hydra's grammar.
+_NO_TEXT = re.compile(
+    r"(^|[,[(] ?)([-+]?[\d_.]+(e[-+]?\d+)?|[-+]?(nan|inf)|true|false)(?= ?[,\])]|$)", re.IGNORECASE
+)
+_PLAIN = re.compile(r"(choice\()?[^'\"(){}]*\)?")  # without quotes, and no range
+_IN_QUOTES = r"\1'\2'"
+_TEXT = ("str", "str | None", "Any", "list[str]")
+_HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+
+Schema = TypeVar(
+    "Schema",
+    TrainConfig,
+    PrepareConfig,
+    EvaluateConfig,
+    PlanConfig,
+    ReproduceConfig,
+    PredictConfig,
+    ServeConfig,
+    FeaturesConfig,
+    NearestConfig,
+    ExportConfig,
+    ImportConfig,
+)
+
+
+def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
+    """The plain dataclass of a composed configuration, checked.
+
+    Raises:
+        ConfigError: a key that no code reads, or a value that cannot work.
+    """
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, schema)
+    check_values(config)
+    if isinstance(config, TrainConfig):
+        store = config.data.store or default_store(config.data)
+        config.data.store = str(user_path("data.store", store).absolute())  # for checkpoints, too
+        for key in ("resume", "init_from"):
+            if (path := getattr(config, key)) is not None:
+                setattr(config, key, str(user_path(key, path)))
+        check_recipe(config.recipe, config.model)
+        _check_train(config)
+    elif isinstance(config, (EvaluateConfig, PredictConfig, ServeConfig)):
+        _check_views("views", config.views)
+        if config.checkpoint == []:
+            raise ConfigError("checkpoint", "[]", "names none; give at least one")
+    elif isinstance(config, PlanConfig):
+        check_recipe(config.recipe, config.model)
+        _check_plan(config)
+    return config
+
+
+def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
+    """Overrides in which text has quotes where Hydra's grammar reads a number: a path like 2024_06.
+
+    So it stays what was written, also in a sweep, whose jobs are given what the grammar has read.
+    """
+    return [_quoted(schema(), override) for override in overrides]
+
+
+def _quoted(defaults: Any, override: str) -> str:
+    key, equals, text = override.partition("=")
+    *groups, name = key.lstrip("+").split(".")
+    owner = reduce(lambda at, group: getattr(at, group, None), groups, defaults)
+    kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
+    if (kinds.get(name) in _TEXT or key in _HYDRAS_PATHS) and _PLAIN.fullmatch(text):
+        return f"{key}{equals}{_NO_TEXT.sub(_IN_QUOTES, text)}"
+    return override
+
+
+def literal(value: Any) -> Any:
+    """Settings from a file, for OmegaConf: ``${…}`` in them is text, and nothing is resolved."""
+    if isinstance(value, dict):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def default_store(data: DataConfig) -> str:
+    """Where the store of a source is made when no place is given.
+
+    Raises:
+        ConfigError: neither a source nor a store.
+    """
+    if data.source is None:
+        raise ConfigError("data.store", None, "set it to a store, or data.source to pictures")
+    if data.source in NAMED_SOURCES:
+        return str(home() / f"{data.source}-{data.store_size}")
+    source = user_path("data.source", data.source).absolute()
+    beside = source.resolve() if source.name == ".." else source
+    return f"{beside}-store-{data.store_size}"
+
+
+def home() -> Path:
+    """Where stores of named sources and downloads lie: $ALEXNET2012_HOME, or the user's cache.
+
+    Raises:
+        ConfigError: nobody knows where that is.
+    """
+    given = os.environ.get("ALEXNET2012_HOME") or "~/.cache/alexnet2012"
+    return user_path("ALEXNET2012_HOME", given).absolute()
+
+
+def user_path(key: str, path: str) -> Path:
+    """A path that may begin with ``~``.
+
+    Raises:
+        ConfigError: that is no user's, or this user has no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        remedy = "there is no such home directory here; give a path without ~"
+        raise ConfigError(key, path, remedy) from None
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Refuse numbers out of the range that their field gives, and keys that Hydra's ``+`` added.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for key, value, allowed in _settings(config, prefix):
+        if allowed is None:
+            raise ConfigError(key, value, "no such key; take it out")
+        if value is not None and allowed != "any" and value not in allowed:
+            raise ConfigError(key, value, f"must be {allowed}")
+
+
+def _settings(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and range of each setting: ``any`` without one, None for an unknown key."""
+    known = {item.name: item.metadata.get("range", "any") for item in fields(config)}
+    for name, value in vars(config).items():
+        key = f"{prefix}{name}"
+        if is_dataclass(value):
+            yield from _settings(value, f"{key}.")
+        elif isinstance(value, list) and value and is_dataclass(value[0]):
+            for index, inner in enumerate(value):
+                yield from _settings(inner, f"{key}[{index}].")
+        else:
+            yield key, value, known.get(name)
+
+
+def load_recipe(name: str) -> RecipeConfig:
+    """The recipe of ``conf/recipe/<name>.yaml``, without Hydra.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    folder = resources.files("alexnet2012.conf") / "recipe"
+    files = (file.name for file in folder.iterdir())
+    names = sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml"))
+    if name not in names:
+        raise ConfigError("recipe", name, f"no such recipe; use one of {', '.join(names)}")
+    loaded = OmegaConf.create((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RecipeConfig), loaded))
+    assert isinstance(recipe, RecipeConfig)
+    return recipe
+
+
+def scaled(count: int, width: float, towers: int) -> int:
+    """A kernel or unit count under the width multiplier, rounded to whole kernels a tower."""
+    return count if width == 1 else max(1, round(count * width / towers)) * towers
+
+
+def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
+    """Refuse a net that cannot be built.
+
+    Raises:
+        ConfigError: names the first key that is wrong.
+    """
+    check_values(recipe, "recipe.")
+    check_values(model, "model.")
+    counts = {f"{name}.kernels": conv.kernels for name, conv in recipe.convs.items()}
+    counts |= {f"{name}.units": linear.units for name, linear in recipe.hidden.items()}
+    for key, count in counts.items():
+        below = count // recipe.towers * recipe.towers
+        if count < 1 or count != below:
+            choices = [str(n) for n in (below, below + recipe.towers) if n > 0]
+            use = " or ".join(choices or [str(recipe.towers)])
+            remedy = f"must divide evenly over {recipe.towers} towers; use {use}"
+            raise ConfigError(f"recipe.{key}", count, remedy)
+    for key, norm in (("lrn", recipe.lrn), ("spatial_norm", recipe.spatial_norm)):
+        if norm.size < 1 or norm.size % 2 == 0:
+            raise ConfigError(f"recipe.{key}.size", norm.size, "must be odd; the paper has 5")
+
+
+def check_world_size(world_size: int, towers: int) -> None:
+    """Refuse a number of processes that makes no data × tower mesh.
+
+    Raises:
+        ConfigError: neither one process nor a multiple of the towers.
+    """
+    if world_size < 1 or (world_size != 1 and world_size % towers):
+        near = max(1, world_size // towers) * towers
+        remedy = f"must be 1, or a multiple of mesh.towers={towers}; use {near} or {near + towers}"
+        raise ConfigError("mesh.processes", world_size, remedy)
+
+
+def _check_towers(towers: int, recipe: RecipeConfig) -> None:
+    if towers not in (1, recipe.towers):
+        raise ConfigError("mesh.towers", towers, f"must be 1 or recipe.towers={recipe.towers}")
+
+
+def _check_plan(config: PlanConfig) -> None:
+    towers, processes = config.mesh.towers, config.nodes * config.gpus
+    _check_towers(towers, config.recipe)
+    if processes % towers:
+        remedy = (
+            f"times nodes={config.nodes} must be a multiple of mesh.towers={towers}; use {towers}"
+        )
+        raise ConfigError("gpus", config.gpus, remedy)
+    if config.batch < processes // towers:
+        remedy = f"must be at least {processes // towers}, a picture for each replica of the net"
+        raise ConfigError("batch", config.batch, remedy)
+
+
+def _check_train(config: TrainConfig) -> None:
+    _check_views("eval_views", config.eval_views)
+    _check_towers(config.mesh.towers, config.recipe)
+    check_world_size(config.mesh.processes, config.mesh.towers)
+    if config.recipe.lrn_across_towers and min(config.mesh.processes, config.mesh.towers) > 1:
+        remedy = "needs all maps in one process; set mesh=one_process"
+        raise ConfigError("recipe.lrn_across_towers", "true", remedy)
+    if config.data.store_size < config.model.input_size:
+        remedy = f"must be at least model.input_size={config.model.input_size}"
+        raise ConfigError("data.store_size", config.data.store_size, remedy)
+    if config.schedule.kind is ScheduleKind.plateau and config.eval_every_epochs != 1:
+        remedy = "must be 1 with a plateau schedule, which waits for each epoch's error"
+        raise ConfigError("eval_every_epochs", config.eval_every_epochs, remedy)
+    _check_drops(config)
+
+
+def _check_drops(config: TrainConfig) -> None:
+    drops = config.schedule.drops
+    epochs = [drop.epoch for drop in drops]
+    if epochs != sorted(epochs):
+        raise ConfigError("schedule.drops", epochs, "must be in order of their epochs")
+    layers = [*config.recipe.convs, *config.recipe.hidden, "fc8"]
+    for name, rate in ((n, r) for drop in drops for n, r in drop.layer_rates.items()):
+        if name not in layers or not rate >= 0:
+            remedy = f"must be a rate of at least 0 for one of {', '.join(layers)}"
+            raise ConfigError("schedule.drops.layer_rates", f"{name}: {rate}", remedy)
+
+
+def _check_views(key: str, views: int) -> None:
+    if views not in (1, 10):
+        raise ConfigError(key, views, "must be 1 or 10")

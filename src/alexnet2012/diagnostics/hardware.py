@@ -1,0 +1,174 @@
+"""How fast a process and its links are: measured here, given, or as a data sheet says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ConfigError, PlanConfig
+from alexnet2012.diagnostics.step_timer import Measured, measure, processes_here
+from alexnet2012.nn.cost_model import LayerCost, Layout, Link, Peaks, Work, bounded_work
+
+GBPS = 1e9 / 8  # bytes in a second
+MEASURED, GIVEN, DATA_SHEET = "measured here", "given", "data sheet"
+
+
+class Card(NamedTuple):
+    """A GPU as its maker describes it: dense rates, and the link to its neighbours, one way."""
+
+    name: str
+    memory_gb: float
+    memory_gb_per_s: float
+    link_gbps: float
+    tflops: Mapping[str, float]  # by precision
+
+
+CARDS = {
+    # Two of them trained the paper's net. GeForce GTX 580 specifications, NVIDIA 2010; PCIe 2.0.
+    "gtx580": Card("GTX 580, 3 GB", 3, 192.4, 64, {"fp32": 1.581, "fp64": 0.198}),
+    # NVIDIA A100 80GB SXM data sheet, 2021.
+    "a100": Card(
+        "A100 80GB SXM",
+        80,
+        2039,
+        2400,
+        {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312},
+    ),
+    # NVIDIA H100 SXM data sheet, 2023; without sparsity.
+    "h100": Card(
+        "H100 80GB SXM",
+        80,
+        3350,
+        3600,
+        {"fp64": 34, "fp32": 67, "tf32": 494.5, "bf16": 989.5},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A number that a plan rests on, and where it is from."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What turns counts into times; ``table`` says where each number is from."""
+
+    work: Work
+    tower_link: Link | None
+    data_link: Link | None
+    table: list[Speed]
+
+
+def card_of(config: PlanConfig) -> Card | None:
+    return CARDS[config.card] if config.card is not None else None
+
+
+def check_speeds(config: PlanConfig) -> None:
+    """Whether all that is needed is given or can be had here; before any work.
+
+    Raises:
+        ConfigError: names what is missing.
+    """
+    if config.card is not None and config.card not in CARDS:
+        raise ConfigError("card", config.card, f"no such card; use one of {', '.join(CARDS)}")
+    card, measures = card_of(config), _measures(config)
+    if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
+        remedy = f"{card.name} has no rate for it; give tflops=… or use one of "
+        raise ConfigError("precision", config.precision, remedy + ", ".join(card.tflops))
+    if measures and config.mesh.device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "mesh.device", config.mesh.device, "no GPU is visible; use cpu, or give tflops=…"
+        )
+    if measures and config.memory_gb_per_s is not None:
+        remedy = "goes with tflops=… or card=…; without them the layers are measured"
+        raise ConfigError("memory_gb_per_s", config.memory_gb_per_s, remedy)
+    if config.link_gbps is None and config.nodes > 1:
+        remedy = "cannot be measured on one machine; give Gbit/s of a machine to the others"
+        raise ConfigError("link_gbps", None, remedy)
+    known = card is not None or config.node_link_gbps is not None or config.link_gbps is not None
+    if config.gpus > 1 and not known and not (measures and processes_here(config) > 1):
+        remedy = "is measured only along with layers on a CPU; give Gbit/s between processes"
+        raise ConfigError("link_gbps", None, remedy)
+
+
+def _measures(config: PlanConfig) -> bool:
+    return config.tflops is None and config.card is None
+
+
+def find_speeds(config: PlanConfig, costs: Sequence[LayerCost], layout: Layout) -> Speeds:
+    """Of layers, update and links; measures what is neither given nor on a data sheet."""
+    card = card_of(config)
+    table: list[Speed] = []
+    measured = None
+    if _measures(config):
+        measured = measure(config, layout)
+        work = measured.work
+        product_flops = 2 * layout.rows * sum(c.multiply_adds * (1 + c.products) for c in costs)
+        rate = product_flops / work.layers_s / 1e12
+        table.append(Speed("layers, all of them", rate, "TFLOP/s", MEASURED))
+        table.append(Speed("update of the weights", 1e3 * work.update_s, "ms", MEASURED))
+    else:
+        work = bounded_work(costs, layout, _peaks(config, card, table))
+    near, far = _links(config, card, measured, table)
+    tower_link = near if config.gpus % layout.towers == 0 else far
+    data_link = near if config.nodes == 1 else far
+    if data_link is not None and config.nodes > 1:
+        # A ring for each tower of a machine leaves it by the same link.
+        rings = min(config.gpus, layout.towers)
+        data_link = Link(data_link.bytes_per_s / rings, data_link.latency_s)
+    return Speeds(work, tower_link, data_link, table)
+
+
+def _peaks(config: PlanConfig, card: Card | None, table: list[Speed]) -> Peaks:
+    """Of one process; what is given counts for more than a data sheet."""
+    flops, memory = config.tflops, config.memory_gb_per_s
+    if card is not None:
+        flops = flops or card.tflops[str(config.precision)]
+        memory = memory or card.memory_gb_per_s
+    assert flops is not None
+    table.append(
+        Speed("arithmetic", flops, "TFLOP/s", GIVEN if config.tflops is not None else DATA_SHEET)
+    )
+    if memory is not None:
+        given = config.memory_gb_per_s is not None
+        table.append(Speed("memory", memory, "GB/s", GIVEN if given else DATA_SHEET))
+    return Peaks(flops * 1e12, memory and memory * 1e9)
+
+
+def _links(
+    config: PlanConfig, card: Card | None, measured: Measured | None, table: list[Speed]
+) -> tuple[Link | None, Link | None]:
+    """Within a machine, and between machines."""
+    here = measured.link if measured else None
+    latency_us, source = config.link_latency_us, GIVEN
+    if latency_us is None:
+        latency_us, source = (1e6 * here.latency_s, MEASURED) if here else (0.0, "not given")
+    choices = (
+        (config.node_link_gbps, GIVEN),
+        (config.link_gbps if config.nodes == 1 else None, GIVEN),
+        (card and card.link_gbps, DATA_SHEET),
+        (here and here.bytes_per_s / GBPS, MEASURED),
+        (config.link_gbps, "as link_gbps"),
+    )
+    near_gbps, near_source = next((c for c in choices if c[0] is not None), (None, ""))
+    if config.gpus > 1 and near_gbps is not None:
+        table.append(Speed("link within a machine", near_gbps, "Gbit/s", near_source))
+    if config.nodes > 1 and config.link_gbps is not None:
+        table.append(Speed("link between machines", config.link_gbps, "Gbit/s", GIVEN))
+    if config.nodes * config.gpus > 1:
+        table.append(Speed("a message's latency", latency_us, "us", source))
+    near, far = (
+        Link(gbps * GBPS, latency_us / 1e6) if gbps is not None else None
+        for gbps in (near_gbps, config.link_gbps)
+    )
+    return near, far

@@ -1,0 +1,104 @@
+"""A state dict named as torchvision's AlexNet names it.
+
+torchvision's is a later net (Krizhevsky 2014): one tower, 64-192-384-256-256 kernels, no
+normalisation, pixels scaled to unit variance. Any numbers of kernels and units are taken; two
+towers are not, as their normalisation has constants that no state dict holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.schema import NormConfig, PoolConfig
+from alexnet2012.inference.importers.recipe_from_net import Convolution, Foreign
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # R, G, B of pixels in [0, 1]
+INPUT_SIZE = 224
+# Kernel size, stride, padding, and whether a pool follows.
+_CONVOLUTIONS = {
+    "features.0": (11, 4, 2, True),
+    "features.3": (5, 1, 2, True),
+    "features.6": (3, 1, 1, False),
+    "features.8": (3, 1, 1, False),
+    "features.10": (3, 1, 1, True),
+}
+_PARTS = ("weight", "bias")
+_LINEARS = ("classifier.1", "classifier.4", "classifier.6")
+
+
+def read_state_dict(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a ``.pth`` or ``.safetensors`` file; nothing else in it is unpickled.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        what = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ValueError(f"cannot be read as tensors ({what[0]})") from error
+    if isinstance(found, dict):
+        found = found.get("state_dict", found)
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError("holds no state dict")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def from_state_dict(state: Mapping[str, Tensor]) -> Foreign:
+    """The net of a state dict, its pixels on the 0-255 scale.
+
+    Raises:
+        ValueError: other names, or shapes that make no such net; names the first.
+    """
+    names = {f"{layer}.{part}" for layer in (*_CONVOLUTIONS, *_LINEARS) for part in _PARTS}
+    if odd := sorted(names ^ set(state)):
+        what = "is missing" if odd[0] in names else "is not among torchvision's"
+        raise ValueError(f"{odd[0]} {what}; only state dicts named as its alexnet are read")
+    arrays = {name: np.asarray(value.float().numpy()) for name, value in state.items()}
+    channels = 3
+    convolutions: list[Convolution] = []
+    for layer, (size, stride, padding, pooled) in _CONVOLUTIONS.items():
+        weight, bias = _checked(arrays, layer, (channels, size, size))
+        if not convolutions:
+            weight = weight / (255 * np.array(STD, np.float32)[:, None, None])
+        after = [Step.activation, Step.max_pool] if pooled else [Step.activation]
+        convolutions.append(Convolution(weight, bias, stride, padding, 1, after))
+        channels = len(bias)
+    inputs, linears = channels * 6 * 6, []
+    for layer in _LINEARS:
+        linears.append(_checked(arrays, layer, (inputs,)))
+        inputs = len(linears[-1][1])
+    red, green, blue = (255 * value for value in MEAN)
+    return Foreign(
+        convolutions,
+        linears,
+        activation=Activation.relu,
+        dropout_rate=0.5,
+        input_size=INPUT_SIZE,
+        pool=PoolConfig(size=3, stride=2),
+        lrn=NormConfig(5, 1.0, 0.75, 1.0, True),  # not used
+        mean=(red, green, blue),
+    )
+
+
+def _checked(arrays: Mapping[str, Any], layer: str, row: tuple[int, ...]) -> tuple[Any, Any]:
+    weight, bias = (arrays[f"{layer}.{part}"] for part in _PARTS)
+    if weight.ndim != len(row) + 1 or weight.shape[1:] != row or bias.shape != weight.shape[:1]:
+        wanted = ", ".join(map(str, ("rows", *row)))
+        halves = weight.shape[1:2] == (row[0] // 2,) and weight.shape[2:] == row[1:]
+        towers = "; it reads half of the maps, as a net of two towers" if halves else ""
+        raise ValueError(
+            f"{layer}.weight is {list(weight.shape)} and must be [{wanted}] here{towers}"
+        )
+    return weight, bias

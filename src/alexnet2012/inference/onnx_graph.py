@@ -1,0 +1,165 @@
+"""A net as an ONNX graph, operator by operator; the only import of onnx.
+
+Every operator of the net is one of ONNX's own, so nothing is traced: the graph stays as small as
+figure 2, its constants have the public names, and normalisation is the operator that runtimes
+know, not sums of shifted maps.
+
+Legend: N images, S pixels a side, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.schema import ConvConfig, NormConfig
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.layers import (
+    ColumnParallelConv2d,
+    ColumnParallelLinear,
+    map_sizes,
+    overhang_pixels,
+)
+
+OPSET, IR_VERSION = 18, 10  # of 2022 and 2024: old enough for the runtimes in use
+
+
+def onnx_model(
+    model: AlexNet, mean: npt.NDArray[np.float32], note: str, version: str
+) -> onnx.ModelProto:
+    """``images`` [N, 3, S, S], RGB, grey levels 0-255 → ``logits`` [N, K], float32.
+
+    Args:
+        mean: [3, S, S], subtracted in the graph.
+        note: what else there is to know of the net, kept among the metadata.
+    """
+    graph = _Graph(model)
+    x = graph.add("Sub", ["images", graph.constant("mean_image", mean)])
+    size = model.config.input_size
+    sizes = map_sizes(model.recipe, size)
+    for name, conv in model.recipe.convs.items():
+        x = graph.convolution(name, conv, x, size)
+        size = sizes[name]
+    x = graph.add("Flatten", [x], axis=1)
+    kept = np.float32(1 - model.recipe.dropout_rate)
+    for name in model.recipe.hidden:
+        x = graph.activation(graph.linear(name, x))
+        x = graph.add("Mul", [x, graph.constant(f"{name}.kept", kept)])
+    x = graph.linear("fc8", x)
+    graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
+    side = model.config.input_size
+    made = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "alexnet2012",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, side, side])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", model.num_classes])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="alexnet2012",
+        producer_version=version,
+    )
+    helper.set_model_props(made, {"alexnet2012": note})
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+class _Graph:
+    """Nodes and constants of a graph that grows; every method returns the name of its output."""
+
+    def __init__(self, model: AlexNet) -> None:
+        self.model = model
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def add(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        output = f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def convolution(self, name: str, conv: ConvConfig, x: str, size: int) -> str:
+        layer = self.model.get_submodule(name)
+        assert isinstance(layer, ColumnParallelConv2d)
+        far = conv.padding
+        if conv.overhang:
+            far += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
+        pads = [conv.padding, conv.padding, far, far]
+        strides = [conv.stride, conv.stride]
+        inputs = [x, *self._parameters(name)]
+        x = self.add("Conv", inputs, pads=pads, strides=strides, group=layer.groups)
+        for step in conv.after:
+            x = self._after(step, x)
+        return x
+
+    def linear(self, name: str, x: str) -> str:
+        layer = self.model.get_submodule(name)
+        assert isinstance(layer, ColumnParallelLinear)
+        weight, bias = self._parameters(name)
+        if layer.groups == 1:
+            return self.add("Gemm", [x, weight, bias], transB=1)
+        parts = [self._parts(tensor, layer.groups, axis) for tensor, axis in
+                 ((x, 1), (weight, 0), (bias, 0))]  # fmt: skip
+        towers = [self.add("Gemm", part, transB=1) for part in zip(*parts, strict=True)]
+        return self.add("Concat", towers, axis=1)
+
+    def activation(self, x: str) -> str:
+        return self.add("Relu" if self.model.config.activation is Activation.relu else "Tanh", [x])
+
+    def _after(self, step: Step, x: str) -> str:
+        recipe = self.model.recipe
+        window = {
+            "kernel_shape": [recipe.pool.size] * 2,
+            "strides": [recipe.pool.stride] * 2,
+            "ceil_mode": 1,
+        }
+        if step is Step.activation:
+            return self.activation(x)
+        if step is Step.lrn:
+            return self._local_response_norm(x, recipe.lrn)
+        if step is Step.spatial_norm:
+            return self._spatial_norm(x, recipe.spatial_norm)
+        return self.add("MaxPool" if step is Step.max_pool else "AveragePool", [x], **window)
+
+    def _local_response_norm(self, x: str, norm: NormConfig) -> str:
+        # ONNX divides alpha by the window.
+        alpha = norm.alpha if norm.divide_by_window else norm.alpha * norm.size
+        settings = {"size": norm.size, "alpha": alpha, "beta": norm.beta, "bias": norm.k}
+        towers = 1 if self.model.recipe.lrn_across_towers else self.model.towers_here
+        parts = [self.add("LRN", [part], **settings) for part in self._parts(x, towers, 1)]
+        return self.add("Concat", parts, axis=1) if towers > 1 else parts[0]
+
+    def _spatial_norm(self, x: str, norm: NormConfig) -> str:
+        border, names = norm.size // 2, f"norm_{len(self.nodes)}"
+        alpha = norm.alpha if norm.divide_by_window else norm.alpha * norm.size**2
+        mean = self.add("AveragePool", [self.add("Mul", [x, x])], kernel_shape=[norm.size] * 2,
+                        pads=[border] * 4, count_include_pad=1)  # fmt: skip
+        scaled = self.add("Mul", [mean, self.constant(f"{names}.alpha", np.float32(alpha))])
+        sums = self.add("Add", [scaled, self.constant(f"{names}.k", np.float32(norm.k))])
+        power = self.constant(f"{names}.power", np.float32(-norm.beta))
+        return self.add("Mul", [x, self.add("Pow", [sums, power])])
+
+    def _parameters(self, name: str) -> tuple[str, str]:
+        weight, bias = (
+            self.constant(f"{name}.{part}", self.model.get_parameter(f"{name}.{part}").numpy())
+            for part in ("weight", "bias")
+        )
+        return weight, bias
+
+    def _parts(self, x: str, count: int, axis: int) -> list[str]:
+        if count == 1:
+            return [x]
+        outputs = [f"{x}_tower_{tower}" for tower in range(count)]
+        self.nodes.append(helper.make_node("Split", [x], outputs, axis=axis, num_outputs=count))
+        return outputs

@@ -1,0 +1,120 @@
+"""Two reproductions side by side, claim by claim: what agrees, what parts, what only one has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from alexnet2012.ledger.results import Provenance, Reproduction, ledger_of
+
+# What two reproductions must have in common for their numbers to mean the same.
+_CONDITIONS: tuple[tuple[str, str], ...] = (
+    ("commit", "commit"),
+    ("data_description", "data"),
+    ("store_fingerprint", "store fingerprint"),
+    ("seeds", "seeds"),
+    ("cpu", "processor"),
+    ("gpu", "GPU"),
+    ("torch", "torch"),
+    ("dali", "DALI"),
+)
+
+Interval = Sequence[float] | None
+
+
+class Outcome(Enum):
+    """How two measurements of a claim stand to each other."""
+
+    same = "the same"
+    overlap = "intervals overlap"
+    apart = "intervals apart"
+    other = "another value"
+    one = "one only"
+    neither = "neither"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One claim in two reproductions; None where it was not measured."""
+
+    claim: str
+    first: dict[str, Any] | None
+    second: dict[str, Any] | None
+    outcome: Outcome
+
+
+def compare(first: Reproduction, second: Reproduction) -> list[Compared]:
+    """Every claim of the ledger, in its order."""
+    pairs = zip(ledger_of(first)["rows"], ledger_of(second)["rows"], strict=True)
+    return [
+        Compared(a["id"], a["measured"], b["measured"], _outcome(a["measured"], b["measured"]))
+        for a, b in pairs
+    ]
+
+
+def other_conditions(first: Provenance, second: Provenance) -> list[tuple[str, str, str]]:
+    """What the two were not made alike in: its name, and what either has."""
+    return [
+        (label, _told(first.get(key)), _told(second.get(key)))
+        for key, label in _CONDITIONS
+        if first.get(key) != second.get(key)
+    ]
+
+
+def comparison_tables(
+    names: tuple[str, str], first: Reproduction, second: Reproduction
+) -> list[Table]:
+    """What was not alike, and every claim that either has measured."""
+    conditions, claims = two_tables(names)
+    provenance = first.get("provenance", {}), second.get("provenance", {})
+    for condition in other_conditions(*provenance):
+        conditions.add_row(*map(escape, condition))
+    for row in compare(first, second):
+        if row.outcome is not Outcome.neither:
+            values = escape(_value(row.first)), escape(_value(row.second))
+            claims.add_row(row.claim, *values, row.outcome.value)
+    return [conditions, claims] if conditions.row_count else [claims]
+
+
+def two_tables(names: tuple[str, str]) -> tuple[Table, Table]:
+    """What two of anything were made of, and what was measured of them; still without rows."""
+    conditions = Table(title="made differently", title_justify="left")
+    measured = Table(title="what was measured", title_justify="left", show_lines=True)
+    for table, more in ((conditions, ()), (measured, ("",))):
+        for heading in ("", *names, *more):
+            table.add_column(heading, overflow="fold")
+    return conditions, measured
+
+
+def _outcome(first: dict[str, Any] | None, second: dict[str, Any] | None) -> Outcome:
+    if first is None or second is None:
+        return Outcome.neither if first is second else Outcome.one
+    if (first["value"], first["numbers"]) == (second["value"], second["numbers"]):
+        return Outcome.same
+    return of_intervals(first["interval"], second["interval"])
+
+
+def of_intervals(first: Interval, second: Interval) -> Outcome:
+    """Of two values that are not the same."""
+    if first is None or second is None:
+        return Outcome.other
+    (low, high), (other_low, other_high) = first, second
+    return Outcome.overlap if low <= other_high and other_low <= high else Outcome.apart
+
+
+def _value(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "not measured"
+    seeds = measured["n_seeds"]
+    return f"{measured['value']}" + (f" ({seeds} seeds)" if seeds > 1 else "")
+
+
+def _told(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,157 @@
+"""What the report shows: every sum, share and judgement that stands on the page is made here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from markupsafe import Markup
+
+from alexnet2012.ledger.claims import Verdict, load_differences
+from alexnet2012.ledger.report import charts
+from alexnet2012.ledger.results import Audit, Evaluation, Exchange, Reproduction, ledger_of
+
+VERDICT_MARKS = {
+    Verdict.exact: "exact",
+    Verdict.full: "full",
+    Verdict.reduced: "reduced",
+    Verdict.not_measured: "none",
+}
+
+
+def view(reproduction: Reproduction) -> dict[str, Any]:
+    """What the template shows: every sum, share and judgement is made here."""
+    exchanges = exchanges_view(reproduction.get("exchanges", []))
+    exactness = [
+        {**e, "ok": number(e["worst_relative_difference"]) <= e["bound"]}
+        for e in reproduction.get("exactness", [])
+    ]
+    audit = audit_view(reproduction.get("audit", {}))
+    evaluation = reproduction.get("evaluation", [])
+    return {
+        "provenance": reproduction.get("provenance", {}),
+        "warnings": reproduction.get("warnings", []),
+        "tiles": _tiles(audit, exactness, exchanges, evaluation),
+        "towers": charts.towers(reproduction),
+        "audit": audit,
+        "exactness": exactness,
+        "exchanges": exchanges,
+        "training": charts.training(reproduction.get("runs", {})),
+        "evaluation": evaluation,
+        "kernels": charts.kernels(reproduction),
+        "lookalikes": charts.lookalikes(reproduction),
+        "ablations": [charts.ablation(a) for a in reproduction.get("ablations", [])],
+        "effects": charts.effects(reproduction),
+        "ledger": _ledger_view(reproduction),
+        "differences": load_differences(),
+    }
+
+
+def audit_view(audit: Audit) -> dict[str, Any]:
+    layers: list[dict[str, Any]] = [{**layer} for layer in audit.get("layers", [])]
+    keys = ("weights", "biases", "neurons", "multiply_adds")
+    totals = {key: sum(layer[key] for layer in layers) for key in keys}
+    parameters = totals["weights"] + totals["biases"]
+    shares = [100 * (layer["weights"] + layer["biases"]) / parameters for layer in layers]
+    rows = [{**layer, "share_pct": share} for layer, share in zip(layers, shares, strict=True)]
+    return {
+        "recipe": audit.get("recipe"), "rows": rows, "totals": totals, "parameters": parameters
+    }  # fmt: skip
+
+
+def exchanges_view(exchanges: list[Exchange]) -> dict[str, Any]:
+    """One row a layer, forward and backward side by side."""
+    rows: dict[str, dict[str, Any]] = {}
+    for e in exchanges:
+        row = rows.setdefault(e["layer"], {"layer": e["layer"], "forward": None, "backward": None})
+        row[e["direction"]] = e
+    counted = sum(e["bytes_per_image"] for e in exchanges)
+    return {
+        "rows": list(rows.values()),
+        "largest": max((e["bytes_per_image"] for e in exchanges), default=1) or 1,
+        "counted": counted,
+        "expected": sum(e["expected_bytes_per_image"] for e in exchanges),
+        "ok": all(e["bytes_per_image"] == e["expected_bytes_per_image"] for e in exchanges),
+    }
+
+
+def _tiles(
+    audit: dict[str, Any],
+    exactness: list[dict[str, Any]],
+    exchanges: dict[str, Any],
+    evaluation: list[Evaluation],
+) -> list[dict[str, str]]:
+    """The few numbers that open the page; one that was not measured has no tile."""
+    tiles = []
+    if audit["rows"]:
+        note = f"{audit['totals']['neurons']:,} neurons"
+        if audit["parameters"] == 60_965_224:  # the paper's own net, not a smaller one
+            note += "; the paper rounds to 60 M and 650,000"
+        tiles.append({"label": "Parameters", "value": f"{audit['parameters']:,}", "note": note})
+    if exactness:
+        # float64 shows whether the two compute the same; float32 only how it rounds
+        doubles = [e for e in exactness if e["dtype"] == "float64"] or exactness
+        worst = max(doubles, key=lambda e: number(e["worst_relative_difference"]))
+        note = f"worst relative difference: {worst['quantity']}, {worst['dtype']}"
+        value: str = scientific(worst["worst_relative_difference"])
+        tiles.append({"label": "Two processes against one", "value": value, "note": note})
+    if exchanges["rows"]:
+        note = "forward and backward; "
+        note += "to the byte as computed" if exchanges["ok"] else "not what the shapes say"
+        value = f"{exchanges['counted']:,.0f}"
+        tiles.append({"label": "Bytes exchanged per image", "value": value, "note": note})
+    if evaluation:
+        best = max(evaluation, key=lambda e: e["views"])
+        note = f"{best['views']} views, {best['pictures']:,} pictures"
+        if "chance_top1_error_pct" in best:
+            note += f"; chance is {fixed(best['chance_top1_error_pct'])}%"
+        value = f"{fixed(best['top1_error_pct'])}%"
+        tiles.append({"label": "Top-1 validation error", "value": value, "note": note})
+    return tiles
+
+
+def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
+    content = ledger_of(reproduction)
+    rows = [
+        {
+            **row,
+            "mark": VERDICT_MARKS[Verdict(row["verdict"])],
+            "timings": content["timings"].get(row["id"], {}),
+            "figures": [
+                figure
+                for draw in (charts.claimed_and_measured, charts.learning)
+                if (figure := draw(row, reproduction))
+            ],
+        }
+        for row in content["rows"]
+    ]
+    tally = [
+        {"verdict": verdict.value, "mark": mark, "count": sum(row["mark"] == mark for row in rows)}
+        for verdict, mark in VERDICT_MARKS.items()
+    ]
+    return {"rows": rows, "tally": tally}
+
+
+def scientific(value: float | None) -> Markup:
+    """3.1e-15 → 3.1 × 10⁻¹⁵, and words for what is no number."""
+    if value is None or not math.isfinite(value):
+        return Markup("not finite")
+    if value == 0:
+        return Markup("0")
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = str(int(exponent)).replace("-", "−")
+    return Markup("{} × 10<sup>{}</sup>").format(mantissa.removesuffix(".0"), power)
+
+
+def fixed(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def prose(text: str) -> str:
+    """Curly apostrophes, and pairs of errors that stay on one line."""
+    return text.replace("'", "’").replace(" / ", "\u00a0/\u00a0")
+
+
+def number(value: float | None) -> float:
+    """What JSON holds as null was not finite: worse than any bound."""
+    return math.inf if value is None or math.isnan(value) else value

@@ -1,0 +1,276 @@
+"""Figures as text that stands inside a page: SVG in the page's own colours, PNG as data URIs.
+
+Colours are CSS variables (``--ink``, ``--muted``, ``--rule``, ``--paper``, ``--tower-0``,
+``--tower-1``, ``--series-0`` …), so that one figure serves light and dark pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from alexnet2012.tracking.image_grids import kernel_sheets
+
+# matplotlib knows no CSS: these stand for the variables until the SVG is written
+_STANDINS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "rule": "#030303",
+    "series-0": "#0a0001",
+    "series-1": "#0a0002",
+    "series-2": "#0a0003",
+    "series-3": "#0a0004",
+}
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart; a None or NaN leaves a gap."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value drawn straight across a chart, as chance."""
+
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One line of a forest plot; without an interval only the mean is drawn."""
+
+    label: str
+    mean: float
+    low: float | None
+    high: float | None
+    series: int = 0  # which colour
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    level: Level | None = None,
+    log_y: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """An SVG of up to four curves; the y label stands on top, where it reads level."""
+    with _style(alt):
+        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(ylabel, loc="left", fontsize=9.5, color=_STANDINS["muted"], pad=8)
+        axes.set_xlabel(xlabel)
+        for i, curve in enumerate(curves):
+            y = [np.nan if value is None else float(value) for value in curve.y]
+            color, dash = _STANDINS[f"series-{i % 4}"], _DASHES[i % 4]
+            marker = "o" if len(y) < 3 else None
+            axes.plot(curve.x, y, color=color, linestyle=dash, linewidth=1.5, marker=marker,
+                      markersize=3, label=curve.label)  # fmt: skip
+        if log_y:
+            axes.set_yscale("log")
+        if y_range is not None:
+            axes.set_ylim(*y_range)
+        if level is not None:
+            axes.axhline(level.value, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
+            side = _free_side(curves, level.value)
+            axes.annotate(level.label, (side, level.value), xycoords=("axes fraction", "data"),
+                          xytext=(2 - 4 * side, 3), textcoords="offset points", va="bottom",
+                          ha=("left", "right")[side], fontsize=8.5,
+                          color=_STANDINS["muted"])  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        axes.grid(axis="y", color=_STANDINS["rule"], linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, pad=5)
+        axes.margins(x=0.02)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), alt)
+
+
+def forest(rows: Sequence[Interval], xlabel: str, alt: str) -> str:
+    """An SVG of means with their intervals, a line each, and zero drawn through."""
+    with _style(alt):
+        figure = Figure(figsize=(6.4, 0.7 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
+        for line, row in enumerate(rows):
+            color = _STANDINS[f"series-{row.series}"]
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [line, line], color=color, linewidth=1.5)
+            axes.plot([row.mean], [line], "o", color=color, markersize=5)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x", color=_STANDINS["rule"], linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, pad=5)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), alt)
+
+
+def _style(alt: str) -> Any:
+    """matplotlib's settings for a chart; same figure, same bytes."""
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",  # text stays text: the page's font, selectable
+            "svg.hashsalt": alt,  # ids differ between figures
+            "text.parse_math": False,  # labels are not ours
+            "font.size": 9.5,
+            "axes.edgecolor": _STANDINS["rule"],
+            "axes.linewidth": 0.8,
+            "xtick.color": _STANDINS["muted"],
+            "ytick.color": _STANDINS["muted"],
+            "axes.labelcolor": _STANDINS["muted"],
+            "text.color": _STANDINS["ink"],
+        }
+    )
+
+
+def kernel_pictures(
+    weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
+) -> list[str]:
+    """Conv1's kernels [K, 3, H, W], one PNG data URI a tower; see :func:`sheets.kernel_sheets`."""
+    return [_png(sheet) for sheet in kernel_sheets(weights, towers, columns, zoom)]
+
+
+def photo(pixels: Tensor, side: int = 96) -> str:
+    """A JPEG data URI of a picture, uint8 [P, P, 3]."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels.cpu().numpy())
+    picture.resize((side, side), Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def two_towers(
+    layers: Sequence[tuple[str, int]], crossing_bytes: Mapping[str, float], vertical: bool = False
+) -> str:
+    """The net as two rows (or columns) of boxes, with the exchanges as crossing lines.
+
+    Args:
+        layers: name and kernels or units of the whole net, in order.
+        crossing_bytes: forward bytes an image, by reading layer; ``logits`` for the gathered
+            outputs. A layer that is not there reads its own tower only.
+    """
+    length, width, gap, edge = (40, 116, 92, 26) if vertical else (80, 54, 78, 26)
+    apart, closed = (26, 16) if vertical else (54, 16)  # between boxes, with a crossing and without
+    shared = 40 if vertical else 58  # length of the image and the logits
+    span = 2 * width + gap  # across both towers
+    parts: list[str] = []
+
+    def point(along: float, across: float) -> tuple[float, float]:
+        return (across, along) if vertical else (along, across)
+
+    def line(along: tuple[float, float], across: tuple[float, float], kind: str) -> None:
+        (x1, y1), (x2, y2) = point(along[0], across[0]), point(along[1], across[1])
+        parts.append(f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" class="{kind}"/>')
+
+    def box(along: float, across: float, size: tuple[float, float], kind: str, *text: str) -> None:
+        (x, y), (w, h) = point(along, across), point(*size)
+        parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{kind}"/>'
+        )
+        for i, words in enumerate(text):
+            style = "name" if i == 0 else "count"
+            baseline = y + h / 2 + (5 if len(text) == 1 else 17 * i - 3)
+            parts.append(_text(x + w / 2, baseline, words, style))
+
+    starts = [edge, edge + width + gap]  # of the towers, across
+    centres = [start + width / 2 for start in starts]
+    end = (edge if vertical else 1.0) + shared
+    box(end - shared, edge, (shared, span), "box shared", "image")
+    first = True
+    for name, count in (*layers, ("logits", 0)):
+        crosses = name in crossing_bytes
+        start = end + (apart if crosses else closed)
+        for tower in (0, 1):
+            line((end, start), (centres[tower], centres[tower]), f"own tower-{tower}")
+            if crosses:
+                line((end, start), (centres[tower], centres[1 - tower]), "crossing")
+            if name != "logits":
+                unit = "kernels" if name.startswith("conv") else "units"
+                box(start, starts[tower], (length, width), f"box tower-{tower}",
+                    name, f"{count // 2:,} {unit}")  # fmt: skip
+        if crosses:
+            x, y = point((end + start) / 2, sum(centres) / 2)
+            parts.append(_text(x, y + 4, f"{crossing_bytes[name] / 1000:.3g} kB", "bytes"))
+        if first:
+            for tower in (0, 1):
+                outside = edge - 9 if tower == 0 or vertical else edge + span + 20
+                x, y = (centres[tower], edge - 9) if vertical else (start, outside)
+                anchor = "middle" if vertical else "start"
+                parts.append(_text(x, y, f"Tower {tower}", f"tower tower-{tower}", anchor))
+            first = False
+        end = start + (length if name != "logits" else shared)
+    box(end - shared, edge, (shared, span), "box shared", "logits")
+    w, h = point(end + 1, span + 2 * edge)
+    crossed = ", ".join(name for name, _ in layers if name in crossing_bytes) or "no layer"
+    alt = f"Two towers of {len(layers)} layers each, with exchanges at {crossed}"
+    if "logits" in crossing_bytes:
+        alt += ", and for the logits"
+    orientation = "vertical" if vertical else "horizontal"
+    return (
+        f'<svg viewBox="0 0 {w:g} {h:g}" class="towers {orientation}" role="img" '
+        f'aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+    )
+
+
+def _free_side(curves: Sequence[Curve], level: float) -> int:
+    """0 left, 1 right: where the curves keep away from a level."""
+    ends = [(c.y[0], c.y[-1]) for c in curves if c.y]
+    far = [
+        min((abs(y - level) for y in side if y is not None), default=0.0)
+        for side in zip(*ends, strict=True)
+    ]
+    return int(len(far) < 2 or far[1] >= far[0])
+
+
+def _text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _inline(svg: str, alt: str) -> str:
+    """An SVG file's text made part of an HTML page."""
+    body = svg[svg.index("<svg") :]
+    view = re.search(r'viewBox="([^"]*)"', body)
+    assert view is not None
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)  # matplotlib's names repeat from figure to figure
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would style the whole page
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
+    for name, standin in _STANDINS.items():
+        body = body.replace(standin, f"var(--{name})")
+    return (
+        f'<svg viewBox="{view[1]}" class="chart" role="img" aria-label="{escape(alt)}">'
+        + re.sub(r"\n\s*", "\n", body)
+    )

@@ -1,0 +1,30 @@
+"""What a precision computes with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from alexnet2012.config.enums import Precision
+
+
+class Types(NamedTuple):
+    """What a precision computes with."""
+
+    parameters: torch.dtype
+    activations: torch.dtype
+
+
+TYPES = {
+    Precision.fp32: Types(torch.float32, torch.float32),
+    Precision.fp64: Types(torch.float64, torch.float64),
+    Precision.tf32: Types(torch.float32, torch.float32),
+    Precision.bf16: Types(torch.float32, torch.bfloat16),
+}
+
+
+def allow_tf32(precision: Precision) -> None:
+    """Whether a GPU may round float32 products of this process to tf32; torch lets cuDNN do it."""
+    torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32

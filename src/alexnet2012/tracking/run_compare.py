@@ -1,0 +1,146 @@
+"""Two runs side by side: what they were made of, and how far they came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from alexnet2012.checkpoint.run_dir import complete
+from alexnet2012.inference.images import printable
+from alexnet2012.ledger.report.compare import Interval, Outcome, of_intervals, two_tables
+from alexnet2012.tracking.run_index import (
+    METRICS,
+    TIMINGS,
+    last_of,
+    load_settings,
+    load_summary,
+    read,
+)
+from alexnet2012.utils.metrics import error_interval_pct
+
+# Of the summary; what the settings do not say.
+_MADE_WITH = {"commit": "commit", "device": "device", "world_size": "processes"}
+_BESIDE = ("resume", "tracking.", "checkpoint.", "mesh.processes")  # no matter for the numbers
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a run came to, as it is and as it is shown; errors with their interval."""
+
+    number: float
+    told: str
+    interval: Interval = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run: its settings by full key, what it was made with, what was measured."""
+
+    settings: dict[str, Any]
+    made_with: dict[str, Any]
+    measured: dict[str, Value]
+
+
+def load_side(folder: Path) -> Side:
+    """Raises DamageError: not a run, or its files cannot be read."""
+    summary = load_summary(folder)
+    settings = complete(load_settings(folder))
+    return Side(
+        {key: value for key, value in settings.items() if not key.startswith(_BESIDE)},
+        {label: summary[key] for key, label in _MADE_WITH.items() if key in summary},
+        _measured(folder, summary),
+    )
+
+
+def differences(first: Side, second: Side) -> list[tuple[str, str, str]]:
+    """What the two were not made alike in: its key, and what either has."""
+    here, there = first.made_with | first.settings, second.made_with | second.settings
+    keys = [*here, *(key for key in there if key not in here)]
+    return [
+        (key, _told(here, key), _told(there, key))
+        for key in keys
+        if here.get(key) != there.get(key)
+    ]
+
+
+def outcomes(first: Side, second: Side) -> list[tuple[str, Value | None, Value | None, Outcome]]:
+    """Every number that either has."""
+    names = [*first.measured, *(n for n in second.measured if n not in first.measured)]
+    pairs = ((name, first.measured.get(name), second.measured.get(name)) for name in names)
+    return [(name, a, b, _outcome(a, b)) for name, a, b in pairs]
+
+
+def pair_tables(names: tuple[str, str], first: Side, second: Side) -> list[Table]:
+    """What was not alike, and what was measured, as tables."""
+    made, measured = two_tables((escape(printable(names[0])), escape(printable(names[1]))))
+    for row in differences(first, second):
+        made.add_row(*(escape(printable(cell)) for cell in row))
+    for name, a, b, outcome in outcomes(first, second):
+        told = ("not measured" if value is None else value.told for value in (a, b))
+        measured.add_row(name, *told, outcome.value)
+    return [made, measured] if made.row_count else [measured]
+
+
+def as_json(first: Side, second: Side) -> dict[str, Any]:
+    made = [{"key": k, "first": a, "second": b} for k, a, b in differences(first, second)]
+    measured = [
+        {
+            "name": name,
+            "first": None if a is None else a.told,
+            "second": None if b is None else b.told,
+            "outcome": outcome.value,
+        }
+        for name, a, b, outcome in outcomes(first, second)
+    ]
+    return {"made_differently": made, "measured": measured}
+
+
+def _measured(folder: Path, summary: dict[str, Any]) -> dict[str, Value]:
+    records = last_of(folder / METRICS, ("train", "epoch", "validation"))
+    timings = last_of(folder / TIMINGS, ("throughput",)).get("throughput", {}) | summary
+    run = read(folder)
+    of = "" if run.total_steps in (None, run.step) else f" of {run.total_steps}"
+    found = {"steps": Value(run.step, f"{run.step}{of}, {run.state.value}")}
+    for kind, key, name, digits in (
+        ("train", "loss", "training loss, last", 4),
+        ("epoch", "train_error_pct", "training error, last epoch, %", 2),
+        ("validation", "loss", "validation loss, last", 4),
+    ):
+        if (value := records.get(kind, {}).get(key)) is not None:
+            found[name] = Value(value, f"{value:.{digits}f}")
+    validation = records.get("validation", {})
+    for rank in (1, 5):
+        share = validation.get(f"top{rank}_error_pct")
+        if share is not None:
+            found[f"top-{rank} error, %"] = _error(share, validation.get("pictures"))
+    for key, name in (
+        ("images_per_s", "images/s"),
+        ("input_wait_pct", "waiting for input, %"),
+        ("exchange_pct", "exchanging, %"),
+    ):
+        if (value := timings.get(key)) is not None:
+            found[name] = Value(value, f"{value:,.1f}")
+    return found
+
+
+def _error(share: float, pictures: int | None) -> Value:
+    if not pictures:
+        return Value(share, f"{share:.2f}")
+    low, high = error_interval_pct(share * pictures / 100, pictures)
+    return Value(share, f"{share:.2f} ({low:.2f} – {high:.2f})", (low, high))
+
+
+def _outcome(first: Value | None, second: Value | None) -> Outcome:
+    if first is None or second is None:
+        return Outcome.one
+    same = (first.number, first.interval) == (second.number, second.interval)
+    return Outcome.same if same else of_intervals(first.interval, second.interval)
+
+
+def _told(settings: dict[str, Any], key: str) -> str:
+    value = settings.get(key)
+    return "none" if value is None else str(value)

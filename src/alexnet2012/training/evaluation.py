@@ -1,0 +1,80 @@
+"""Top-1 and top-5 errors of a net, or of several averaged, with 1 or 10 views a picture.
+
+Legend: N pictures, V views a picture, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alexnet2012.data.loaders import Batch
+from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.metrics import topk_errors
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Counts over a split, equal on every rank; ties share the credit, so they may be halves."""
+
+    pictures: int
+    top1_errors: float
+    top5_errors: float
+    loss: float  # mean cross-entropy of the averaged probabilities, nats
+
+    @property
+    def top1_error_pct(self) -> float:
+        return 100 * self.top1_errors / self.pictures
+
+    @property
+    def top5_error_pct(self) -> float:
+        return 100 * self.top5_errors / self.pictures
+
+    def summary(self) -> dict[str, float]:
+        """All of it, by name."""
+        shares = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
+        return {**asdict(self), **shares}
+
+
+@torch.no_grad()
+def evaluate(
+    models: Sequence[AlexNet],
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    look: Callable[[Batch, Tensor], None] | None = None,
+) -> Errors:
+    """Errors of the averaged probabilities over views and models. Collective.
+
+    ``look`` is shown each batch of this replica with its probabilities [N, K].
+
+    Source: paper sec. 4.1 (ten views) and table 2 (ensembles).
+    """
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    totals = torch.zeros(4, dtype=torch.float64)  # pictures, top-1 errors, top-5 errors, loss
+    for batch in batches:
+        count, views = batch.images.shape[:2]
+        images = batch.images.flatten(0, 1)
+        # [N·V, K] → [N, V, K]; averaged over views, then over models
+        predictions = [
+            F.softmax(model(images), dim=1).unflatten(0, (count, views)).mean(1) for model in models
+        ]
+        probabilities = torch.stack(predictions).mean(0)
+        errors = topk_errors(probabilities, batch.labels, ks=(1, min(5, probabilities.shape[1])))
+        loss = F.nll_loss(probabilities.clamp_min(1e-30).log(), batch.labels, reduction="sum")
+        counts = (count, errors[1], errors[max(errors)], float(loss))
+        totals += torch.tensor(counts, dtype=torch.float64)
+        if look is not None:
+            look(batch, probabilities)
+    for model, was_training in zip(models, training, strict=True):
+        model.train(was_training)
+    totals = totals.to(mesh.device)
+    mesh.sum_over_replicas([totals], "errors")
+    pictures, top1, top5, total_loss = totals.tolist()
+    return Errors(int(pictures), top1, top5, total_loss / pictures)

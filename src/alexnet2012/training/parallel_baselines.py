@@ -1,0 +1,211 @@
+"""Other ways to share out the same training step, to compare the paper's with.
+
+Every scheme takes the whole batch on every process and picks its part; all give the weights that
+one process would give. torch's SGD updates them all, so that nothing but the scheme differs.
+
+Legend: N images of the global batch, P processes, T towers of the net.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from alexnet2012.config.enums import Precision
+from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig
+from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.grad_sync import GradientSum
+from alexnet2012.distributed.mesh import Mesh, init_mesh
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.shard import Share
+
+
+def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """With the numbers of the paper's sec. 5."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=0.0005)
+
+
+class Scheme(ABC):
+    """A net shared out over the processes of this run. Build and use it on every rank."""
+
+    def __init__(
+        self,
+        recipe: RecipeConfig,
+        num_classes: int,
+        model: ModelConfig,
+        *,
+        seed: int = 0,
+        precision: Precision = Precision.fp32,
+        device: str = "auto",
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "recipe": recipe,
+            "num_classes": num_classes,
+            "model": model,
+            "seed": seed,
+            "precision": precision,
+        }
+        self._device = device
+        self._build()
+
+    @abstractmethod
+    def _build(self) -> None: ...
+
+    @abstractmethod
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Forward, backward and update: [N, 3, S, S], [N]."""
+
+    @abstractmethod
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The whole net's parameters on every rank. Collective."""
+
+    def _net(self, towers: int) -> AlexNet:
+        return AlexNet(mesh=init_mesh(towers, device=self._device), **self._arguments)
+
+    @property
+    def _towers(self) -> int:
+        towers: int = self._arguments["recipe"].towers
+        return towers
+
+
+class Towers(Scheme):
+    """The paper's: each process has a tower of the net and sees the whole batch."""
+
+    def _build(self) -> None:
+        self._model = self._net(self._towers)
+        self._sums = GradientSum(self._model, self._model.mesh)
+        self._optimizer = sgd(self._model.parameters())
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        rows = _rows(len(images), self._model.mesh)
+        logits = self._model(images[rows.start : rows.stop], rows)
+        loss = F.cross_entropy(logits, labels[rows.start : rows.stop], reduction="sum")
+        self._optimizer.zero_grad()
+        (loss / len(images)).backward()
+        self._sums.wait()
+        self._optimizer.step()
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        return self._model.full_state_dict()
+
+
+class Replicas(Towers):
+    """Plain data parallelism: each process has the whole net and sees N/P images."""
+
+    @property
+    def _towers(self) -> int:
+        return 1
+
+
+class DDP(Scheme):
+    """The same by torch's DistributedDataParallel: gradients travel in buckets."""
+
+    def _build(self) -> None:
+        self._model = self._net(towers=1)
+        self._parallel = self._shared_out(self._model)
+        self._optimizer = sgd(self._parallel.parameters())
+
+    def _shared_out(self, model: AlexNet) -> torch.nn.Module:
+        return DistributedDataParallel(model)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        rows = _rows(len(images), self._model.mesh)
+        logits = self._parallel(images[rows.start : rows.stop], rows)
+        loss = F.cross_entropy(logits, labels[rows.start : rows.stop])  # a mean, averaged over P
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        return self._model.full_state_dict()
+
+
+class FSDP2(DDP):
+    """Each process keeps a P-th of every parameter, and gathers a layer's when it is used."""
+
+    def _shared_out(self, model: AlexNet) -> torch.nn.Module:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.fused = False  # its kernels read biases when their layers have gone by
+        for layer in model.layers().values():
+            fully_shard(layer)
+        fully_shard(model)
+        return model
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        return {n: p.detach().full_tensor() for n, p in self._model.named_parameters()}  # type: ignore[attr-defined]
+
+
+class OneWeirdTrick(Scheme):
+    """Convolutions by data, fully connected layers by towers, which gather the batch before fc6.
+
+    Source: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks",
+    scheme (a).
+    """
+
+    def _build(self) -> None:
+        self._convs, self._units = self._net(towers=1), self._net(self._towers)
+        convs = list(self._arguments["recipe"].convs)
+        of_convs, of_units = (
+            [p for n, p in net.named_parameters() if (n.split(".")[0] in convs) is wanted]
+            for net, wanted in ((self._convs, True), (self._units, False))
+        )
+        self._sums = [GradientSum(net, net.mesh) for net in (self._convs, self._units)]
+        self._optimizer = sgd([*of_convs, *of_units])
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        own, rows = (_rows(len(images), net.mesh) for net in (self._convs, self._units))
+        maps = _GatherRows.apply(  # type: ignore[no-untyped-call]
+            self._convs.maps(images[own.start : own.stop]), self._units.link
+        )
+        units = self._units
+        logits = units.gathered(units.own_logits(units.units(maps, rows)))
+        loss = F.cross_entropy(logits, labels[rows.start : rows.stop], reduction="sum")
+        self._optimizer.zero_grad()
+        (loss / len(images)).backward()
+        for sums in self._sums:
+            sums.wait()
+        self._optimizer.step()
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        convs, units = self._convs.full_state_dict(), self._units.full_state_dict()
+        by_data = self._arguments["recipe"].convs
+        return {n: (convs if n.split(".")[0] in by_data else units)[n] for n in convs}
+
+
+class _GatherRows(torch.autograd.Function):
+    """Forward: [n, ...] → [T·n, ...]. Backward: the sum over towers of the own rows' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, link: TowerLink) -> Tensor:
+        ctx.link = link
+        return torch.cat(link.all_gather(x, "batch", "forward").wait())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        parts = grads[0].chunk(ctx.link.towers)
+        return ctx.link.reduce_scatter(parts, "batch", "backward").wait(), None
+
+
+SCHEMES: dict[str, type[Scheme]] = {
+    "towers": Towers,
+    "replicas": Replicas,
+    "ddp": DDP,
+    "fsdp2": FSDP2,
+    "one weird trick": OneWeirdTrick,
+}
+
+
+def _rows(batch: int, mesh: Mesh) -> Share:
+    """Those of this process's replica."""
+    if batch % mesh.world_size:
+        remedy = f"must divide evenly over {mesh.world_size} processes"
+        raise ConfigError("batch", batch, remedy)
+    count = batch // mesh.replicas
+    return Share(mesh.replica * count, (mesh.replica + 1) * count, batch)
