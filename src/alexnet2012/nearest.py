@@ -19,10 +19,11 @@ from rich.text import Text
 from alexnet2012.config.inference_schema import NearestConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.launch import hydra_main, reuse_memory
-from alexnet2012.features import Features, activations_of, digest
-from alexnet2012.inference.images import find_pictures, printable, with_pictures
+from alexnet2012.inference.features import Features, activations_of, digest
+from alexnet2012.inference.images import find_pictures, with_pictures
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.nearest_neighbours import nearest
+from alexnet2012.utils.text import printable
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from rich.text import Text
 from alexnet2012.config.inference_schema import PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.launch import hydra_main, reuse_memory
-from alexnet2012.inference.images import Rejected, decoded, find_pictures, printable, with_pictures
+from alexnet2012.inference.images import Rejected, decoded, find_pictures, with_pictures
 from alexnet2012.inference.trained_model import Guess, Trained, likeliest, load_all, probabilities
 from alexnet2012.ledger.report.svg import photo
 from alexnet2012.utils.templates import page_template
+from alexnet2012.utils.text import printable
 
 BAR_COLUMNS = 30
 SHEET_PIXELS = 224  # a side of the pictures on a contact sheet
@@ -107,9 +108,9 @@ def write_sheet(
     guessed: Sequence[Guessed], rejected: Sequence[Rejected], config: PredictConfig, path: Path
 ) -> None:
     """A contact sheet: one file, nothing fetched, all foreign text escaped."""
-    page = page_template("sheet.html.jinja", printable=printable).render(
-        guessed=guessed, rejected=rejected, views=config.views
-    )
+    page = page_template(
+        "alexnet2012.inference.web", "sheet.html.jinja", printable=printable
+    ).render(guessed=guessed, rejected=rejected, views=config.views)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConfig, RunError
 from alexnet2012.distributed.launch import hydra_main, launch
-from alexnet2012.evaluate import evaluate_checkpoints
+from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger import (
     ablations as effects,

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from alexnet2012.inference.images import printable
 from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
 from alexnet2012.tracking.run_index import DamageError, Run, State, find, read
+from alexnet2012.utils.text import printable
 
 DEFAULT = Path("runs")
 NAMED = 5  # directories that are no runs

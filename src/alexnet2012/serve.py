@@ -31,9 +31,10 @@ from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import CLASSES, photograph
 from alexnet2012.distributed.launch import hydra_main, reuse_memory
 from alexnet2012.inference.activations import describe_net, look, packed
-from alexnet2012.inference.images import printable, stored_pixels
+from alexnet2012.inference.images import stored_pixels
 from alexnet2012.inference.trained_model import Trained, load_trained
 from alexnet2012.utils.templates import page_template
+from alexnet2012.utils.text import printable
 
 MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_PASSED_OVER_BYTES = 4 * MAX_UPLOAD_BYTES  # of an upload that is refused
@@ -56,10 +57,12 @@ class Desk:
         self.lock = threading.Lock()  # one net, and memory for one large picture
         self.about = describe_net(net, views) | {"max_upload_bytes": MAX_UPLOAD_BYTES}
         self.photos = {name: square_jpeg(photograph(name), *_PHOTO_FORMAT) for name in CLASSES}
-        self.template = page_template("serve.html.jinja")
+        self.template = page_template("alexnet2012.inference.web", "serve.html.jinja")
         self.files = {
             kind: Markup(
-                resources.files("alexnet2012").joinpath(f"serve.{kind}").read_text("utf-8")
+                resources.files("alexnet2012.inference.web")
+                .joinpath(f"serve.{kind}")
+                .read_text("utf-8")
             )
             for kind in ("css", "js")
         }

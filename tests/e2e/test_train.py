@@ -40,7 +40,7 @@ from alexnet2012.config.schema import ConfigError, EvaluateConfig, RunError, Tra
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import compose_config
 from alexnet2012.distributed.mesh import init_mesh, single_process
-from alexnet2012.evaluate import evaluate_checkpoints
+from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.training.divergence import DivergedError

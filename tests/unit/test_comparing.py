@@ -8,9 +8,10 @@ import pytest
 from programs import REPOSITORY
 
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.report.compare import Outcome, compare, comparison_tables, other_conditions
+from alexnet2012.ledger.report.compare import compare, comparison_tables, other_conditions
 from alexnet2012.ledger.report.render import main
 from alexnet2012.ledger.results import Reproduction, save_reproduction
+from alexnet2012.tracking.run_compare import Outcome
 
 
 def made(

@@ -114,7 +114,11 @@ def test_the_site_builds(tmp_path: Path) -> None:
         (tmp_path / name / "index.html").read_text(encoding="utf-8")
         for name in ("python", "settings")
     )
-    for place in ("model.AlexNet.full_state_dict", "collectives.TowerLink", "saves.Progress"):
+    for place in (
+        "nn.alexnet.AlexNet.full_state_dict",
+        "distributed.collectives.TowerLink",
+        "checkpoint.manifest.Progress",
+    ):
         assert f'id="alexnet2012.{place}"' in python
     assert not re.search(r":(func|class|meth|mod|data):", python)
     for key in ("checkpoint.keep_last", "on_reject", "link_gbps", "full_size_steps"):

@@ -21,9 +21,9 @@ from alexnet2012.config.inference_schema import ExportConfig
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, ModelConfig, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
-from alexnet2012.evaluate import evaluate_checkpoints
 from alexnet2012.export import export
 from alexnet2012.export import run as export_run
+from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.onnx_graph import _Graph
 from alexnet2012.inference.trained_model import Trained, load_trained
 from alexnet2012.nn.alexnet import AlexNet

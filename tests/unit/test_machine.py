@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from alexnet2012.utils import environment as machine
+from alexnet2012.utils import environment
 
 Git = Callable[..., str]
 
 
 @pytest.fixture
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
-    """A repository around a copy of machine.py, which is not yet in it."""
+    """A repository around a copy of the package, which is not yet in it."""
 
     def run(*words: str) -> str:
         who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         command = ["git", "-C", str(tmp_path), *who, *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    for name in ("src/alexnet2012/machine.py", "README.md", "results/ledger.json"):
+    for name in ("src/alexnet2012/__init__.py", "README.md", "results/ledger.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name, encoding="utf-8")
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "src/alexnet2012/machine.py"))
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path / "src/alexnet2012")
     run("init", "--quiet")
     run("add", "README.md", "results")
     run("commit", "--quiet", "--message", "without code")
@@ -37,12 +38,28 @@ def test_a_change_is_one_of_what_runs(git: Git, tmp_path: Path) -> None:
     git("commit", "--quiet", "--message", "code")
     commit = git("rev-parse", "--short=12", "HEAD")
     (tmp_path / "results/ledger.json").write_text("written by a run", encoding="utf-8")
-    assert machine.running_commit() == (commit, False)
-    (tmp_path / "src/alexnet2012/machine.py").write_text("other code", encoding="utf-8")
-    assert machine.running_commit() == (commit, True)
+    assert environment.running_commit() == (commit, False)
+    (tmp_path / "src/alexnet2012/__init__.py").write_text("other code", encoding="utf-8")
+    assert environment.running_commit() == (commit, True)
 
 
 def test_code_installed_within_somebody_elses_repository_is_a_version(git: Git) -> None:
-    name, changed = machine.running_commit()
+    name, changed = environment.running_commit()
     assert name.startswith("version ")
     assert not changed
+
+
+def test_versions_read_the_code_of_every_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "alexnet2012"
+    shutil.copytree(environment.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(environment, "PACKAGE", package)
+    before = environment.versions()["code"]
+    for file in sorted(package.rglob("*.py")):
+        if file.parent != package:
+            text = file.read_text(encoding="utf-8")
+            file.write_text(f"{text}# changed\n", encoding="utf-8")
+            after = environment.versions()["code"]
+            assert after != before, file
+            before = after

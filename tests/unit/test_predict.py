@@ -28,8 +28,9 @@ from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import compose_config
-from alexnet2012.inference.images import find_pictures, printable, with_pictures
+from alexnet2012.inference.images import find_pictures, with_pictures
 from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.utils.text import printable
 
 Say = Callable[..., dict]  # type: ignore[type-arg]
 

@@ -19,8 +19,9 @@ from PIL import Image
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.report.context import scientific, view
 from alexnet2012.ledger.report.render import claims_table, write_report
-from alexnet2012.ledger.report.svg import Curve, Level, kernel_pictures, line_chart, two_towers
+from alexnet2012.ledger.report.svg import Curve, Level, line_chart, two_towers
 from alexnet2012.ledger.results import Reproduction, load_reproduction, save_reproduction
+from alexnet2012.tracking.image_grids import kernel_pictures
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> \" ' $x_1$ {{ 7 * 7 }}"
 

@@ -1,1 +1,1 @@
-"""cli"""
+"""How every command starts, reads its words, prints help and ends with an error."""

@@ -1,1 +1,1 @@
-"""config"""
+"""Settings: their schema, their defaults, how they are composed and checked."""

@@ -1,1 +1,1 @@
-"""From pictures on disk to batches: sources, the prepared store, the plan of draws, the loader."""
+"""Data sets, preprocessing and the loaders that feed a training or an evaluation."""

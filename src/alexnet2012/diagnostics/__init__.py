@@ -1,1 +1,1 @@
-"""diagnostics"""
+"""Checks and measurements of the machine."""

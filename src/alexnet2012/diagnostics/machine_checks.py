@@ -25,10 +25,10 @@ from alexnet2012.data.dali import Feed, Reader, whole
 from alexnet2012.data.store import SPLITS, Split, Store
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm
-from alexnet2012.utils.environment import cpu_name, running_commit
+from alexnet2012.utils.environment import PACKAGE, cpu_name, running_commit
 
 GIB = 1 << 30
-LOCK = Path(__file__).parents[2] / "requirements.lock"  # of a checkout
+LOCK = PACKAGE.parents[1] / "requirements.lock"  # of a checkout
 SAMPLED = 64  # at most, files of a store whose digest is computed
 
 

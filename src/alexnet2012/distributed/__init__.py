@@ -1,1 +1,1 @@
-"""distributed"""
+"""Processes, the device mesh, and every collective between them."""

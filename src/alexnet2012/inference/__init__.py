@@ -1,1 +1,1 @@
-"""inference"""
+"""Trained models: loading, predicting, evaluating, exporting."""

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from alexnet2012.config.enums import Step
 from alexnet2012.data.ten_crop import centre
-from alexnet2012.inference.images import printable
 from alexnet2012.inference.trained_model import Guess, Trained, likeliest, probabilities
-from alexnet2012.ledger.report.svg import kernel_pictures
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import Layout, layer_costs
 from alexnet2012.nn.flops import audit
+from alexnet2012.tracking.image_grids import kernel_pictures
 from alexnet2012.utils.shard import largest_share, share
+from alexnet2012.utils.text import printable
 
 GUESSES = 5
 KERNEL_COLUMNS = 12

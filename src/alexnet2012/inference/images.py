@@ -124,11 +124,6 @@ def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
     return store_picture(data, size, PrepareConfig().quality).pixels
 
 
-def printable(name: str) -> str:
-    """A name that can be shown: no control characters, nothing that is no text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
     """The pixels by size, or why there are none."""
     try:

@@ -1,1 +1,1 @@
-"""ledger"""
+"""Every claim of the paper, how it is measured, and the verdict."""

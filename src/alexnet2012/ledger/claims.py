@@ -267,7 +267,7 @@ def _claim(entry: dict[str, Any]) -> Claim:
 
 @cache
 def _yaml() -> dict[str, Any]:
-    text = (resources.files("alexnet2012") / "claims.yaml").read_text(encoding="utf-8")
+    text = (resources.files("alexnet2012.ledger") / "claims.yaml").read_text(encoding="utf-8")
     content = OmegaConf.to_container(OmegaConf.create(text))
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}

@@ -14,7 +14,7 @@ from statistics import fmean
 from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
-from alexnet2012.evaluate import evaluate_checkpoints
+from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.ablations import BASE
 from alexnet2012.ledger.claims import Measurement, Scale

@@ -18,8 +18,7 @@ from alexnet2012.ledger.results import Audit, AuditLayer, Evaluation, Exchange, 
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.flops import LayerAudit, audit
 from alexnet2012.tracking.tracker import read_records
-from alexnet2012.training.evaluation import Errors
-from alexnet2012.utils.metrics import error_interval_pct
+from alexnet2012.utils.metrics import Errors, error_interval_pct
 from alexnet2012.utils.shard import largest_share
 
 # Floats that the two towers send each other per image: the paper's fig. 2, half of each map or

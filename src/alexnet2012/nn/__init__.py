@@ -1,1 +1,1 @@
-"""nn"""
+"""The network: layers, loss, optimizer, schedule, and their cost."""

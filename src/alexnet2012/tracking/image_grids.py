@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,3 +89,16 @@ def _fitting(text: str, font: Any) -> str:
     while text and font.getlength(f"{text}…") > PICTURE_PIXELS:
         text = text[:-1]
     return f"{text}…"
+
+
+def kernel_pictures(
+    weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
+) -> list[str]:
+    """Conv1's kernels [K, 3, H, W], one PNG data URI a tower; see :func:`sheets.kernel_sheets`."""
+    return [data_uri(sheet) for sheet in kernel_sheets(weights, towers, columns, zoom)]
+
+
+def data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -18,7 +18,7 @@ from alexnet2012.nn.lr_schedule import Rates
 from alexnet2012.tracking.backends import is_viewed
 from alexnet2012.tracking.progress_bar import TrainProgress
 from alexnet2012.tracking.tracker import Tracker
-from alexnet2012.training.evaluation import Errors
+from alexnet2012.utils.metrics import Errors
 
 LAST_ONLY = "wrong-guesses"  # of these pictures a run keeps that of the last validation
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from alexnet2012.checkpoint.run_dir import complete
-from alexnet2012.inference.images import printable
-from alexnet2012.ledger.report.compare import Interval, Outcome, of_intervals, two_tables
 from alexnet2012.tracking.run_index import (
     METRICS,
     TIMINGS,
@@ -21,6 +21,7 @@ from alexnet2012.tracking.run_index import (
     read,
 )
 from alexnet2012.utils.metrics import error_interval_pct
+from alexnet2012.utils.text import printable
 
 # Of the summary; what the settings do not say.
 _MADE_WITH = {"commit": "commit", "device": "device", "world_size": "processes"}
@@ -144,3 +145,35 @@ def _outcome(first: Value | None, second: Value | None) -> Outcome:
 def _told(settings: dict[str, Any], key: str) -> str:
     value = settings.get(key)
     return "none" if value is None else str(value)
+
+
+Interval = Sequence[float] | None
+
+
+class Outcome(Enum):
+    """How two measurements of a claim stand to each other."""
+
+    same = "the same"
+    overlap = "intervals overlap"
+    apart = "intervals apart"
+    other = "another value"
+    one = "one only"
+    neither = "neither"
+
+
+def two_tables(names: tuple[str, str]) -> tuple[Table, Table]:
+    """What two of anything were made of, and what was measured of them; still without rows."""
+    conditions = Table(title="made differently", title_justify="left")
+    measured = Table(title="what was measured", title_justify="left", show_lines=True)
+    for table, more in ((conditions, ()), (measured, ("",))):
+        for heading in ("", *names, *more):
+            table.add_column(heading, overflow="fold")
+    return conditions, measured
+
+
+def of_intervals(first: Interval, second: Interval) -> Outcome:
+    """Of two values that are not the same."""
+    if first is None or second is None:
+        return Outcome.other
+    (low, high), (other_low, other_high) = first, second
+    return Outcome.overlap if low <= other_high and other_low <= high else Outcome.apart

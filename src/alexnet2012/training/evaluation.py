@@ -6,7 +6,6 @@ Legend: N pictures, V views a picture, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,30 +14,7 @@ from torch import Tensor
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.metrics import topk_errors
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Counts over a split, equal on every rank; ties share the credit, so they may be halves."""
-
-    pictures: int
-    top1_errors: float
-    top5_errors: float
-    loss: float  # mean cross-entropy of the averaged probabilities, nats
-
-    @property
-    def top1_error_pct(self) -> float:
-        return 100 * self.top1_errors / self.pictures
-
-    @property
-    def top5_error_pct(self) -> float:
-        return 100 * self.top5_errors / self.pictures
-
-    def summary(self) -> dict[str, float]:
-        """All of it, by name."""
-        shares = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
-        return {**asdict(self), **shares}
+from alexnet2012.utils.metrics import Errors, topk_errors
 
 
 @torch.no_grad()

@@ -31,12 +31,13 @@ from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.tracking.reporter import Reporter
 from alexnet2012.tracking.train_stats import Watch
 from alexnet2012.training.divergence import diverged, loss_of_replicas
-from alexnet2012.training.evaluation import Errors, evaluate
+from alexnet2012.training.evaluation import evaluate
 from alexnet2012.training.meters import Sums, Throughput
 from alexnet2012.training.signals import Interrupts
 from alexnet2012.training.train_step import Gradients, fetching
 from alexnet2012.utils.environment import running_commit, versions
 from alexnet2012.utils.files import replace_text
+from alexnet2012.utils.metrics import Errors
 
 
 class Trainer:

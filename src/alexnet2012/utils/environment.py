@@ -8,6 +8,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+PACKAGE = Path(__file__).parents[1]
+
 
 def running_commit() -> tuple[str, bool]:
     """The commit of the checkout that runs, and whether what runs has changes since.
@@ -17,15 +19,14 @@ def running_commit() -> tuple[str, bool]:
     """
 
     def git(*words: str) -> str:
-        root = Path(__file__).parents[2]
         return subprocess.run(
-            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+            ["git", "-C", str(PACKAGE), *words], check=True, capture_output=True, text=True
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)
+        git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))
         what_runs = ("src", "conf", "benchmarks/*.py", "setup.cfg", "requirements.lock")
-        changes = git("status", "--porcelain", "-uno", "--", *what_runs)
+        changes = git("status", "--porcelain", "-uno", "--", *(f":/{path}" for path in what_runs))
         return git("rev-parse", "--short=12", "HEAD"), bool(changes)
     except (OSError, subprocess.CalledProcessError):
         return f"version {version('alexnet2012')}", False
@@ -34,7 +35,7 @@ def running_commit() -> tuple[str, bool]:
 def versions() -> dict[str, str]:
     """What has to be the same on every rank: libraries, and the code itself, committed or not."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in sorted(PACKAGE.rglob("*.py")):
         code.update(file.read_bytes())
     libraries = ("torch", "numpy", "nvidia-dali-cuda130")
     return {

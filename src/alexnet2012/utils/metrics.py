@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist, fmean, stdev
 
 import torch
@@ -153,3 +154,26 @@ def _student_mass(angle: float, degrees: int) -> float:
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Counts over a split, equal on every rank; ties share the credit, so they may be halves."""
+
+    pictures: int
+    top1_errors: float
+    top5_errors: float
+    loss: float  # mean cross-entropy of the averaged probabilities, nats
+
+    @property
+    def top1_error_pct(self) -> float:
+        return 100 * self.top1_errors / self.pictures
+
+    @property
+    def top5_error_pct(self) -> float:
+        return 100 * self.top5_errors / self.pictures
+
+    def summary(self) -> dict[str, float]:
+        """All of it, by name."""
+        shares = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
+        return {**asdict(self), **shares}

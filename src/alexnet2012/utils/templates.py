@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
-def page_template(name: str, **filters: Callable[..., Any]) -> Template:
+def page_template(package: str, name: str, **filters: Callable[..., Any]) -> Template:
     """All text that is put into it is escaped; what is not given is an error."""
     environment = Environment(
-        loader=PackageLoader("alexnet2012", "."),
+        loader=PackageLoader(package, ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,1 +1,1 @@
-"""preparation"""
+"""Making a store: strict decoding, resizing and the statistics of the training set."""

@@ -1,1 +1,1 @@
-"""watchdog"""
+"""Notices hung and failed ranks and says which collective each one is in."""

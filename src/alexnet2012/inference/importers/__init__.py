@@ -1,1 +1,1 @@
-"""importers"""
+"""Readers of other programs' model files."""

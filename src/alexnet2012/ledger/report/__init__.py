@@ -1,1 +1,1 @@
-"""report"""
+"""The report: tables, charts and the HTML page."""

@@ -11,12 +11,12 @@ from alexnet2012.ledger.report.svg import (
     Interval,
     Level,
     forest,
-    kernel_pictures,
     line_chart,
     photo,
     two_towers,
 )
 from alexnet2012.ledger.results import Ablation, Reproduction, Runs
+from alexnet2012.tracking.image_grids import kernel_pictures
 
 WITH_ALL = "none"  # the ablation that takes nothing away
 

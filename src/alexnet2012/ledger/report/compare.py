@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from alexnet2012.ledger.results import Provenance, Reproduction, ledger_of
+from alexnet2012.tracking.run_compare import Outcome, of_intervals, two_tables
 
 # What two reproductions must have in common for their numbers to mean the same.
 _CONDITIONS: tuple[tuple[str, str], ...] = (
@@ -23,19 +23,6 @@ _CONDITIONS: tuple[tuple[str, str], ...] = (
     ("torch", "torch"),
     ("dali", "DALI"),
 )
-
-Interval = Sequence[float] | None
-
-
-class Outcome(Enum):
-    """How two measurements of a claim stand to each other."""
-
-    same = "the same"
-    overlap = "intervals overlap"
-    apart = "intervals apart"
-    other = "another value"
-    one = "one only"
-    neither = "neither"
 
 
 @dataclass(frozen=True)
@@ -81,30 +68,12 @@ def comparison_tables(
     return [conditions, claims] if conditions.row_count else [claims]
 
 
-def two_tables(names: tuple[str, str]) -> tuple[Table, Table]:
-    """What two of anything were made of, and what was measured of them; still without rows."""
-    conditions = Table(title="made differently", title_justify="left")
-    measured = Table(title="what was measured", title_justify="left", show_lines=True)
-    for table, more in ((conditions, ()), (measured, ("",))):
-        for heading in ("", *names, *more):
-            table.add_column(heading, overflow="fold")
-    return conditions, measured
-
-
 def _outcome(first: dict[str, Any] | None, second: dict[str, Any] | None) -> Outcome:
     if first is None or second is None:
         return Outcome.neither if first is second else Outcome.one
     if (first["value"], first["numbers"]) == (second["value"], second["numbers"]):
         return Outcome.same
     return of_intervals(first["interval"], second["interval"])
-
-
-def of_intervals(first: Interval, second: Interval) -> Outcome:
-    """Of two values that are not the same."""
-    if first is None or second is None:
-        return Outcome.other
-    (low, high), (other_low, other_high) = first, second
-    return Outcome.overlap if low <= other_high and other_low <= high else Outcome.apart
 
 
 def _value(measured: dict[str, Any] | None) -> str:

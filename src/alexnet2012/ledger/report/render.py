@@ -33,6 +33,7 @@ from alexnet2012.utils.templates import page_template
 def write_report(reproduction: Reproduction, directory: Path) -> Path:
     """Render DIRECTORY/report.html: one file, nothing fetched, all foreign text escaped."""
     template = page_template(
+        "alexnet2012.ledger.report",
         "report.html.jinja",
         count=lambda n: f"{n:,.0f}",
         fixed=fixed,

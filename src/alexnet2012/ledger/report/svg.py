@@ -21,8 +21,6 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from alexnet2012.tracking.image_grids import kernel_sheets
-
 # matplotlib knows no CSS: these stand for the variables until the SVG is written
 _STANDINS = {
     "ink": "#010101",
@@ -150,13 +148,6 @@ def _style(alt: str) -> Any:
     )
 
 
-def kernel_pictures(
-    weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
-) -> list[str]:
-    """Conv1's kernels [K, 3, H, W], one PNG data URI a tower; see :func:`sheets.kernel_sheets`."""
-    return [_png(sheet) for sheet in kernel_sheets(weights, towers, columns, zoom)]
-
-
 def photo(pixels: Tensor, side: int = 96) -> str:
     """A JPEG data URI of a picture, uint8 [P, P, 3]."""
     buffer = io.BytesIO()
@@ -250,12 +241,6 @@ def _free_side(curves: Sequence[Curve], level: float) -> int:
 
 def _text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> str:
     return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def _png(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _inline(svg: str, alt: str) -> str:

@@ -1,1 +1,1 @@
-"""kernels"""
+"""Fused GPU kernels, written in Triton, and how autograd calls them."""
