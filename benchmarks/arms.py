@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,19 +25,21 @@ from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.data.loaders import Batch
+from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.launch import launch, reuse_memory
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.flops import LayerAudit, audit
 from alexnet2012.nn.lr_schedule import Rates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import TYPES, allow_tf32
-from alexnet2012.training.train_step import WARM_UP, Gradients, fetching, trying_algorithms
+from alexnet2012.training.cuda_graph import WARM_UP, cudnn_benchmark
+from alexnet2012.training.train_step import TrainStep
 from alexnet2012.utils.shard import Share
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
 TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does
-PLAIN, TORCHVISION, OURS, APART, HIDDEN = "plain PyTorch", "torchvision", "ours", "apart", "hidden"
+PLAIN, TORCHVISION, OURS, APART = "plain PyTorch", "torchvision", "ours", "apart"
 
 
 class Arm(NamedTuple):
@@ -62,7 +65,7 @@ def arms() -> list[Arm]:
         found += [Arm(TORCHVISION, 1, precision) for precision in precisions]
     for precision in precisions:
         found += [Arm(OURS, processes, precision) for processes in (1, *two)]
-        found += [Arm(kind, 2, precision) for kind in (APART, HIDDEN) if two]
+        found += [Arm(APART, processes, precision) for processes in two]
     return found
 
 
@@ -98,25 +101,15 @@ def torchvision_net() -> nn.Module:
     return net
 
 
-class Copied(NamedTuple):
-    """An exchange that has not been made."""
-
-    result: Any
-
-    def wait(self) -> Any:
-        return self.result
-
-
-class Apart(TowerLink):
+class Apart(Communicator):
     """Every tower takes its own part for the other's."""
 
-    def all_gather(self, x: Tensor, layer: str, direction: str) -> Copied:  # type: ignore[override]
-        return Copied([x if tower == self.tower else x.clone() for tower in range(self.towers)])
+    def all_gather(self, x: Tensor, layer: str, direction: str) -> list[Tensor]:
+        return [x if tower == self.tower else x.clone() for tower in range(self.towers)]
 
-    def reduce_scatter(  # type: ignore[override]
-        self, parts: Sequence[Tensor], layer: str, direction: str
-    ) -> Copied:
-        return Copied(sum(parts[1:], parts[0]))
+    def reduce_scatter(self, shards: Sequence[Tensor], layer: str, direction: str) -> Tensor:
+        total: Tensor = sum(shards[1:], shards[0])
+        return total
 
 
 def run_apart(work: Callable[..., None], processes: int, *args: Any) -> Any:
@@ -166,7 +159,7 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
     on_gpu = mesh.device.type == "cuda"
     for _, step in nets:
         for _ in range(WARM_UP + 2 if on_gpu else 1):
-            with trying_algorithms():  # for the peers of ours, too
+            with cudnn_benchmark():  # for the peers of ours, too
                 step()
     copied = copied_bytes(mesh.device)
     found = [Timed([], [], product_flops, copied) for _ in alike]
@@ -200,7 +193,7 @@ def step_s(step: Callable[[], None], mesh: Mesh, times: int) -> float:
 
 
 def exchanging_s(net: nn.Module) -> float:
-    return net.link.traffic.training_seconds() if isinstance(net, AlexNet) else 0.0
+    return net.comm.traffic.training_seconds() if isinstance(net, AlexNet) else 0.0
 
 
 def joined(arm: Arm) -> Mesh:
@@ -223,10 +216,9 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
             context = torch.autocast(mesh.device.type, torch.bfloat16)
     else:
         settings: dict[str, Any] = {"model": ModelConfig(width=arm.width), "mesh": mesh}
-        settings |= {"precision": arm.precision, "hide_exchanges": arm.kind == HIDDEN}
-        net = AlexNet("paper", CLASSES, **settings)
+        net = AlexNet("paper", CLASSES, precision=arm.precision, **settings)
         if arm.kind == APART:
-            net.link = Apart(mesh.tower_group, mesh.towers, mesh.tower)
+            net.comm = Apart(mesh.tower_group, mesh.towers, mesh.tower)
         optimizer = PaperSGD(net, load_recipe("paper").optimizer)
         optimizer.set_rates(Rates(0.01, 0.01))
     draw = torch.Generator().manual_seed(0)
@@ -243,15 +235,9 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
 
     if not isinstance(net, AlexNet):
         return net, plain_step
-    gradients = Gradients(net)
-
-    def step() -> None:
-        found = gradients(images, labels, Share(0, batch, batch))
-        numbers = fetching(*found)  # as training does
-        optimizer.step(loss=found.loss)
-        numbers()
-
-    return net, step
+    step = TrainStep(net, optimizer)
+    one_batch = Batch(images, labels, np.arange(batch), Share(0, batch, batch))
+    return net, lambda: step(one_batch)
 
 
 def matrix_flops(arm: Arm, device: torch.device) -> float:

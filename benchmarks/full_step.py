@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from arms import (
     APART,
-    HIDDEN,
     OURS,
     PLAIN,
     TORCHVISION,
@@ -54,7 +53,7 @@ def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
     """
     groups: dict[Any, list[Arm]] = {}
     for arm in chosen:
-        ours = arm.kind in (OURS, APART, HIDDEN) or torch.cuda.is_available()
+        ours = arm.kind in (OURS, APART) or torch.cuda.is_available()
         groups.setdefault((arm.processes, arm.precision) if ours else arm, []).append(arm)
     return list(groups.values())
 
@@ -163,7 +162,7 @@ def main() -> None:
     exchanging = [
         exchange_row(arm, rounds, found[arm._replace(kind=APART)])
         for arm, rounds in found.items()
-        if arm.kind in (OURS, HIDDEN) and arm._replace(kind=APART) in found
+        if arm.kind == OURS and arm._replace(kind=APART) in found
     ]
     waiting = {  # on CUDA the clock sees an exchange handed over, no more
         "in exchanges": "{exchange_pct:.1f}%",

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from arms import CLASSES, run_apart, timed
+from parallel_baselines import SCHEMES
 from record import given, keep, show
 
 from alexnet2012.config.enums import Precision
@@ -26,7 +27,6 @@ from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.distributed.mesh import init_mesh
 from alexnet2012.nn.precision import allow_tf32
-from alexnet2012.training.parallel_baselines import SCHEMES
 
 TOWERS = "towers"
 

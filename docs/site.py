@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from alexnet2012.cli.help import CONF, settings
+from alexnet2012.cli.help import settings
 from alexnet2012.completion import SCHEMAS
+from alexnet2012.config.compose import CONF
 
 MARK = re.compile(r"<!-- settings of (\w+) -->")
 ROLE = re.compile(r":(?:func|class|meth|mod|data):<code>\.?([\w.]+)</code>")

@@ -15,12 +15,12 @@ from ranks import load_server
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint.manifest import Progress, plain
 from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.photos import make_photos
 from alexnet2012.data.store import Store
 from alexnet2012.distributed import launch as launcher
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.inference.trained_model import Trained
 from alexnet2012.nn.alexnet import AlexNet
 

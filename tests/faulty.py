@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.schema import ModelConfig, RunError
-from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.watchdog import peers
 from alexnet2012.distributed.watchdog.failure_report import CAUSES, leave_cause
-from alexnet2012.nn import alexnet as model
+from alexnet2012.nn import layers
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
 FAULT_STEP = 3
@@ -56,7 +55,7 @@ def train(fault: str, folder: str) -> None:
     net = AlexNet("paper", 10, model=SMALL, mesh=mesh)
     if fault == "slow":
         impatient = dist.new_group(timeout=timedelta(seconds=2))
-        net.link = TowerLink(impatient, 2, mesh.tower, watchdog=mesh.watchdog)
+        net.comm = Communicator(impatient, 2, mesh.tower, watchdog=mesh.watchdog)
     record = mesh.watchdog.own.record
 
     def act(*_: object) -> None:
@@ -66,14 +65,14 @@ def train(fault: str, folder: str) -> None:
             ACTS[fault]()
 
     net.conv2.register_forward_hook(act)
-    gather = model.all_gather_to_sharded
+    gather = layers.all_gather_to_sharded
 
-    def skipping(x_shard: Tensor, link: TowerLink, layer: str, product: Any, *w: Any) -> Tensor:
+    def skipping(x_shard: Tensor, comm: Communicator, layer: str) -> Tensor:
         if (fault, mesh.rank, record.step, layer) == ("skips", 1, FAULT_STEP, "fc7"):
-            return product(torch.cat([x_shard, x_shard], 1), *w)
-        return gather(x_shard, link, layer, product, *w)
+            return torch.cat([x_shard, x_shard], 1)
+        return gather(x_shard, comm, layer)
 
-    model.all_gather_to_sharded = skipping
+    layers.all_gather_to_sharded = skipping
     with mesh:
         for record.step in range(1, FAULT_STEP + 3):
             F.cross_entropy(

@@ -12,9 +12,9 @@ from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from alexnet2012.cli.help import CONF
 from alexnet2012.config import inference_schema as config_use
 from alexnet2012.config import schema as config
+from alexnet2012.config.compose import CONF
 
 SCHEMAS: dict[str, type] = {
     "train": config.TrainConfig,

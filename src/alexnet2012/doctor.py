@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
 from alexnet2012.diagnostics import machine_checks as checkup
 from alexnet2012.diagnostics.machine_checks import Finding, Level
-from alexnet2012.distributed.collectives import link_of
-from alexnet2012.distributed.launch import compose_config, launch
+from alexnet2012.distributed.collectives import communicator_of
+from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process, uses_gpus
 from alexnet2012.distributed.process_env import under_torchrun
 
@@ -57,14 +58,14 @@ def examine(config: TrainConfig, run_dir: Path, mesh: Mesh, saved: str | None) -
 
 def exchanges(mesh: Mesh) -> list[Finding]:
     """Gathers between the towers, of the sizes of the paper's net. Collective."""
-    link, found = link_of(mesh), []
+    comm, found = communicator_of(mesh), []
     for name, units in EXCHANGED.items():
         x = torch.ones(max(1, BATCH * units), device=mesh.device)
         seconds = []
         for _ in range(REPEATS):
             began = time.perf_counter()
-            gathered = link.all_gather(x, "doctor", name).wait()
-            float(gathered[link.tower - 1][0])  # a peer's; waits for a GPU
+            gathered = comm.all_gather(x, "doctor", name)
+            float(gathered[comm.tower - 1][0])  # a peer's; waits for a GPU
             seconds.append(time.perf_counter() - began)
         median = sorted(seconds)[REPEATS // 2]
         said, slow = f"{1e3 * median:.2f} ms", median > SLOW_S

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import EvaluateConfig
-from alexnet2012.distributed.launch import hydra_main
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.utils.metrics import error_interval_pct
 

@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.enums import Device, ExportFormat, Precision
 from alexnet2012.config.inference_schema import ExportConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import photograph
 from alexnet2012.data.ten_crop import centre
-from alexnet2012.distributed.launch import hydra_main
 from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,

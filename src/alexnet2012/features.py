@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import FeaturesConfig
 from alexnet2012.config.schema import RunError
-from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.features import Features, activations_of, digest
 from alexnet2012.inference.images import find_pictures, with_pictures
 from alexnet2012.inference.trained_model import load_trained

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint.manifest import Progress, plain
 from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.cli.app import hydra_main
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.distributed.launch import compose_config, hydra_main
 from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_image
 from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, Foreign, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict

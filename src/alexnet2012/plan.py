@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import PlanConfig
 from alexnet2012.diagnostics.hardware import Speeds, card_of, check_speeds, find_speeds
-from alexnet2012.distributed.launch import hydra_main
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.ledger.measurements import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
 from alexnet2012.nn.alexnet import AlexNet

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.images import Rejected, decoded, find_pictures, with_pictures
 from alexnet2012.inference.trained_model import Guess, Trained, likeliest, load_all, probabilities
 from alexnet2012.ledger.report.svg import photo

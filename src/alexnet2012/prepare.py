@@ -8,9 +8,9 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import PrepareConfig
 from alexnet2012.data.preparation.prepare import prepare
-from alexnet2012.distributed.launch import hydra_main
 
 
 def run(config: PrepareConfig, run_dir: Path) -> None:

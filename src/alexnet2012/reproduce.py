@@ -16,9 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConfig, RunError
-from alexnet2012.distributed.launch import hydra_main, launch
+from alexnet2012.distributed.launch import launch
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger import (

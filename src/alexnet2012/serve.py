@@ -25,11 +25,12 @@ from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import ServeConfig
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import CLASSES, photograph
-from alexnet2012.distributed.launch import hydra_main, reuse_memory
+from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.activations import describe_net, look, packed
 from alexnet2012.inference.images import stored_pixels
 from alexnet2012.inference.trained_model import Trained, load_trained

@@ -12,19 +12,14 @@ import sys
 from pathlib import Path
 
 from alexnet2012.checkpoint.run_dir import AUTO, check_run, check_start, is_finished
+from alexnet2012.cli.app import hydra_main
 from alexnet2012.cli.errors import SPEAKS, exit_on_error
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.distributed.consensus import on_rank_0
-from alexnet2012.distributed.launch import (
-    compose_config,
-    end_with_parent,
-    hydra_main,
-    launch,
-    reuse_memory,
-    set_threads,
-)
+from alexnet2012.distributed.launch import end_with_parent, launch, reuse_memory, set_threads
 from alexnet2012.distributed.mesh import Mesh, init_mesh, setup_logging, single_process
 from alexnet2012.distributed.process_env import place, processes_here, under_torchrun
 from alexnet2012.nn.alexnet import AlexNet

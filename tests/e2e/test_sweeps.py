@@ -15,11 +15,11 @@ from documented import printed
 from programs import ON_ONE_CORE, module, run, succeed
 
 from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.ledger.ablations import effect_measurements, effects, read_sweep
 from alexnet2012.ledger.claims import Scale

@@ -35,10 +35,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.checkpoint import manifest as saves
 from alexnet2012.checkpoint import run_dir as run_dirs
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, RunError, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.distributed.mesh import init_mesh, single_process
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained

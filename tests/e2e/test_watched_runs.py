@@ -12,9 +12,9 @@ from documented import made_small, printed
 from programs import in_terminal, module
 from test_train import KilledError, end_at, net_of, summary, train_here, train_ranks
 
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.tracking.tracker import read_records
 
 RECORDED, VALIDATED = [2, 3, 4, 6], [3, 6]  # steps of two epochs

@@ -18,15 +18,15 @@ from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.schema import AugmentConfig, ModelConfig, NormConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.data.loaders import TrainLoader
+from alexnet2012.data.loaders import Batch, TrainLoader
 from alexnet2012.data.store import Store
 from alexnet2012.data.tower_feed import Place
-from alexnet2012.nn.layers import draws
+from alexnet2012.nn.dropout import draws
 from alexnet2012.nn.lr_schedule import Rates
 from alexnet2012.nn.lrn import local_response_norm
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
-from alexnet2012.training.train_step import Gradients, fetching
+from alexnet2012.training.train_step import TrainStep
 from alexnet2012.utils.shard import Share
 
 pytestmark = [
@@ -110,19 +110,18 @@ def test_steps_by_kernels_and_as_graphs_are_those_in_float64(recipe: str) -> Non
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-@pytest.mark.parametrize("hide_exchanges", [False, True])
-def test_two_towers_train_as_one_process(hide_exchanges: bool, gpus: int, tmp_path: Path) -> None:
+def test_two_towers_train_as_one_process(gpus: int, tmp_path: Path) -> None:
     """On a GPU that they share by gloo, which goes by way of the host; NCCL wants one for each."""
     if torch.cuda.device_count() < gpus:
         pytest.skip("needs two GPUs")
     want = trained("paper", [8] * 3, "fp64", fused=False)
     nccl = (tmp_path / "nccl").as_uri() if gpus == 2 else None
-    for rank in run_ranks(2, trained_tower, hide_exchanges, nccl):
+    for rank in run_ranks(2, trained_tower, nccl):
         for name, weight in want.items():
             assert np.abs(rank[name] - weight.numpy()).max() <= 1e-4 * weight.abs().max(), name
 
 
-def trained_tower(hide_exchanges: bool, nccl: str | None) -> dict[str, np.ndarray]:
+def trained_tower(nccl: str | None) -> dict[str, np.ndarray]:
     if nccl is None:
         os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     else:
@@ -131,7 +130,7 @@ def trained_tower(hide_exchanges: bool, nccl: str | None) -> dict[str, np.ndarra
         torch.cuda.set_device(rank)
         dist.init_process_group("nccl", init_method=nccl, rank=rank, world_size=2)
     mesh = init_mesh(2)
-    found = trained("paper", [8] * 3, "fp32", mesh=mesh, hide_exchanges=hide_exchanges)
+    found = trained("paper", [8] * 3, "fp32", mesh=mesh)
     return {name: weight.numpy() for name, weight in found.items()}
 
 
@@ -145,20 +144,19 @@ def trained(
     assert next(net.parameters()).is_cuda
     net.fused &= fused
     assert net.fused is fused
-    optimizer, gradients = PaperSGD(net, load_recipe(recipe).optimizer), Gradients(net)
+    optimizer = PaperSGD(net, load_recipe(recipe).optimizer)
+    step = TrainStep(net, optimizer)
     optimizer.set_rates(Rates(1e-3, 2e-3))
     draw = torch.Generator().manual_seed(1)
     for count in sizes:
         images = 60 * torch.randn(count, 3, 64, 64, generator=draw)
         labels = torch.randint(10, (count,), generator=draw)
-        found = gradients(images.cuda(), labels.cuda(), Share(0, count, count))
-        numbers = fetching(*found)
-        optimizer.step(loss=found.loss)
-        loss, errors = numbers()
-        assert loss == float(found.loss) and errors == float(found.errors)
-        assert math.isfinite(loss)
+        rows = Share(0, count, count)
+        output = step(Batch(images.cuda(), labels.cuda(), np.arange(count), rows))
+        assert math.isfinite(output.loss)
+        assert output.global_loss == output.loss and 0 <= output.errors <= count
     before = [weight.clone() for weight in net.parameters()]
-    optimizer.step(loss=torch.full_like(found.loss, math.nan))
+    optimizer.step(loss=torch.full((), math.nan, device="cuda"))
     assert all(map(torch.equal, before, net.parameters()))
     return {name: w.double().cpu() for name, w in net.full_state_dict().items()}
 

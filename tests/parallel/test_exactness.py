@@ -21,8 +21,8 @@ from torch import Tensor
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ModelConfig
-from alexnet2012.distributed import collectives, hiding
-from alexnet2012.distributed.grad_sync import GradientSum
+from alexnet2012.distributed import collectives
+from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.losses import split_loss_and_errors
 from alexnet2012.nn.lr_schedule import Rates
@@ -48,7 +48,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def build(recipe: str, towers: int, hide_exchanges: bool) -> AlexNet:
+def build(recipe: str, towers: int) -> AlexNet:
     return AlexNet(
         recipe,
         CLASSES,
@@ -56,7 +56,6 @@ def build(recipe: str, towers: int, hide_exchanges: bool) -> AlexNet:
         mesh=init_mesh(towers, device="cpu"),
         seed=SEED,
         precision=Precision.fp64,
-        hide_exchanges=hide_exchanges,
     )
 
 
@@ -64,12 +63,10 @@ def as_arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def train_ten_steps(
-    recipe: str, towers: int = 2, *, hide_exchanges: bool = False, gather_logits: bool = True
-) -> dict[str, Any]:
+def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True) -> dict[str, Any]:
     """On each rank: test-time logits, the first step's own gradients, weights after ten steps."""
-    model = build(recipe, towers, hide_exchanges)
-    optimizer, sums = PaperSGD(model, model.recipe.optimizer), GradientSum(model, model.mesh)
+    model = build(recipe, towers)
+    optimizer, sums = PaperSGD(model, model.recipe.optimizer), GradientSync(model, model.mesh)
     images, _ = batches()[0]
     with torch.no_grad():
         first_logits = model.eval()(images).numpy()
@@ -84,7 +81,7 @@ def train_ten_steps(
             loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")
         else:
             own_logits = model.own_logits(model.features(images[rows]))
-            loss, _ = split_loss_and_errors(own_logits, labels[rows], model.fc8.rows, model.link)
+            loss, _ = split_loss_and_errors(own_logits, labels[rows], model.fc8.rows, model.comm)
         (loss / len(images)).backward()
         sums.wait()
         if not gradients:
@@ -152,19 +149,6 @@ def test_any_mesh_trains_like_the_independent_net(recipe: str, processes: int, t
         assert max(worst.values()) < BOUND, worst
 
 
-@pytest.mark.parametrize("recipe", ["paper", "code145", "code146"])
-@pytest.mark.parametrize("processes", [2, 4])
-def test_hidden_exchanges_train_like_the_independent_net(recipe: str, processes: int) -> None:
-    want = expected(recipe)
-    for rank in run_ranks(processes, train_with_hidden_exchanges, recipe):
-        worst = differences(rank, want)
-        assert max(worst.values()) < BOUND, worst
-
-
-def train_with_hidden_exchanges(recipe: str) -> dict[str, Any]:
-    return train_ten_steps(recipe, hide_exchanges=True)
-
-
 def test_a_loss_of_split_logits_trains_like_the_independent_net() -> None:
     want = expected("paper")
     for rank in run_ranks(4, train_with_split_logits):
@@ -176,24 +160,6 @@ def train_with_split_logits() -> dict[str, Any]:
     return train_ten_steps("paper", gather_logits=False)
 
 
-def train_without_the_gradient_of_the_peers_products() -> dict[str, Any]:
-    """A hidden exchange that forgets its way back."""
-
-    def own_alone(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.gather.under_way.wait()
-        return grad, None
-
-    with patch.object(hiding._Begin, "backward", staticmethod(own_alone)):
-        return train_with_hidden_exchanges("paper")
-
-
-def test_gradients_miss_the_peer_when_a_hidden_exchange_does_not_come_back() -> None:
-    rank = run_ranks(2, train_without_the_gradient_of_the_peers_products)[0]
-    worst = differences(rank, expected("paper"))
-    assert worst["logits"] < BOUND
-    assert worst["gradients"] > 1e-3
-
-
 def test_the_sixth_convolution_exchanges_like_the_third() -> None:
     want = expected("code146")
     for rank in run_ranks(2, train_ten_steps, "code146"):
@@ -203,22 +169,22 @@ def test_the_sixth_convolution_exchanges_like_the_third() -> None:
 
 def train_with_own_slice_backward() -> dict[str, Any]:
     """The conjugate of a replicated gather where a sharded one belongs: gradients lose the peer."""
-    reduce_scatter = collectives.TowerLink.reduce_scatter
+    reduce_scatter = collectives.Communicator.reduce_scatter
 
-    def own_slice(self: Any, parts: Any, layer: str, direction: str) -> Any:
+    def own_slice(self: Any, parts: Any, layer: str, direction: str) -> Tensor:
         kept = [part * (tower == self.tower) for tower, part in enumerate(parts)]
         return reduce_scatter(self, kept, layer, direction)
 
-    with patch.object(collectives.TowerLink, "reduce_scatter", own_slice):
+    with patch.object(collectives.Communicator, "reduce_scatter", own_slice):
         return train_ten_steps("paper")
 
 
 def train_with_summed_logits_gradient() -> dict[str, Any]:
     """A sharded gather for the logits: the right forward, and every gradient twice."""
 
-    def summed(logits: Tensor, link: Any, layer: str, total: int) -> Tensor:
+    def summed(logits: Tensor, comm: Any, layer: str, total: int) -> Tensor:
         padded = F.pad(logits, (0, -logits.shape[1] % 4))
-        return collectives.all_gather_to_sharded(padded, link, layer)[:, :total]
+        return collectives.all_gather_to_sharded(padded, comm, layer)[:, :total]
 
     with patch("alexnet2012.nn.alexnet.all_gather_to_replicated", summed):
         return train_ten_steps("paper")
@@ -226,24 +192,24 @@ def train_with_summed_logits_gradient() -> dict[str, Any]:
 
 def train_with_swapped_towers() -> dict[str, Any]:
     """The peer's activations first: every tower reads the right maps in the wrong order."""
-    wait = collectives.UnderWay.wait
+    all_gather = collectives.Communicator.all_gather
 
-    def swapped(self: Any) -> Any:
-        return wait(self) if "backward" in self.key else wait(self)[::-1]
+    def swapped(self: Any, x: Tensor, layer: str, direction: str) -> list[Tensor]:
+        return all_gather(self, x, layer, direction)[::-1]
 
-    with patch.object(collectives.UnderWay, "wait", swapped):
+    with patch.object(collectives.Communicator, "all_gather", swapped):
         return train_ten_steps("paper")
 
 
 def train_without_an_exchange() -> dict[str, Any]:
     """conv3 reads its own tower twice."""
 
-    def own_twice(x: Tensor, link: Any, layer: str, product: Any, *weights: Any) -> Tensor:
+    def own_twice(x: Tensor, comm: Any, layer: str) -> Tensor:
         if layer == "conv3":
-            return product(torch.cat([x, x], 1), *weights)
-        return collectives.all_gather_to_sharded(x, link, layer, product, *weights)
+            return torch.cat([x, x], 1)
+        return collectives.all_gather_to_sharded(x, comm, layer)
 
-    with patch("alexnet2012.nn.alexnet.all_gather_to_sharded", own_twice):
+    with patch("alexnet2012.nn.layers.all_gather_to_sharded", own_twice):
         return train_ten_steps("paper")
 
 

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from alexnet2012 import init_mesh
 from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
 from alexnet2012.data import augmentation as order
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config, launch
+from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.watchdog.failure_report import read_causes
 from alexnet2012.distributed.watchdog.watchdog import RECORDS
 from alexnet2012.inference.trained_model import load_trained

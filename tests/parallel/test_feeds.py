@@ -20,7 +20,7 @@ from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader
 from alexnet2012.data.store import Store
 from alexnet2012.data.tower_feed import Place
-from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.mesh import init_mesh
 
 INPUT = 64
@@ -30,8 +30,8 @@ BATCH, STEPS = 19, 6
 
 def place(split: bool) -> Place:
     mesh = init_mesh(2, device="cpu")
-    link = TowerLink(mesh.tower_group, mesh.towers, mesh.tower) if split else None
-    return Place(mesh.replica, mesh.replicas, threads=1, link=link)
+    comm = Communicator(mesh.tower_group, mesh.towers, mesh.tower) if split else None
+    return Place(mesh.replica, mesh.replicas, threads=1, comm=comm)
 
 
 def told(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[int, ...]]]:
@@ -166,5 +166,5 @@ def gathered_rows() -> np.ndarray:
     mesh = init_mesh(2, device="cpu")
     own = share(5, 2, mesh.tower)
     rows = torch.arange(5, dtype=torch.uint8)[own.start : own.stop, None]
-    link = TowerLink(mesh.tower_group, 2, mesh.tower)
-    return gather_rows(rows, own, link, "input", "input").numpy()
+    comm = Communicator(mesh.tower_group, 2, mesh.tower)
+    return gather_rows(rows, own, comm, "input", "input").numpy()

@@ -89,7 +89,7 @@ def check_a_batch(store: str, run_dir: str, odd_rank: int | None) -> str:
     images = torch.full((1, 3, 64, 64), 1.0 if mesh.rank == odd_rank else 0.0)
     batch = Batch(images, torch.zeros(1, dtype=torch.int64), np.zeros(1, np.int64), Share(0, 1, 1))
     try:
-        trainer._check_batch(batch)
+        trainer._before_step(batch)
     except RunError as error:
         return str(error)
     return "alike"

@@ -10,13 +10,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from parallel_baselines import SCHEMES, OneWeirdTrick, _GatherRows
 from ranks import run_ranks
 from torch import Tensor
 
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.training.parallel_baselines import SCHEMES, OneWeirdTrick, _GatherRows
 
 BOUND = 1e-10
 CLASSES, BATCH, STEPS = 7, 4, 3
@@ -63,8 +63,8 @@ def test_a_scheme_gives_the_weights_of_one_process(name: str, processes: int) ->
 
 def train_without_the_other_towers_gradient() -> dict[str, np.ndarray]:
     def own_rows(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
-        link = ctx.link  # type: ignore[attr-defined]
-        return grad.unflatten(0, (link.towers, -1))[link.tower], None
+        comm = ctx.comm  # type: ignore[attr-defined]
+        return grad.unflatten(0, (comm.towers, -1))[comm.tower], None
 
     _GatherRows.backward = staticmethod(own_rows)  # type: ignore[assignment,method-assign]
     return train("one weird trick")

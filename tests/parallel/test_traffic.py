@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest.mock import patch
 
-import pytest
 import torch
 import torch.nn.functional as F
 from ranks import run_ranks
@@ -13,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.distributed.collectives import UnderWay
 
 IMAGES = 2
 # Floats that one tower sends per image: paper fig. 2's maps and units, half of each.
@@ -23,8 +20,7 @@ PER_TOWER = {"conv3": 21_632, "fc6": 4_608, "fc7": 2_048, "fc8": 2_048, "logits"
 class Wire(TorchDispatchMode):
     """Notes every c10d operation, with the floats that one rank contributes or receives.
 
-    ``order``: of convolutions, of their gradients (of x, weight, bias), and of exchanges that begin
-    and have come.
+    ``order``: of convolutions, of their gradients (of x, weight, bias), and of exchanges.
     """
 
     def __init__(self) -> None:
@@ -37,7 +33,7 @@ class Wire(TorchDispatchMode):
         if op.namespace == "c10d":
             sizes = [a.numel() for a in args if isinstance(a, Tensor)]
             self.events.append((name, min(sizes)))
-            self.order.append("sent")
+            self.order.append("exchange")
         if name == "convolution":
             self.order.append("product")
         if name == "convolution_backward":
@@ -46,29 +42,21 @@ class Wire(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def step_on_the_wire(
-    recipe: str, hide_exchanges: bool = False, frozen: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def step_on_the_wire(recipe: str, frozen: tuple[str, ...] = ()) -> dict[str, Any]:
     """One full-size training step; layers and collectives in the order in which they ran."""
     mesh = init_mesh(2, device="cpu")
-    model = AlexNet(recipe, mesh=mesh, hide_exchanges=hide_exchanges)
+    model = AlexNet(recipe, mesh=mesh)
     for name in frozen:
         model.get_submodule(name).requires_grad_(False)
     images = torch.randn(IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    wait = UnderWay.wait
-
-    def noted(self: Any) -> Any:
-        wire.order.append("came")
-        return wait(self)
-
-    with Wire() as wire, patch.object(UnderWay, "wait", noted):
+    with Wire() as wire:
         for name, layer in model.layers().items():
             layer.register_forward_pre_hook(lambda *_, name=name: wire.events.append((name, 0)))
         loss = F.cross_entropy(model(50 * images), torch.tensor([1, 2]))
         wire.events.append(("backward", 0))
         wire.order.append("backward")
         loss.backward()
-    traffic = dict(model.link.traffic.sent_bytes)
+    traffic = dict(model.comm.traffic.sent_bytes)
     return {"events": wire.events, "order": wire.order, "counted": traffic}
 
 
@@ -99,35 +87,18 @@ def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
         assert returned == [crossed[layer] for layer in ("fc8", "fc7", "fc6", "conv3")]
 
 
-OF_FC = 3 * ["sent", "came"]
-
-
-def test_what_the_peer_waits_for_is_under_way_while_weights_get_their_gradient() -> None:
+def test_gradients_return_to_their_tower_layer_by_layer() -> None:
     for rank in run_ranks(2, step_on_the_wire, "paper"):
-        forward = 2 * ["product"] + ["sent", "came"] + 3 * ["product"]
-        conv3 = ["gradients x", "sent", "gradients wb", "came"]
-        others = (
-            2 * ["gradients xwb"],
-            ["gradients xwb", "gradients wb"],
-        )  # nobody needs the image's
-        backward = OF_FC + others[0] + conv3 + others[1]
-        assert rank["order"] == [*forward, *OF_FC, "sent", "came", "backward", *backward]
+        of_fc = 3 * ["exchange"]
+        forward = [*2 * ["product"], "exchange", *3 * ["product"], *of_fc, "exchange"]
+        first = "gradients wb"  # nobody needs the images' gradient
+        backward = [*of_fc, *3 * ["gradients xwb"], "exchange", "gradients xwb", first]
+        assert rank["order"] == [*forward, "backward", *backward]
 
 
-def test_hidden_exchanges_send_the_same_behind_the_own_products() -> None:
-    (plain, hidden) = (run_ranks(2, step_on_the_wire, "paper", hide)[0] for hide in (False, True))
-    assert hidden["events"] == plain["events"]
-    assert hidden["counted"] == plain["counted"]
-    forward = 2 * ["product"] + ["sent", "product", "came", "product"] + 2 * ["product"]
-    conv3 = ["gradients xw", "sent", "gradients xwb", "came"]
-    backward = OF_FC + 2 * ["gradients xwb"] + conv3 + ["gradients xwb", "gradients wb"]
-    assert hidden["order"] == [*forward, *OF_FC, "sent", "came", "backward", *backward]
-
-
-@pytest.mark.parametrize("hide_exchanges", [False, True])
-def test_nothing_returns_to_layers_that_are_not_trained(hide_exchanges: bool) -> None:
+def test_nothing_returns_to_layers_that_are_not_trained() -> None:
     frozen = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6")
-    rank = run_ranks(2, step_on_the_wire, "paper", hide_exchanges, frozen)[0]
+    rank = run_ranks(2, step_on_the_wire, "paper", frozen)[0]
     returned = [layer for layer, direction in rank["counted"] if direction == "backward"]
     assert returned == ["fc8"]
     assert "gradients" not in " ".join(rank["order"])

@@ -28,10 +28,10 @@ def watched(sums_over_towers: bool = True) -> tuple[dict[str, float], bytes, dic
     torch.nn.functional.cross_entropy(model(images, rows), torch.tensor([0, 1, 2, 3])).backward()
     optimizer.set_rates(Rates(weight=0.01, bias=0.02))
     optimizer.step()
-    before = sum(b for (_, way), b in model.link.traffic.sent_bytes.items() if way != "inference")
+    before = sum(b for (_, way), b in model.comm.traffic.sent_bytes.items() if way != "inference")
     alone = model.mesh if sums_over_towers else type(mesh)(mesh.device)
     found = update_ratios(model, optimizer, alone), kernels(model).numpy().tobytes()
-    after = sum(b for (_, way), b in model.link.traffic.sent_bytes.items() if way != "inference")
+    after = sum(b for (_, way), b in model.comm.traffic.sent_bytes.items() if way != "inference")
     return *found, {"before": before, "after": after}
 
 

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from alexnet2012.config import inference_schema as config_use
 from alexnet2012.config import schema as config
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Budget
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_MISTAKE
 from alexnet2012.ledger.claims import load_claims
 
@@ -116,7 +116,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     )
     for place in (
         "nn.alexnet.AlexNet.full_state_dict",
-        "distributed.collectives.TowerLink",
+        "distributed.collectives.Communicator",
         "checkpoint.manifest.Progress",
     ):
         assert f'id="alexnet2012.{place}"' in python

@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Step
 from alexnet2012.config.schema import ConfigError, TrainConfig
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.ledger.ablations import (
     BASE,
     Result,

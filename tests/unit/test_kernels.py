@@ -24,10 +24,11 @@ from alexnet2012 import AlexNet
 from alexnet2012.config.enums import Precision, Step
 from alexnet2012.config.schema import ConvConfig, ModelConfig
 from alexnet2012.config.validation import load_recipe
+from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as fused
 from alexnet2012.nn.kernels import launchers as launches
 from alexnet2012.nn.kernels.epilogue import Norm, Pool, Tail, tails
-from alexnet2012.nn.layers import ColumnParallelConv2d, Dropout
+from alexnet2012.nn.layers import ColumnParallelConv2d
 from alexnet2012.nn.lr_schedule import Rates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
@@ -220,7 +221,7 @@ def test_dropout_in_one_pass_drops_the_same_units() -> None:
         Dropout(0.5, Share(40, 80, 80), seed=7, device=DEVICE) for _ in range(2)
     )
     for _ in range(2):  # the stream goes on
-        want, got = plain_dropout(F.relu(z), rows), in_one.of_relu(z, rows)
+        want, got = plain_dropout(F.relu(z), rows), in_one.after_relu(z, rows)
         assert torch.equal(got, want)
         grads = [torch.autograd.grad(y.square().sum(), z)[0] for y in (want, got)]
         assert torch.equal(*grads)

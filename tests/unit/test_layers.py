@@ -15,11 +15,10 @@ from torch import Tensor
 
 from alexnet2012.config.schema import ConvConfig, NormConfig
 from alexnet2012.nn import lrn as normalisation
+from alexnet2012.nn.dropout import Dropout, draws
 from alexnet2012.nn.layers import (
     ColumnParallelConv2d,
     ColumnParallelLinear,
-    Dropout,
-    draws,
     overhang_pixels,
 )
 from alexnet2012.nn.lrn import local_response_norm, spatial_norm

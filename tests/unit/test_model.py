@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alexnet2012 import AlexNet, init_mesh
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Activation
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.flops import LayerAudit, audit
 

@@ -22,11 +22,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet2012 import AlexNet
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Precision, Step
 from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.distributed.grad_sync import GradientSum
-from alexnet2012.distributed.launch import compose_config
+from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.ledger.measurements import EXCHANGED_FLOATS
 from alexnet2012.nn import cost_model as costs
@@ -134,7 +134,7 @@ def test_planned_bytes_are_those_that_torch_counts(
     plans = planned("paper", layout)
     with fake_mesh(replicas, towers) as mesh, CommDebugMode() as comm, Wire() as wire:
         net = net_on(mesh, "paper", precision)
-        sums = GradientSum(net, mesh)
+        sums = GradientSync(net, mesh)
         forward(net, ROWS, replicas).backward()
         sums.wait()
     sent = {
@@ -155,7 +155,7 @@ def test_planned_bytes_are_those_that_torch_counts(
             2 * sum(cost.parameters > 0 for cost in plans) * (replicas > 1),
         ]
     )
-    assert net.link.traffic.sent_bytes == {
+    assert net.comm.traffic.sent_bytes == {
         (cost.name, way): ROWS * size for cost in plans for way, size in cost.sent_bytes.items()
     }
 

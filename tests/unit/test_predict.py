@@ -22,12 +22,12 @@ from omegaconf import OmegaConf
 from programs import module, succeed
 
 from alexnet2012 import features, nearest, predict
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.inference.images import find_pictures, with_pictures
 from alexnet2012.inference.trained_model import Trained, load_trained
 from alexnet2012.utils.text import printable

@@ -117,7 +117,7 @@ def test_in_the_cell_of_a_notebook_there_are_lines_too() -> None:
 
 def test_a_message_does_not_run_into_the_live_line(tmp_path: Path) -> None:
     program = """
-from alexnet2012.mesh import log, setup_logging
+from alexnet2012.distributed.mesh import log, setup_logging
 from alexnet2012.progress import TrainProgress
 setup_logging(0)
 with TrainProgress(10, 0) as display:

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from alexnet2012 import runs
 from alexnet2012.checkpoint import run_dir as run_dirs
 from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import WandbMode
 from alexnet2012.config.schema import TrackingConfig, TrainConfig
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.tracking.run_index import State, read
 from alexnet2012.tracking.tracker import Tracker
 from alexnet2012.utils.metrics import error_interval_pct

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import ScheduleKind
 from alexnet2012.config.schema import DropConfig, ScheduleConfig, TrainConfig
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.nn.lr_schedule import Rates, rates
 
 ERRORS = st.lists(st.floats(0, 100), max_size=60)

@@ -23,10 +23,10 @@ from alexnet2012.checkpoint import manifest as saves
 from alexnet2012.checkpoint.manifest import Progress, config_of, plain
 from alexnet2012.checkpoint.run_dir import is_finished
 from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import ConfigError, ModelConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.ledger.results import load_reproduction
 from alexnet2012.nn.optim import PaperSGD
 

@@ -20,9 +20,9 @@ from PIL import Image
 from serving import serving
 
 from alexnet2012 import serve
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import ServeConfig
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.inference.activations import look, packed
 from alexnet2012.inference.images import stored_pixels
 from alexnet2012.inference.trained_model import Trained

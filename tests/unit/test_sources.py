@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from alexnet2012.cli.app import hydra_main
+from alexnet2012.config.compose import compose_config, quoted_text
 from alexnet2012.config.schema import (
     ConfigError,
     DataConfig,
@@ -14,11 +16,10 @@ from alexnet2012.config.schema import (
     PrepareConfig,
     TrainConfig,
 )
-from alexnet2012.config.validation import default_store, quoted_text
+from alexnet2012.config.validation import default_store
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.base import Entry, Source
 from alexnet2012.data.sources.registry import locate
-from alexnet2012.distributed.launch import compose_config, hydra_main
 
 
 def open_source(path: Path | str, **settings: float) -> Source:

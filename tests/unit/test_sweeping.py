@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 from alexnet2012.checkpoint import manifest as saves
 from alexnet2012.checkpoint.manifest import plain
 from alexnet2012.checkpoint.run_dir import check_start, is_finished
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, ReproduceConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import compose_config
 from alexnet2012.ledger import sweeps as sweeping
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.sweeps import Sweeps

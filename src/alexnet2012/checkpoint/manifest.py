@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from omegaconf import OmegaConf
 
+from alexnet2012.config.compose import literal
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
-from alexnet2012.config.validation import literal
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.consensus import agree, on_rank_0
 from alexnet2012.distributed.mesh import Mesh, log
@@ -65,6 +65,14 @@ def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
     """A configuration as JSON types."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
     return values
+
+
+def without_retired(settings: Any) -> Any:
+    """Saved settings less those that no longer exist; they never changed what is computed."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("mesh"), dict):
+        return settings
+    mesh = {key: value for key, value in settings["mesh"].items() if key != "hide_exchanges"}
+    return settings | {"mesh": mesh}
 
 
 def config_of(progress: Progress) -> TrainConfig:
@@ -156,9 +164,11 @@ def read_progress(folder: Path) -> Progress:
     if not file.is_file():
         raise missing(folder)
     try:
-        return Progress(**json.loads(file.read_text(encoding="utf-8")))
+        progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise damaged(folder, error) from error
+    progress.settings = without_retired(progress.settings)
+    return progress
 
 
 def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manifest import Progress, plain
+from alexnet2012.checkpoint.manifest import Progress, plain, without_retired
 from alexnet2012.config.enums import Decoder, Precision
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.data.store import Store, fingerprint
@@ -171,7 +171,7 @@ def _check_same(saved: Any, config: TrainConfig, key: str, where: Path, what: st
 
 def complete(saved: Any) -> dict[str, Any]:
     """Saved settings by their full keys; one that is newer than they are has its default."""
-    return flat(plain(TrainConfig())) | flat(saved)
+    return flat(plain(TrainConfig())) | flat(without_retired(saved))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

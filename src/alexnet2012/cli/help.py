@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-CONF = "alexnet2012.conf"
+from alexnet2012.config.compose import CONF
+
 COLUMNS, KEY_COLUMNS = 80, 32
 RECIPE = "recipe"  # shown as the file that it is
 

@@ -267,7 +267,6 @@ class MeshConfig:
     device: Device = Device.auto
     timeout_s: int = ranged(300, low=1)  # for a rank that lives to come to an exchange
     stall_s: int = ranged(20, low=1)  # without a sign of life a rank is taken for lost
-    hide_exchanges: bool | None = False  # behind the own half's product; null, of older runs: no
     gather_logits: bool = True  # before the loss; else it is made of each tower's own classes
 
 

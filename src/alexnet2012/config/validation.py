@@ -3,70 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from alexnet2012.config.enums import NAMED_SOURCES, ScheduleKind
-from alexnet2012.config.inference_schema import (
-    ExportConfig,
-    FeaturesConfig,
-    ImportConfig,
-    NearestConfig,
-    PredictConfig,
-    ServeConfig,
-)
+from alexnet2012.config.inference_schema import PredictConfig, ServeConfig
 from alexnet2012.config.schema import (
     ConfigError,
     DataConfig,
     EvaluateConfig,
     ModelConfig,
     PlanConfig,
-    PrepareConfig,
     RecipeConfig,
-    ReproduceConfig,
     TrainConfig,
 )
 
-# A value, or one of a list or a sweep, that is no text to Hydra's grammar.
-_NO_TEXT = re.compile(
-    r"(^|[,[(] ?)([-+]?[\d_.]+(e[-+]?\d+)?|[-+]?(nan|inf)|true|false)(?= ?[,\])]|$)", re.IGNORECASE
-)
-_PLAIN = re.compile(r"(choice\()?[^'\"(){}]*\)?")  # without quotes, and no range
-_IN_QUOTES = r"\1'\2'"
-_TEXT = ("str", "str | None", "Any", "list[str]")
-_HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
-Schema = TypeVar(
-    "Schema",
-    TrainConfig,
-    PrepareConfig,
-    EvaluateConfig,
-    PlanConfig,
-    ReproduceConfig,
-    PredictConfig,
-    ServeConfig,
-    FeaturesConfig,
-    NearestConfig,
-    ExportConfig,
-    ImportConfig,
-)
-
-
-def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
-    """The plain dataclass of a composed configuration, checked.
+def validate(config: object) -> None:
+    """Check a configuration, and make its paths those of where the command was given.
 
     Raises:
-        ConfigError: a key that no code reads, or a value that cannot work.
+        ConfigError: a value that cannot work.
     """
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, schema)
     check_values(config)
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
@@ -83,34 +46,6 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
     elif isinstance(config, PlanConfig):
         check_recipe(config.recipe, config.model)
         _check_plan(config)
-    return config
-
-
-def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
-    """Overrides in which text has quotes where Hydra's grammar reads a number: a path like 2024_06.
-
-    So it stays what was written, also in a sweep, whose jobs are given what the grammar has read.
-    """
-    return [_quoted(schema(), override) for override in overrides]
-
-
-def _quoted(defaults: Any, override: str) -> str:
-    key, equals, text = override.partition("=")
-    *groups, name = key.lstrip("+").split(".")
-    owner = reduce(lambda at, group: getattr(at, group, None), groups, defaults)
-    kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
-    if (kinds.get(name) in _TEXT or key in _HYDRAS_PATHS) and _PLAIN.fullmatch(text):
-        return f"{key}{equals}{_NO_TEXT.sub(_IN_QUOTES, text)}"
-    return override
-
-
-def literal(value: Any) -> Any:
-    """Settings from a file, for OmegaConf: ``${…}`` in them is text, and nothing is resolved."""
-    if isinstance(value, dict):
-        return {key: literal(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [literal(inner) for inner in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def default_store(data: DataConfig) -> str:

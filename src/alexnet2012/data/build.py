@@ -7,7 +7,7 @@ from alexnet2012.config.schema import TrainConfig
 from alexnet2012.data.loaders import EvalLoader, TrainLoader
 from alexnet2012.data.store import Store
 from alexnet2012.data.tower_feed import Place
-from alexnet2012.distributed.collectives import link_of
+from alexnet2012.distributed.collectives import communicator_of
 from alexnet2012.distributed.mesh import Mesh
 
 
@@ -21,7 +21,7 @@ def loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLoader,
         device=mesh.device,
         threads=data.decode_threads,
         decoder=data.decoder,
-        link=link_of(mesh) if split else None,
+        comm=communicator_of(mesh) if split else None,
     )
     train_loader = TrainLoader(
         store,

@@ -20,7 +20,7 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.data import augmentation as order
 from alexnet2012.data.dali import Feed, Reader, Source
 from alexnet2012.data.store import Split
-from alexnet2012.distributed.collectives import TowerLink, gather_rows
+from alexnet2012.distributed.collectives import Communicator, gather_rows
 from alexnet2012.utils.shard import Share, largest_share, share
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ NO_PICTURES = np.empty(0, np.int64)
 class Place:
     """Where batches are made: for which replica, on which device, with which towers.
 
-    With a ``link`` each of its towers decodes its share of the replica's pictures (``split``);
+    With a ``comm`` each of its towers decodes its share of the replica's pictures (``split``);
     without one a process decodes everything that it needs.
     """
 
@@ -40,7 +40,7 @@ class Place:
     device: torch.device = CPU
     threads: int | None = None  # that decode; None: see below
     decoder: Decoder = Decoder.auto
-    link: TowerLink | None = None
+    comm: Communicator | None = None
 
     def __post_init__(self) -> None:
         if self.decoder is Decoder.gpu and self.device.type != "cuda":
@@ -88,22 +88,22 @@ class Input:
         first: Callable[[str, Source], Sequence[Any]],
         then: Callable[[str, Source], Sequence[Any]] | None = None,  # None: windows as they are
     ) -> None:
-        self._link = place.link if place.link and place.link.towers > 1 else None
+        self._comm = place.comm if place.comm and place.comm.towers > 1 else None
         where = place.device, place.decode_threads
         largest = largest_share(batch_size, place.replicas)
-        if self._link is None:
+        if self._comm is None:
             self._alone = Reader(alone, split, largest, *where)
             return
-        self._first = Reader(first, split, largest_share(largest, self._link.towers), *where)
+        self._first = Reader(first, split, largest_share(largest, self._comm.towers), *where)
         self._then = None if then is None else Reader(then, split, largest, *where)
         self._none = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
 
     def read(self, steps: Sequence[Step]) -> Iterator[Tensor]:
-        if self._link is None:
+        if self._comm is None:
             return self._alone.read(
                 Feed(step.indices, (*step.to_cut, *step.to_finish)) for step in steps
             )
-        gathered = self._gathered(steps, self._link)
+        gathered = self._gathered(steps, self._comm)
         if self._then is None:
             return gathered
         return self._then.read(
@@ -111,9 +111,9 @@ class Input:
             for windows, step in zip(gathered, steps, strict=True)
         )
 
-    def _gathered(self, steps: Sequence[Step], link: TowerLink) -> Iterator[Tensor]:
+    def _gathered(self, steps: Sequence[Step], comm: Communicator) -> Iterator[Tensor]:
         """All windows of each step, of which this tower has cut its share."""
-        owns = [share(len(step.indices), link.towers, link.tower) for step in steps]
+        owns = [share(len(step.indices), comm.towers, comm.tower) for step in steps]
         own_windows = self._first.read(
             Feed(
                 step.indices[own.start : own.stop],
@@ -124,4 +124,4 @@ class Input:
         )
         for own in owns:
             windows = next(own_windows) if own.size else self._none
-            yield gather_rows(windows, own, link, "input", "input")
+            yield gather_rows(windows, own, comm, "input", "input")

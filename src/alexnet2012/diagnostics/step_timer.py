@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from alexnet2012.config.schema import PlanConfig
-from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.launch import launch, reuse_memory
 from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process
 from alexnet2012.nn.alexnet import AlexNet
@@ -34,7 +34,8 @@ from alexnet2012.nn.losses import loss_and_errors
 from alexnet2012.nn.lr_schedule import Rates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
-from alexnet2012.training.train_step import take_gradients_as_they_are, trying_algorithms
+from alexnet2012.training.cuda_graph import cudnn_benchmark
+from alexnet2012.training.train_step import keep_gradients_in_bf16
 
 ROWS, GPU_ROWS, STEPS = 64, 1024, 3  # pictures at most, and how often
 PAUSE_CYCLES = 2 * 10**8  # of a GPU, about 0.1 s: longer than it takes to hand a step over
@@ -139,7 +140,7 @@ def time_steps(
     optimizer = PaperSGD(net, config.recipe.optimizer)
     optimizer.set_rates(Rates(1e-9, 1e-9))
     if config.nodes * config.gpus == config.mesh.towers:  # replicas sum theirs as float32
-        take_gradients_as_they_are(net)
+        keep_gradients_in_bf16(net)
     draw, side = torch.Generator().manual_seed(0), config.model.input_size
     images = 50 * torch.randn(rows, 3, side, side, generator=draw)
     images = images.to(mesh.device).contiguous(memory_format=torch.channels_last)
@@ -149,7 +150,7 @@ def time_steps(
         if step == 1:  # the first one is not counted: memory is fetched, kernels are made
             laps.seconds.clear()
         laps.begin()
-        with trying_algorithms():
+        with cudnn_benchmark():
             loss, _ = loss_and_errors(net(images), labels)
             laps.end_forward()
             optimizer.zero_grad()
@@ -210,7 +211,7 @@ class Laps:
 
     def _now(self) -> Any:
         if not self._on_gpu:
-            return time.perf_counter() - self._net.link.traffic.training_seconds()
+            return time.perf_counter() - self._net.comm.traffic.training_seconds()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -223,14 +224,14 @@ def time_link(mesh: Mesh) -> Link:
         if mesh.towers > 1
         else (mesh.data_group, mesh.replicas, mesh.replica)
     )
-    link = TowerLink(group, parts, part)
+    comm = Communicator(group, parts, part)
 
     def seconds(size: int) -> float:
         times, own = [], torch.zeros(size // 4)
         for _ in range(MESSAGES):
             mesh.barrier()
             began = time.perf_counter()
-            link.reduce_scatter(link.all_gather(own, "link", "there").wait(), "link", "back").wait()
+            comm.reduce_scatter(comm.all_gather(own, "link", "there"), "link", "back")
             times.append((time.perf_counter() - began) / 2)
         return median(times)
 

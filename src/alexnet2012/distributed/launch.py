@@ -22,22 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra import compose, initialize_config_module
-from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 
-from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error
-from alexnet2012.cli.help import CONF, usage
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.config.validation import Schema, from_hydra, quoted_text
 from alexnet2012.distributed.process_env import of_rank, processes_here
 from alexnet2012.distributed.watchdog.diagnosis import Party, ended
 from alexnet2012.distributed.watchdog.failure_report import (
@@ -54,77 +43,6 @@ from alexnet2012.distributed.watchdog.flight_recorder import FlightRecord
 POLL_S = 0.1  # how soon the end of a rank is noticed
 START_METHOD = "spawn"  # CUDA stands no fork of a process that has used it
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-
-
-def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
-    """Run an entry point as a Hydra application: ``work(config, run_dir)`` for each job.
-
-    In a sweep a failed job does not keep the others from running; the first error ends it.
-    """
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    failures: list[Exception] = []
-    started_here = os.getpid()
-
-    @hydra.main(config_path=f"pkg://{CONF}", config_name=name, version_base="1.3")
-    def application(cfg: Any) -> None:
-        try:
-            config = from_hydra(cfg, schema)
-            work(config, Path(HydraConfig.get().runtime.output_dir))
-        except SignalException as error:  # no further job of a sweep
-            end_interrupted(error.sigval)
-        except (*MISTAKES, RunError) as error:
-            if os.getpid() != started_here:  # a cluster's launcher must see its job fail
-                raise
-            failures.append(error)  # Hydra would add lines of its own to ours
-
-    def run() -> None:
-        words = get_args_parser().parse_args()
-        _check_grammar(words.overrides)
-        overrides = quoted_text(schema, words.overrides)
-        if words.help:
-            with initialize_config_module(CONF, version_base="1.3"):
-                sys.stdout.write(usage(name, schema, compose(name, overrides=overrides)))
-            return
-        as_read = dict(zip(words.overrides, overrides, strict=True))
-        sys.argv[1:] = [as_read.get(word, word) for word in sys.argv[1:]]  # what Hydra reads
-        application()
-        if failures:
-            raise failures[0]
-
-    # Hydra prints errors in the overrides over many lines; with this set it raises them instead.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    exit_on_error(run, schema)
-
-
-def compose_config(
-    name: str, schema: type[Schema], overrides: Sequence[str]
-) -> tuple[Schema, Path]:
-    """One configuration and the run directory that Hydra would make for it.
-
-    Raises:
-        HydraException, ConfigError: an override is wrong.
-    """
-    _check_grammar(overrides)
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONF, version_base="1.3"):
-        cfg = compose(name, overrides=quoted_text(schema, overrides), return_hydra_config=True)
-        run_dir = Path(cfg.hydra.run.dir).absolute()
-        HydraConfig.instance().set_config(cfg)  # what ${hydra:…} reads
-        OmegaConf.set_struct(cfg, False)
-        del cfg["hydra"]
-        return from_hydra(cfg, schema), run_dir
-
-
-def _check_grammar(overrides: Sequence[str]) -> None:
-    """Hydra meets some malformed overrides with an error that does not say which one it was."""
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            parser.parse_override(override)
-        except Exception as error:
-            remedy = "cannot be read as KEY=VALUE; put odd values in quotes: KEY='\"…\"'"
-            raise ConfigError("override", override, remedy) from error
 
 
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:

@@ -6,7 +6,6 @@ Legend: n pictures of a batch, P pixels a side of a stored picture.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import torch
 from hydra._internal.utils import get_args_parser
 from torch import Tensor
 
+from alexnet2012.config.compose import quoted
 from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.data.preparation.decode import store_picture
 from alexnet2012.data.sources.base import MAX_FILE_BYTES, PICTURE_SUFFIXES, Entry
@@ -56,7 +56,7 @@ def with_pictures(words: Sequence[str]) -> list[str]:
     overrides = get_args_parser().parse_known_args(words)[0].overrides
     bare = [word for word in overrides if "=" not in word or _is_address(word) or _exists(word)]
     others = [word for word in words if word not in bare]
-    return [*others, f"images=[{','.join(map(_quoted, bare))}]"] if bare else others
+    return [*others, f"images=[{','.join(map(quoted, bare))}]"] if bare else others
 
 
 def find_pictures(images: Any) -> list[str]:
@@ -170,13 +170,3 @@ def _exists(word: str) -> bool:
         return Path(word).exists()
     except (OSError, ValueError):  # too long for a name, say
         return False
-
-
-def _quoted(word: str) -> str:
-    """A string that OmegaConf and then Hydra's grammar read back as it is.
-
-    To both a backslash is one unless it stands before what it would escape.
-    """
-    word = re.sub(r"(\\*)\$\{", r"\1\1\\${", word)
-    word = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), word)
-    return f'"{word}"'

@@ -23,9 +23,9 @@ from torch import Tensor
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest as saves
 from alexnet2012.checkpoint.manifest import config_of, plain
+from alexnet2012.config.compose import literal
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
-from alexnet2012.config.validation import literal
 from alexnet2012.data.ten_crop import view_places, viewed
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.alexnet import AlexNet

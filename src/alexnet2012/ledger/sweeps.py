@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from alexnet2012.config.compose import quoted
 from alexnet2012.config.enums import NAMED_SOURCES, Budget
 from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfig
 from alexnet2012.data.preparation.prepare import prepare
@@ -81,8 +82,8 @@ class Sweeps:
         ]
         where = [
             "data=store",
-            f"data.store={_quoted(store.root)}",
-            f"hydra.sweep.dir={_quoted(self.directory(experiment))}",
+            f"data.store={quoted(store.root)}",
+            f"hydra.sweep.dir={quoted(self.directory(experiment))}",
         ]
         try:
             _run_child([sys.executable, "-m", "alexnet2012.train", "-m", *arguments, *where])
@@ -173,9 +174,3 @@ def _run_child(command: Sequence[str]) -> None:
             raise
     if code:
         raise subprocess.CalledProcessError(code, shlex.join(command))
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's grammar, whatever characters it holds."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

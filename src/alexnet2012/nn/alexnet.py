@@ -15,27 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012.config.enums import Activation, Precision, Step
-from alexnet2012.config.schema import ConfigError, ConvConfig, ModelConfig, RecipeConfig
+from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig
 from alexnet2012.config.validation import check_recipe, load_recipe, scaled
 from alexnet2012.distributed.collectives import (
     all_gather_to_replicated,
-    all_gather_to_sharded,
+    communicator_of,
     gather_rows,
-    link_of,
 )
-from alexnet2012.distributed.hiding import gather_hidden
 from alexnet2012.distributed.mesh import Mesh, single_process
+from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as fused
-from alexnet2012.nn.kernels.epilogue import Tail, fits, tails
+from alexnet2012.nn.kernels.epilogue import Tail, fits, norm_of, tails
 from alexnet2012.nn.kernels.fused_conv_stack import Convolution, convolved
 from alexnet2012.nn.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
     ColumnParallelLinear,
-    Dropout,
     map_sizes,
 )
-from alexnet2012.nn.lrn import local_response_norm, spatial_norm
+from alexnet2012.nn.lrn import response_norm
 from alexnet2012.nn.precision import TYPES, Types
 from alexnet2012.utils.rng import stream_seed
 from alexnet2012.utils.shard import Share, share
@@ -61,8 +59,6 @@ class AlexNet(nn.Module):
         seed: fixes initial values and dropout, whatever the mesh.
         precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
             a switch of torch's for the whole process: :func:`alexnet2012.nn.precision.allow_tf32`.
-        hide_exchanges: whether a tower multiplies what it has while the rest is under way; the
-            same sums in another order.
 
     Raises:
         ConfigError: the net cannot be built; names the key and a remedy.
@@ -81,7 +77,6 @@ class AlexNet(nn.Module):
         mesh: Mesh | None = None,
         seed: int = 0,
         precision: Precision | str = Precision.fp32,
-        hide_exchanges: bool = False,
     ) -> None:
         super().__init__()
         self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -89,7 +84,6 @@ class AlexNet(nn.Module):
         self.mesh = mesh or single_process()
         self.num_classes = num_classes
         self.precision = Precision(precision)
-        self.hide_exchanges = hide_exchanges
         check_recipe(self.recipe, self.config)
         if num_classes < 1:
             raise ConfigError("num_classes", num_classes, "must be 1 or more")
@@ -100,21 +94,29 @@ class AlexNet(nn.Module):
             remedy = "needs all maps in one process; set mesh=one_process"
             raise ConfigError("recipe.lrn_across_towers", "true", remedy)
         self.towers_here = self.recipe.towers // self.mesh.towers
-        self.link = link_of(self.mesh)
+        self.comm = communicator_of(self.mesh)
         self.activation = ACTIVATIONS[self.config.activation]
-        self._steps = self._after_convolutions()
+        self._convs, self._hidden = self.recipe.convs, self.recipe.hidden
+        self._steps = self._steps_after_convs()
+        self._after_conv = {n: [self._steps[s] for s in c.after] for n, c in self._convs.items()}
         self._build(seed)
-        convs = [self.layers()[name] for name in self.recipe.convs]
+        convs = [self.layers()[name] for name in self._convs]
         self.fused = (  # whether training takes the kernels for a GPU
-            fused.possible(self.mesh.device, self.types.activations)
+            fused.possible(self.mesh.device, TYPES[self.precision].activations)
             and all(fits(conv.rows.size // self.towers_here) for conv in convs)
         )
         # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
-        self.to(self.mesh.device, self.types.parameters).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(self.mesh.device, TYPES[self.precision].parameters)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def types(self) -> Types:
-        return TYPES[self.precision]
+        """Of parameters and activations. After ``.double()``, ``.half()`` or ``.bfloat16()`` the
+        activations follow the parameters.
+        """
+        dtype = self.fc8.weight.dtype
+        types = TYPES[self.precision]
+        return types if dtype == types.parameters else Types(dtype, dtype)
 
     def forward(self, images: Tensor, rows: Share | None = None) -> Tensor:
         """[N, 3, S, S] of any type → logits [N, num_classes] of the parameters', on every rank.
@@ -126,12 +128,12 @@ class AlexNet(nn.Module):
 
     def own_logits(self, features: Tensor) -> Tensor:
         """Those of the classes of ``fc8.rows`` alone: [N, t·2048] → [N, k]."""
-        logits = self._product("fc8", features, both=True)
+        logits = self._layer("fc8", features, gather=True)
         return logits.to(self.types.parameters)  # exponentials and their sums need the digits
 
     def gathered(self, logits_shard: Tensor) -> Tensor:
         """[N, k] → [N, num_classes]."""
-        return all_gather_to_replicated(logits_shard, self.link, "logits", self.num_classes)
+        return all_gather_to_replicated(logits_shard, self.comm, "logits", self.num_classes)
 
     def features(self, images: Tensor, rows: Share | None = None) -> Tensor:
         """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
@@ -145,12 +147,14 @@ class AlexNet(nn.Module):
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
-        if self.fused and self.training and not images.requires_grad:
+        if self._runs_kernels() and not images.requires_grad:
             dtype = self.types.activations
-            return convolved(images, self._in_passes(), self.towers_here, dtype).flatten(1)
+            return convolved(images, self._fused_convs(), self.towers_here, dtype).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
-        for name, conv in self.recipe.convs.items():
-            x = self._convolve(name, conv, x)
+        for name, conv in self._convs.items():
+            x = self._layer(name, x, gather=conv.reads_both_towers)
+            for step in self._after_conv[name]:
+                x = step(x)
         return x.flatten(1)
 
     def units(self, x: Tensor, rows: Share | None = None) -> Tensor:
@@ -162,14 +166,19 @@ class AlexNet(nn.Module):
             count = len(x)
             start = self.mesh.replica * count
             rows = Share(start, start + count, self.mesh.replicas * count)
-        for name, linear in self.recipe.hidden.items():
-            x, dropout = self._product(name, x, both=linear.reads_both_towers), self.dropouts[name]
+        for name, linear in self._hidden.items():
+            x = self._layer(name, x, gather=linear.reads_both_towers)
+            dropout = self.dropouts[name]
             assert isinstance(dropout, Dropout)
-            if self.fused and self.training and self.config.activation is Activation.relu:
-                x = dropout.of_relu(x, rows)
+            if self._runs_kernels() and self.config.activation is Activation.relu:
+                x = dropout.after_relu(x, rows)
             else:
                 x = dropout(self.activation(x), rows)
         return x
+
+    def _runs_kernels(self) -> bool:
+        """They train parameters of the type that the precision says."""
+        return self.fused and self.training and self.types == TYPES[self.precision]
 
     def layers(self) -> dict[str, ColumnParallel]:
         """The eight layers with parameters, by name."""
@@ -192,7 +201,7 @@ class AlexNet(nn.Module):
         owners = self.layers()
         return {
             name: gather_rows(
-                parameter.detach(), owners[name.split(".")[0]].rows, self.link, "state", "inference"
+                parameter.detach(), owners[name.split(".")[0]].rows, self.comm, "state", "inference"
             )
             for name, parameter in self.named_parameters()
         }
@@ -227,53 +236,49 @@ class AlexNet(nn.Module):
     def _dropouts(self) -> list[tuple[str, Dropout]]:
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 
-    def _convolve(self, name: str, conv: ConvConfig, x: Tensor) -> Tensor:
-        x = self._product(name, x, both=conv.reads_both_towers)
-        for step in conv.after:
-            x = self._steps[step](x)
-        return x
-
-    def _in_passes(self) -> list[Convolution]:
+    def _fused_convs(self) -> list[Convolution]:
         """The convolutions as the kernels for a GPU take them."""
         found, towers = [], self.towers_here
-        following = [*list(self.recipe.convs.values())[1:], None]
-        for (name, conv), after in zip(self.recipe.convs.items(), following, strict=True):
+        following = [*list(self._convs.values())[1:], None]
+        for (name, conv), after in zip(self._convs.items(), following, strict=True):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
-            product = partial(self._product, name, both=conv.reads_both_towers, skip_bias=True)
+            product = partial(self._layer, name, gather=conv.reads_both_towers, skip_bias=True)
             steps = tails(conv, self.recipe, self.config.activation, layer.rows.size // towers)
             apart = towers > 1 and after is not None and not after.reads_both_towers
             then = [step if isinstance(step, Tail) else self._steps[step] for step in steps]
             found.append(Convolution(layer, product, then, apart))
         return found
 
-    def _after_convolutions(self) -> dict[Step, Callable[[Tensor], Tensor]]:
-        recipe, towers = self.recipe, self.towers_here
-        if recipe.lrn_across_towers:
-            towers = 1
-        size, stride = recipe.pool.size, recipe.pool.stride
-        # Pools round up: that keeps a last window that is cut off by the edge, as the 2012 code
-        # does; at 224 pixels and 3/2 every window fits and nothing changes.
+    def _steps_after_convs(self) -> dict[Step, Callable[[Tensor], Tensor]]:
+        recipe = self.recipe
+        towers = 1 if recipe.lrn_across_towers else self.towers_here
+        lrn, spatial = norm_of(recipe.lrn), recipe.spatial_norm
+        # ceil_mode keeps a last window that is cut off by the edge, as the 2012 code does; at 224
+        # pixels and 3/2 every window fits and nothing changes.
+        pool: dict[str, Any] = {
+            "kernel_size": recipe.pool.size,
+            "stride": recipe.pool.stride,
+            "ceil_mode": True,
+        }
         return {
             Step.activation: self.activation,
-            Step.lrn: partial(local_response_norm, norm=recipe.lrn, towers_here=towers),
-            Step.spatial_norm: partial(spatial_norm, norm=recipe.spatial_norm),
-            Step.max_pool: lambda x: F.max_pool2d(x, size, stride, ceil_mode=True),
-            Step.average_pool: lambda x: F.avg_pool2d(x, size, stride, ceil_mode=True),
+            Step.lrn: partial(response_norm, norm=lrn, towers=towers),
+            Step.spatial_norm: partial(
+                response_norm, norm=norm_of(spatial, spatial.size**2), towers=None
+            ),
+            Step.max_pool: partial(F.max_pool2d, **pool),
+            Step.average_pool: partial(F.avg_pool2d, **pool),
         }
 
-    def _product(self, name: str, x: Tensor, *, both: bool, skip_bias: bool = False) -> Tensor:
+    def _layer(self, name: str, x: Tensor, *, gather: bool, skip_bias: bool = False) -> Tensor:
+        """One layer of this process, which gathers its input where it reads every tower."""
         layer = self.get_submodule(name)
         assert isinstance(layer, ColumnParallel)
-        if not both or self.link.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # it has all
+        if not gather or self.mesh.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # is whole
             y: Tensor = layer(x, skip_bias=skip_bias)
-        else:  # hooks see the own tower's part
-            gather = gather_hidden if self.hide_exchanges else all_gather_to_sharded
-
-            def of_all(x: Tensor, *product: Any) -> Tensor:
-                return gather(x, self.link, name, *product)
-
-            y = layer(x, of_all=of_all, skip_bias=skip_bias)
+        else:
+            y = layer(x, comm=self.comm, name=name, skip_bias=skip_bias)
         return y
 
     def _build(self, seed: int) -> None:

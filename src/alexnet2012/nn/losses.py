@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet2012.distributed.collectives import TowerLink
+from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.utils.metrics import misses
 from alexnet2012.utils.shard import Share
 
@@ -23,14 +23,14 @@ def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split_loss_and_errors(
-    logits_shard: Tensor, labels: Tensor, own: Share, link: TowerLink
+    logits_shard: Tensor, labels: Tensor, own: Share, comm: Communicator
 ) -> tuple[Tensor, Tensor]:
     """The same without gathering the logits: [N, k], [N] → [], []. Collective.
 
     Towers tell each other four numbers an image instead of K/T, and nothing backward.
     Source: Megatron-LM's vocabulary-parallel cross-entropy.
     """
-    losses, errors = _SplitCrossEntropy.apply(logits_shard, labels, own, link)  # type: ignore[no-untyped-call]
+    losses, errors = _SplitCrossEntropy.apply(logits_shard, labels, own, comm)  # type: ignore[no-untyped-call]
     return losses.sum(), errors.double().sum()
 
 
@@ -39,7 +39,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_shard: Tensor, labels: Tensor, own: Share, link: TowerLink
+        ctx: Any, logits_shard: Tensor, labels: Tensor, own: Share, comm: Communicator
     ) -> tuple[Tensor, Tensor]:
         x = F.pad(logits_shard, (0, 1), value=-torch.inf)  # a tower may have no class at all
         here = (labels >= own.start) & (labels < own.stop)
@@ -50,8 +50,8 @@ class _SplitCrossEntropy(torch.autograd.Function):
         tied = (x == top[:, None]).sum(1)
         found = torch.stack([top, total, of_label, tied.to(x.dtype)])
         every = found[None]
-        if link.towers > 1:
-            every = torch.stack(link.all_gather(found, "loss", "forward").wait())
+        if comm.towers > 1:
+            every = torch.stack(comm.all_gather(found, "loss", "forward"))
         tops, totals, of_labels, ties = every.unbind(1)  # [T, N] each
         highest = tops.amax(0)
         log_sum = highest + (totals * (tops - highest).exp()).sum(0).log()

@@ -82,8 +82,8 @@ def _window_sum(x: Tensor, size: int) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """bf16 as float32: sums of squares need its digits."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    """Types of 16 bits as float32: sums of squares need its digits."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def _blocks(towers: int | None, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -103,19 +103,19 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor
 
     Source: paper sec. 3.3; windows never cross the towers.
     """
-    if fused.possible(x.device, x.dtype) and fits(x.shape[1] // towers_here, norm):
-        x = x.contiguous(memory_format=torch.channels_last)
-        tail = Tail(norm=norm_of(norm))
-        return fused.after_product([x], None, tail, towers_here, by_tower=False)[0]
-    return _response_norm(x, norm_of(norm), towers_here)
+    return response_norm(x, norm_of(norm), towers_here)
 
 
 def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
     """Over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W]. Source: 2012 code."""
-    return _response_norm(x, norm_of(norm, norm.size**2), None)
+    return response_norm(x, norm_of(norm, norm.size**2), None)
 
 
-def _response_norm(x: Tensor, norm: Norm, towers: int | None) -> Tensor:
+def response_norm(x: Tensor, norm: Norm, towers: int | None) -> Tensor:
+    """Across the maps of each of ``towers`` towers; None: over pixels of the same map."""
     x = x.contiguous(memory_format=torch.channels_last)
+    on_gpu = x.is_cuda and towers is not None and fused.possible(x.device, x.dtype)
+    if on_gpu and fits(x.shape[1] // towers, norm):  # type: ignore[operator]
+        return fused.after_product([x], None, Tail(norm=norm), towers, by_tower=False)[0]  # type: ignore[arg-type]
     y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]
     return y

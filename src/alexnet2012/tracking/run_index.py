@@ -21,8 +21,8 @@ import yaml
 
 from alexnet2012.checkpoint.manifest import plain
 from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, complete, flat
+from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import TrainConfig
-from alexnet2012.distributed.launch import compose_config
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 # Where a run lies and how it is watched makes no other run of it.

@@ -53,7 +53,7 @@ def update_ratios(model: AlexNet, optimizer: PaperSGD, mesh: Mesh) -> dict[str, 
 def kernels(model: AlexNet) -> Tensor:
     """The first layer's weights of the whole net, tower 0's kernels first. Collective."""
     name, layer = next(iter(model.layers().items()))
-    return gather_rows(layer.weight.detach(), layer.rows, model.link, name, "inference")
+    return gather_rows(layer.weight.detach(), layer.rows, model.comm, name, "inference")
 
 
 @dataclass

@@ -13,19 +13,11 @@ from alexnet2012.checkpoint import manifest as saves
 from alexnet2012.config.schema import RunError
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.consensus import agree, on_rank_0
-from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 
 
 class DivergedError(RunError):
     """The loss is no longer a number."""
-
-
-def loss_of_replicas(loss: Tensor, mesh: Mesh) -> Tensor:
-    """The sum over all replicas; the towers of one have the same loss. Collective."""
-    loss = loss.clone()
-    mesh.sum_over_replicas([loss], "loss")
-    return loss
 
 
 def diverged(

@@ -1,164 +1,93 @@
-"""One training step: forward, backward, and the sum over replicas, of a batch.
-
-Where nothing is exchanged on a GPU, it is recorded once as a CUDA graph and replayed: a step of 128
-pictures is over before Python could launch its kernels one by one. Steps with exchanges run as they
-are: a replay would write no flight record, and no timeout would watch it.
-"""
+"""One training step, from a batch to updated weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from alexnet2012.distributed.grad_sync import GradientSum
-from alexnet2012.distributed.mesh import log
+from alexnet2012.data.loaders import Batch
+from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.losses import loss_and_errors, split_loss_and_errors
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.training.cuda_graph import GraphedStep
 from alexnet2012.utils.shard import Share
 
-WARM_UP = 3  # steps before one is recorded: kernels are made, libraries set up
+
+class StepOutput(NamedTuple):
+    """What a step says of its batch, on the host."""
+
+    global_loss: float  # cross-entropy summed over the global batch, the same on every rank
+    loss: float  # summed over this replica's images
+    errors: float  # top-1 errors among them; ties share the credit
 
 
-class Found(NamedTuple):
-    """Of a batch, on its device and unread: the sum of its losses, and how many are mistaken."""
+class TrainStep:
+    """Forward, backward and update. Collective: call it with a batch on every rank.
 
-    loss: Tensor
-    errors: Tensor
-
-
-class Gradients:
-    """Call it with a batch on every rank: afterwards each parameter's ``grad`` is that of the mean
-    loss over the global batch. For :class:`alexnet2012.nn.optim.PaperSGD`, which takes gradients
-    of bf16 for weights of float32.
-
-    ``gather_logits``: whether every tower gathers them for the loss.
+    Gradients are of the mean loss over the global batch. ``gather_logits``: whether every tower
+    gathers the logits of all classes for the loss, or towers exchange four numbers an image.
     """
 
-    def __init__(self, model: AlexNet, *, gather_logits: bool = True) -> None:
-        self._model, self._gather_logits = model, gather_logits
-        self._sum = GradientSum(model, model.mesh)
-        mesh = model.mesh
-        take_gradients_as_they_are(model)
-        self._on_gpu = mesh.device.type == "cuda"
-        self._records = self._on_gpu and mesh.world_size == 1
-        self._full, self._steps = 0, 0  # pictures of a whole batch, and how many there were
-        self._recorded: _Recorded | None = None
+    def __init__(self, model: AlexNet, optimizer: PaperSGD, *, gather_logits: bool = True) -> None:
+        self.model, self.optimizer, self.gather_logits = model, optimizer, gather_logits
+        self._data_parallel = model.mesh.replicas > 1
+        self._grad_sync = GradientSync(model, model.mesh)
+        self._run = self._forward_backward
+        if model.mesh.device.type == "cuda":
+            keep_gradients_in_bf16(model)
+            self._run = GraphedStep(model, self._forward_backward)
 
-    def __call__(self, images: Tensor, labels: Tensor, rows: Share) -> Found:
-        """[n, 3, S, S], [n] and which rows of the global batch these are."""
-        if not self._on_gpu or rows.size < self._full:  # the last of an epoch may be smaller
-            return self._compute(images, labels, rows)
-        if rows.size > self._full:
-            self._full, self._steps, self._recorded = rows.size, 0, None
-        self._steps += 1
-        if self._steps <= WARM_UP:
-            with trying_algorithms():
-                return self._compute(images, labels, rows)
-        if self._records and self._recorded is None:
-            self._record(images, labels, rows)
-        if self._recorded is None or not self._recorded.is_of(images, rows):
-            return self._compute(images, labels, rows)
-        return self._recorded.replayed(images, labels)
+    def __call__(self, batch: Batch) -> StepOutput:
+        """A global loss that is not finite leaves the weights as they are."""
+        loss, errors = self._run(batch.images, batch.labels, batch.rows)
+        global_loss = loss
+        if self._data_parallel:
+            self._grad_sync.wait()
+            global_loss = self._grad_sync.reduce_loss(loss)
+        numbers = start_copy_to_host(global_loss, loss, errors)
+        self.optimizer.step(loss=global_loss)  # on a GPU it is enqueued before the loss is known
+        return StepOutput(*numbers())
 
-    def _record(self, images: Tensor, labels: Tensor, rows: Share) -> None:
-        try:
-            self._recorded = _Recorded(self._compute, self._model, images, labels, rows)
-        except torch.OutOfMemoryError:  # a graph wants as much again as a step
-            log.warning("no room for a CUDA graph: steps go on one kernel after the other")
-            self._records = False
-
-    def _compute(self, images: Tensor, labels: Tensor, rows: Share) -> Found:
-        model = self._model
-        if self._gather_logits:
+    def _forward_backward(
+        self, images: Tensor, labels: Tensor, rows: Share
+    ) -> tuple[Tensor, Tensor]:
+        """[n, 3, S, S], [n] → summed loss [], top-1 errors []; gradients are in ``grad``."""
+        model = self.model
+        if self.gather_logits:
             loss, errors = loss_and_errors(model(images, rows), labels)
         else:
             own_logits = model.own_logits(model.features(images, rows))
-            loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.link)
+            loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.comm)
         model.zero_grad()
-        # The mean over the global batch: replicas with fewer rows then weigh less.
-        (loss / rows.total).backward()
-        self._sum.wait()
-        return Found(loss.detach(), errors)
+        (loss / rows.total).backward()  # so replicas with fewer rows weigh less
+        return loss.detach(), errors
 
 
-def take_gradients_as_they_are(model: AlexNet) -> None:
-    """On a GPU weights of float32 get gradients of bf16 where their products are of bf16."""
+def keep_gradients_in_bf16(model: AlexNet) -> None:
+    """Give float32 weights gradients of bf16 where their products are of bf16."""
     if model.fused and model.mesh.replicas == 1:  # sums over replicas need more digits
         for layer in model.layers().values():
             layer.weight.grad_dtype = model.types.activations
 
 
-def fetching(*numbers: Tensor) -> Callable[[], list[float]]:
-    """Numbers of a device, on their way from now on; a call of what is returned waits for them.
+def start_copy_to_host(*numbers: Tensor) -> Callable[[], list[float]]:
+    """Copy numbers from the device; the function that is returned waits for them.
 
-    A GPU may be given its next work meanwhile: that is not waited for.
+    On a GPU the copy is asynchronous: work that is enqueued later is not waited for.
     """
-    there = torch.stack([number.double() for number in numbers])
-    if not there.is_cuda:
-        return there.tolist
-    here = there.to("cpu", non_blocking=True)  # to pinned memory
+    stacked = torch.stack([number.double() for number in numbers])
+    if not stacked.is_cuda:
+        return stacked.tolist
+    on_host = stacked.to("cpu", non_blocking=True)  # to pinned memory
     arrived = torch.cuda.Event()
     arrived.record()
 
-    def fetched() -> list[float]:
+    def read() -> list[float]:
         arrived.synchronize()
-        return here.tolist()
+        return on_host.tolist()
 
-    return fetched
-
-
-@contextmanager
-def trying_algorithms() -> Iterator[None]:
-    """cuDNN times its algorithms for shapes that it has not seen, and stays with the fastest.
-
-    The one that it would pick unseen takes twice as long for the first convolution of 1,024
-    pictures. It costs some seconds, so small commands leave it.
-    """
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-class _Recorded:
-    """The work of a whole batch's step as a CUDA graph; a replay uses the same memory again."""
-
-    def __init__(
-        self,
-        work: Callable[[Tensor, Tensor, Share], Found],
-        model: AlexNet,
-        images: Tensor,
-        labels: Tensor,
-        rows: Share,
-    ) -> None:
-        # Of the type that the net would make of them at once: fewer bytes to copy.
-        self._images = images.to(model.types.activations, copy=True)
-        self._labels, self._rows = labels.clone(), rows
-        self._model, self._way = model, _way(model)
-        self._graph = torch.cuda.CUDAGraph()
-        # What the threads of DALI ask the driver for meanwhile is no part of it.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._found = work(self._images, self._labels, rows)
-        self._grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-
-    def is_of(self, images: Tensor, rows: Share) -> bool:
-        same = images.shape == self._images.shape and rows == self._rows
-        return same and _way(self._model) == self._way
-
-    def replayed(self, images: Tensor, labels: Tensor) -> Found:
-        self._images.copy_(images)
-        self._labels.copy_(labels)
-        self._graph.replay()
-        for parameter, grad in self._grads:  # a smaller batch left its own there
-            parameter.grad = grad
-        return self._found
-
-
-def _way(model: AlexNet) -> tuple[Any, ...]:
-    """What of a net decides which work a step is."""
-    return model.training, model.fused, *(p.requires_grad for p in model.parameters())
+    return read

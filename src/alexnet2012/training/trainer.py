@@ -30,11 +30,11 @@ from alexnet2012.nn.lr_schedule import Rates, rates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.tracking.reporter import Reporter
 from alexnet2012.tracking.train_stats import Watch
-from alexnet2012.training.divergence import diverged, loss_of_replicas
+from alexnet2012.training.divergence import diverged
 from alexnet2012.training.evaluation import evaluate
 from alexnet2012.training.meters import Sums, Throughput
 from alexnet2012.training.signals import Interrupts
-from alexnet2012.training.train_step import Gradients, fetching
+from alexnet2012.training.train_step import StepOutput, TrainStep
 from alexnet2012.utils.environment import running_commit, versions
 from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.metrics import Errors
@@ -66,10 +66,11 @@ class Trainer:
             mesh=mesh,
             seed=config.seed,
             precision=config.precision,
-            hide_exchanges=bool(config.mesh.hide_exchanges),
         )
-        self._gradients = Gradients(self.model, gather_logits=config.mesh.gather_logits)
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
+        self.train_step = TrainStep(
+            self.model, self.optimizer, gather_logits=config.mesh.gather_logits
+        )
         self.train_loader, self.val_loader = loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
@@ -99,124 +100,121 @@ class Trainer:
             RunError: a checkpoint could not be written.
             SignalException: SIGTERM or SIGINT came; the state is saved.
         """
+        with self._closing as stack:
+            self._start(stack)
+            while self.progress.summary is None:
+                epoch = self.progress.epoch
+                train_error_pct = self.train_epoch(epoch)
+                self._finish_epoch(epoch, train_error_pct)
+            self._saver.wait()
+            text = json.dumps(self.progress.summary, indent=1, sort_keys=True) + "\n"
+            on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
+        return self.progress.summary
+
+    def train_epoch(self, epoch: int) -> float:
+        """Train to the end of an epoch, if it is not there yet; its training error, per cent."""
+        lr = self._rates(epoch)
+        first_step = self.progress.step - epoch * self.train_loader.steps_per_epoch
+        last = min(self._end_of(epoch), self.total_steps)
+        if first_step == 0:
+            self.epoch_sums = Sums()
+        if self.progress.step < last:
+            self.model.train()
+            self.optimizer.set_rates(lr)
+            self.progress.top1_error_pct = None
+            batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=lr.lighting)
+            self.throughput.start()
+            for batch in batches:
+                self.throughput.waited()
+                self._before_step(batch)
+                output = self.train_step(batch)
+                self._after_step(epoch, batch, output, lr)
+                if self.progress.step == last:
+                    break  # what is wished now waits for the epoch's records
+                self._heed_wishes()
+                self.throughput.lap()
+            self.throughput.lap()
+            if self.progress.step % self.config.tracking.log_every_steps:
+                self._record_training(epoch, lr)  # what is left of the epoch
+            self._reporter.epoch(self.progress.step, epoch, self.epoch_sums.means(self.mesh))
+        return self.epoch_sums.means(self.mesh)["train_error_pct"]
+
+    def _start(self, stack: ExitStack) -> None:
+        """Compare the ranks, open the records, heed signals. Collective."""
         remedy = "start every rank with the same command, code and data"
         same = {**plain(self.config), **versions(), "store": self.store.fingerprint}
-        with self._closing as stack:
-            self.mesh.check_same("what runs", same, remedy, within_replica=False)
-            self.mesh.watchdog.folder = self.run_dir
-            summary = self.progress.summary
-            if summary is None:
-                settings = self.progress.settings
-                on_rank_0(lambda: begin(self.run_dir, settings, self._resumed), self.mesh)
-                told = self.config.tracking, self.run_dir, self.progress, self.total_steps
-                self._reporter = stack.enter_context(Reporter.here(*told, self.mesh))
-                self._watch.wanted = self._reporter.viewed
-                stack.enter_context(self._interrupts)
-                summary = self._train()
-            else:
-                log.info(
-                    "nothing to do: %d steps are done; raise schedule.epochs, or see evaluate",
-                    self.progress.step,
-                )
-            text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
-            on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
-        return summary
+        self.mesh.check_same("what runs", same, remedy, within_replica=False)
+        self.mesh.watchdog.folder = self.run_dir
+        if self.progress.summary is not None:
+            log.info(
+                "nothing to do: %d steps are done; raise schedule.epochs, or see evaluate",
+                self.progress.step,
+            )
+            return
+        settings = self.progress.settings
+        on_rank_0(lambda: begin(self.run_dir, settings, self._resumed), self.mesh)
+        told = self.config.tracking, self.run_dir, self.progress, self.total_steps
+        self._reporter = stack.enter_context(Reporter.here(*told, self.mesh))
+        self._watch.wanted = self._reporter.viewed
+        stack.enter_context(self._interrupts)
 
     @property
     def total_steps(self) -> int:
         steps = self.config.schedule.epochs * self.train_loader.steps_per_epoch
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
-    def _train(self) -> dict[str, Any]:
-        summary = None
-        while summary is None:
-            epoch = self.progress.epoch
-            errors_so_far = self.progress.validation_errors
-            batch_size = self.config.data.batch_size
-            now = rates(self.config.schedule, epoch, errors_so_far, batch_size)
-            train_error_pct = self._train_epoch(epoch, now)
-            whole = self.progress.step == self._end_of(epoch)  # not cut short by max_steps
-            enough = self.config.stop_at_train_error_pct
-            ended = self.progress.step >= self.total_steps
-            ended |= whole and enough is not None and train_error_pct <= enough
-            validated = ended or (epoch + whole) % self.config.eval_every_epochs == 0
-            if validated:
-                errors = self._validate(epoch)
-                self.progress.top1_error_pct = errors.top1_error_pct
-                if whole:
-                    self.progress.validation_errors.append(errors.top1_error_pct)
-            self.progress.epoch += whole
-            if ended:
-                self.progress.summary = summary = self._summary(errors)
-            if self._saves_after(ended=ended, whole=whole):
-                self._save()
-        self._saver.wait()
-        return summary
-
     def _end_of(self, epoch: int) -> int:
         return (epoch + 1) * self.train_loader.steps_per_epoch
 
-    def _train_epoch(self, epoch: int, now: Rates) -> float:
-        """Train to the end of an epoch, if it is not there yet; its training error, per cent."""
-        last = min(self._end_of(epoch), self.total_steps)
-        if self.progress.step < last:
-            self.model.train()
-            self.optimizer.set_rates(now)
-            self.progress.top1_error_pct = None
-            self._train_steps(epoch, last, now)
-            if self.progress.step % self.config.tracking.log_every_steps:
-                self._record_training(epoch, now)  # what is left of the epoch
-            self._reporter.epoch(self.progress.step, epoch, self.epoch_sums.means(self.mesh))
-        return self.epoch_sums.means(self.mesh)["train_error_pct"]
+    def _rates(self, epoch: int) -> Rates:
+        errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
+        return rates(self.config.schedule, epoch, errors, batch_size)
 
-    def _train_steps(self, epoch: int, last: int, now: Rates) -> None:
-        first_step = self.progress.step - epoch * self.train_loader.steps_per_epoch
-        if first_step == 0:
-            self.epoch_sums = Sums()
-        batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=now.lighting)
-        self.throughput.start()
-        for batch in batches:
-            self.throughput.waited()
-            self.mesh.watchdog.own.record.step = self.progress.step + 1
-            due = self.progress.step % self.config.data.check_every_steps == 0
-            if due and self.mesh.towers > 1:
-                self._check_batch(batch)
-            self._step(batch, now)
-            self.throughput.trained(batch)
-            self._reporter.advanced(epoch, batch.rows.total)
-            if self.progress.step % self.config.tracking.log_every_steps == 0:
-                self._record_training(epoch, now)
-            if self.progress.step == last:
-                break  # what is wished now waits for the epoch's records
-            self._heed_wishes()
-            self.throughput.lap()
-        self.throughput.lap()
+    def _finish_epoch(self, epoch: int, train_error_pct: float) -> None:
+        """Validate and save where it is due; after the last epoch make the summary."""
+        whole = self.progress.step == self._end_of(epoch)  # not cut short by max_steps
+        enough = self.config.stop_at_train_error_pct
+        ended = self.progress.step >= self.total_steps
+        ended |= whole and enough is not None and train_error_pct <= enough
+        if ended or (epoch + whole) % self.config.eval_every_epochs == 0:
+            errors = self._validate(epoch)
+            self.progress.top1_error_pct = errors.top1_error_pct
+            if whole:
+                self.progress.validation_errors.append(errors.top1_error_pct)
+        self.progress.epoch += whole
+        if ended:
+            self.progress.summary = self._summary(errors)
+        if self._saves_after(ended=ended, whole=whole):
+            self._save()
 
-    def _step(self, batch: Batch, now: Rates) -> None:
-        found = self._gradients(batch.images, batch.labels, batch.rows)
-        of_all = loss_of_replicas(found.loss, self.mesh)  # who diverges is found out by all ranks
-        numbers = fetching(of_all, *found)
-        self.optimizer.step(loss=of_all)
-        total, loss, errors = numbers()
-        if not math.isfinite(total):
+    def _before_step(self, batch: Batch) -> None:
+        self.mesh.watchdog.own.record.step = self.progress.step + 1
+        due = self.progress.step % self.config.data.check_every_steps == 0
+        if due and self.mesh.towers > 1:
+            remedy = "all towers must read the same store with the same seed and library versions"
+            what = f"the batch of step {self.progress.step + 1}"
+            digest = {"CRC-32": content_digest(batch.images)}
+            self.mesh.check_same(what, digest, remedy, within_replica=True)
+
+    def _after_step(self, epoch: int, batch: Batch, output: StepOutput, lr: Rates) -> None:
+        if not math.isfinite(output.global_loss):
             with suppress(RunError):
                 self._saver.wait()
             step = self.progress.step + 1
-            raise diverged(self.model, batch, self.run_dir, step, total, now.weight)
+            loss = output.global_loss
+            raise diverged(self.model, batch, self.run_dir, step, loss, lr.weight)
         self.progress.step += 1
         for sums in (self.sums, self.epoch_sums):
-            sums.add(loss, errors, batch.rows.size)
-
-    def _check_batch(self, batch: Batch) -> None:
-        remedy = "all towers must read the same store with the same seed and library versions"
-        what = f"the batch of step {self.progress.step + 1}"
-        digest = {"CRC-32": content_digest(batch.images)}
-        self.mesh.check_same(what, digest, remedy, within_replica=True)
+            sums.add(output.loss, output.errors, batch.rows.size)
+        self.throughput.trained(batch)
+        self._reporter.advanced(epoch, batch.rows.total)
+        if self.progress.step % self.config.tracking.log_every_steps == 0:
+            self._record_training(epoch, lr)
 
     def _record_training(self, epoch: int, now: Rates) -> None:
         means = self.sums.means(self.mesh)
         self.sums = Sums()
-        pace = self.throughput.pace(self.model.link.traffic)
+        pace = self.throughput.pace(self.model.comm.traffic)
         step = self.progress.step
         self._reporter.training(step, epoch, means, now, pace, self._watch.ratios())
 
@@ -224,7 +222,7 @@ class Trainer:
         self._reporter.validating()
         batches = self._heeding(self.val_loader.batches())
         errors = evaluate([self.model], batches, self.mesh, self._watch.look)
-        timings = self.throughput.timings(self.model.link.traffic)
+        timings = self.throughput.timings(self.model.comm.traffic)
         step, views = self.progress.step, self.config.eval_views
         self._reporter.validation(step, epoch, views, errors, timings)
         self._reporter.pictures(step, self._watch.pictures())
@@ -300,5 +298,5 @@ class Trainer:
             "device": str(self.mesh.device),
             "commit": self._commit,
             "store_fingerprint": self.store.fingerprint,
-            **self.throughput.summary(self.model.link.traffic, self.mesh.towers),
+            **self.throughput.summary(self.model.comm.traffic, self.mesh.towers),
         }

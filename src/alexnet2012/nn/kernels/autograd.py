@@ -154,13 +154,13 @@ def _empty(like: Tensor, shape: Sequence[int], towers: int, *, apart: bool) -> t
     return (like.new_empty(images, *sides, towers * channels).permute(0, 3, 1, 2),)
 
 
-def hidden_units(z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int) -> Tensor:
+def relu_dropout(z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int) -> Tensor:
     """relu(z) of the units that are kept in a step of training; arguments as the kernel's."""
-    y: Tensor = _HiddenUnits.apply(z, state, place, threshold)  # type: ignore[no-untyped-call]
+    y: Tensor = _ReluDropout.apply(z, state, place, threshold)  # type: ignore[no-untyped-call]
     return y
 
 
-class _HiddenUnits(torch.autograd.Function):
+class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
@@ -179,26 +179,6 @@ class _HiddenUnits(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         grad_z: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)
         return grad_z, None, None, None
-
-
-def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in another type. Where it says that it takes gradients of that type, it gets them
-    as they are: widened, they would go through memory twice more.
-    """
-    if weight.dtype == dtype or not weight.is_leaf or weight.grad_dtype != dtype:
-        return weight.to(dtype)
-    copy: Tensor = _Rounded.apply(weight, dtype)  # type: ignore[no-untyped-call]
-    return copy
-
-
-class _Rounded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        return weight.to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
 
 
 def in_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:

@@ -116,6 +116,6 @@ def norm_of(config: NormConfig, window: int | None = None) -> Norm:
     return Norm(config.size, scale, config.beta, config.k)
 
 
-def fits(channels: int, norm: NormConfig | None = None) -> bool:
+def fits(channels: int, norm: NormConfig | Norm | None = None) -> bool:
     """Whether there are kernels for a tower of so many channels, and for windows of so many."""
     return channels % PART == 0 and (norm is None or norm.size // 2 * 2 <= HALO)

@@ -116,7 +116,7 @@ def units(z: Tensor, y: Tensor, state: Tensor, place: tuple[int, int, int], thre
     """y = relu(z) where the number drawn for a unit reaches ``threshold``, else 0: [n, k] both.
 
     ``place``: the first row and the first column of z in the global batch and the whole layer, and
-    how many columns that has. Draws what :func:`alexnet2012.nn.layers.draws` does.
+    how many columns that has. Draws what :func:`alexnet2012.nn.dropout.draws` does.
     """
     count = z.numel()
     kernels.units_kernel[(triton.cdiv(count, BLOCK),)](

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig
-from alexnet2012.distributed.collectives import TowerLink
-from alexnet2012.distributed.grad_sync import GradientSum
+from alexnet2012.distributed.collectives import Communicator
+from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh, init_mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.utils.shard import Share
@@ -80,7 +80,7 @@ class Towers(Scheme):
 
     def _build(self) -> None:
         self._model = self._net(self._towers)
-        self._sums = GradientSum(self._model, self._model.mesh)
+        self._sums = GradientSync(self._model, self._model.mesh)
         self._optimizer = sgd(self._model.parameters())
 
     def step(self, images: Tensor, labels: Tensor) -> None:
@@ -156,13 +156,13 @@ class OneWeirdTrick(Scheme):
             [p for n, p in net.named_parameters() if (n.split(".")[0] in convs) is wanted]
             for net, wanted in ((self._convs, True), (self._units, False))
         )
-        self._sums = [GradientSum(net, net.mesh) for net in (self._convs, self._units)]
+        self._sums = [GradientSync(net, net.mesh) for net in (self._convs, self._units)]
         self._optimizer = sgd([*of_convs, *of_units])
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         own, rows = (_rows(len(images), net.mesh) for net in (self._convs, self._units))
         maps = _GatherRows.apply(  # type: ignore[no-untyped-call]
-            self._convs.maps(images[own.start : own.stop]), self._units.link
+            self._convs.maps(images[own.start : own.stop]), self._units.comm
         )
         units = self._units
         logits = units.gathered(units.own_logits(units.units(maps, rows)))
@@ -183,14 +183,14 @@ class _GatherRows(torch.autograd.Function):
     """Forward: [n, ...] → [T·n, ...]. Backward: the sum over towers of the own rows' gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, link: TowerLink) -> Tensor:
-        ctx.link = link
-        return torch.cat(link.all_gather(x, "batch", "forward").wait())
+    def forward(ctx: Any, x: Tensor, comm: Communicator) -> Tensor:
+        ctx.comm = comm
+        return torch.cat(comm.all_gather(x, "batch", "forward"))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        parts = grads[0].chunk(ctx.link.towers)
-        return ctx.link.reduce_scatter(parts, "batch", "backward").wait(), None
+        parts = grads[0].chunk(ctx.comm.towers)
+        return ctx.comm.reduce_scatter(parts, "batch", "backward"), None
 
 
 SCHEMES: dict[str, type[Scheme]] = {

@@ -1,0 +1,61 @@
+"""How a command starts: one configuration, one run directory, one function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_module
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error
+from alexnet2012.cli.help import usage
+from alexnet2012.config.compose import CONF, Schema, check_grammar, from_hydra, quoted_text
+from alexnet2012.config.schema import RunError
+
+
+def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
+    """Run an entry point as a Hydra application: ``work(config, run_dir)`` for each job.
+
+    In a sweep a failed job does not keep the others from running; the first error ends it.
+    """
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    failures: list[Exception] = []
+    started_here = os.getpid()
+
+    @hydra.main(config_path=f"pkg://{CONF}", config_name=name, version_base="1.3")
+    def application(cfg: Any) -> None:
+        try:
+            config = from_hydra(cfg, schema)
+            work(config, Path(HydraConfig.get().runtime.output_dir))
+        except SignalException as error:  # no further job of a sweep
+            end_interrupted(error.sigval)
+        except (*MISTAKES, RunError) as error:
+            if os.getpid() != started_here:  # a cluster's launcher must see its job fail
+                raise
+            failures.append(error)  # Hydra would add lines of its own to ours
+
+    def run() -> None:
+        words = get_args_parser().parse_args()
+        check_grammar(words.overrides)
+        overrides = quoted_text(schema, words.overrides)
+        if words.help:
+            with initialize_config_module(CONF, version_base="1.3"):
+                sys.stdout.write(usage(name, schema, compose(name, overrides=overrides)))
+            return
+        as_read = dict(zip(words.overrides, overrides, strict=True))
+        sys.argv[1:] = [as_read.get(word, word) for word in sys.argv[1:]]  # what Hydra reads
+        application()
+        if failures:
+            raise failures[0]
+
+    # Hydra prints errors in the overrides over many lines; with this set it raises them instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    exit_on_error(run, schema)

@@ -1,0 +1,62 @@
+"""Dropout whose masks do not depend on how a batch or a layer is split over processes.
+
+Shapes: N images, U units of the layer in this process.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from alexnet2012.nn.kernels.autograd import relu_dropout
+from alexnet2012.utils.rng import GAMMA, MIX, int64
+from alexnet2012.utils.shard import Share
+
+
+class Dropout(nn.Module):
+    """Drops units in training; in evaluation scales them by the fraction that is kept.
+
+    The random number of a unit follows from its place in the global batch and in the network, so
+    any mesh drops the same units, and each process draws only its own. Source: paper sec. 4.2.
+    """
+
+    state: Tensor
+
+    def __init__(self, rate: float, units: Share, seed: int, device: torch.device) -> None:
+        super().__init__()
+        self.rate, self.units = rate, units
+        self._threshold = int64(round(rate * 2**64) - 2**63)
+        # State of the stream before the next step: not saved with the parameters.
+        self.register_buffer("state", torch.tensor([seed], device=device), persistent=False)
+
+    def forward(self, x: Tensor, rows: Share) -> Tensor:
+        """[N, U] → [N, U]; ``rows`` says which rows of the global batch these are."""
+        if not self.training:
+            return x * (1 - self.rate)
+        kept = draws(self.state, rows, self.units) >= self._threshold
+        self._advance(rows)
+        return x * kept
+
+    def after_relu(self, z: Tensor, rows: Share) -> Tensor:
+        """``dropout(relu(z))`` by one kernel on a GPU; in training only."""
+        place = (rows.start, self.units.start, self.units.total)
+        x = relu_dropout(z, self.state, place, self._threshold)
+        self._advance(rows)
+        return x
+
+    def _advance(self, rows: Share) -> None:
+        self.state.add_(torch.full_like(self.state, GAMMA), alpha=rows.total * self.units.total)
+
+
+def draws(state: Tensor, rows: Share, columns: Share) -> Tensor:
+    """A part of the next rows.total × columns.total numbers of a SplitMix64 stream, row by row.
+
+    [1] → [rows.size, columns.size], spread evenly over int64. SplitMix64's last shift is left out:
+    it changes none of the 31 highest bits. Source: Steele, Lea and Flood 2014, "Fast splittable
+    pseudorandom number generators".
+    """
+    row, column = (torch.arange(s.start, s.stop, device=state.device) for s in (rows, columns))
+    z = (row * columns.total + 1)[:, None] * GAMMA + (column * GAMMA + state)
+    for shift, factor in MIX:
+        z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    return z
