@@ -11,10 +11,10 @@ import pytest
 from programs import TINY, TORCHRUN_SCRIPT, Ended, module, run
 
 from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import EvaluateConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import exit_on_error
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.evaluate import run as evaluate_run
 from alexnet2012.prepare import main as prepare_main

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import alexnet2012
+from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import (
     ExportConfig,
@@ -39,7 +40,6 @@ from alexnet2012.config.schema import (
     TrainConfig,
 )
 from alexnet2012.config.validation import check_recipe, check_world_size, load_recipe, scaled
-from alexnet2012.distributed.launch import exit_on_error
 
 SOURCE = Path(alexnet2012.__file__).parent
 CONF = SOURCE.parents[1] / "conf"

@@ -133,11 +133,12 @@ def test_who_waits_for_others_obeys_a_signal(
 ) -> None:
     monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
     code = """
-from alexnet2012 import init_mesh, mistakes
+from alexnet2012 import init_mesh
+from alexnet2012.cli.errors import exit_on_error
 def join():
     print("joins", flush=True)
     init_mesh(2, device="cpu")
-mistakes.exit_on_error(join)
+exit_on_error(join)
 """
     program, mark = start([sys.executable, "-c", code], tmp_path)
     assert program.stdout is not None
