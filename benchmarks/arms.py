@@ -30,12 +30,12 @@ from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.launch import launch, reuse_memory
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.flops import LayerAudit, audit
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.nn.precision import TYPES, allow_tf32
+from alexnet2012.nn.precision import DTYPES, allow_tf32
 from alexnet2012.training.cuda_graph import WARM_UP, cudnn_benchmark
 from alexnet2012.training.train_step import TrainStep
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
 TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does
@@ -220,7 +220,7 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
         if arm.kind == APART:
             net.comm = Apart(mesh.tower_group, mesh.towers, mesh.tower)
         optimizer = PaperSGD(net, load_recipe("paper").optimizer)
-        optimizer.set_rates(Rates(0.01, 0.01))
+        optimizer.set_rates(LearningRates(0.01, 0.01))
     draw = torch.Generator().manual_seed(0)
     images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(mesh.device)
     images = images.contiguous(memory_format=torch.channels_last)  # as pictures are read
@@ -236,13 +236,13 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
     if not isinstance(net, AlexNet):
         return net, plain_step
     step = TrainStep(net, optimizer)
-    one_batch = Batch(images, labels, np.arange(batch), Share(0, batch, batch))
+    one_batch = Batch(images, labels, np.arange(batch), Shard(0, batch, batch))
     return net, lambda: step(one_batch)
 
 
 def matrix_flops(arm: Arm, device: torch.device) -> float:
     """The best rate of a product of square matrices, while the other processes do the same."""
-    dtype = TYPES[Precision(arm.precision)].activations
+    dtype = DTYPES[Precision(arm.precision)].activations
     size = MATRIX if device.type == "cpu" else 8 * MATRIX
     a = torch.randn(size, size, device=device).to(dtype)
     fastest, until = float("inf"), time.perf_counter() + MATRIX_S

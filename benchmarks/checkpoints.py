@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from record import given, keep, show
 
 from alexnet2012 import AlexNet, init_mesh
-from alexnet2012.checkpoint.manager import Saver
+from alexnet2012.checkpoint.manager import CheckpointManager
 from alexnet2012.checkpoint.manifest import Progress
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.schema import CheckpointConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.distributed.consensus import Exchange, Wishes
+from alexnet2012.distributed.consensus import ControlFlags, FlagSync
 from alexnet2012.distributed.launch import launch, reuse_memory
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 CLASSES = 1000
@@ -44,11 +44,14 @@ def measure(batch: int, steps: int, rounds: int, folder: Path) -> None:
     mesh = init_mesh(2, device="cpu")
     model = AlexNet("paper", CLASSES, mesh=mesh)
     optimizer = PaperSGD(model, load_recipe("paper").optimizer)
-    optimizer.set_rates(Rates(0.01, 0.01))
+    optimizer.set_rates(LearningRates(0.01, 0.01))
     draw = torch.Generator().manual_seed(0)
     images = 50 * torch.randn(batch, 3, 224, 224, generator=draw)
     labels = torch.randint(CLASSES, (batch,), generator=draw)
-    saver, exchange = Saver(CheckpointConfig(), folder, mesh, 0), Exchange(mesh, timeout_s=300)
+    saver, exchange = (
+        CheckpointManager(CheckpointConfig(), folder, mesh, 0),
+        FlagSync(mesh, timeout_s=300),
+    )
     found: dict[str, list[float]] = {name: [] for name in ("with", "without", "still", "wishes")}
 
     def block(save_as: int | None) -> float:
@@ -56,14 +59,14 @@ def measure(batch: int, steps: int, rounds: int, folder: Path) -> None:
         began = time.perf_counter()
         if save_as is not None:
             progress = Progress(step=save_as, epoch=0)
-            saver.save(Snapshot.of(model, optimizer, progress, MEAN_IMAGE))
+            saver.save(TrainingState.of(model, optimizer, progress, MEAN_IMAGE))
             found["still"].append(time.perf_counter() - began)
         for _ in range(steps):
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
             asked = time.perf_counter()
-            exchange(Wishes())
+            exchange(ControlFlags())
             found["wishes"].append(time.perf_counter() - asked)
         saver.wait()
         return time.perf_counter() - began

@@ -44,7 +44,7 @@ from arms import (
 from record import given, keep, show
 
 from alexnet2012.config.enums import Precision
-from alexnet2012.nn.precision import TYPES
+from alexnet2012.nn.precision import DTYPES
 
 
 def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
@@ -90,7 +90,7 @@ def against_torchvision(arm: Arm, found: dict[Arm, list[Timed]]) -> dict[str, An
 
 
 def floor(arm: Arm, one: Timed, batch: int) -> float:
-    number_bytes = TYPES[Precision(arm.precision)].activations.itemsize
+    number_bytes = DTYPES[Precision(arm.precision)].activations.itemsize
     return floor_s(batch, number_bytes, one.matrix_flops, one.copied_bytes)
 
 

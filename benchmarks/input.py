@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alexnet2012.config.schema import PrepareConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.data import augmentation as order
+from alexnet2012.data import augmentation
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
 
@@ -78,21 +78,21 @@ class Pictures:
     def draw(self) -> None:
         """Apart from the rest: every loader does this, so it belongs to its first batch."""
         count = len(self.split.labels)
-        self.paths = [self._listed[index] for index in order.epoch_order(count, SEED, 0)]
-        draws = order.draws(AUGMENT, count, P - S, SEED, 0)
-        basis = order.lighting_basis(self.store.rgb_covariance, AUGMENT.lighting_scale)
+        self.paths = [self._listed[index] for index in augmentation.epoch_order(count, SEED, 0)]
+        draws = augmentation.draws(AUGMENT, count, P - S, SEED, 0)
+        basis = augmentation.lighting_basis(self.store.rgb_covariance, AUGMENT.lighting_scale)
         self.yx, self.flip = draws.crop_yx, draws.flip  # corners in the square of P × P
         self.offsets = (draws.alpha @ basis.T).astype(np.float32)  # grey levels
 
 
 def ours(pictures: Pictures, device: str = "cpu") -> Iterator[Tensor]:
     from alexnet2012.data.loaders import TrainLoader
-    from alexnet2012.data.tower_feed import Place
+    from alexnet2012.data.tower_feed import LoaderPlacement
     from alexnet2012.distributed.launch import reuse_memory
 
     reuse_memory()  # as every training does
     sizes = {"input_size": S, "batch_size": BATCH, "seed": SEED}
-    place = Place(threads=WORKERS, device=torch.device(device))
+    place = LoaderPlacement(threads=WORKERS, device=torch.device(device))
     loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **sizes, place=place)
     return (batch.images for batch in loader.epoch(0))
 
@@ -364,7 +364,7 @@ def write_originals(root: Path, count: int) -> None:
     photos = [Image.open(data / file).convert("RGB") for file in PHOTOS]
 
     def write(index: int) -> None:
-        rng, which = order.stream(SEED, "benchmark pictures", index), index % len(PHOTOS)
+        rng, which = augmentation.stream(SEED, "benchmark pictures", index), index % len(PHOTOS)
         left, top = rng.integers(np.array(photos[which].size) - (WIDTH, HEIGHT) + 1).tolist()
         # Each picture with a cast of its own, for grey photographs have no colour to decode.
         contrast, brightness = rng.uniform(0.8, 1.2, (3, 1)), rng.uniform(-20, 20, (3, 1))

@@ -25,7 +25,7 @@ from alexnet2012.config.enums import Precision
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.nn.cost_model import Layout, layer_costs, memory_bytes
 from alexnet2012.nn.flops import LayerAudit, audit
-from alexnet2012.nn.precision import TYPES
+from alexnet2012.nn.precision import DTYPES
 
 STEPS = 2
 RESET_PEAK = "5"  # proc(5), clear_refs
@@ -56,7 +56,7 @@ def resident_bytes(which: str) -> int:
 
 
 def planned(audited: Sequence[LayerAudit], arm: Arm, batch: int) -> dict[str, int]:
-    types = TYPES[Precision(arm.precision)]
+    types = DTYPES[Precision(arm.precision)]
     layout = Layout(
         batch,
         towers=arm.processes,

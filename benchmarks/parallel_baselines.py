@@ -24,7 +24,7 @@ from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh, init_mesh
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 
 def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -202,10 +202,10 @@ SCHEMES: dict[str, type[Scheme]] = {
 }
 
 
-def _rows(batch: int, mesh: Mesh) -> Share:
+def _rows(batch: int, mesh: Mesh) -> Shard:
     """Those of this process's replica."""
     if batch % mesh.world_size:
         remedy = f"must divide evenly over {mesh.world_size} processes"
         raise ConfigError("batch", batch, remedy)
     count = batch // mesh.replicas
-    return Share(mesh.replica * count, (mesh.replica + 1) * count, batch)
+    return Shard(mesh.replica * count, (mesh.replica + 1) * count, batch)

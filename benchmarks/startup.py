@@ -39,9 +39,9 @@ CLASSES = 16  # of the photos
 
 
 def stamp(name: str) -> None:
-    from alexnet2012.distributed.process_env import place
+    from alexnet2012.distributed.process_env import current_process
 
-    if place().rank == 0:
+    if current_process().rank == 0:
         with open(os.environ[STAMPS], "a", encoding="utf-8") as file:
             file.write(f"{name} {time.time()}\n")
 
@@ -80,7 +80,7 @@ def worker(config: Any, run_dir: Path) -> None:
 
     stamp("trainer")
     trainer.AlexNet = then_stamp("net", trainer.AlexNet)  # type: ignore[assignment,misc]
-    trainer.Throughput.waited = then_stamp("batch", trainer.Throughput.waited)  # type: ignore[method-assign]
+    trainer.ThroughputMeter.waited = then_stamp("batch", trainer.ThroughputMeter.waited)  # type: ignore[method-assign]
     trainer.Trainer._step = then_stamp("step", trainer.Trainer._step)  # type: ignore[method-assign]
     command.train(config, run_dir, mesh)
 

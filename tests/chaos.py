@@ -14,7 +14,7 @@ from pathlib import Path
 from programs import finish, module, start, succeed, with_rank
 from safetensors.torch import load_file
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.distributed.mesh import single_process
 
 METRICS = "metrics.jsonl"
@@ -61,7 +61,7 @@ def train_through_kills(
 
 def state_of(run_dir: Path) -> dict[str, bytes]:
     """Weights, momenta and streams of the newest checkpoint, of all ranks' files."""
-    folder = saves.find(run_dir, single_process())
+    folder = manifest.find_valid(run_dir, single_process())
     return {
         f"{file.name}: {name}": tensor.numpy().tobytes()
         for file in sorted(folder.glob("*.safetensors"))
@@ -74,7 +74,7 @@ def _caught(run_dir: Path) -> tuple[int, str]:
     lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
     last = whole[-1] if whole else {"step": 0, "kind": "train"}
-    if list((run_dir / "checkpoints").glob(f"*{saves.WRITING}")):
+    if list((run_dir / "checkpoints").glob(f"*{manifest.WRITING}")):
         return last["step"], "saving"
     return last["step"], "validating" if last["kind"] == "epoch" else "training"
 

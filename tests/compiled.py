@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from alexnet2012.nn.kernels import triton_kernels as kernels
+from alexnet2012.nn.kernels import triton_kernels
 
 TILE = {"PARTS": 6, "TOWERS": 2, "T": 128, "CYCLE": 3, "TIMES": 8}
 NORM = {"BETA": 0.75, "HALF": 2}
@@ -29,7 +29,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 
 def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
-    kernel = getattr(kernels, name)
+    kernel = getattr(triton_kernels, name)
     known = {a: v for a, v in {**TILE, **FLAGS[name]}.items() if a in kernel.arg_names}
     types = dict.fromkeys(("bias", "sums", "w", "v", "loss"), "*fp32") | {"taken": "*i8"}
     types |= dict.fromkeys(("scale", "k", "momentum", "rate", "decay"), "fp32")

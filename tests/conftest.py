@@ -13,15 +13,15 @@ from programs import TINY
 from ranks import load_server
 
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint.manifest import Progress, plain
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint.manifest import Progress, to_plain
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.photos import make_photos
 from alexnet2012.data.store import Store
-from alexnet2012.distributed import launch as launcher
-from alexnet2012.inference.trained_model import Trained
+from alexnet2012.distributed import launch
+from alexnet2012.inference.trained_model import TrainedModel
 from alexnet2012.nn.alexnet import AlexNet
 
 settings.register_profile("busy", deadline=None)  # other programs may hold the cores
@@ -52,7 +52,7 @@ def _one_thread() -> None:
 def launched_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``launch`` starts comes from a server that has loaded all; a user's loads it itself."""
     load_server()
-    monkeypatch.setattr(launcher, "START_METHOD", "forkserver")
+    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
 
 
 @pytest.fixture(scope="session")
@@ -72,21 +72,23 @@ def photos_store(photos_folder: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def net(photos_store: Store) -> Trained:
+def net(photos_store: Store) -> TrainedModel:
     """A small net of both towers for the pictures of that store, as its seed has it."""
     config = _tiny_config(photos_store)
     model = AlexNet(config.recipe, len(photos_store.classes), model=config.model, seed=3).eval()
-    return Trained(model, photos_store.classes, photos_store.mean_image, config.data)
+    return TrainedModel(model, photos_store.classes, photos_store.mean_image, config.data)
 
 
 @pytest.fixture(scope="session")
-def saved_run(net: Trained, photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved_run(
+    net: TrainedModel, photos_store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The same in a run directory."""
     run = tmp_path_factory.mktemp("saved") / "run"
-    settings = plain(_tiny_config(photos_store))
+    settings = to_plain(_tiny_config(photos_store))
     progress = Progress(7, 1, settings=settings, classes=list(net.classes))
     folder = run / "checkpoints" / "step-0000007"
-    snapshot = Snapshot.of(net.model, None, progress, net.mean_image)
+    snapshot = TrainingState.of(net.model, None, progress, net.mean_image)
     checkpoint.save(folder, snapshot, net.model.mesh)
     return run
 

@@ -18,7 +18,7 @@ from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.schema import ModelConfig, RunError
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.watchdog import peers
-from alexnet2012.distributed.watchdog.failure_report import CAUSES, leave_cause
+from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR, write_failure
 from alexnet2012.nn import layers
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
@@ -96,9 +96,9 @@ def wait_out_of_reach(fault: str, folder: str) -> None:
 def elsewhere(rank: int, port: int, fault: str, folder: str) -> None:
     """A rank on a machine of its own, as far as it can tell."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), CAUSES: folder}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), FAILURES_DIR: folder}
     peers._machine = lambda: f"machine {rank}"
     try:
         train(fault, folder)
     except RunError as error:
-        leave_cause(error)
+        write_failure(error)

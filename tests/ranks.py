@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from alexnet2012.distributed.process_env import of_rank
+from alexnet2012.distributed.process_env import rank_env
 
 TIMEOUT_S = 120
 # torch loads the last for every optimizer and DTensor, and takes a second.
@@ -78,7 +78,7 @@ def _rank(
 
     torch.set_num_threads(1)
     meeting = Path(folder, "rendezvous")
-    os.environ.update(of_rank(rank, world_size, str(meeting)))
+    os.environ.update(rank_env(rank, world_size, str(meeting)))
     try:
         if world_size > 1:
             dist.init_process_group(

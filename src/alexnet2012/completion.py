@@ -12,22 +12,21 @@ from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from alexnet2012.config import inference_schema as config_use
-from alexnet2012.config import schema as config
+from alexnet2012.config import inference_schema, schema
 from alexnet2012.config.compose import CONF
 
 SCHEMAS: dict[str, type] = {
-    "train": config.TrainConfig,
-    "prepare": config.PrepareConfig,
-    "evaluate": config.EvaluateConfig,
-    "plan": config.PlanConfig,
-    "reproduce": config.ReproduceConfig,
-    "predict": config_use.PredictConfig,
-    "serve": config_use.ServeConfig,
-    "export": config_use.ExportConfig,
-    "import_net": config_use.ImportConfig,
-    "features": config_use.FeaturesConfig,
-    "nearest": config_use.NearestConfig,
+    "train": schema.TrainConfig,
+    "prepare": schema.PrepareConfig,
+    "evaluate": schema.EvaluateConfig,
+    "plan": schema.PlanConfig,
+    "reproduce": schema.ReproduceConfig,
+    "predict": inference_schema.PredictConfig,
+    "serve": inference_schema.ServeConfig,
+    "export": inference_schema.ExportConfig,
+    "import_net": inference_schema.ImportConfig,
+    "features": inference_schema.FeaturesConfig,
+    "nearest": inference_schema.NearestConfig,
 }
 LIKE_TRAIN = "doctor"  # takes the same settings
 # bash takes `=` for the end of a word, so only what follows it is replaced. Where nothing is found,

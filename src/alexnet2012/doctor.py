@@ -22,8 +22,8 @@ from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
-from alexnet2012.diagnostics import machine_checks as checkup
-from alexnet2012.diagnostics.machine_checks import Finding, Level
+from alexnet2012.diagnostics import machine_checks
+from alexnet2012.diagnostics.machine_checks import Finding, Severity
 from alexnet2012.distributed.collectives import communicator_of
 from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process, uses_gpus
@@ -34,26 +34,26 @@ BATCH = 128  # pictures of a step of the paper
 EXCHANGED = {"one number": 0, "fc7 and fc8": 2048, "fc6": 128 * 6 * 6, "conv3": 128 * 13 * 13}
 REPEATS = 10
 SLOW_S, SLOW_BYTES_PER_S = 0.01, 50e6
-COLOURS = {Level.ok: "green", Level.warning: "yellow", Level.wrong: "red"}
+COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}
 
 
 def examine(config: TrainConfig, run_dir: Path, mesh: Mesh, saved: str | None) -> list[Finding]:
     """This rank's machine, and what the run would read there."""
     checks: list[Callable[[], Finding]] = [
-        lambda: checkup.device(mesh),
-        *checkup.versions(),
-        lambda: checkup.dali(mesh),
-        lambda: checkup.normalisation(mesh),
-        checkup.memory,
-        lambda: checkup.disk(run_dir),
-        checkup.shared_memory,
-        checkup.open_files,
-        lambda: checkup.store(Path(str(config.data.store)).expanduser()),
-        checkup.commit,
+        lambda: machine_checks.device(mesh),
+        *machine_checks.versions(),
+        lambda: machine_checks.dali(mesh),
+        lambda: machine_checks.normalisation(mesh),
+        machine_checks.memory,
+        lambda: machine_checks.disk(run_dir),
+        machine_checks.shared_memory,
+        machine_checks.open_files,
+        lambda: machine_checks.store(Path(str(config.data.store)).expanduser()),
+        machine_checks.commit,
     ]
     if saved is not None:
-        checks.append(lambda: checkup.saved(Path(saved)))
-    return [replace(checkup.found(check), rank=mesh.rank) for check in checks]
+        checks.append(lambda: machine_checks.saved(Path(saved)))
+    return [replace(machine_checks.found(check), rank=mesh.rank) for check in checks]
 
 
 def exchanges(mesh: Mesh) -> list[Finding]:
@@ -73,7 +73,7 @@ def exchanges(mesh: Mesh) -> list[Finding]:
             rate = x.nbytes / median
             said, slow = f"{said}, {rate / 1e6:,.0f} MB/s each way", rate < SLOW_BYTES_PER_S
         remedy = "slow: put both towers on one machine, end other programs" if slow else ""
-        level = Level.warning if slow else Level.ok
+        level = Severity.warning if slow else Severity.ok
         found.append(Finding(f"exchange of {name}", level, said, remedy, mesh.rank))
     return found
 
@@ -96,9 +96,9 @@ def between_two(on: Device) -> list[Finding]:
         except (ConfigError, RunError) as error:
             remedy = "two processes of this machine must reach each other on localhost"
             last_line = str(error).splitlines()[-1]
-            return [Finding("exchanges", Level.wrong, last_line, remedy)]
+            return [Finding("exchanges", Severity.wrong, last_line, remedy)]
         rows = json.loads(answer.read_text(encoding="utf-8"))
-    return [Finding(**{**row, "level": Level(row["level"])}) for row in rows]
+    return [Finding(**{**row, "level": Severity(row["level"])}) for row in rows]
 
 
 def as_json(findings: list[Finding]) -> str:
@@ -144,7 +144,7 @@ def _main() -> None:
     elif mesh.rank == 0:
         show(findings, mesh.world_size)
     mesh.close()
-    sys.exit(any(finding.level is Level.wrong for finding in findings))
+    sys.exit(any(finding.level is Severity.wrong for finding in findings))
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ from alexnet2012.data.ten_crop import centre
 from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,
-    Trained,
+    TrainedModel,
     describe,
     load_trained,
 )
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 WITHIN = 1e-5  # of the largest logit
 SHOWN = ("astronaut", "chelsea", "coffee", "rocket")  # photographs that a file is tried on
@@ -52,12 +52,12 @@ class WithMean(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # Rows matter to dropout in training only, and len() would fix the number of images.
-        logits: Tensor = self.model(images - self.mean_image, Share(0, 1, 1))
+        logits: Tensor = self.model(images - self.mean_image, Shard(0, 1, 1))
         return logits
 
 
 @torch.no_grad()
-def export(net: Trained, kind: ExportFormat, out: Path) -> float:
+def export(net: TrainedModel, kind: ExportFormat, out: Path) -> float:
     """Write the file, read it back, and return how far its logits are off, of the largest.
 
     Raises:
@@ -95,7 +95,7 @@ def run(config: ExportConfig, run_dir: Path) -> None:
     print(f"  logits of {len(SHOWN)} photographs: the net's, to {difference:.0e} of the largest")
 
 
-def _write_safetensors(net: Trained, path: Path, pictures: Tensor) -> Tensor:
+def _write_safetensors(net: TrainedModel, path: Path, pictures: Tensor) -> Tensor:
     state = {**net.model.full_state_dict(), MEAN_IMAGE: torch.from_numpy(net.mean_image)}
     path.write_bytes(save(state, {METADATA: describe(net), "format": "pt"}))
     back = load_trained(path, Device.cpu)
@@ -103,7 +103,7 @@ def _write_safetensors(net: Trained, path: Path, pictures: Tensor) -> Tensor:
     return logits
 
 
-def _write_onnx(net: Trained, path: Path, pictures: Tensor) -> Tensor:
+def _write_onnx(net: TrainedModel, path: Path, pictures: Tensor) -> Tensor:
     import onnxruntime  # an extra: the other formats need neither
 
     from alexnet2012.inference.onnx_graph import onnx_model
@@ -115,7 +115,7 @@ def _write_onnx(net: Trained, path: Path, pictures: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
-def _write_torch(net: Trained, path: Path, pictures: Tensor) -> Tensor:
+def _write_torch(net: TrainedModel, path: Path, pictures: Tensor) -> Tensor:
     pixels = _pixels(net, pictures)
     any_number = {"images": {0: torch.export.Dim("n")}}
     graph = WithMean(_plain(net), _mean(net)).eval()
@@ -134,7 +134,7 @@ _WRITERS = {
 }
 
 
-def _plain(net: Trained) -> AlexNet:
+def _plain(net: TrainedModel) -> AlexNet:
     """The net as runtimes want it: float32, channels first."""
     model = copy.deepcopy(net.model).float()
     model.precision = Precision.fp32
@@ -142,13 +142,13 @@ def _plain(net: Trained) -> AlexNet:
     return model
 
 
-def _mean(net: Trained) -> Tensor:
+def _mean(net: TrainedModel) -> Tensor:
     """The centre of the mean image: [3, S, S]."""
     size = net.model.config.input_size
     return centre(torch.from_numpy(net.mean_image), size).permute(2, 0, 1).contiguous()
 
 
-def _pixels(net: Trained, pictures: Tensor) -> Tensor:
+def _pixels(net: TrainedModel, pictures: Tensor) -> Tensor:
     """The centres of pictures as a graph takes them: uint8 [N, P, P, 3] → float32 [N, 3, S, S]."""
     size = net.model.config.input_size
     crops = [centre(picture, size) for picture in pictures]

@@ -11,22 +11,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import FeaturesConfig
 from alexnet2012.config.schema import RunError
 from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.features import Features, activations_of, digest
-from alexnet2012.inference.images import find_pictures, with_pictures
+from alexnet2012.inference.images import collect_images, find_images
 from alexnet2012.inference.trained_model import load_trained
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
     """Raises RunError: some pictures cannot be used; the file holds the others."""
     reuse_memory()
-    names = find_pictures(config.images)
+    names = find_images(config.images)
     given = Path(config.checkpoint).expanduser()
-    given = (saves.newest(given) or given).absolute()
+    given = (manifest.latest(given) or given).absolute()
     net = load_trained(given, config.device)
     used, activations, rejected = activations_of(net, names, config)
     out = Path(config.out).expanduser()
@@ -37,7 +37,7 @@ def run(config: FeaturesConfig, run_dir: Path) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = with_pictures(sys.argv[1:])
+    sys.argv[1:] = collect_images(sys.argv[1:])
     hydra_main("features", FeaturesConfig, run)
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint.manifest import Progress, plain
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint.manifest import Progress, to_plain
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_image
-from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, Foreign, as_alexnet
+from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, ImportedNet, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 
 CAFFE = ".caffemodel"
@@ -51,15 +51,15 @@ def run(config: ImportConfig, run_dir: Path) -> None:
     progress = Progress(
         step=0,
         epoch=0,
-        settings=plain(settings),
+        settings=to_plain(settings),
         classes=_classes(config, net.num_classes),
     )
-    checkpoint.save(out, Snapshot.of(model, None, progress, mean_image), model.mesh)
+    checkpoint.save(out, TrainingState.of(model, None, progress, mean_image), model.mesh)
     layers = ", ".join(f"{n} {list(s)}" for n, s in model.full_shapes().items() if "weight" in n)
     print(f"{out}: {layers}")
 
 
-def _mean_image(config: ImportConfig, net: Foreign) -> npt.NDArray[np.float32]:
+def _mean_image(config: ImportConfig, net: ImportedNet) -> npt.NDArray[np.float32]:
     """[P, P, 3], RGB: of a file, or one colour."""
     if config.mean is not None:
         path = Path(config.mean).expanduser()

@@ -21,7 +21,7 @@ from alexnet2012.config.inference_schema import NearestConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.features import Features, activations_of, digest
-from alexnet2012.inference.images import find_pictures, with_pictures
+from alexnet2012.inference.images import collect_images, find_images
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.nearest_neighbours import nearest
 from alexnet2012.utils.text import printable
@@ -45,7 +45,7 @@ def run(config: NearestConfig, run_dir: Path) -> None:
     """
     reuse_memory()
     features = Features.load(Path(config.features).expanduser())
-    names = find_pictures(config.images)
+    names = find_images(config.images)
     given = config.checkpoint or features.checkpoint
     net = load_trained(Path(given).expanduser(), config.device)
     if digest(net) != features.net:
@@ -81,7 +81,7 @@ def _show(console: Console, answer: Answer) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = with_pictures(sys.argv[1:])
+    sys.argv[1:] = collect_images(sys.argv[1:])
     hydra_main("nearest", NearestConfig, run)
 
 

@@ -30,7 +30,7 @@ from alexnet2012.nn.cost_model import (
     step_time,
 )
 from alexnet2012.nn.flops import audit
-from alexnet2012.nn.precision import TYPES
+from alexnet2012.nn.precision import DTYPES
 
 WHAT_TAKES_TIME = {
     "layers": "layers, forward and backward",
@@ -57,7 +57,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         ConfigError: a number is missing that cannot be measured here, or a net cannot be built.
     """
     check_speeds(config)
-    types = TYPES[config.precision]
+    types = DTYPES[config.precision]
     layout = Layout(
         config.batch,
         config.nodes * config.gpus // config.mesh.towers,

@@ -21,8 +21,14 @@ from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.images import Rejected, decoded, find_pictures, with_pictures
-from alexnet2012.inference.trained_model import Guess, Trained, likeliest, load_all, probabilities
+from alexnet2012.inference.images import RejectedImage, collect_images, decode_images, find_images
+from alexnet2012.inference.trained_model import (
+    Prediction,
+    TrainedModel,
+    load_ensemble,
+    probabilities,
+    top_predictions,
+)
 from alexnet2012.ledger.report.svg import photo
 from alexnet2012.utils.templates import page_template
 from alexnet2012.utils.text import printable
@@ -32,30 +38,30 @@ SHEET_PIXELS = 224  # a side of the pictures on a contact sheet
 
 
 @dataclass(frozen=True)
-class Guessed:
+class ImagePredictions:
     """A picture and its likeliest classes, likeliest first."""
 
     image: str
-    guesses: list[Guess]
+    guesses: list[Prediction]
     thumbnail: str | None  # a data URI, for a contact sheet
 
 
-def predict(config: PredictConfig, nets: Sequence[Trained], names: Sequence[str]) -> Iterator[
-    Guessed | Rejected
+def predict(config: PredictConfig, nets: Sequence[TrainedModel], names: Sequence[str]) -> Iterator[
+    ImagePredictions | RejectedImage
 ]:  # fmt: skip
     """Guesses for the pictures, in order within a batch, and those that cannot be used."""
     sizes = sorted({len(net.mean_image) for net in nets})
     batch_size = max(1, config.batch_size // config.views)
-    for batch in decoded(names, sizes, batch_size, config.decode_threads):
+    for batch in decode_images(names, sizes, batch_size, config.decode_threads):
         yield from batch.rejected
         if not batch.names:
             continue
         found = probabilities(nets, batch.pixels, config.views)
         for row, name in enumerate(batch.names):
-            guesses = likeliest(nets[0].classes, found[row], config.guesses)
+            guesses = top_predictions(nets[0].classes, found[row], config.guesses)
             shown = config.sheet is not None
             picture = photo(batch.pixels[sizes[-1]][row], SHEET_PIXELS) if shown else None
-            yield Guessed(name, guesses, picture)
+            yield ImagePredictions(name, guesses, picture)
 
 
 def run(config: PredictConfig, run_dir: Path) -> None:
@@ -66,13 +72,13 @@ def run(config: PredictConfig, run_dir: Path) -> None:
         RunError: some cannot be used; the others were shown.
     """
     reuse_memory()
-    names = find_pictures(config.images)
-    nets = load_all(config.checkpoint, config.device)
-    guessed: list[Guessed] = []
-    rejected: list[Rejected] = []
+    names = find_images(config.images)
+    nets = load_ensemble(config.checkpoint, config.device)
+    guessed: list[ImagePredictions] = []
+    rejected: list[RejectedImage] = []
     console = Console()
     for one in predict(config, nets, names):
-        if isinstance(one, Rejected):
+        if isinstance(one, RejectedImage):
             rejected.append(one)
             print(printable(f"alexnet2012: {one.image}: {one.reason}"), file=sys.stderr)
             continue
@@ -90,7 +96,7 @@ def run(config: PredictConfig, run_dir: Path) -> None:
 
 
 def as_json(
-    guessed: Sequence[Guessed], rejected: Sequence[Rejected], views: int
+    guessed: Sequence[ImagePredictions], rejected: Sequence[RejectedImage], views: int
 ) -> dict[str, object]:
     return {
         "views": views,
@@ -106,7 +112,10 @@ def as_json(
 
 
 def write_sheet(
-    guessed: Sequence[Guessed], rejected: Sequence[Rejected], config: PredictConfig, path: Path
+    guessed: Sequence[ImagePredictions],
+    rejected: Sequence[RejectedImage],
+    config: PredictConfig,
+    path: Path,
 ) -> None:
     """A contact sheet: one file, nothing fetched, all foreign text escaped."""
     page = page_template(
@@ -116,7 +125,7 @@ def write_sheet(
     path.write_text(page, encoding="utf-8")
 
 
-def _show(console: Console, one: Guessed) -> None:
+def _show(console: Console, one: ImagePredictions) -> None:
     console.print(Text(printable(one.image), style="bold"), soft_wrap=True)
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right", min_width=8, no_wrap=True)
@@ -129,7 +138,7 @@ def _show(console: Console, one: Guessed) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = with_pictures(sys.argv[1:])
+    sys.argv[1:] = collect_images(sys.argv[1:])
     hydra_main("predict", PredictConfig, run)
 
 

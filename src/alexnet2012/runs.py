@@ -19,23 +19,23 @@ from rich.table import Table
 from rich.text import Text
 
 from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
-from alexnet2012.tracking.run_index import DamageError, Run, State, find, read
+from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find, read
 from alexnet2012.utils.text import printable
 
 DEFAULT = Path("runs")
 NAMED = 5  # directories that are no runs
 _NEVER = datetime.max.replace(tzinfo=UTC)
-SORTS: dict[str, Callable[[Run], Any]] = {
+SORTS: dict[str, Callable[[RunInfo], Any]] = {
     "begun": lambda run: run.begun or _NEVER,
     "run": lambda run: str(run.path),
     "recipe": lambda run: (not run.recipe, run.recipe, run.changed),
-    "state": lambda run: list(State).index(run.state),
+    "state": lambda run: list(RunState).index(run.state),
     "error": lambda run: float("inf") if run.errors is None else run.errors.top1_pct,
     "speed": lambda run: -(run.images_per_s or 0.0),
 }
 
 
-def runs_table(runs: Iterable[Run]) -> Table:
+def runs_table(runs: Iterable[RunInfo]) -> Table:
     """Two lines a run or more: its directory, then its recipe and what it changes."""
     table = Table(show_lines=True)
     table.add_column("run, recipe, changes", overflow="fold", ratio=1)
@@ -48,12 +48,12 @@ def runs_table(runs: Iterable[Run]) -> Table:
     return table
 
 
-def _cells(run: Run) -> Iterator[Text]:
+def _cells(run: RunInfo) -> Iterator[Text]:
     words = " ".join([run.recipe, *run.changed]) if run.problem is None else run.problem
     yield Text(printable(str(run.path))).append(f"\n{printable(words)}", style="dim")
     yield Text("" if run.begun is None else f"{run.begun:%Y-%m-%d\n%H:%M}")
     state = run.state.value
-    if run.state in (State.running, State.interrupted):
+    if run.state in (RunState.running, RunState.interrupted):
         state += f"\n{run.step} of {'?' if run.total_steps is None else run.total_steps}"
     yield Text(state)
     errors = run.errors
@@ -98,9 +98,9 @@ def main() -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _last_lines(runs: Sequence[Run], others: Sequence[tuple[Path, str]]) -> Iterator[str]:
+def _last_lines(runs: Sequence[RunInfo], others: Sequence[tuple[Path, str]]) -> Iterator[str]:
     states = Counter(run.state for run in runs)
-    counts = ", ".join(f"{states[state]} {state.value}" for state in State if states[state])
+    counts = ", ".join(f"{states[state]} {state.value}" for state in RunState if states[state])
     yield f"{len(runs)} run{'s' if len(runs) != 1 else ''}{': ' if runs else ''}{counts}"
     for path, reason in others[:NAMED]:
         yield f"{printable(str(path))}: {reason}"
@@ -121,7 +121,7 @@ def _compare(words: Sequence[str]) -> None:
         folder = getattr(given, name)
         try:
             sides.append(load_side(folder))
-        except DamageError as error:
+        except DamagedRunError as error:
             parser.error(f"{name}={folder}: {error}")
     if given.json:
         print(json.dumps(as_json(*sides), indent=1))

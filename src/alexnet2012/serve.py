@@ -31,9 +31,9 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import CLASSES, photograph
 from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.activations import describe_net, look, packed
+from alexnet2012.inference.activations import describe_net, inspect_image, packed
 from alexnet2012.inference.images import stored_pixels
-from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.utils.templates import page_template
 from alexnet2012.utils.text import printable
 
@@ -50,10 +50,10 @@ _SAFE_HEADERS = {
 }
 
 
-class Desk:
+class ModelSession:
     """A net, the page about it, and the photographs that the page offers."""
 
-    def __init__(self, net: Trained, views: int) -> None:
+    def __init__(self, net: TrainedModel, views: int) -> None:
         self.net, self.views = net, views
         self.lock = threading.Lock()  # one net, and memory for one large picture
         self.about = describe_net(net, views) | {"max_upload_bytes": MAX_UPLOAD_BYTES}
@@ -76,7 +76,7 @@ class Desk:
         """Raises ValueError: the bytes are no usable picture; says why."""
         with self.lock:
             pixels = stored_pixels(data, len(self.net.mean_image))
-            return packed(look(self.net, pixels, self.views))
+            return packed(inspect_image(self.net, pixels, self.views))
 
 
 class Server(ThreadingHTTPServer):
@@ -88,7 +88,7 @@ class Server(ThreadingHTTPServer):
 
     allow_reuse_port = False
     daemon_threads = False  # the end of the program would find one in torch's code, and abort
-    desk: Desk
+    desk: ModelSession
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -273,7 +273,7 @@ def run(config: ServeConfig, run_dir: Path) -> None:
     reuse_memory()
     with Server(config.host, config.port) as server:
         net = load_trained(Path(config.checkpoint).expanduser(), config.device)
-        server.desk = Desk(net, config.views)
+        server.desk = ModelSession(net, config.views)
         print(f"Open {server.address} (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()

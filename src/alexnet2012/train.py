@@ -18,10 +18,10 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
-from alexnet2012.distributed.consensus import on_rank_0
-from alexnet2012.distributed.launch import end_with_parent, launch, reuse_memory, set_threads
+from alexnet2012.distributed.consensus import run_on_rank_0
+from alexnet2012.distributed.launch import exit_with_parent, launch, reuse_memory, set_threads
 from alexnet2012.distributed.mesh import Mesh, init_mesh, setup_logging, single_process
-from alexnet2012.distributed.process_env import place, processes_here, under_torchrun
+from alexnet2012.distributed.process_env import current_process, local_processes, under_torchrun
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.layers import map_sizes
 from alexnet2012.nn.precision import allow_tf32
@@ -55,13 +55,13 @@ def _mesh(config: TrainConfig) -> Mesh:
 
 def torchrun_worker() -> None:
     """One process of a run that torchrun started: every rank takes rank 0's configuration."""
-    end_with_parent()
+    exit_with_parent()
     overrides = sys.argv[1:]
     if odd := [word for word in overrides if word.startswith("-")]:
         remedy = "takes overrides only under torchrun; sweep with python -m alexnet2012.train -m"
         raise ConfigError("arguments", odd[0], remedy)
     _check_restarts(overrides)
-    world_size = place().world_size
+    world_size = current_process().world_size
     config, run_dir = compose_config(
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
@@ -75,7 +75,7 @@ def _train_alike(mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list
     mesh.check_same("the command", asked, remedy, within_replica=False)
     chosen = mesh.broadcast_object((config, run_dir), "configuration")
     config, run_dir = chosen  # type: ignore[misc]
-    if on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
+    if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
         if mesh.rank == 0:
             print(f"run directory: {run_dir}: finished before, kept")
         return
@@ -109,7 +109,7 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
         Trainer,  # loads DALI, which the launching process never needs
     )
 
-    set_threads(processes_here())
+    set_threads(local_processes())
     reuse_memory()
     allow_tf32(config.precision)
     setup_logging(mesh.rank)

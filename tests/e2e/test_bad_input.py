@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from programs import TINY, TORCHRUN_SCRIPT, Ended, module, run
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import EvaluateConfig, TrainConfig
@@ -161,7 +161,7 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
     where = (f"data.store={photos_store.root}", "schedule.epochs=2")
-    folder = saves.newest(trained)
+    folder = manifest.latest(trained)
     words = (f"resume={folder}", "recipe=paper", "recipe=code145")
     refuse(*where, f"resume={folder}", "recipe=code145", words=words)
     words = (f"resume={folder}", "seed=0", "seed=1")
@@ -295,13 +295,13 @@ def test_a_mistake_in_a_checkpoints_file_is_told_in_one_line(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "step-0000001"
-    newest = saves.newest(trained)
+    newest = manifest.latest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
     where = (f"data.store={photos_store.root}", "schedule.epochs=2")
-    progress = json.loads((folder / saves.METADATA).read_text())
+    progress = json.loads((folder / manifest.METADATA).read_text())
     for text in ("", "{", json.dumps({**progress, "unknown": 1}), "[]"):
-        (folder / saves.METADATA).write_text(text)
+        (folder / manifest.METADATA).write_text(text)
         refuse(*where, f"resume={folder}", words=(str(folder), "damaged"))
 
 
@@ -309,7 +309,7 @@ def test_a_checkpoint_that_lost_a_file_is_refused_in_one_line(
     refuse: Refuse, photos_store: Store, trained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "step-0000001"
-    newest = saves.newest(trained)
+    newest = manifest.latest(trained)
     assert newest is not None
     shutil.copytree(newest, folder)
     for file in folder.glob("*.safetensors"):

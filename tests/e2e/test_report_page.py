@@ -11,7 +11,7 @@ import torch
 
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.report.render import write_report
-from alexnet2012.ledger.results import AuditLayer, Exchange, Reproduction
+from alexnet2012.ledger.results import AuditLayer, ExchangeTraffic, Reproduction
 
 LAYERS = [
     ("conv1", 96, 34_848, 96, 290_400, 105_415_200),
@@ -32,7 +32,7 @@ def curve(steps: int, start: float, rate: float) -> list[float]:
 
 def sample() -> Reproduction:
     """A reproduction as a laptop makes it, every section filled."""
-    exchanges: list[Exchange] = [
+    exchanges: list[ExchangeTraffic] = [
         {"layer": layer, "direction": direction, "bytes_per_image": 4 * floats,
          "expected_bytes_per_image": 4 * floats}
         for layer, floats in FLOATS_ACROSS.items()

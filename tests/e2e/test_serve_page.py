@@ -15,9 +15,9 @@ import requests
 from programs import finish, module, start
 from serving import serving
 
-from alexnet2012.inference.activations import Looked, look
+from alexnet2012.inference.activations import Inspection, inspect_image
 from alexnet2012.inference.images import stored_pixels
-from alexnet2012.inference.trained_model import Trained
+from alexnet2012.inference.trained_model import TrainedModel
 from alexnet2012.serve import Server
 
 Open = Callable[..., Any]
@@ -54,7 +54,7 @@ READ = """([layer, tower, count, height, width, gap]) => {
 
 
 @pytest.fixture(scope="module")
-def server(net: Trained) -> Iterator[Server]:
+def server(net: TrainedModel) -> Iterator[Server]:
     with serving(net, views=10) as server:
         yield server
 
@@ -89,8 +89,8 @@ def picture(photos_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked(net: Trained, picture: Path) -> Looked:
-    return look(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), 10)
+def looked(net: TrainedModel, picture: Path) -> Inspection:
+    return inspect_image(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), 10)
 
 
 def give(page: Any, data: bytes, name: str, kind: str = "drop") -> None:
@@ -102,7 +102,7 @@ def guesses(page: Any) -> list[str]:
     return [re.sub(r"\s+", " ", text) for text in page.locator("#guesses li").all_inner_texts()]
 
 
-def in_words(looked: Looked) -> list[str]:
+def in_words(looked: Inspection) -> list[str]:
     return [f"{guess.name} {100 * guess.probability:.1f}%" for guess in looked.guesses]
 
 
@@ -123,7 +123,7 @@ def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
-    open_page: Open, net: Trained, picture: Path, looked: Looked, scheme: str
+    open_page: Open, net: TrainedModel, picture: Path, looked: Inspection, scheme: str
 ) -> None:
     page = open_page(color_scheme=scheme)
     give(page, picture.read_bytes(), "my coffee.jpg")
@@ -161,7 +161,7 @@ def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server)
 
 @pytest.mark.parametrize("way", ["chosen", "pasted"])
 def test_a_picture_can_be_chosen_or_pasted(
-    open_page: Open, picture: Path, looked: Looked, way: str
+    open_page: Open, picture: Path, looked: Inspection, way: str
 ) -> None:
     page = open_page()
     if way == "chosen":
@@ -217,7 +217,7 @@ def test_a_click_enlarges_the_map_under_the_pointer(open_page: Open, picture: Pa
 
 
 def test_what_cannot_be_used_is_said_and_the_next_picture_works(
-    open_page: Open, picture: Path, looked: Looked
+    open_page: Open, picture: Path, looked: Inspection
 ) -> None:
     page = open_page()
     for data, words in (

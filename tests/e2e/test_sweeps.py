@@ -14,7 +14,7 @@ import pytest
 from documented import printed
 from programs import ON_ONE_CORE, module, run, succeed
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import PrepareConfig, TrainConfig
@@ -152,9 +152,9 @@ def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
         + ended.out.count("starting from the layers of")
         == 2
     )
-    last = saves.newest(tmp_path / "runs" / "pretrained" / "1")
+    last = manifest.latest(tmp_path / "runs" / "pretrained" / "1")
     assert last is not None
-    assert saves.read_progress(last).classes == list(photos_store.classes[:5])
+    assert manifest.read_progress(last).classes == list(photos_store.classes[:5])
     pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "tiny", "…")
     assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
     assert (pretrain.n_seeds, pretrain.agrees) == (2, None)

@@ -33,8 +33,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint import run_dir as run_dirs
+from alexnet2012.checkpoint import manifest, run_dir
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, RunError, TrainConfig
@@ -115,7 +114,7 @@ def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
         "step-0000003",
         "step-0000006",
     ]
-    progress = saves.read_progress(trained / "checkpoints" / "step-0000006")
+    progress = manifest.read_progress(trained / "checkpoints" / "step-0000006")
     assert (progress.step, progress.epoch) == (2 * STEPS_PER_EPOCH, 2)
     assert progress.store_fingerprint == photos_store.fingerprint
     assert list(trained.parent.iterdir()) == [trained]  # nothing beside it
@@ -233,12 +232,12 @@ def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repea
 ) -> None:
     with end_at(step, how), pytest.raises(KilledError if how is None else SignalException):
         train_here(photos_store, tmp_path, *OFTEN)
-    newest = saves.newest(tmp_path)
+    newest = manifest.latest(tmp_path)
     if how is None:  # the last that was due
-        assert (newest and saves.step_of(newest)) == {3: 2, 5: 4}[step]
+        assert (newest and manifest.checkpoint_step(newest)) == {3: 2, 5: 4}[step]
     else:
         assert newest is not None
-        assert saves.step_of(newest) == step
+        assert manifest.checkpoint_step(newest) == step
     train_here(photos_store, tmp_path, *OFTEN)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert state_of(tmp_path) == state_of(whole)
@@ -246,7 +245,7 @@ def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repea
 
 def state_of(run_dir: Path) -> dict[str, bytes]:
     """Weights, momenta and streams of the newest checkpoint."""
-    (file,) = saves.find(run_dir, single_process()).glob("*.safetensors")
+    (file,) = manifest.find_valid(run_dir, single_process()).glob("*.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
@@ -291,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_g
 def test_checkpoints_are_saved_by_the_clock(photos_store: Store, tmp_path: Path) -> None:
     often = ("checkpoint.every_minutes=1e-9", "checkpoint.keep_last=null")
     train_here(photos_store, tmp_path, *often)
-    found = [saves.step_of(folder) for folder in saves.of_run(tmp_path)]
+    found = [manifest.checkpoint_step(folder) for folder in manifest.list_checkpoints(tmp_path)]
     assert {3, 6} < set(found)
 
 
@@ -332,8 +331,11 @@ def test_a_longer_run_that_was_ended_is_not_taken_for_the_shorter_one_before(
 def test_a_directory_that_another_process_trains_in_is_refused(
     photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_dirs, "LET_GO_S", 0.0)
-    with run_dirs.take(tmp_path), pytest.raises(ConfigError, match=r"is in use by another process"):
+    monkeypatch.setattr(run_dir, "LET_GO_S", 0.0)
+    with (
+        run_dir.lock_run_dir(tmp_path),
+        pytest.raises(ConfigError, match=r"is in use by another process"),
+    ):
         train_here(photos_store, tmp_path)
     train_here(photos_store, tmp_path, "schedule.epochs=1")
 
@@ -496,8 +498,8 @@ def test_a_run_that_is_interrupted_is_saved_and_leaves_no_process(
     ended = finish(program, mark)
     assert ended.left == []
     assert ended.code == code
-    newest = saves.find(run_dir, single_process())
-    step = saves.step_of(newest)
+    newest = manifest.find_valid(run_dir, single_process())
+    step = manifest.checkpoint_step(newest)
     if told != "torchrun":  # it prints much of its own
         saved = f"step {step} is saved: the same command goes on there"
         assert ended.err == f"{saved}\nalexnet2012: interrupted\n"

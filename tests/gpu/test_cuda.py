@@ -20,14 +20,14 @@ from alexnet2012.config.schema import AugmentConfig, ModelConfig, NormConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch, TrainLoader
 from alexnet2012.data.store import Store
-from alexnet2012.data.tower_feed import Place
+from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.nn.dropout import draws
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.lrn import local_response_norm
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
 from alexnet2012.training.train_step import TrainStep
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,7 +61,7 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
             input_size=64,
             batch_size=8,
             seed=0,
-            place=Place(device=torch.device(device)),
+            place=LoaderPlacement(device=torch.device(device)),
         )
         return next(iter(loader.epoch(0))).images.cpu()
 
@@ -71,7 +71,7 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
 
 
 def test_dropout_draws_on_the_gpu_what_it_draws_on_the_cpu() -> None:
-    rows, units = Share(3, 60, 64), Share(5, 90, 100)
+    rows, units = Shard(3, 60, 64), Shard(5, 90, 100)
     on_cpu, on_gpu = (
         draws(torch.tensor([9], device=device), rows, units) for device in ("cpu", "cuda")
     )
@@ -146,12 +146,12 @@ def trained(
     assert net.fused is fused
     optimizer = PaperSGD(net, load_recipe(recipe).optimizer)
     step = TrainStep(net, optimizer)
-    optimizer.set_rates(Rates(1e-3, 2e-3))
+    optimizer.set_rates(LearningRates(1e-3, 2e-3))
     draw = torch.Generator().manual_seed(1)
     for count in sizes:
         images = 60 * torch.randn(count, 3, 64, 64, generator=draw)
         labels = torch.randint(10, (count,), generator=draw)
-        rows = Share(0, count, count)
+        rows = Shard(0, count, count)
         output = step(Batch(images.cuda(), labels.cuda(), np.arange(count), rows))
         assert math.isfinite(output.loss)
         assert output.global_loss == output.loss and 0 <= output.errors <= count

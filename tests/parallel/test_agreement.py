@@ -8,13 +8,13 @@ import pytest
 from ranks import run_ranks
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.distributed.consensus import Exchange, Wishes, agree, on_rank_0
+from alexnet2012.distributed.consensus import ControlFlags, FlagSync, gather_results, run_on_rank_0
 from alexnet2012.distributed.mesh import init_mesh
 
 
 def wish_and_fail() -> dict[str, Any]:
     mesh = init_mesh(2, device="cpu")
-    exchange = Exchange(mesh, timeout_s=30)
+    exchange = FlagSync(mesh, timeout_s=30)
 
     def fail_on_rank_1() -> int:
         if mesh.rank == 1:
@@ -26,18 +26,23 @@ def wish_and_fail() -> dict[str, Any]:
             work()
         return str(error.value)
 
-    steps = [Wishes(), Wishes(signal=15) if mesh.rank == 1 else Wishes(save=1), Wishes(), Wishes()]
+    steps = [
+        ControlFlags(),
+        ControlFlags(signal=15) if mesh.rank == 1 else ControlFlags(save=1),
+        ControlFlags(),
+        ControlFlags(),
+    ]
     return {
         "known": [tuple(exchange(mine)) for mine in steps] + [tuple(exchange.finish())],
-        "values": agree(lambda: mesh.rank, mesh),
-        "of rank 0": on_rank_0(lambda: mesh.rank, mesh),
-        "error": error_of(lambda: agree(fail_on_rank_1, mesh)),
-        "still": on_rank_0(lambda: "there", mesh),
+        "values": gather_results(lambda: mesh.rank, mesh),
+        "of rank 0": run_on_rank_0(lambda: mesh.rank, mesh),
+        "error": error_of(lambda: gather_results(fail_on_rank_1, mesh)),
+        "still": run_on_rank_0(lambda: "there", mesh),
     }
 
 
 def test_wishes_are_known_to_all_at_the_next_step_and_errors_are_everyones() -> None:
-    none, wished = tuple(Wishes()), tuple(Wishes(signal=15, save=1))
+    none, wished = tuple(ControlFlags()), tuple(ControlFlags(signal=15, save=1))
     for rank in run_ranks(2, wish_and_fail):
         assert rank == {
             "known": [none, none, wished, none, none],

@@ -25,11 +25,11 @@ from torch.distributed.tensor import DTensor
 
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manager import Saver
-from alexnet2012.checkpoint.manifest import METADATA, Progress, config_of, plain, read_progress
-from alexnet2012.checkpoint.run_dir import check_fits
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.manager import CheckpointManager
+from alexnet2012.checkpoint.manifest import METADATA, Progress, config_of, read_progress, to_plain
+from alexnet2012.checkpoint.run_dir import check_compatible
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import (
     CheckpointConfig,
@@ -40,7 +40,7 @@ from alexnet2012.config.schema import (
 )
 from alexnet2012.distributed.collectives import gather_rows
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
@@ -56,7 +56,7 @@ def build(classes: int, seed: int) -> tuple[AlexNet, PaperSGD]:
 
 def train(model: AlexNet, optimizer: PaperSGD, steps: range) -> None:
     model.train()
-    optimizer.set_rates(Rates(0.01, 0.02))
+    optimizer.set_rates(LearningRates(0.01, 0.02))
     for step in steps:
         draw = torch.Generator().manual_seed(step)
         images = 60 * torch.randn(IMAGES, 3, 64, 64, generator=draw)
@@ -72,7 +72,7 @@ def train(model: AlexNet, optimizer: PaperSGD, steps: range) -> None:
 
 
 def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress = PROGRESS) -> None:
-    checkpoint.save(folder, Snapshot.of(model, optimizer, progress, MEAN_IMAGE), model.mesh)
+    checkpoint.save(folder, TrainingState.of(model, optimizer, progress, MEAN_IMAGE), model.mesh)
 
 
 def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], .
     """A net of other classes: its weights before and after it took layers over."""
     model, _ = build(3, seed=1)
     before = {name: w.clone().numpy() for name, w in model.full_state_dict().items()}
-    checkpoint.take_over(saves.find(Path(folder), model.mesh), model, layers)
+    checkpoint.load_pretrained(manifest.find_valid(Path(folder), model.mesh), model, layers)
     return before, {name: w.numpy() for name, w in model.full_state_dict().items()}
 
 
@@ -153,19 +153,19 @@ def test_layers_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     train_and_save(str(folder), 7)
     model, _ = build(3, seed=1)
     with pytest.raises(ConfigError, match=r"init_layers=conv9: is no layer of this net; use some"):
-        checkpoint.take_over(folder, model, ["conv9"])
+        checkpoint.load_pretrained(folder, model, ["conv9"])
     with pytest.raises(ConfigError, match=r"fc8.weight is \(7, \d+\) there, \(3, \d+\) here"):
-        checkpoint.take_over(folder, model, ["fc8"])
+        checkpoint.load_pretrained(folder, model, ["fc8"])
     wider = AlexNet("code146", 3, model=SMALL)
     with pytest.raises(ConfigError, match=r"conv6.weight is none there"):
-        checkpoint.take_over(folder, wider, [])
-    checkpoint.take_over(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
+        checkpoint.load_pretrained(folder, wider, [])
+    checkpoint.load_pretrained(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
 
 
 def test_streams_of_an_earlier_code_are_refused_with_its_name(tmp_path: Path) -> None:
     model, optimizer = build(3, seed=0)
     before = replace(PROGRESS, code="commit abc")
-    snapshot = Snapshot.of(model, optimizer, before, MEAN_IMAGE)
+    snapshot = TrainingState.of(model, optimizer, before, MEAN_IMAGE)
     snapshot.state["random.fc6"] = torch.Generator().get_state()
     checkpoint.save(tmp_path / "step-0000001", snapshot, model.mesh)
     with pytest.raises(ConfigError, match=r"its code \(commit abc\), or use init_from"):
@@ -208,28 +208,28 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
         save(folder, model, optimizer, replace(PROGRESS, step=step))
     assert [path.name for path in folder.parent.iterdir()] == ["step-0000001"]
     assert not (folder / "half").exists()
-    assert saves.read_progress(folder).step == 2
+    assert manifest.read_progress(folder).step == 2
 
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
-    assert saves.newest(tmp_path) is None
+    assert manifest.latest(tmp_path) is None
     names = ("step-0000009", "step-0000010", "step-10000000")
     for name in (*names, "step-99999999.writing", "step-99999999.removing"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    newest = saves.newest(tmp_path)
+    newest = manifest.latest(tmp_path)
     assert newest is not None
     assert newest.name == "step-10000000"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no checkpoint .*; name a folder such as"):
-        saves.read_progress(tmp_path)
+        manifest.read_progress(tmp_path)
 
 
 def test_a_damaged_checkpoint_file_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / saves.METADATA).write_text("{")
+    (tmp_path / manifest.METADATA).write_text("{")
     with pytest.raises(ConfigError):
-        saves.read_progress(tmp_path)
+        manifest.read_progress(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -259,34 +259,34 @@ def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is
     run_dir: Path,
 ) -> None:
     before, last = sorted((run_dir / "checkpoints").iterdir())
-    assert saves.find(run_dir, single_process()) == last
+    assert manifest.find_valid(run_dir, single_process()) == last
     noticed = 0
     for file, damaged in damages(last, flips=200, truncations=50):
         whole = file.read_bytes()
         file.write_bytes(damaged)
-        noticed += saves.find(run_dir, single_process()) == before
+        noticed += manifest.find_valid(run_dir, single_process()) == before
         file.write_bytes(whole)
     assert noticed == 250
-    assert saves.find(run_dir, single_process()) == last
+    assert manifest.find_valid(run_dir, single_process()) == last
 
 
 @pytest.mark.parametrize("change", ["lost", "another"])
 def test_a_checkpoint_with_a_file_less_or_more_is_damaged(run_dir: Path, change: str) -> None:
-    last = saves.newest(run_dir)
+    last = manifest.latest(run_dir)
     assert last is not None
     file = last / ("mean_image.npy" if change == "lost" else "shard-9.safetensors")
     whole = file.read_bytes() if change == "lost" else None
     file.unlink() if change == "lost" else file.touch()
     (last / ".DS_Store").touch()  # a desktop's: none of ours
     with pytest.raises(ConfigError, match=rf"is damaged \({file.name} has another checksum\)"):
-        saves.verify(last, single_process())
+        manifest.verify(last, single_process())
     file.unlink() if whole is None else file.write_bytes(whole)
-    saves.verify(last, single_process())
+    manifest.verify(last, single_process())
 
 
 def find_on_all(directory: str) -> str:
     try:
-        return str(saves.find(Path(directory), init_mesh(2, device="cpu")))
+        return str(manifest.find_valid(Path(directory), init_mesh(2, device="cpu")))
     except ConfigError as error:
         return str(error)
 
@@ -313,7 +313,7 @@ def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]
     with pytest.raises(RunError) as error:
         save(Path(directory, "step-0000002"), model, optimizer)
     left = sorted(path.name for path in Path(directory).iterdir())
-    saves.verify(Path(directory, "step-0000001"), model.mesh)
+    manifest.verify(Path(directory, "step-0000001"), model.mesh)
     return str(error.value), left, contents(model, optimizer)
 
 
@@ -333,8 +333,8 @@ def load_from(folder: Path) -> dict[str, np.ndarray]:
     return contents(model, optimizer)
 
 
-def saver(directory: Path, **settings: Any) -> Saver:
-    return Saver(CheckpointConfig(**settings), directory, single_process(), 0)
+def saver(directory: Path, **settings: Any) -> CheckpointManager:
+    return CheckpointManager(CheckpointConfig(**settings), directory, single_process(), 0)
 
 
 def test_what_is_written_in_the_background_is_the_state_when_it_was_asked_for(
@@ -343,7 +343,7 @@ def test_what_is_written_in_the_background_is_the_state_when_it_was_asked_for(
     model, optimizer = build(7, seed=0)
     train(model, optimizer, range(2))
     at_once, writer = contents(model, optimizer), saver(tmp_path)
-    writer.save(Snapshot.of(model, optimizer, PROGRESS, MEAN_IMAGE))
+    writer.save(TrainingState.of(model, optimizer, PROGRESS, MEAN_IMAGE))
     train(model, optimizer, range(2, 4))
     writer.wait()
     assert equal(load_from(tmp_path / "checkpoints" / "step-0000002"), at_once)
@@ -365,17 +365,17 @@ def test_the_last_checkpoints_and_the_best_are_kept(
     writer = saver(tmp_path, **settings)
     for step, error in enumerate((50.0, 20.0, None, 20.0, 30.0, None), start=1):
         progress = replace(PROGRESS, step=step, top1_error_pct=error)
-        writer.save(Snapshot.of(model, optimizer, progress, MEAN_IMAGE))
+        writer.save(TrainingState.of(model, optimizer, progress, MEAN_IMAGE))
         writer.wait()
     folders = sorted((tmp_path / "checkpoints").iterdir())
-    assert [saves.step_of(folder) for folder in folders] == kept
+    assert [manifest.checkpoint_step(folder) for folder in folders] == kept
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     model, optimizer = build(7, seed=0)
     optimizer.velocity(model.layers()["fc7"].bias)[1] = float("inf")
     writer = saver(tmp_path)
-    writer.save(Snapshot.of(model, optimizer, PROGRESS, MEAN_IMAGE))
+    writer.save(TrainingState.of(model, optimizer, PROGRESS, MEAN_IMAGE))
     with pytest.raises(RunError, match=r"step 2: velocity.fc7.bias is no longer finite"):
         writer.wait()
     assert writer.failed
@@ -388,16 +388,16 @@ def test_nothing_in_a_checkpoint_is_unpickled(run_dir: Path, monkeypatch: Any) -
 
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
         monkeypatch.setattr(module, name, refused)
-    folder = saves.find(run_dir, single_process())
+    folder = manifest.find_valid(run_dir, single_process())
     load_from(folder)
-    saves.read_mean_image(folder)
+    manifest.read_mean_image(folder)
     assert {file.suffix for file in folder.iterdir() if file.name != ".DS_Store"} == {
         ".safetensors", ".json", ".npy", ""
     }  # fmt: skip
 
 
 def test_sha256sum_can_check_a_checkpoint(run_dir: Path) -> None:
-    folder = saves.find(run_dir, single_process())
+    folder = manifest.find_valid(run_dir, single_process())
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
@@ -407,7 +407,7 @@ def settings(*overrides: str) -> TrainConfig:
 
 
 def saved_with(*overrides: str) -> Progress:
-    return replace(PROGRESS, settings=json.loads(json.dumps(plain(settings(*overrides)))))
+    return replace(PROGRESS, settings=json.loads(json.dumps(to_plain(settings(*overrides)))))
 
 
 def test_safetensors_alone_reads_the_tensors_of_a_checkpoint(tmp_path: Path) -> None:
@@ -433,12 +433,12 @@ def test_checkpoints_with_settings_that_no_longer_exist_still_load(tmp_path: Pat
     (tmp_path / METADATA).write_text(json.dumps(asdict(before)), encoding="utf-8")
     read = read_progress(tmp_path)
     assert config_of(read) == settings()
-    check_fits(tmp_path, read, settings())
+    check_compatible(tmp_path, read, settings())
 
 
 def test_another_recipe_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"recipe=paper.*recipe=code145"):
-        check_fits(Path("there"), saved_with(), settings("recipe=code145"))
+        check_compatible(Path("there"), saved_with(), settings("recipe=code145"))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_another_recipe_is_refused_by_name() -> None:
 def test_a_setting_that_would_change_the_run_is_refused_with_both_values(override: str) -> None:
     key, value = override.split("=")
     with pytest.raises(ConfigError) as error:
-        check_fits(Path("there"), saved_with(), settings(override))
+        check_compatible(Path("there"), saved_with(), settings(override))
     assert f"{key}=" in str(error.value)
     assert value in str(error.value)
 
@@ -476,16 +476,16 @@ def test_a_setting_that_would_change_the_run_is_refused_with_both_values(overrid
     ],
 )
 def test_a_setting_that_leaves_the_run_the_same_may_differ(override: str) -> None:
-    check_fits(Path("there"), saved_with(), settings(override))
+    check_compatible(Path("there"), saved_with(), settings(override))
 
 
 def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
     older = saved_with("mesh=one_process")
     del older.settings["recipe"]["lrn_across_towers"]
-    check_fits(Path("there"), older, settings("mesh=one_process"))
+    check_compatible(Path("there"), older, settings("mesh=one_process"))
     changed = settings("mesh=one_process", "recipe.lrn_across_towers=true")
     with pytest.raises(ConfigError, match=r"recipe\.lrn_across_towers=False, this run has .*=True"):
-        check_fits(Path("there"), older, changed)
+        check_compatible(Path("there"), older, changed)
 
 
 def devices_of_a_snapshot() -> set[str]:
@@ -496,7 +496,9 @@ def devices_of_a_snapshot() -> set[str]:
     names = mesh.device_mesh.mesh_dim_names
     elsewhere = DeviceMesh.from_group(groups, "meta", ranks, mesh_dim_names=names)
     model = AlexNet("paper", 4, model=SMALL, mesh=replace(mesh, device_mesh=elsewhere))
-    state = Snapshot.of(model, PaperSGD(model, model.recipe.optimizer), PROGRESS, MEAN_IMAGE).state
+    state = TrainingState.of(
+        model, PaperSGD(model, model.recipe.optimizer), PROGRESS, MEAN_IMAGE
+    ).state
     sharded = [tensor for tensor in state.values() if isinstance(tensor, DTensor)]
     assert len(sharded) == 2 * len(list(model.parameters()))
     return {tensor.to_local().device.type for tensor in sharded}

@@ -24,7 +24,7 @@ from alexnet2012.distributed.collectives import (
     all_gather_to_sharded,
     gather_rows,
 )
-from alexnet2012.utils.shard import share
+from alexnet2012.utils.shard import shard_of
 
 STEP, BOUND = 1e-6, 1e-8
 Gather = Callable[[Tensor, Communicator, int], Tensor]
@@ -40,7 +40,7 @@ def full_input(*shape: int) -> Tensor:
 
 
 def columns(full: Tensor, towers: int, tower: int) -> Tensor:
-    own = share(full.shape[1], towers, tower)
+    own = shard_of(full.shape[1], towers, tower)
     return full[:, own.start : own.stop].contiguous()
 
 
@@ -156,7 +156,7 @@ def edge_cases() -> dict[str, Any]:
     for name, gather, shape in (
         ("sharded maps", to_sharded, (0, 2, 3, 3)),
         ("sharded units", to_sharded, (0, 2)),
-        ("logits", to_replicated, (0, share(5, 2, way.tower).size)),
+        ("logits", to_replicated, (0, shard_of(5, 2, way.tower).size)),
     ):
         x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         y = gather(x, way, 5)
@@ -168,7 +168,7 @@ def edge_cases() -> dict[str, Any]:
     channels_last = to_sharded(own.to(memory_format=torch.channels_last), way, 4)
     results["layout"] = torch.equal(contiguous, channels_last)
 
-    rows = share(5, 2, way.tower)
+    rows = shard_of(5, 2, way.tower)
     full = full_input(5, 2)
     results["rows"] = torch.equal(gather_rows(rows.of(full), rows, way, "state", "inference"), full)
     return results
@@ -187,7 +187,7 @@ def counted() -> dict[tuple[str, str], int]:
     way = link()
     x = torch.ones(3, 2, 5, dtype=torch.float64, requires_grad=True)
     to_sharded(x, way, 0).sum().backward()
-    logits = torch.ones(3, share(7, way.towers, way.tower).size, requires_grad=True)
+    logits = torch.ones(3, shard_of(7, way.towers, way.tower).size, requires_grad=True)
     to_replicated(logits, way, 7).sum().backward()
     with torch.no_grad():
         to_sharded(x, way, 0)

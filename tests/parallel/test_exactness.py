@@ -25,7 +25,7 @@ from alexnet2012.distributed import collectives
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.losses import split_loss_and_errors
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 BOUND = 1e-10
@@ -75,7 +75,7 @@ def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True)
     for (images, labels), rate in zip(batches(), RATES, strict=True):
         count = len(images) // model.mesh.replicas
         rows = slice(model.mesh.replica * count, (model.mesh.replica + 1) * count)
-        optimizer.set_rates(Rates(rate, rate * BIAS_FACTOR[recipe]))
+        optimizer.set_rates(LearningRates(rate, rate * BIAS_FACTOR[recipe]))
         optimizer.zero_grad()
         if gather_logits:
             loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")

@@ -21,14 +21,14 @@ from ranks import run_ranks
 from torch import Tensor
 
 from alexnet2012 import init_mesh
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
-from alexnet2012.data import augmentation as order
+from alexnet2012.data import augmentation
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import launch
-from alexnet2012.distributed.watchdog.failure_report import read_causes
+from alexnet2012.distributed.watchdog.failure_report import read_failures
 from alexnet2012.distributed.watchdog.watchdog import RECORDS
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.train import _check_restarts
@@ -95,7 +95,7 @@ def test_a_fault_on_another_machine_is_told_in_the_same_words(fault: str, tmp_pa
         for process in ranks:
             process.start()
         ranks[0].join(60)
-        (cause,) = read_causes(tmp_path)
+        (cause,) = read_failures(tmp_path)
         assert cause.text == faults.FAULTS[fault].then.replace(" by SIGKILL", "")
         assert (cause.rank, cause.lost) == (0, [1])
         assert ranks[1].is_alive() == (fault == "stopped")  # nobody here can end it
@@ -120,8 +120,10 @@ def diverging(fault: str, store: str, run_dir: str) -> str:
             known = trainer.versions() | {fault: "another"}
             patch.setattr(trainer, "versions", lambda: known)
         if other and fault == "batch":
-            as_ever = order.epoch_order
-            patch.setattr(order, "epoch_order", lambda n, seed, epoch: as_ever(n, seed + 1, epoch))
+            as_ever = augmentation.epoch_order
+            patch.setattr(
+                augmentation, "epoch_order", lambda n, seed, epoch: as_ever(n, seed + 1, epoch)
+            )
         try:
             trainer.Trainer(config, mesh, folder).run()
         except RunError as error:
@@ -165,7 +167,7 @@ def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
     run_ranks(2, undisturbed, store, str(whole), more)
     monkeypatch.setenv("MAX_RESTARTS", "1")
     program, mark = start([TORCHRUN_SCRIPT, *tiny(store, str(cut), *more)], tmp_path)
-    until(lambda: saves.newest(cut) is not None)
+    until(lambda: manifest.latest(cut) is not None)
     os.kill(torchrun_rank(mark, 1), signal.SIGKILL)
     ended = finish(program, mark)
     assert (ended.code, ended.left) == (0, [])

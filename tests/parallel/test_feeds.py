@@ -19,7 +19,7 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch, EvalLoader, TrainLoader
 from alexnet2012.data.store import Store
-from alexnet2012.data.tower_feed import Place
+from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.mesh import init_mesh
 
@@ -28,10 +28,10 @@ INPUT = 64
 BATCH, STEPS = 19, 6
 
 
-def place(split: bool) -> Place:
+def place(split: bool) -> LoaderPlacement:
     mesh = init_mesh(2, device="cpu")
     comm = Communicator(mesh.tower_group, mesh.towers, mesh.tower) if split else None
-    return Place(mesh.replica, mesh.replicas, threads=1, comm=comm)
+    return LoaderPlacement(mesh.replica, mesh.replicas, threads=1, comm=comm)
 
 
 def told(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[int, ...]]]:
@@ -150,8 +150,8 @@ def test_a_file_that_a_tower_cannot_read_is_named_by_that_tower(
 
 def test_gpu_decoding_without_a_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.decoder=gpu: the pictures go to the cpu"):
-        Place(decoder=Decoder.gpu)
-    assert replace(Place(), decoder=Decoder.cpu).device == torch.device("cpu")
+        LoaderPlacement(decoder=Decoder.gpu)
+    assert replace(LoaderPlacement(), decoder=Decoder.cpu).device == torch.device("cpu")
 
 
 def test_the_gather_keeps_the_order_of_pictures() -> None:
@@ -161,10 +161,10 @@ def test_the_gather_keeps_the_order_of_pictures() -> None:
 
 def gathered_rows() -> np.ndarray:
     from alexnet2012.distributed.collectives import gather_rows
-    from alexnet2012.utils.shard import share
+    from alexnet2012.utils.shard import shard_of
 
     mesh = init_mesh(2, device="cpu")
-    own = share(5, 2, mesh.tower)
+    own = shard_of(5, 2, mesh.tower)
     rows = torch.arange(5, dtype=torch.uint8)[own.start : own.stop, None]
     comm = Communicator(mesh.tower_group, 2, mesh.tower)
     return gather_rows(rows, own, comm, "input", "input").numpy()

@@ -16,7 +16,7 @@ from alexnet2012 import init_mesh
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import MeshConfig, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.diagnostics import step_timer as measuring
+from alexnet2012.diagnostics import step_timer
 from alexnet2012.diagnostics.step_timer import time_link, time_steps
 from alexnet2012.distributed.collectives import Traffic
 from alexnet2012.distributed.mesh import Mesh
@@ -57,16 +57,16 @@ def test_layers_are_timed_without_their_exchanges_and_the_link_with_them() -> No
 def test_where_memory_ends_fewer_pictures_are_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    steps = measuring.time_steps
+    steps = step_timer.time_steps
 
-    def short_of_memory(config: PlanConfig, mesh: Mesh, rows: int) -> measuring.Seconds:
+    def short_of_memory(config: PlanConfig, mesh: Mesh, rows: int) -> step_timer.Seconds:
         if rows > 2:
             raise torch.OutOfMemoryError
         return steps(config, mesh, rows)
 
-    monkeypatch.setattr(measuring, "time_steps", short_of_memory)
-    monkeypatch.setattr(measuring, "reuse_memory", lambda: None)  # tests share this process
+    monkeypatch.setattr(step_timer, "time_steps", short_of_memory)
+    monkeypatch.setattr(step_timer, "reuse_memory", lambda: None)  # tests share this process
     mesh = MeshConfig(device=Device.cpu)
     config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=TINY, mesh=mesh)
-    measuring.worker(config, 1, 9, tmp_path / "answer")
+    step_timer.worker(config, 1, 9, tmp_path / "answer")
     assert json.loads((tmp_path / "answer").read_text())["rows"] == 2

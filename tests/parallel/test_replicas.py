@@ -28,7 +28,7 @@ from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import init_mesh
 from alexnet2012.training.divergence import DivergedError
 from alexnet2012.training.trainer import Trainer
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 # 32 pictures in batches of 31: the last step has one picture, and the second replica none of it.
 PICTURES_PER_CLASS, BATCH = 2, 31
@@ -87,7 +87,7 @@ def check_a_batch(store: str, run_dir: str, odd_rank: int | None) -> str:
     mesh = init_mesh(2, device="cpu")
     trainer = Trainer(config(store), mesh, Path(run_dir))
     images = torch.full((1, 3, 64, 64), 1.0 if mesh.rank == odd_rank else 0.0)
-    batch = Batch(images, torch.zeros(1, dtype=torch.int64), np.zeros(1, np.int64), Share(0, 1, 1))
+    batch = Batch(images, torch.zeros(1, dtype=torch.int64), np.zeros(1, np.int64), Shard(0, 1, 1))
     try:
         trainer._before_step(batch)
     except RunError as error:

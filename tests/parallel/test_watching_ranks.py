@@ -11,10 +11,10 @@ from alexnet2012.config.enums import Precision
 from alexnet2012.config.schema import ModelConfig
 from alexnet2012.distributed.mesh import init_mesh
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.tracking.train_stats import kernels, update_ratios
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 TINY = ModelConfig(width=0.04, input_size=64)
 
@@ -23,10 +23,10 @@ def watched(sums_over_towers: bool = True) -> tuple[dict[str, float], bytes, dic
     mesh = init_mesh(towers=2, device="cpu")
     model = AlexNet("paper", 4, model=TINY, mesh=mesh, precision=Precision.fp64)
     optimizer = PaperSGD(model, model.recipe.optimizer)
-    rows = Share(0, 4, 4)  # the same on every replica, dropout and all
+    rows = Shard(0, 4, 4)  # the same on every replica, dropout and all
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator())
     torch.nn.functional.cross_entropy(model(images, rows), torch.tensor([0, 1, 2, 3])).backward()
-    optimizer.set_rates(Rates(weight=0.01, bias=0.02))
+    optimizer.set_rates(LearningRates(weight=0.01, bias=0.02))
     optimizer.step()
     before = sum(b for (_, way), b in model.comm.traffic.sent_bytes.items() if way != "inference")
     alone = model.mesh if sums_over_towers else type(mesh)(mesh.device)

@@ -16,13 +16,13 @@ from fakes import fake_cifar10, fake_ilsvrc2010, fake_ilsvrc2012, fake_imagenett
 from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.data.preparation.decode import read_picture
 from alexnet2012.data.preparation.prepare import prepare
-from alexnet2012.data.sources.base import Source
+from alexnet2012.data.sources.base import ImageSource
 from alexnet2012.data.sources.registry import locate
 
 FAKES = {"2012": fake_ilsvrc2012, "2010": fake_ilsvrc2010}
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> ImageSource:
     with locate(PrepareConfig(str(path), "unused")).open(Path("unused"), False) as found:
         return found
 
@@ -48,7 +48,7 @@ def test_blank_pictures_of_2010_are_replaced_by_their_patches(tmp_path: Path) ->
     known = fake_ilsvrc2010(tmp_path, classes=3, train_per_class=3, val=6)
     assert known["patched"]
 
-    def contrast(source: Source) -> dict[str, float]:
+    def contrast(source: ImageSource) -> dict[str, float]:
         entries = [e for split in ("train", "val") for e in source.entries(split)]
         pixels = {Path(e.name).name: np.asarray(read_picture(e.read()).picture) for e in entries}
         return {name: float(levels.std()) for name, levels in pixels.items()}

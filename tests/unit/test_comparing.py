@@ -11,7 +11,7 @@ from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.report.compare import compare, comparison_tables, other_conditions
 from alexnet2012.ledger.report.render import main
 from alexnet2012.ledger.results import Reproduction, save_reproduction
-from alexnet2012.tracking.run_compare import Outcome
+from alexnet2012.tracking.run_compare import Comparison
 
 
 def made(
@@ -32,23 +32,23 @@ def made(
 @pytest.mark.parametrize(
     ("first", "second", "outcome"),
     [
-        (made("2 ×"), made("2 ×"), Outcome.same),
-        (made("2 ×"), made("3 ×"), Outcome.other),
-        (made("2 ×", (1, 3)), made("3 ×", (2, 4)), Outcome.overlap),
-        (made("2 ×", (1, 2)), made("4 ×", (3, 5)), Outcome.apart),
-        (made("4 ×", (3, 5)), made("2 ×", (1, 2)), Outcome.apart),
-        (made("2 ×", (1, 2)), made("4 ×"), Outcome.other),
-        (made("2 ×"), made(None), Outcome.one),
-        (made(None), made(None), Outcome.neither),
+        (made("2 ×"), made("2 ×"), Comparison.same),
+        (made("2 ×"), made("3 ×"), Comparison.other),
+        (made("2 ×", (1, 3)), made("3 ×", (2, 4)), Comparison.overlap),
+        (made("2 ×", (1, 2)), made("4 ×", (3, 5)), Comparison.apart),
+        (made("4 ×", (3, 5)), made("2 ×", (1, 2)), Comparison.apart),
+        (made("2 ×", (1, 2)), made("4 ×"), Comparison.other),
+        (made("2 ×"), made(None), Comparison.one),
+        (made(None), made(None), Comparison.neither),
     ],
 )
 def test_two_measurements_of_a_claim(
-    first: Reproduction, second: Reproduction, outcome: Outcome
+    first: Reproduction, second: Reproduction, outcome: Comparison
 ) -> None:
     rows = compare(first, second)
     assert len(rows) == 25
     assert {row.claim: row.outcome for row in rows}["relu"] is outcome
-    assert all(row.outcome is Outcome.neither for row in rows if row.claim != "relu")
+    assert all(row.outcome is Comparison.neither for row in rows if row.claim != "relu")
 
 
 def test_only_what_was_made_differently_is_told() -> None:

@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from alexnet2012.data.preparation import decode as convert
+from alexnet2012.data.preparation import decode
 from alexnet2012.data.preparation.decode import (
     MAX_PIXELS,
     read_picture,
@@ -161,16 +161,16 @@ def test_a_picture_packed_once_is_read_and_twice_is_not() -> None:
 
 def test_what_unpacks_without_end_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     bitmap = encoded(quadrants(), "BMP")
-    monkeypatch.setattr(convert, "_MAX_UNPACKED_BYTES", len(bitmap))
+    monkeypatch.setattr(decode, "_MAX_UNPACKED_BYTES", len(bitmap))
     read_picture(gzip.compress(bitmap))
-    monkeypatch.setattr(convert, "_MAX_UNPACKED_BYTES", len(bitmap) - 1)
+    monkeypatch.setattr(decode, "_MAX_UNPACKED_BYTES", len(bitmap) - 1)
     with pytest.raises(ValueError, match="truncated"):
         read_picture(gzip.compress(bitmap))
 
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_pixels_are_counted_to_the_last(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
-    monkeypatch.setattr(convert, "MAX_PIXELS", 60 * 40 - more)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 60 * 40 - more)
     for kind in ("JPEG", "PNG"):
         data = encoded(quadrants(60, 40), kind)
         if more:

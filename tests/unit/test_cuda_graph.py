@@ -15,7 +15,7 @@ from alexnet2012.config.schema import ModelConfig
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.training import cuda_graph
 from alexnet2012.training.cuda_graph import WARM_UP, GraphedStep
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 Output = tuple[Tensor, Tensor]
 
@@ -29,7 +29,7 @@ class Replayed:
         Replayed.made += 1
         self._work, self._rows, self.times = work, batch[-1], 0
 
-    def fits(self, images: Tensor, rows: Share) -> bool:
+    def fits(self, images: Tensor, rows: Shard) -> bool:
         return rows == self._rows
 
     def replay(self, images: Tensor, labels: Tensor) -> Output:
@@ -51,7 +51,7 @@ def step(monkeypatch: pytest.MonkeyPatch, tries: list[bool]) -> GraphedStep:
     on_cpu = single_process(Device.cpu)
     net = AlexNet("paper", 4, model=ModelConfig(width=0.05, input_size=64), mesh=on_cpu)
 
-    def forward_backward(images: Tensor, labels: Tensor, rows: Share) -> Output:
+    def forward_backward(images: Tensor, labels: Tensor, rows: Shard) -> Output:
         tries.append(torch.backends.cudnn.benchmark)
         return net(images, rows).sum(), labels.sum()
 
@@ -63,7 +63,7 @@ def take(step: GraphedStep, *counts: int) -> int:
     before = step._graph.times if step._graph else 0
     for count in counts:
         images, labels = torch.randn(count, 3, 64, 64), torch.zeros(count, dtype=torch.long)
-        loss, errors = step(images, labels, Share(0, count, count))
+        loss, errors = step(images, labels, Shard(0, count, count))
         assert loss.shape == errors.shape == ()
     return (step._graph.times if step._graph else 0) - before
 

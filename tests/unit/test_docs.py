@@ -14,8 +14,7 @@ import pytest
 from documented import lines, make_here, printed
 from omegaconf import OmegaConf
 
-from alexnet2012.config import inference_schema as config_use
-from alexnet2012.config import schema as config
+from alexnet2012.config import inference_schema, schema
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Budget
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_MISTAKE
@@ -27,14 +26,14 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 RUN = {"README.md", "use.md"}
 # Hydra's entry points by module. The others take words of their own.
 SCHEMAS = {
-    "train": config.TrainConfig,
-    "prepare": config.PrepareConfig,
-    "evaluate": config.EvaluateConfig,
-    "plan": config.PlanConfig,
-    "reproduce": config.ReproduceConfig,
-    "serve": config_use.ServeConfig,
-    "export": config_use.ExportConfig,
-    "import_net": config_use.ImportConfig,
+    "train": schema.TrainConfig,
+    "prepare": schema.PrepareConfig,
+    "evaluate": schema.EvaluateConfig,
+    "plan": schema.PlanConfig,
+    "reproduce": schema.ReproduceConfig,
+    "serve": inference_schema.ServeConfig,
+    "export": inference_schema.ExportConfig,
+    "import_net": inference_schema.ImportConfig,
 }
 
 

@@ -16,16 +16,16 @@ from programs import run
 from alexnet2012 import doctor
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint.manifest import Progress
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, ModelConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.store import Store
-from alexnet2012.diagnostics import machine_checks as checkup
-from alexnet2012.diagnostics.machine_checks import GIB, Finding, Level
+from alexnet2012.diagnostics import machine_checks
+from alexnet2012.diagnostics.machine_checks import GIB, Finding, Severity
 from alexnet2012.distributed.mesh import _leave_alone, single_process, uses_gpus
-from alexnet2012.distributed.process_env import TORCHRUN, of_rank
-from alexnet2012.distributed.watchdog.failure_report import CAUSES
+from alexnet2012.distributed.process_env import TORCHRUN, rank_env
+from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
 
@@ -34,19 +34,21 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_the_tested_versions_are_ok_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(check().level is Level.ok for check in checkup.versions())
-    for here, level in (("2.12.1", Level.wrong), ("2.14.0+cu130", Level.warning)):
-        monkeypatch.setattr(checkup, "version", lambda _, here=here: here)
-        found = checkup.installed("torch")
+    assert all(check().level is Severity.ok for check in machine_checks.versions())
+    for here, level in (("2.12.1", Severity.wrong), ("2.14.0+cu130", Severity.warning)):
+        monkeypatch.setattr(machine_checks, "version", lambda _, here=here: here)
+        found = machine_checks.installed("torch")
         assert (found.level, found.said) == (level, here)
         assert "pip install" in found.remedy
 
 
 def test_a_pipeline_of_dali_really_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = single_process()
-    assert checkup.dali(mesh).level is Level.ok
-    monkeypatch.setattr(checkup, "decode_jpeg", lambda encoded: 0)  # another decoder's opinion
-    assert checkup.dali(mesh).level is Level.wrong
+    assert machine_checks.dali(mesh).level is Severity.ok
+    monkeypatch.setattr(
+        machine_checks, "decode_jpeg", lambda encoded: 0
+    )  # another decoder's opinion
+    assert machine_checks.dali(mesh).level is Severity.wrong
 
 
 def test_its_help_says_what_it_takes(
@@ -59,14 +61,14 @@ def test_its_help_says_what_it_takes(
 
 def test_normalisation_is_tried_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = single_process()
-    assert checkup.normalisation(mesh).level is Level.ok
+    assert machine_checks.normalisation(mesh).level is Severity.ok
 
     def without_a_compiler(*_: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(checkup, "local_response_norm", without_a_compiler)
-    found = checkup.normalisation(mesh)
-    assert (found.level, found.said) == (Level.wrong, "Failed to find C compiler")
+    monkeypatch.setattr(machine_checks, "local_response_norm", without_a_compiler)
+    found = machine_checks.normalisation(mesh)
+    assert (found.level, found.said) == (Severity.wrong, "Failed to find C compiler")
     assert "python3-dev" in found.remedy
 
 
@@ -104,7 +106,7 @@ def test_all_processes_of_a_machine_use_gpus_or_none_does(
     ("process", "times"),
     [
         ({}, 1),  # which starts the ranks
-        ({**of_rank(0, 2, "file"), CAUSES: "folder"}, 0),  # one of them
+        ({**rank_env(0, 2, "file"), FAILURES_DIR: "folder"}, 0),  # one of them
         (TORCHRUN_0, 1),  # of torchrun's
         ({**TORCHRUN_0, "RANK": "1"}, 0),
         ({"RANK": "1"}, 1),  # left by a job system
@@ -132,41 +134,42 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "level"), [(100 * GIB, Level.ok), (2 * GIB, Level.warning), (1000, Level.wrong)]
+    ("free", "level"),
+    [(100 * GIB, Severity.ok), (2 * GIB, Severity.warning), (1000, Severity.wrong)],
 )
 def test_room_is_weighed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, level: Level
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, level: Severity
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
-    found = checkup.disk(tmp_path / "runs" / "not there yet")
+    found = machine_checks.disk(tmp_path / "runs" / "not there yet")
     assert found.level is level
-    assert bool(found.remedy) == (level is not Level.ok)
+    assert bool(found.remedy) == (level is not Severity.ok)
 
 
 def test_a_folder_that_cannot_be_written_is_wrong() -> None:
-    found = checkup.disk(Path("/proc/runs"))
-    assert found.level is Level.wrong
+    found = machine_checks.disk(Path("/proc/runs"))
+    assert found.level is Severity.wrong
     assert "hydra.run.dir" in found.remedy
 
 
 def test_a_store_is_counted_and_a_changed_file_is_found(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    found = checkup.store(photos_store.root)
+    found = machine_checks.store(photos_store.root)
     assert (found.level, found.said.split(";")[0]) == (
-        Level.ok,
+        Severity.ok,
         "96 train and 48 val pictures of 16 classes",
     )
-    assert checkup.store(tmp_path / "none").level is Level.warning
+    assert machine_checks.store(tmp_path / "none").level is Severity.warning
     root = tmp_path / "store"
     shutil.copytree(photos_store.root, root)
     victim = Path(Store.open(root).split("train").paths[0])
     data = bytearray(victim.read_bytes())
     data[-3] ^= 1
     victim.write_bytes(data)
-    assert str(victim) in checkup.store(root).said
+    assert str(victim) in machine_checks.store(root).said
     (root / "train.tsv").write_text("")
-    assert "do not belong together" in checkup.store(root).remedy
+    assert "do not belong together" in machine_checks.store(root).remedy
 
 
 def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path) -> None:
@@ -174,20 +177,22 @@ def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path)
     folder = tmp_path / "run" / "checkpoints" / "step-0000003"
     optimizer = PaperSGD(net, load_recipe("paper").optimizer)
     mean = np.zeros((8, 8, 3), np.float32)
-    checkpoint.save(folder, Snapshot.of(net, optimizer, Progress(3, 1), mean), net.mesh)
-    assert checkup.saved(tmp_path / "run").said == "step-0000003: step 3, all as it was written"
+    checkpoint.save(folder, TrainingState.of(net, optimizer, Progress(3, 1), mean), net.mesh)
+    assert (
+        machine_checks.saved(tmp_path / "run").said == "step-0000003: step 3, all as it was written"
+    )
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    assert f"{file.name} has another checksum" in checkup.saved(folder).said
-    assert checkup.saved(tmp_path).level is Level.wrong
+    assert f"{file.name} has another checksum" in machine_checks.saved(folder).said
+    assert machine_checks.saved(tmp_path).level is Severity.wrong
 
 
 def test_a_check_that_cannot_be_made_has_found_something() -> None:
     def broken() -> Finding:
         raise OSError("no such luck")
 
-    found = checkup.found(broken)
-    assert (found.level, found.said) == (Level.wrong, "no such luck")
+    found = machine_checks.found(broken)
+    assert (found.level, found.said) == (Severity.wrong, "no such luck")
 
 
 def test_the_doctor_tells_every_check_and_ends_with_1_if_something_is_wrong(

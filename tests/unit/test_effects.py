@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Step
+from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.ablations import (
     BASE,
@@ -36,7 +36,7 @@ def settings(ablation: str, seed: int) -> dict[str, Any]:
     config, _ = compose_config(
         "train", TrainConfig, ["experiment=effects/quick", f"ablation={ablation}", f"seed={seed}"]
     )
-    return plain(config)
+    return to_plain(config)
 
 
 SETTINGS = {arm: settings(arm, 0) for arm in (BASE, "no_lrn", "one_gpu", "tanh")}
@@ -127,7 +127,7 @@ def test_the_four_layer_net_loses_its_normalisation_and_nothing_else() -> None:
     recipe = compose_config("train", TrainConfig, words)[0].recipe
     without = compose_config("train", TrainConfig, [*words, "ablation=no_lrn_cifar10"])[0].recipe
     for conv in (recipe.conv1, recipe.conv2):
-        assert conv.after.pop() is Step.lrn
+        assert conv.after.pop() is LayerOp.lrn
     assert recipe == without
 
 

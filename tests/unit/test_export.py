@@ -25,13 +25,13 @@ from alexnet2012.export import export
 from alexnet2012.export import run as export_run
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.onnx_graph import _Graph
-from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.nn.alexnet import AlexNet
 
 RELATIVE = 1e-5
 
 
-def seen_in_the_store(net: Trained, store: Store) -> tuple[Tensor, Tensor]:
+def seen_in_the_store(net: TrainedModel, store: Store) -> tuple[Tensor, Tensor]:
     """What training reads of validation pictures [N, 3, S, S], and their pixels before the mean."""
     size, margin = net.model.config.input_size, store.size - net.model.config.input_size
     loader = EvalLoader(
@@ -49,13 +49,13 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.fixture(scope="module")
-def logits(net: Trained, photos_store: Store) -> Tensor:
+def logits(net: TrainedModel, photos_store: Store) -> Tensor:
     with torch.no_grad():
         return net.model(seen_in_the_store(net, photos_store)[0])
 
 
 def test_safetensors_holds_public_names_and_is_read_back_whole(
-    net: Trained, saved_run: Path, photos_store: Store, logits: Tensor, tmp_path: Path
+    net: TrainedModel, saved_run: Path, photos_store: Store, logits: Tensor, tmp_path: Path
 ) -> None:
     out = tmp_path / "a folder" / "net.safetensors"
     export_run(ExportConfig(str(saved_run), ExportFormat.safetensors, str(out)), tmp_path)
@@ -85,7 +85,7 @@ def test_safetensors_holds_public_names_and_is_read_back_whole(
 
 
 def test_onnx_takes_pixels_and_gives_the_logits_for_any_number_of_pictures(
-    net: Trained, photos_store: Store, logits: Tensor, tmp_path: Path
+    net: TrainedModel, photos_store: Store, logits: Tensor, tmp_path: Path
 ) -> None:
     out = tmp_path / "net.onnx"
     export(net, ExportFormat.onnx, out)
@@ -128,12 +128,12 @@ def test_every_kind_of_net_becomes_the_same_graph(recipe: str, change: str, tmp_
     mean = np.random.default_rng(0).uniform(90, 130, (size + 8, size + 8, 3)).astype(np.float32)
     precision = {"float64": "fp64", "bf16": "bf16"}.get(change, "fp32")
     model = AlexNet(made, 5, model=config, precision=precision).eval()
-    net = Trained(model, tuple("abcde"), mean, None)
+    net = TrainedModel(model, tuple("abcde"), mean, None)
     assert export(net, ExportFormat.onnx, tmp_path / "net.onnx") < RELATIVE
 
 
 def test_torch_export_takes_pixels_and_gives_the_logits(
-    net: Trained, photos_store: Store, logits: Tensor, tmp_path: Path
+    net: TrainedModel, photos_store: Store, logits: Tensor, tmp_path: Path
 ) -> None:
     out = tmp_path / "net.pt2"
     export(net, ExportFormat.torch, out)
@@ -146,7 +146,7 @@ def test_torch_export_takes_pixels_and_gives_the_logits(
 
 
 def test_a_file_with_other_logits_is_not_written(
-    net: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Graph, "_local_response_norm", lambda graph, x, norm: x)
     out = tmp_path / "net.onnx"
@@ -159,7 +159,7 @@ def test_a_file_with_other_logits_is_not_written(
 
 @pytest.mark.parametrize("damage", ["cut", "text", "foreign", "classes"])
 def test_a_file_that_is_no_exported_net_is_refused(
-    damage: str, net: Trained, tmp_path: Path
+    damage: str, net: TrainedModel, tmp_path: Path
 ) -> None:
     out = tmp_path / "net.safetensors"
     export(net, ExportFormat.safetensors, out)

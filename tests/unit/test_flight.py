@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from alexnet2012.distributed.watchdog.diagnosis import Party, apart, ended, late, silent
+from alexnet2012.distributed.watchdog.diagnosis import RankRecord, exited, late, out_of_step, silent
 from alexnet2012.distributed.watchdog.flight_recorder import KEPT, FlightRecord
 from alexnet2012.distributed.watchdog.peers import Peer
 from alexnet2012.distributed.watchdog.watchdog import Watchdog
@@ -68,7 +68,7 @@ def test_another_exchange_in_the_same_place_is_noticed_before_it_is_made() -> No
 
 
 def verdict(one: FlightRecord, other: FlightRecord) -> str | None:
-    found = apart(Party(0, one), Party(1, other))
+    found = out_of_step(RankRecord(0, one), RankRecord(1, other))
     return None if found is None else found.text
 
 
@@ -99,10 +99,10 @@ def test_the_first_difference_is_the_one_that_is_told(other: FlightRecord, said:
 def test_who_skipped_is_known_whoever_looks() -> None:
     regular, skipping = recorded(*STEP * 2), recorded(*STEP, "conv3", "fc7")
     for one, other in (
-        (Party(0, regular), Party(1, skipping)),
-        (Party(1, skipping), Party(0, regular)),
+        (RankRecord(0, regular), RankRecord(1, skipping)),
+        (RankRecord(1, skipping), RankRecord(0, regular)),
     ):
-        found = apart(one, other)
+        found = out_of_step(one, other)
         assert found is not None
         assert found.ranks == [1]
         assert found.text.startswith("rank 1 skipped fc6 forward (step 2)")
@@ -123,9 +123,9 @@ def test_a_lost_rank_is_told_with_where_it_stood(
     own: FlightRecord, lost: FlightRecord, position: str
 ) -> None:
     for found in (
-        ended(Party(0, own), Party(1, lost)),
-        silent(Party(0, own), Party(1, lost), 20),
-        late(Party(0, own), Party(1, lost)),
+        exited(RankRecord(0, own), RankRecord(1, lost)),
+        silent(RankRecord(0, own), RankRecord(1, lost), 20),
+        late(RankRecord(0, own), RankRecord(1, lost)),
     ):
         assert found.ranks == [1]
         assert f": {position}" in found.text

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import ConfigError
@@ -28,7 +28,7 @@ from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.import_net import run
 from alexnet2012.inference.importers.caffe import read_caffemodel
 from alexnet2012.inference.importers.recipe_from_net import as_alexnet
-from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.nn.alexnet import AlexNet
 
 RELATIVE = 1e-5
@@ -46,7 +46,7 @@ def relative(found: Any, expected: Any) -> float:
     return float(abs(found - expected).max() / abs(expected).max())
 
 
-def logits_of(net: Trained, pictures: NDArray[np.uint8]) -> NDArray[Any]:
+def logits_of(net: TrainedModel, pictures: NDArray[np.uint8]) -> NDArray[Any]:
     with torch.no_grad():
         return net.model(net.views(torch.from_numpy(pictures), 1)[:, 0]).numpy()
 
@@ -78,7 +78,8 @@ def test_a_caffemodel_gives_the_logits_of_caffes_own_arithmetic(
     net.model.recipe.lrn_across_towers = False
     apart = AlexNet(net.model.recipe, 6, model=net.model.config)
     apart.load_full_state_dict(net.model.full_state_dict())
-    assert relative(logits_of(Trained(apart.eval(), net.classes, net.mean_image, None), pictures),
+    one_tower = TrainedModel(apart.eval(), net.classes, net.mean_image, None)
+    assert relative(logits_of(one_tower, pictures),
                     expected) > 1e-4  # fmt: skip
 
 
@@ -224,4 +225,4 @@ def test_an_import_writes_over_nothing_and_checks_what_goes_with_the_net(tmp_pat
             run(config, tmp_path)
     assert not out.exists()
     run(ImportConfig(str(source), str(out)), tmp_path)
-    assert saves.read_progress(out).step == 0
+    assert manifest.read_progress(out).step == 0

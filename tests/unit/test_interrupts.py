@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
-from alexnet2012.training import signals as interrupts
-from alexnet2012.training.signals import Interrupts
+from alexnet2012.training import signals
+from alexnet2012.training.signals import SignalWatcher
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_the_former_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with Interrupts() as noted:
+    with SignalWatcher() as noted:
         assert noted.number == 0
         signal.raise_signal(number)
         assert noted.number == number
@@ -24,17 +24,17 @@ def test_a_signal_is_noted_and_the_former_handlers_come_back(number: signal.Sign
 
 
 def test_the_first_signal_is_the_one_that_counts() -> None:
-    with Interrupts() as noted:
+    with SignalWatcher() as noted:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert noted.number == signal.SIGTERM
 
 
 def test_a_second_sigint_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "SAME_S", -1.0)
+    monkeypatch.setattr(signals, "SAME_S", -1.0)
     child = os.fork()
     if child == 0:
-        with Interrupts():
+        with SignalWatcher():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         os._exit(0)
@@ -45,7 +45,7 @@ def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
     found = []
 
     def enter() -> None:
-        with Interrupts() as noted:
+        with SignalWatcher() as noted:
             found.append(noted.number)
 
     thread = threading.Thread(target=enter)

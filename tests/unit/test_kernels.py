@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alexnet2012 import AlexNet
-from alexnet2012.config.enums import Precision, Step
+from alexnet2012.config.enums import LayerOp, Precision
 from alexnet2012.config.schema import ConvConfig, ModelConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.nn.dropout import Dropout
-from alexnet2012.nn.kernels import autograd as fused
-from alexnet2012.nn.kernels import launchers as launches
-from alexnet2012.nn.kernels.epilogue import Norm, Pool, Tail, tails
+from alexnet2012.nn.kernels import autograd as kernels
+from alexnet2012.nn.kernels import launchers
+from alexnet2012.nn.kernels.epilogue import Epilogue, NormParams, Pool, split_epilogues
 from alexnet2012.nn.layers import ColumnParallelConv2d
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -44,7 +44,7 @@ def _float32() -> None:
 
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "possible", lambda device, dtype: dtype != torch.float64)
+    monkeypatch.setattr(kernels, "possible", lambda device, dtype: dtype != torch.float64)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -52,7 +52,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return (30 * torch.randn(shape, generator=draw, dtype=torch.float64)).to(DEVICE)
 
 
-def plain(z: Tensor, bias: Tensor | None, tail: Tail, towers: int) -> Tensor:
+def plain(z: Tensor, bias: Tensor | None, tail: Epilogue, towers: int) -> Tensor:
     y = z if bias is None else z + bias[:, None, None]
     if tail.relu:
         y = F.relu(y)
@@ -67,7 +67,7 @@ def plain(z: Tensor, bias: Tensor | None, tail: Tail, towers: int) -> Tensor:
 
 
 NORMS = st.builds(
-    Norm,
+    NormParams,
     size=st.sampled_from([3, 5]),
     scale=st.sampled_from([1e-4, 2e-3]),
     beta=st.sampled_from([0.75, 0.5]),
@@ -75,7 +75,7 @@ NORMS = st.builds(
 )
 POOLS = st.builds(Pool, size=st.sampled_from([2, 3]), stride=st.sampled_from([1, 2, 3]))
 TAILS = st.builds(
-    Tail,
+    Epilogue,
     relu=st.booleans(),
     norm=st.none() | NORMS,
     pool=st.none() | POOLS,
@@ -95,7 +95,7 @@ TAILS = st.builds(
 )
 @settings(max_examples=40)
 def test_what_follows_a_product_is_what_torch_makes_of_it(
-    tail: Tail,
+    tail: Epilogue,
     towers: int,
     channels: int,
     side: int,
@@ -114,7 +114,7 @@ def test_what_follows_a_product_is_what_torch_makes_of_it(
     parts = z.detach().to(dtype).chunk(towers if reads_apart else 1, 1)
     products = [x.contiguous(memory_format=last).requires_grad_() for x in parts]
     own_bias = bias.detach().float().requires_grad_() if has_bias else None
-    out = fused.after_product(products, own_bias, tail, towers, by_tower=gives_apart)
+    out = kernels.fused_epilogue(products, own_bias, tail, towers, by_tower=gives_apart)
     assert len(out) == (towers if gives_apart else 1)
     grads = [g.contiguous(memory_format=last) for g in grad.to(dtype).chunk(len(out), 1)]
     read = products if own_bias is None else [*products, own_bias]
@@ -140,14 +140,18 @@ def test_sums_over_many_rows_are_those_in_float64(shape: tuple[int, int]) -> Non
     around = numbers(shape[0] + 2, shape[1]).float()
     around[0] = around[-1] = math.nan
     x = around[1:-1]
-    torch.testing.assert_close(launches.summed(x).double(), x.double().sum(0), rtol=1e-5, atol=0.1)
+    torch.testing.assert_close(launchers.summed(x).double(), x.double().sum(0), rtol=1e-5, atol=0.1)
 
 
 def test_what_is_no_number_stays_none() -> None:
     z = torch.ones(1, 8, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
     z[0, 2, 2, 2] = torch.nan
-    for tail in (Tail(relu=True), Tail(relu=True, pool=Pool(3, 2)), Tail(norm=Norm(3, 1, 0.75, 1))):
-        (y,) = fused.after_product([z], None, tail, 1, by_tower=False)
+    for tail in (
+        Epilogue(relu=True),
+        Epilogue(relu=True, pool=Pool(3, 2)),
+        Epilogue(norm=NormParams(3, 1, 0.75, 1)),
+    ):
+        (y,) = kernels.fused_epilogue([z], None, tail, 1, by_tower=False)
         assert y.isnan().any()
 
 
@@ -170,22 +174,22 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
 
 def test_recipes_fall_into_passes() -> None:
     paper, code145 = (load_recipe(name) for name in ("paper", "code145"))
-    norm, pool = Norm(5, 1e-4, 0.75, 2.0), Pool(3, 2)
+    norm, pool = NormParams(5, 1e-4, 0.75, 2.0), Pool(3, 2)
 
-    def of(recipe: str, conv: str, channels: int = 48) -> list[Tail | Step]:
+    def of(recipe: str, conv: str, channels: int = 48) -> list[Epilogue | LayerOp]:
         chosen = paper if recipe == "paper" else code145
-        return tails(chosen.convs[conv], chosen, ModelConfig().activation, channels)
+        return split_epilogues(chosen.convs[conv], chosen, ModelConfig().activation, channels)
 
-    assert of("paper", "conv1") == [Tail(relu=True, norm=norm, pool=pool)]
-    assert of("paper", "conv3") == [Tail(relu=True)]
-    assert of("paper", "conv5") == [Tail(relu=True, pool=pool)]
+    assert of("paper", "conv1") == [Epilogue(relu=True, norm=norm, pool=pool)]
+    assert of("paper", "conv3") == [Epilogue(relu=True)]
+    assert of("paper", "conv5") == [Epilogue(relu=True, pool=pool)]
     code145.pool.size = 12  # 144 places, more than a byte holds
-    assert Step.max_pool in of("code145", "conv1")
+    assert LayerOp.max_pool in of("code145", "conv1")
     code145.pool.size = 3
     (first,) = of("code145", "conv1")
-    assert isinstance(first, Tail) and first.relu_last and not first.relu
-    assert [step for step in of("code145", "conv2") if isinstance(step, Step)] == [
-        Step.spatial_norm
+    assert isinstance(first, Epilogue) and first.relu_last and not first.relu
+    assert [step for step in of("code145", "conv2") if isinstance(step, LayerOp)] == [
+        LayerOp.spatial_norm
     ]
 
 
@@ -198,7 +202,7 @@ def test_recipes_fall_into_passes() -> None:
     ],
 )
 def test_a_convolution_of_blocks_is_that_of_pixels(side: int, config: ConvConfig) -> None:
-    layer = ColumnParallelConv2d(config, Share(0, 4, 4), kernel_channels=3, groups=1)
+    layer = ColumnParallelConv2d(config, Shard(0, 4, 4), kernel_channels=3, groups=1)
     layer.draw(0.01, 0.5, torch.Generator().manual_seed(0))
     layer.to(DEVICE)
     images = numbers(2, 3, side, side).float()
@@ -216,9 +220,9 @@ def test_a_convolution_of_blocks_is_that_of_pixels(side: int, config: ConvConfig
 
 
 def test_dropout_in_one_pass_drops_the_same_units() -> None:
-    z, rows = numbers(6, 40).float().requires_grad_(), Share(3, 9, 12)
+    z, rows = numbers(6, 40).float().requires_grad_(), Shard(3, 9, 12)
     plain_dropout, in_one = (
-        Dropout(0.5, Share(40, 80, 80), seed=7, device=DEVICE) for _ in range(2)
+        Dropout(0.5, Shard(40, 80, 80), seed=7, device=DEVICE) for _ in range(2)
     )
     for _ in range(2):  # the stream goes on
         want, got = plain_dropout(F.relu(z), rows), in_one.after_relu(z, rows)
@@ -234,7 +238,7 @@ def test_an_update_in_one_pass_is_the_same(loss: float | None) -> None:
     want_v = 0.9 * velocity - 0.01 * grad - 5e-6 * weight
     want_w = weight + want_v
     checked = None if loss is None else torch.tensor(loss, device=DEVICE)
-    launches.update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
+    launchers.sgd_update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
     torch.testing.assert_close((weight, velocity), (want_w, want_v), rtol=1e-6, atol=1e-6)
 
 
@@ -246,7 +250,7 @@ def test_an_update_by_a_loss_that_is_no_number_changes_nothing(
     weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
     before = weight.clone(), velocity.clone()
     no_number = torch.tensor(loss, dtype=dtype, device=DEVICE)
-    launches.update(weight, velocity, grad, 0.9, 0.01, 5e-6, no_number)
+    launchers.sgd_update(weight, velocity, grad, 0.9, 0.01, 5e-6, no_number)
     assert torch.equal(weight, before[0]) and torch.equal(velocity, before[1])
 
 
@@ -260,7 +264,7 @@ def test_a_step_of_the_net_is_that_in_float64(recipe: str) -> None:
         net = AlexNet(recipe, 10, model=model, precision=precision)
         assert net.fused is (precision == "fp32")
         optimizer = PaperSGD(net, load_recipe(recipe).optimizer)
-        optimizer.set_rates(Rates(1e-3, 2e-3))
+        optimizer.set_rates(LearningRates(1e-3, 2e-3))
         F.cross_entropy(net(images.to(net.types.parameters)), labels).backward()
         optimizer.step()
         return {name: weight.detach().double() for name, weight in net.named_parameters()}
@@ -272,10 +276,10 @@ def test_a_step_of_the_net_is_that_in_float64(recipe: str) -> None:
 
 def test_saved_maps_that_come_back_laid_otherwise_are_laid_again() -> None:
     z = numbers(2, 16, 5, 5).float().contiguous(memory_format=torch.channels_last).requires_grad_()
-    tail = Tail(relu=True, norm=Norm(5, 1e-4, 0.75, 2.0), pool=Pool(3, 2))
+    tail = Epilogue(relu=True, norm=NormParams(5, 1e-4, 0.75, 2.0), pool=Pool(3, 2))
 
     def grad() -> Tensor:
-        (y,) = fused.after_product([z], None, tail, 2, by_tower=False)
+        (y,) = kernels.fused_epilogue([z], None, tail, 2, by_tower=False)
         return torch.autograd.grad(y.square().sum(), z)[0]
 
     want = grad()
@@ -285,7 +289,9 @@ def test_saved_maps_that_come_back_laid_otherwise_are_laid_again() -> None:
 
 def test_a_gradient_of_a_gradient_is_refused() -> None:
     z = numbers(1, 8, 3, 3).float().requires_grad_()
-    (y,) = fused.after_product([z], None, Tail(norm=Norm(5, 1e-4, 0.75, 2.0)), 1, by_tower=False)
+    (y,) = kernels.fused_epilogue(
+        [z], None, Epilogue(norm=NormParams(5, 1e-4, 0.75, 2.0)), 1, by_tower=False
+    )
     with pytest.raises(RuntimeError, match="no gradients of gradients"):
         torch.autograd.grad(y.sum(), z, create_graph=True)
 
@@ -294,7 +300,7 @@ def test_a_gradient_of_a_gradient_is_refused() -> None:
 def test_an_update_by_a_gradient_that_lies_otherwise_is_the_same() -> None:
     net = AlexNet("paper", 4, model=ModelConfig(width=0.5, input_size=64))
     optimizer = PaperSGD(net, load_recipe("paper").optimizer)
-    optimizer.set_rates(Rates(0.1, 0.1))
+    optimizer.set_rates(LearningRates(0.1, 0.1))
     weight, before = net.conv1.weight, net.conv1.weight.detach().clone()
     weight.grad = numbers(*weight.shape).float()  # NCHW, and the weight lies channels last
     assert weight.grad.stride() != weight.stride()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alexnet2012.config.schema import ConvConfig, NormConfig
-from alexnet2012.nn import lrn as normalisation
+from alexnet2012.nn import lrn
 from alexnet2012.nn.dropout import Dropout, draws
 from alexnet2012.nn.layers import (
     ColumnParallelConv2d,
@@ -22,7 +22,7 @@ from alexnet2012.nn.layers import (
     overhang_pixels,
 )
 from alexnet2012.nn.lrn import local_response_norm, spatial_norm
-from alexnet2012.utils.shard import Share, share
+from alexnet2012.utils.shard import Shard, shard_of
 
 CPU = torch.device("cpu")
 BOUND = {"rtol": 1e-12, "atol": 1e-12}
@@ -93,7 +93,7 @@ def test_lrn_works_in_blocks_of_any_size_alike(
 
     whole = both()
     for block in (1, 7 * 6, 59 * 6):
-        monkeypatch.setattr(normalisation, "BLOCK", block)
+        monkeypatch.setattr(lrn, "BLOCK", block)
         assert all(map(torch.equal, both(), whole))
 
 
@@ -154,7 +154,7 @@ def test_spatial_norm_works_in_blocks_of_any_size_alike(monkeypatch: pytest.Monk
 
     whole = both()
     for pictures in (1, 2):
-        monkeypatch.setattr(normalisation, "BLOCK", pictures * x[0].numel())
+        monkeypatch.setattr(lrn, "BLOCK", pictures * x[0].numel())
         assert all(map(torch.equal, both(), whole))
 
 
@@ -183,7 +183,7 @@ def test_overhang_makes_the_windows_those_of_a_division_rounded_up(
 
 
 def conv(config: ConvConfig, rows: int, channels: int, groups: int = 1) -> ColumnParallelConv2d:
-    layer = ColumnParallelConv2d(config, share(rows, 1, 0), channels, groups).double()
+    layer = ColumnParallelConv2d(config, shard_of(rows, 1, 0), channels, groups).double()
     layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
     return layer
 
@@ -221,7 +221,7 @@ def test_a_grouped_convolution_keeps_each_tower_to_its_own_maps() -> None:
 
 
 def test_a_grouped_linear_layer_is_block_diagonal() -> None:
-    layer = ColumnParallelLinear(share(6, 1, 0), (4,), groups=2).double()
+    layer = ColumnParallelLinear(shard_of(6, 1, 0), (4,), groups=2).double()
     layer.draw(1.0, 0.5, torch.Generator().manual_seed(0))
     x = numbers(3, 8).requires_grad_()
     blocks = torch.block_diag(layer.weight[:3], layer.weight[3:])
@@ -238,7 +238,7 @@ def test_a_grouped_linear_layer_is_block_diagonal() -> None:
 
 def test_initial_values_of_the_parts_are_rows_of_the_whole() -> None:
     def drawn(parts: int, index: int) -> Tensor:
-        layer = ColumnParallelLinear(share(7, parts, index), (5,), groups=1)
+        layer = ColumnParallelLinear(shard_of(7, parts, index), (5,), groups=1)
         layer.draw(0.3, 1.0, torch.Generator().manual_seed(4))
         assert (layer.bias == 1).all()
         return layer.weight.detach()
@@ -248,7 +248,7 @@ def test_initial_values_of_the_parts_are_rows_of_the_whole() -> None:
 
 def dropped(rows: tuple[int, int, int], units: tuple[int, int, int], rate: float = 0.5) -> Tensor:
     """Ones through a dropout of seed 9; (total, parts, index) of rows and of units."""
-    own_rows, own_units = share(*rows), share(*units)
+    own_rows, own_units = shard_of(*rows), shard_of(*units)
     layer = Dropout(rate, own_units, 9, CPU)
     return layer(torch.ones(own_rows.size, own_units.size, dtype=torch.float64), own_rows)
 
@@ -276,8 +276,8 @@ def test_dropout_drops_its_rate_and_does_not_rescale_what_it_keeps(rate: float) 
 
 
 def test_dropout_draws_another_mask_each_step_whatever_rows_it_holds() -> None:
-    layers = [Dropout(0.5, share(50, 1, 0), 9, CPU) for _ in range(2)]
-    full, empty = share(4, 1, 0), share(4, 5, 4)
+    layers = [Dropout(0.5, shard_of(50, 1, 0), 9, CPU) for _ in range(2)]
+    full, empty = shard_of(4, 1, 0), shard_of(4, 5, 4)
     assert empty.size == 0
     first = layers[0](torch.ones(4, 50), full)
     layers[1](torch.ones(0, 50), empty)  # a replica without a picture of this step
@@ -287,23 +287,23 @@ def test_dropout_draws_another_mask_each_step_whatever_rows_it_holds() -> None:
 
 
 def test_at_test_time_outputs_are_halved_and_nothing_is_drawn() -> None:
-    layer = Dropout(0.5, share(3, 1, 0), 9, CPU).eval()
+    layer = Dropout(0.5, shard_of(3, 1, 0), 9, CPU).eval()
     before, x = layer.state.clone(), numbers(2, 3)
-    assert torch.equal(layer(x, share(2, 1, 0)), 0.5 * x)
+    assert torch.equal(layer(x, shard_of(2, 1, 0)), 0.5 * x)
     assert torch.equal(layer.state, before)
 
 
 def test_what_is_drawn_is_splitmix64() -> None:
     """The first numbers of seed 1234567, as published with several implementations."""
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    got = draws(torch.tensor([1234567]), share(2, 1, 0), share(2, 1, 0)).flatten()
+    got = draws(torch.tensor([1234567]), shard_of(2, 1, 0), shard_of(2, 1, 0)).flatten()
     assert [number % 2**64 >> 33 for number in got.tolist()] == [number >> 33 for number in known]
 
 
 def test_a_strided_convolution_of_as_many_groups_is_no_convolution_of_blocks() -> None:
     """Four towers in a process at stride 2: 2² channels for each that a kernel reads."""
     config = ConvConfig(kernels=8, kernel_size=3, stride=2, padding=1)
-    layer = ColumnParallelConv2d(config, Share(0, 8, 8), kernel_channels=3, groups=4)
+    layer = ColumnParallelConv2d(config, Shard(0, 8, 8), kernel_channels=3, groups=4)
     layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
     x = torch.randn(2, 12, 9, 9)
     want = F.conv2d(x, layer.weight, layer.bias, stride=2, padding=1, groups=4)
@@ -311,7 +311,7 @@ def test_a_strided_convolution_of_as_many_groups_is_no_convolution_of_blocks() -
 
 
 def test_weights_computed_from_others_are_taken() -> None:
-    layer = ColumnParallelLinear(Share(0, 3, 3), (4,), groups=1)
+    layer = ColumnParallelLinear(Shard(0, 3, 3), (4,), groups=1)
     layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
     twice = {"weight": 2 * layer.weight, "bias": layer.bias}
     x = torch.ones(2, 4)

@@ -23,20 +23,20 @@ from alexnet2012 import predict
 from alexnet2012.config.inference_schema import PredictConfig
 from alexnet2012.config.schema import ModelConfig, RecipeConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.inference.activations import describe_layers, describe_net, look, packed
+from alexnet2012.inference.activations import describe_layers, describe_net, inspect_image, packed
 from alexnet2012.inference.images import stored_pixels
-from alexnet2012.inference.trained_model import Trained
+from alexnet2012.inference.trained_model import TrainedModel
 from alexnet2012.nn.alexnet import AlexNet
 
 SMALL = ModelConfig(width=1 / 24, input_size=96)
 
 
-def net_of(recipe: RecipeConfig | str, classes: int = 6) -> Trained:
+def net_of(recipe: RecipeConfig | str, classes: int = 6) -> TrainedModel:
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
     model = AlexNet(recipe, classes, model=SMALL, seed=2).eval()
     names = tuple(f"class {index}" for index in range(classes))
-    return Trained(model, names, np.full((104, 104, 3), 118, np.float32), None)
+    return TrainedModel(model, names, np.full((104, 104, 3), 118, np.float32), None)
 
 
 def one_tower() -> RecipeConfig:
@@ -84,12 +84,14 @@ def close(found: object, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_the_guesses_are_those_of_predict(net: Trained, photos_folder: Path, views: int) -> None:
+def test_the_guesses_are_those_of_predict(
+    net: TrainedModel, photos_folder: Path, views: int
+) -> None:
     picture = photos_folder / "val" / "rocket" / "0001.jpg"
     config = PredictConfig("", [str(picture)], views=views)
     (expected,) = predict.predict(config, [net], [str(picture)])
-    found = look(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), views)
-    assert isinstance(expected, predict.Guessed)
+    found = inspect_image(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), views)
+    assert isinstance(expected, predict.ImagePredictions)
     assert found.guesses == expected.guesses and len(found.guesses) == 5
 
 
@@ -100,7 +102,7 @@ def test_every_layer_makes_its_result_of_what_the_one_before_handed_on(
     pixels: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
     net = net_of(make())
-    found = look(net, pixels, 1)
+    found = inspect_image(net, pixels, 1)
     layers = net.model.layers()
     assert list(found.results) == list(found.handed_on) == list(layers)
     assert (found.pixels == pixels[4:100, 4:100]).all()
@@ -127,7 +129,7 @@ def test_what_a_layer_hands_on_is_what_the_recipe_makes_of_its_result(
     def pool(x: Tensor) -> Tensor:
         return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
-    found = look(net_of(recipe), pixels, 1)
+    found = inspect_image(net_of(recipe), pixels, 1)
     results = {name: torch.from_numpy(x) for name, x in found.results.items()}
     conv1 = results["conv1"]
     expected = {
@@ -162,7 +164,7 @@ def test_what_crosses_is_what_is_handed_on_to_layers_that_read_more_than_their_t
 
 def test_the_papers_bytes_are_those_of_figure_2() -> None:
     model = AlexNet("paper", 1000).eval()
-    net = Trained(model, ("",) * 1000, np.zeros((256, 256, 3), np.float32), None)
+    net = TrainedModel(model, ("",) * 1000, np.zeros((256, 256, 3), np.float32), None)
     layers, logits_bytes = describe_layers(net)
     floats = {layer.name: layer.crossing_bytes / 4 for layer in layers if layer.crossing_bytes}
     assert floats == {
@@ -174,9 +176,11 @@ def test_the_papers_bytes_are_those_of_figure_2() -> None:
     assert logits_bytes / 4 == 2 * 500
 
 
-def test_the_bytes_hold_every_number_and_say_where_it_is(net: Trained, photos_folder: Path) -> None:
+def test_the_bytes_hold_every_number_and_say_where_it_is(
+    net: TrainedModel, photos_folder: Path
+) -> None:
     picture = (photos_folder / "val" / "coins" / "0000.jpg").read_bytes()
-    looked = look(net, stored_pixels(picture, len(net.mean_image)), 1)
+    looked = inspect_image(net, stored_pixels(picture, len(net.mean_image)), 1)
     answer = packed(looked)
     length = int.from_bytes(answer[:4], "little")
     head = json.loads(answer[4 : 4 + length])
@@ -197,6 +201,6 @@ def test_a_net_that_has_diverged_answers_with_no_number() -> None:
     net = net_of("paper")
     with torch.no_grad():
         net.model.layers()["conv3"].weight.fill_(math.nan)
-    answer = packed(look(net, np.zeros((104, 104, 3), np.uint8), 10))
+    answer = packed(inspect_image(net, np.zeros((104, 104, 3), np.uint8), 10))
     head = json.loads(answer[4 : 4 + int.from_bytes(answer[:4], "little")])
     assert [guess["probability"] for guess in head["guesses"]] == [None] * 5

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.nn.losses import loss_and_errors, split_loss_and_errors
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 BOUND = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def both(logits: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    whole = Share(0, logits.shape[1], logits.shape[1])
+    whole = Shard(0, logits.shape[1], logits.shape[1])
     return loss_and_errors(logits, labels), split_loss_and_errors(
         logits, labels, whole, Communicator()
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alexnet2012.config.schema import OptimizerConfig
 from alexnet2012.nn import optim as optimizer_module
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 BOUND = 1e-13
@@ -37,7 +37,7 @@ def gradients(net: nn.Module, step: int) -> dict[str, Tensor]:
     }
 
 
-def stepped(optimizer_config: OptimizerConfig, rates: list[Rates]) -> dict[str, Tensor]:
+def stepped(optimizer_config: OptimizerConfig, rates: list[LearningRates]) -> dict[str, Tensor]:
     net = small_net()
     optimizer = PaperSGD(net, optimizer_config)
     for step, now in enumerate(rates):
@@ -49,7 +49,7 @@ def stepped(optimizer_config: OptimizerConfig, rates: list[Rates]) -> dict[str, 
 
 
 def test_weights_are_updated_in_blocks_of_any_size_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, now = OptimizerConfig(**PAPER), [Rates(0.1, 0.2)] * 2
+    config, now = OptimizerConfig(**PAPER), [LearningRates(0.1, 0.2)] * 2
     whole = stepped(config, now)
     for block in (1, 30, 60):
         monkeypatch.setattr(optimizer_module, "BLOCK", block)
@@ -57,7 +57,7 @@ def test_weights_are_updated_in_blocks_of_any_size_alike(monkeypatch: pytest.Mon
         assert all(torch.equal(in_blocks[name], whole[name]) for name in whole)
 
 
-def by_formula(rates: list[Rates], *, decay_biases: bool) -> dict[str, Tensor]:
+def by_formula(rates: list[LearningRates], *, decay_biases: bool) -> dict[str, Tensor]:
     weights = {name: p.detach().clone() for name, p in small_net().named_parameters()}
     velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
     for step, now in enumerate(rates):
@@ -92,11 +92,11 @@ def worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("decay_biases", [False, True])
 def test_steps_follow_the_papers_formula_through_rate_changes(decay_biases: bool) -> None:
     rates = [
-        Rates(0.1, 0.2),
-        Rates(0.1, 0.2),
-        Rates(0.01, 0.2),
-        Rates(0.01, 0.02, {"conv1": 0.0}),
-        Rates(0.01, 0.02, {"conv1": 0.3}),
+        LearningRates(0.1, 0.2),
+        LearningRates(0.1, 0.2),
+        LearningRates(0.01, 0.2),
+        LearningRates(0.01, 0.02, {"conv1": 0.0}),
+        LearningRates(0.01, 0.02, {"conv1": 0.3}),
     ]
     config = OptimizerConfig(**{**PAPER, "decay_biases": decay_biases})
     assert worst(stepped(config, rates), by_formula(rates, decay_biases=decay_biases)) < BOUND
@@ -106,14 +106,14 @@ def test_torchs_sgd_agrees_until_the_rate_changes_and_differs_right_after() -> N
     config = OptimizerConfig(**{**PAPER, "decay_biases": True})
     same = [0.1] * 5
     dropped = [0.1] * 4 + [0.01]
-    as_rates = [Rates(rate, rate) for rate in same]
+    as_rates = [LearningRates(rate, rate) for rate in same]
     assert worst(stepped(config, as_rates), by_torch(same)) < BOUND
-    as_rates = [Rates(rate, rate) for rate in dropped]
+    as_rates = [LearningRates(rate, rate) for rate in dropped]
     assert worst(stepped(config, as_rates), by_torch(dropped)) > 1e-3
 
 
 def test_biases_do_not_decay_unless_asked() -> None:
-    still = [Rates(0.1, 0.1)]
+    still = [LearningRates(0.1, 0.1)]
     net = small_net()
     for decay_biases in (False, True):
         config = OptimizerConfig(momentum=0.0, weight_decay=0.5, decay_biases=decay_biases)
@@ -129,7 +129,7 @@ def test_biases_do_not_decay_unless_asked() -> None:
 
 
 def test_a_layers_own_rate_replaces_that_of_its_weights_and_its_biases() -> None:
-    weights = stepped(OptimizerConfig(**PAPER), [Rates(0.1, 0.1, {"conv1": 0.0})])
+    weights = stepped(OptimizerConfig(**PAPER), [LearningRates(0.1, 0.1, {"conv1": 0.0})])
     before = dict(small_net().named_parameters())
     assert torch.equal(weights["conv1.weight"], before["conv1.weight"])
     assert torch.equal(weights["conv1.bias"], before["conv1.bias"])
@@ -137,7 +137,7 @@ def test_a_layers_own_rate_replaces_that_of_its_weights_and_its_biases() -> None
 
 
 def test_a_layer_frozen_in_motion_stays_where_it_is() -> None:
-    moving, frozen = Rates(0.1, 0.1), Rates(0.1, 0.1, {"conv1": 0.0})
+    moving, frozen = LearningRates(0.1, 0.1), LearningRates(0.1, 0.1, {"conv1": 0.0})
     before, after = (stepped(OptimizerConfig(**PAPER), r) for r in ([moving], [moving, frozen]))
     assert torch.equal(after["conv1.weight"], before["conv1.weight"])
     assert not torch.equal(after["fc8.weight"], before["fc8.weight"])
@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_updates_nothing(loss: float) -> None:
     net = small_net()
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     optimizer = PaperSGD(net, OptimizerConfig(**PAPER))
-    optimizer.set_rates(Rates(0.1, 0.1))
+    optimizer.set_rates(LearningRates(0.1, 0.1))
     for name, grad in gradients(net, 0).items():
         net.get_parameter(name).grad = grad
     optimizer.step(loss=torch.tensor(loss))
@@ -160,6 +160,6 @@ def test_parameters_without_a_gradient_stay() -> None:
     net = small_net()
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     optimizer = PaperSGD(net, OptimizerConfig(**PAPER))
-    optimizer.set_rates(Rates(0.1, 0.1))
+    optimizer.set_rates(LearningRates(0.1, 0.1))
     optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())

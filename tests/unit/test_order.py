@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from alexnet2012.config.enums import LightingScale
 from alexnet2012.config.schema import AugmentConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.data import augmentation as order
+from alexnet2012.data import augmentation
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
@@ -23,14 +23,16 @@ epochs = st.integers(0, 100)
 
 def positions(count: int, batch: int, replicas: int, first_step: int = 0) -> list[np.ndarray]:
     """Positions read at each step by all replicas, put together."""
-    parts = [order.replica_parts(count, batch, r, replicas)[first_step:] for r in range(replicas)]
+    parts = [
+        augmentation.replica_parts(count, batch, r, replicas)[first_step:] for r in range(replicas)
+    ]
     at = np.arange(count)
     return [np.concatenate([at[part] for part, _ in step]) for step in zip(*parts, strict=True)]
 
 
 @given(counts, seeds, epochs)
 def test_every_picture_comes_exactly_once_an_epoch(count: int, seed: int, epoch: int) -> None:
-    assert sorted(order.epoch_order(count, seed, epoch)) == list(range(count))
+    assert sorted(augmentation.epoch_order(count, seed, epoch)) == list(range(count))
 
 
 @given(counts, st.integers(1, 64), st.integers(1, 6))
@@ -47,7 +49,9 @@ def test_rows_say_where_in_the_global_batch_a_replica_stands(
     count: int, batch: int, replicas: int
 ) -> None:
     for replica in range(replicas):
-        for step, (at, rows) in enumerate(order.replica_parts(count, batch, replica, replicas)):
+        for step, (at, rows) in enumerate(
+            augmentation.replica_parts(count, batch, replica, replicas)
+        ):
             assert at.start == step * batch + rows.start
             assert at.stop - at.start == rows.size
             assert rows.total == min(batch, count - step * batch)
@@ -66,7 +70,7 @@ def test_a_restart_reads_what_an_undisturbed_epoch_reads_from_there_on(
 
 
 def test_draws_of_a_slice_are_a_slice_of_the_draws() -> None:
-    whole = order.draws(PAPER, 100, MARGIN, seed=3, epoch=1)
+    whole = augmentation.draws(PAPER, 100, MARGIN, seed=3, epoch=1)
     part = whole[17:40]
     assert len(part) == 23
     assert np.array_equal(part.crop_yx, whole.crop_yx[17:40])
@@ -77,13 +81,13 @@ def test_draws_of_a_slice_are_a_slice_of_the_draws() -> None:
 @pytest.mark.parametrize("kind", ["seed", "name", "epoch"])
 def test_streams_differ_in(kind: str) -> None:
     other = {"seed": (1, "a", 0), "name": (0, "b", 0), "epoch": (0, "a", 1)}[kind]
-    assert order.stream(0, "a", 0).random() != order.stream(*other).random()
+    assert augmentation.stream(0, "a", 0).random() != augmentation.stream(*other).random()
 
 
 def test_a_stream_is_the_same_in_every_process() -> None:
     # A value written down once: it would change with Python's hash of strings, or with numpy's
     # generator, and then no run could be repeated.
-    assert order.stream(0, "order", 0).integers(2**31, size=3).tolist() == [
+    assert augmentation.stream(0, "order", 0).integers(2**31, size=3).tolist() == [
         1949664952,
         2003482808,
         130549370,
@@ -93,7 +97,9 @@ def test_a_stream_is_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(("augment", "last"), [(PAPER, 31), (CODE, 32)], ids=["paper", "code145"])
 def test_crops_reach_every_position_evenly(augment: AugmentConfig, last: int) -> None:
     count = 40_000
-    yx = order.draws(replace(augment, images_per_draw=1), count, MARGIN, seed=0, epoch=0).crop_yx
+    yx = augmentation.draws(
+        replace(augment, images_per_draw=1), count, MARGIN, seed=0, epoch=0
+    ).crop_yx
     for axis in range(2):
         times = np.bincount(yx[:, axis])
         assert len(times) == last + 1
@@ -104,19 +110,19 @@ def test_crops_reach_every_position_evenly(augment: AugmentConfig, last: int) ->
 
 
 def test_half_of_the_pictures_are_flipped() -> None:
-    flip = order.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).flip
+    flip = augmentation.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).flip
     assert abs(flip.mean() - 0.5) < 6 * 0.5 / 200
 
 
 def test_alpha_has_the_standard_deviation_of_the_recipe() -> None:
-    alpha = order.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).alpha
+    alpha = augmentation.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).alpha
     assert alpha.dtype == np.float32
     assert np.abs(alpha.std(axis=0) - 0.1).max() < 6 * 0.1 / np.sqrt(2 * 40_000)
     assert np.abs(alpha.mean(axis=0)).max() < 6 * 0.1 / 200
 
 
 def test_code145_shares_crop_and_flip_among_32_pictures_but_not_the_lighting() -> None:
-    drawn = order.draws(CODE, 100, MARGIN, seed=0, epoch=0)
+    drawn = augmentation.draws(CODE, 100, MARGIN, seed=0, epoch=0)
     for start in (0, 32, 64, 96):
         group = drawn[start : start + 32]
         assert (group.crop_yx == group.crop_yx[0]).all()
@@ -127,22 +133,22 @@ def test_code145_shares_crop_and_flip_among_32_pictures_but_not_the_lighting() -
 
 def test_what_is_switched_off_is_not_drawn() -> None:
     off = replace(PAPER, crop=False, flip=False, lighting=False)
-    drawn = order.draws(off, 10, MARGIN, seed=0, epoch=0)
+    drawn = augmentation.draws(off, 10, MARGIN, seed=0, epoch=0)
     assert (drawn.crop_yx == 16).all()
     assert not drawn.flip.any()
     assert not drawn.alpha.any()
 
 
 def test_switching_one_draw_off_leaves_the_others_as_they_were() -> None:
-    with_flip = order.draws(PAPER, 50, MARGIN, seed=0, epoch=0)
-    without = order.draws(replace(PAPER, flip=False), 50, MARGIN, seed=0, epoch=0)
+    with_flip = augmentation.draws(PAPER, 50, MARGIN, seed=0, epoch=0)
+    without = augmentation.draws(replace(PAPER, flip=False), 50, MARGIN, seed=0, epoch=0)
     assert np.array_equal(with_flip.crop_yx, without.crop_yx)
     assert np.array_equal(with_flip.alpha, without.alpha)
 
 
 @pytest.mark.parametrize("augment", [PAPER, CODE], ids=["paper", "code145"])
 def test_without_a_margin_there_is_one_position(augment: AugmentConfig) -> None:
-    assert not order.draws(augment, 50, 0, seed=0, epoch=0).crop_yx.any()
+    assert not augmentation.draws(augment, 50, 0, seed=0, epoch=0).crop_yx.any()
 
 
 # What cuda-convnet2 stores for ImageNet: standard deviations and eigenvectors, largest last.
@@ -161,7 +167,7 @@ def test_lighting_of_imagenet_has_the_published_strength(
     scale: LightingScale, lengths: list[float]
 ) -> None:
     orthogonal, _ = np.linalg.qr(VECTORS)  # three digits are not quite orthogonal
-    basis = order.lighting_basis(orthogonal * STD**2 @ orthogonal.T, scale)
+    basis = augmentation.lighting_basis(orthogonal * STD**2 @ orthogonal.T, scale)
     assert np.allclose(np.linalg.norm(basis, axis=0), lengths, rtol=1e-9)
     # The largest component is grey: its three channels have one sign, made positive.
     assert (basis[:, 0] > 0).all()
@@ -170,18 +176,18 @@ def test_lighting_of_imagenet_has_the_published_strength(
 def test_lighting_noise_has_the_covariance_of_the_pixels() -> None:
     root = np.random.default_rng(0).normal(size=(3, 3)) * 50
     covariance = root @ root.T
-    basis = order.lighting_basis(covariance, LightingScale.standard_deviations)
+    basis = augmentation.lighting_basis(covariance, LightingScale.standard_deviations)
     assert np.allclose(basis @ basis.T, covariance)
 
 
 def test_lighting_of_grey_pictures_is_grey() -> None:
-    basis = order.lighting_basis(np.full((3, 3), 900.0), LightingScale.standard_deviations)
+    basis = augmentation.lighting_basis(np.full((3, 3), 900.0), LightingScale.standard_deviations)
     assert np.allclose(basis[:, 0], 30)
     assert np.allclose(basis[:, 1:], 0, atol=1e-5)
 
 
 def test_ten_views_are_corners_and_centre_and_their_flips() -> None:
-    views = order.ten_views(256, 224).tolist()
+    views = augmentation.ten_views(256, 224).tolist()
     corners = [[0, 0], [0, 32], [32, 0], [32, 32], [16, 16]]
     assert views == [[*c, 0] for c in corners] + [[*c, 1] for c in corners]
-    assert order.centre_view(256, 224).tolist() == [[16, 16, 0]]
+    assert augmentation.centre_view(256, 224).tolist() == [[16, 16, 0]]

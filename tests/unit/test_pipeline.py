@@ -21,7 +21,7 @@ from PIL import Image
 
 from alexnet2012.config.schema import AugmentConfig, ConfigError, PrepareConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.data import augmentation as order
+from alexnet2012.data import augmentation
 from alexnet2012.data.loaders import (
     Batch,
     EvalLoader,
@@ -32,7 +32,7 @@ from alexnet2012.data.loaders import (
 )
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.tower_feed import HERE, Place
+from alexnet2012.data.tower_feed import HERE, LoaderPlacement
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def loader(
-    store: Store, augment: AugmentConfig = PAPER, place: Place = HERE, **others: int
+    store: Store, augment: AugmentConfig = PAPER, place: LoaderPlacement = HERE, **others: int
 ) -> TrainLoader:
     options = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
     return TrainLoader(store, store.split("train"), augment, **options, place=place)
@@ -85,10 +85,10 @@ def expected_training(
 ) -> np.ndarray:
     """The whole epoch, picture by picture: float64 [count, 3, S, S]."""
     count = len(split.paths)
-    drawn = order.draws(augment, count, SIZE - INPUT, 5, epoch)
-    basis = order.lighting_basis(store.rgb_covariance, augment.lighting_scale)
+    drawn = augmentation.draws(augment, count, SIZE - INPUT, 5, epoch)
+    basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
     result = []
-    for at, index in enumerate(order.epoch_order(count, 5, epoch)):
+    for at, index in enumerate(augmentation.epoch_order(count, 5, epoch)):
         y, x = drawn.crop_yx[at]
         image = decoded(split.paths[index])[y : y + INPUT, x : x + INPUT].astype(np.float64)
         if augment.mean_follows_crop:
@@ -118,7 +118,7 @@ def test_training_pictures_are_those_of_the_numpy_version(
 
 def test_the_mean_under_each_window_is_cut_and_flipped_alike_on_a_gpu() -> None:
     mean = torch.rand(SIZE, SIZE, 3)
-    drawn = order.draws(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
+    drawn = augmentation.draws(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
     assert 0 < drawn.flip.sum() < 20
     yx, flips = torch.from_numpy(drawn.crop_yx), torch.from_numpy(drawn.flip)
     for window, (y, x), flip in zip(
@@ -225,7 +225,7 @@ def test_evaluation_reads_every_picture_once_in_order(
             input_size=INPUT,
             views=views,
             batch_size=4,
-            place=Place(replica=replica, replicas=replicas),
+            place=LoaderPlacement(replica=replica, replicas=replicas),
         )
         for replica in range(replicas)
     ]
@@ -257,7 +257,7 @@ def test_replicas_together_have_the_global_batch(store: Store, augment: AugmentC
     # 42 pictures in steps of 10: the last has 2 for three replicas, and one gets none.
     alone = list(loader(store, augment, batch_size=10).epoch(1))
     each = [
-        list(loader(store, augment, Place(replica=r, replicas=3), batch_size=10).epoch(1))
+        list(loader(store, augment, LoaderPlacement(replica=r, replicas=3), batch_size=10).epoch(1))
         for r in range(3)
     ]
     for whole, *parts in zip(alone, *each, strict=True):

@@ -23,19 +23,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet2012 import AlexNet
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Precision, Step
+from alexnet2012.config.enums import LayerOp, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.ledger.measurements import EXCHANGED_FLOATS
-from alexnet2012.nn import cost_model as costs
+from alexnet2012.nn import cost_model
 from alexnet2012.nn.cost_model import (
-    Kept,
     LayerCost,
     Layout,
     Link,
     Peaks,
+    SavedForBackward,
     StepTime,
     Work,
     bounded_work,
@@ -46,11 +46,11 @@ from alexnet2012.nn.cost_model import (
     step_time,
 )
 from alexnet2012.nn.flops import LayerAudit, audit
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.nn.precision import TYPES
+from alexnet2012.nn.precision import DTYPES
 from alexnet2012.plan import plan, run
-from alexnet2012.utils.shard import Share, largest_share
+from alexnet2012.utils.shard import Shard, padded_shard_size
 
 CLASSES, ROWS = 11, 2  # classes that two towers cannot share evenly
 SIZES = {"cifar4": ModelConfig(input_size=32)}
@@ -110,7 +110,7 @@ def forward(net: AlexNet, rows: int, replicas: int = 1) -> Tensor:
     size = net.config.input_size
     images = torch.zeros(rows, 3, size, size, dtype=net.types.activations)
     images = images.contiguous(memory_format=torch.channels_last)
-    logits = net(images, Share(0, rows, rows * replicas))
+    logits = net(images, Shard(0, rows, rows * replicas))
     return F.cross_entropy(logits, torch.zeros(rows, dtype=torch.long), reduction="sum")
 
 
@@ -128,7 +128,7 @@ def forward(net: AlexNet, rows: int, replicas: int = 1) -> Tensor:
 def test_planned_bytes_are_those_that_torch_counts(
     replicas: int, towers: int, precision: Precision
 ) -> None:
-    types = TYPES[precision]
+    types = DTYPES[precision]
     sizes = types.activations.itemsize, types.parameters.itemsize
     layout = Layout(ROWS * replicas, replicas, towers, *sizes)
     plans = planned("paper", layout)
@@ -192,21 +192,21 @@ def kept_by_torch(recipe: str, towers: int, precision: Precision) -> int:
 )
 def test_planned_activations_are_those_that_torch_keeps(recipe: str, towers: int) -> None:
     for precision in Precision:
-        types = TYPES[precision]
+        types = DTYPES[precision]
         sizes = types.activations.itemsize, types.parameters.itemsize
         layout = Layout(ROWS, 1, towers, *sizes)
         plans = planned(recipe, layout)
         kept = ROWS * sum(cost.kept_bytes for cost in plans)
         copies = memory_bytes(plans, layout).get("weights as activations", 0)
         if copies:  # of biases too, but backward does not read those
-            here = (largest_share(layer.biases, towers) for layer in audited(recipe))
+            here = (padded_shard_size(layer.biases, towers) for layer in audited(recipe))
             copies -= types.activations.itemsize * sum(here)
         kept += copies
         assert kept == kept_by_torch(recipe, towers, precision)
 
 
 def test_a_map_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(costs.KEPT, Step.activation, Kept())
+    monkeypatch.setitem(cost_model.KEPT, LayerOp.activation, SavedForBackward())
     kept = ROWS * sum(cost.kept_bytes for cost in planned("paper", Layout(ROWS)))
     assert kept < kept_by_torch("paper", 1, Precision.fp32)
 
@@ -216,7 +216,7 @@ def test_planned_memory_is_nearly_the_peak_that_torch_tracks(recipe: str) -> Non
     rows = 16
     net = net_on(Mesh(torch.device("cpu")), recipe)
     optimizer = PaperSGD(net, net.recipe.optimizer)
-    optimizer.set_rates(Rates(0.01, 0.01))
+    optimizer.set_rates(LearningRates(0.01, 0.01))
     tracker = MemTracker()
     tracker.track_external(net, optimizer)
     with tracker:

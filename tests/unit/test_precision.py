@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012 import AlexNet
-from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ModelConfig, RecipeConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 SMALL = ModelConfig(width=0.125, input_size=64)
@@ -28,7 +28,7 @@ def smooth(recipe: str) -> RecipeConfig:
     """Pools that average: with tanh, nothing is left that turns on a last digit."""
     found = load_recipe(recipe)
     for conv in found.convs.values():
-        conv.after = [Step.average_pool if s is Step.max_pool else s for s in conv.after]
+        conv.after = [LayerOp.average_pool if s is LayerOp.max_pool else s for s in conv.after]
     return found
 
 
@@ -85,7 +85,7 @@ def off(precision: str, recipe: RecipeConfig, config: ModelConfig) -> dict[str, 
 def test_bf16_weights_take_updates_that_bf16_could_not_hold() -> None:
     model = net("bf16", load_recipe("code145"))
     optimizer = PaperSGD(model, model.recipe.optimizer)
-    optimizer.set_rates(Rates(1e-9, 1e-9))
+    optimizer.set_rates(LearningRates(1e-9, 1e-9))
     before = model.get_parameter("fc8.weight").detach().clone()
     images, labels = pictures()
     F.cross_entropy(model(images), labels).backward()

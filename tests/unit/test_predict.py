@@ -28,8 +28,8 @@ from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, P
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
-from alexnet2012.inference.images import find_pictures, with_pictures
-from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.inference.images import collect_images, find_images
+from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.utils.text import printable
 
 Say = Callable[..., dict]  # type: ignore[type-arg]
@@ -64,7 +64,9 @@ def say(saved_run: Path, capsys: pytest.CaptureFixture[str]) -> Say:
     return said
 
 
-def probabilities_in_the_store(net: Trained, store: Store, views: int) -> dict[str, torch.Tensor]:
+def probabilities_in_the_store(
+    net: TrainedModel, store: Store, views: int
+) -> dict[str, torch.Tensor]:
     """By name in the source: DALI's pictures through the net, views averaged."""
     loader = EvalLoader(
         store, store.split("val", 1), net.model.recipe.augment,
@@ -82,7 +84,7 @@ def probabilities_in_the_store(net: Trained, store: Store, views: int) -> dict[s
 
 @pytest.mark.parametrize("views", [1, 10])
 def test_guesses_are_those_of_the_same_picture_in_a_store(
-    net: Trained, photos_store: Store, photos_folder: Path, say: Say, views: int
+    net: TrainedModel, photos_store: Store, photos_folder: Path, say: Say, views: int
 ) -> None:
     in_store = probabilities_in_the_store(net, photos_store, views)
     pictures = [photos_folder / name for name in in_store]
@@ -131,20 +133,20 @@ def test_the_terminal_shows_bars_within_80_columns(
 
 
 def test_several_nets_are_averaged_whatever_sizes_they_read(
-    net: Trained, saved_run: Path, photos_folder: Path, say: Say, tmp_path: Path
+    net: TrainedModel, saved_run: Path, photos_folder: Path, say: Say, tmp_path: Path
 ) -> None:
     picture = photos_folder / "val" / "clock" / "0000.jpg"
     from alexnet2012.checkpoint import io as checkpoint
     from alexnet2012.checkpoint import manifest as saves
-    from alexnet2012.checkpoint.manifest import plain
-    from alexnet2012.checkpoint.state import Snapshot
+    from alexnet2012.checkpoint.manifest import to_plain
+    from alexnet2012.checkpoint.state import TrainingState
     from alexnet2012.nn.alexnet import AlexNet
 
     other = AlexNet("paper", 16, model=net.model.config, seed=9)
     progress = saves.read_progress(saved_run / "checkpoints" / "step-0000007")
-    progress.settings["recipe"] = plain(other.recipe)
+    progress.settings["recipe"] = to_plain(other.recipe)
     mean_image = np.full((96, 96, 3), 120, np.float32)
-    snapshot = Snapshot.of(other, None, progress, mean_image)
+    snapshot = TrainingState.of(other, None, progress, mean_image)
     checkpoint.save(tmp_path / "other", snapshot, other.mesh)
     nets = [str(saved_run), str(tmp_path / "other")]
 
@@ -156,7 +158,7 @@ def test_several_nets_are_averaged_whatever_sizes_they_read(
     assert found(nets) == pytest.approx((found(nets[0]) + found(nets[1])) / 2, abs=1e-9)
     assert abs(found(nets[0]) - found(nets[1])).max() > 1e-3
     progress.classes = [*progress.classes[1:], "another"]
-    snapshot = Snapshot.of(other, None, progress, mean_image)
+    snapshot = TrainingState.of(other, None, progress, mean_image)
     checkpoint.save(tmp_path / "else", snapshot, other.mesh)
     with pytest.raises(ConfigError, match=r"checkpoint=.*else: was trained on other classes than"):
         found([*nets, str(tmp_path / "else")])
@@ -215,7 +217,7 @@ def test_a_mistake_in_what_is_named_is_told(
 
 def read_back(words: list[str]) -> object:
     """What Hydra and OmegaConf make of the pictures."""
-    (override,) = OverridesParser.create().parse_overrides(with_pictures(words))
+    (override,) = OverridesParser.create().parse_overrides(collect_images(words))
     made = OmegaConf.create({"images": override.value()})
     return OmegaConf.to_container(made, resolve=True)["images"]  # type: ignore[index,call-overload]
 
@@ -232,18 +234,18 @@ def test_any_name_reaches_the_program_as_it_was_given(name: str) -> None:
 
 def test_bare_words_become_the_pictures_and_json_a_setting() -> None:
     words = ["checkpoint=RUN", "it's (1), [2] ${x}.jpg", "--json", "http://host/?id=1", "views=1"]
-    config, _ = compose_config("predict", PredictConfig, with_pictures(words))
+    config, _ = compose_config("predict", PredictConfig, collect_images(words))
     assert config.images == ["it's (1), [2] ${x}.jpg", "http://host/?id=1"]
     assert (config.json, config.views, config.checkpoint) == (True, 1, "RUN")
 
 
 def test_hydras_own_flags_are_no_pictures() -> None:
     words = ["--cfg", "job", "checkpoint=RUN", "images=a.jpg"]
-    assert with_pictures(words) == words
+    assert collect_images(words) == words
 
 
 def test_features_are_rows_of_the_last_hidden_layer_and_find_the_picture_itself(
-    net: Trained, saved_run: Path, album: Path, photos_folder: Path, tmp_path: Path,
+    net: TrainedModel, saved_run: Path, album: Path, photos_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out = tmp_path / "features.npy"
@@ -253,7 +255,7 @@ def test_features_are_rows_of_the_last_hidden_layer_and_find_the_picture_itself(
     )
     found = features.Features.load(out)
     assert found.activations.shape == (48, net.model.layers()["fc7"].rows.total)
-    assert found.files == find_pictures(str(photos_folder / "val"))
+    assert found.files == find_images(str(photos_folder / "val"))
     with torch.no_grad():  # fc8 reads them: they give the logits
         logits = net.model.fc8(torch.from_numpy(found.activations[:1]))
     capsys.readouterr()
@@ -279,7 +281,7 @@ def test_features_are_rows_of_the_last_hidden_layer_and_find_the_picture_itself(
 
 
 def test_features_of_another_net_or_with_another_list_are_refused(
-    saved_run: Path, net: Trained, photos_folder: Path, tmp_path: Path
+    saved_run: Path, net: TrainedModel, photos_folder: Path, tmp_path: Path
 ) -> None:
     out, picture = tmp_path / "features.npy", str(photos_folder / "val" / "moon")
     config = FeaturesConfig(str(saved_run), picture, str(out), device=Device.cpu)

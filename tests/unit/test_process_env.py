@@ -15,15 +15,15 @@ from alexnet2012 import init_mesh
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.store import Store
-from alexnet2012.distributed import rendezvous as meeting
+from alexnet2012.distributed import rendezvous
 from alexnet2012.distributed.process_env import (
     PROCESSES_HERE,
     TORCHRUN,
-    Place,
-    of_rank,
-    place,
-    processes_here,
-    started,
+    ProcessInfo,
+    current_process,
+    launched_process,
+    local_processes,
+    rank_env,
     under_torchrun,
 )
 
@@ -39,7 +39,7 @@ LEFT = {
 
 @pytest.fixture(autouse=True)
 def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in (*LEFT, *of_rank(0, 2, ""), TORCHRUN):
+    for key in (*LEFT, *rank_env(0, 2, ""), TORCHRUN):
         monkeypatch.delenv(key, raising=False)
 
 
@@ -54,18 +54,20 @@ def left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variables_count_beside_the_mark_of_who_starts_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert (started(), place(), under_torchrun()) == (None, Place(), False)
-    assert processes_here(2) == 2
+    assert (launched_process(), current_process(), under_torchrun()) == (None, ProcessInfo(), False)
+    assert local_processes(2) == 2
     monkeypatch.setenv(PROCESSES_HERE, "3")
-    assert processes_here(2) == 3
+    assert local_processes(2) == 3
     with monkeypatch.context() as patch:
         patch.setenv(TORCHRUN, "id")
-        assert place() == Place(rank=1, world_size=4, local_rank=1, processes_here=4)
+        assert current_process() == ProcessInfo(
+            rank=1, world_size=4, local_rank=1, local_world_size=4
+        )
         assert under_torchrun()
-        assert processes_here(2) == 4
-    for key, value in of_rank(0, 2, "file").items():
+        assert local_processes(2) == 4
+    for key, value in rank_env(0, 2, "file").items():
         monkeypatch.setenv(key, value)
-    assert place() == Place(rank=0, world_size=2, local_rank=0, processes_here=2)
+    assert current_process() == ProcessInfo(rank=0, world_size=2, local_rank=0, local_world_size=2)
     assert not under_torchrun()
 
 
@@ -117,7 +119,7 @@ def test_a_run_there_starts_its_own_processes_and_meets_nobody_else(
 def test_who_asks_to_join_others_that_are_not_there_is_told_so_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(meeting, "BY_HAND_S", 1)
+    monkeypatch.setattr(rendezvous, "BY_HAND_S", 1)
     began = time.monotonic()
     with pytest.raises(RunError, match=r"^rank 1 of 4 did not meet the others at MASTER_ADDR=127"):
         init_mesh(2, device="cpu")

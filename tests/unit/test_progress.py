@@ -11,7 +11,7 @@ import pytest
 from programs import in_terminal
 from rich.console import Console
 
-from alexnet2012.tracking import progress_bar as progress
+from alexnet2012.tracking import progress_bar
 from alexnet2012.tracking.progress_bar import CALM_S, TrainProgress, is_live
 
 
@@ -73,10 +73,10 @@ def test_the_lines_of_a_long_run_fit_80_columns(
 
 def test_the_bar_of_a_long_run_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, screen = Clock(), io.StringIO()
-    for name in progress.NOTEBOOKS:
+    for name in progress_bar.NOTEBOOKS:
         monkeypatch.delenv(name, raising=False)
     made = lambda: Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm"})  # noqa: E731
-    monkeypatch.setattr(progress, "Console", made)
+    monkeypatch.setattr(progress_bar, "Console", made)
     with TrainProgress(1_000_000, 900_000, clock) as display:
         for _ in range(3):
             clock.now_s += 0.01
@@ -103,7 +103,7 @@ def test_the_bar_of_a_long_run_fits_80_columns(monkeypatch: pytest.MonkeyPatch) 
 def test_a_line_is_drawn_over_only_where_that_can_be_seen(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], live: bool
 ) -> None:
-    for name in progress.NOTEBOOKS:
+    for name in progress_bar.NOTEBOOKS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in environment.items():

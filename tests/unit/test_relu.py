@@ -12,8 +12,7 @@ import pytest
 
 from alexnet2012.config.schema import ConfigError, ReproduceConfig
 from alexnet2012.data.store import Store
-from alexnet2012.ledger import relu_sweep
-from alexnet2012.ledger import sweeps as sweeping
+from alexnet2012.ledger import relu_sweep, sweeps
 from alexnet2012.ledger.claims import Scale
 from alexnet2012.ledger.relu_vs_tanh import (
     Errors,
@@ -134,7 +133,7 @@ def searched(tmp_path: Path, photos_store: Store, monkeypatch: pytest.MonkeyPatc
             if failed:
                 raise CalledProcessError(1, command)
 
-        monkeypatch.setattr(sweeping, "_run_child", run)
+        monkeypatch.setattr(sweeps, "_run_child", run)
         config = ReproduceConfig(out=str(tmp_path), seeds=3)
         return Sweeps(config, tmp_path, relu_sweep.RATES), trained
 

@@ -19,7 +19,7 @@ from PIL import Image
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.report.context import scientific, view
 from alexnet2012.ledger.report.render import claims_table, write_report
-from alexnet2012.ledger.report.svg import Curve, Level, line_chart, two_towers
+from alexnet2012.ledger.report.svg import Curve, ReferenceLine, line_chart, two_towers
 from alexnet2012.ledger.results import Reproduction, load_reproduction, save_reproduction
 from alexnet2012.tracking.image_grids import kernel_pictures
 
@@ -225,8 +225,8 @@ def test_the_towers_cross_only_where_something_is_exchanged() -> None:
 
 def test_a_chart_is_in_the_pages_colours_and_the_same_every_time() -> None:
     curves = [Curve("$paper$", [1, 2], [1.0, None]), Curve("b", [1, 2], [2.0, math.nan])]
-    chart = line_chart(curves, "step", "loss", "alt & more", Level(1.5, "chance"))
-    assert chart == line_chart(curves, "step", "loss", "alt & more", Level(1.5, "chance"))
+    chart = line_chart(curves, "step", "loss", "alt & more", ReferenceLine(1.5, "chance"))
+    assert chart == line_chart(curves, "step", "loss", "alt & more", ReferenceLine(1.5, "chance"))
     assert "var(--series-0)" in chart
     assert "var(--series-1)" in chart
     assert "#0a0001" not in chart

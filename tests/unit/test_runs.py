@@ -13,12 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from alexnet2012 import runs
-from alexnet2012.checkpoint import run_dir as run_dirs
-from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.checkpoint import run_dir
+from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import WandbMode
 from alexnet2012.config.schema import TrackingConfig, TrainConfig
-from alexnet2012.tracking.run_index import State, read
+from alexnet2012.tracking.run_index import RunState, read
 from alexnet2012.tracking.tracker import Tracker
 from alexnet2012.utils.metrics import error_interval_pct
 
@@ -58,9 +58,9 @@ def make_run(
 ) -> Path:
     """The directory of a run as training leaves it, without its checkpoints."""
     config, _ = compose_config("train", TrainConfig, list(overrides))
-    settings = plain(config)
-    with run_dirs.take(folder):
-        run_dirs.begin(folder, settings, None)
+    settings = to_plain(config)
+    with run_dir.lock_run_dir(folder):
+        run_dir.init_run_dir(folder, settings, None)
     if hydra:
         (folder / ".hydra").mkdir()
         (folder / ".hydra" / "config.yaml").write_text(
@@ -125,14 +125,14 @@ def test_the_states_of_runs_are_told(tmp_path: Path, say: Say) -> None:
     make_run(tmp_path / "a", finished=True)
     make_run(tmp_path / "b", step=4, finished=False)
     c = make_run(tmp_path / "c", step=4, finished=False)
-    with run_dirs.take(c):
+    with run_dir.lock_run_dir(c):
         states = {run["run"][-1]: (run["state"], run["step"]) for run in listed(say, tmp_path)}
         assert states == {"a": ("finished", 6), "b": ("interrupted", 4), "c": ("running", 4)}
         table = say(tmp_path)
     assert table.count("4 of 6") == 2
     assert "3 runs: 1 running, 1 interrupted, 1 finished" in table
-    assert read(c).state is State.interrupted
-    with run_dirs.take(c):  # nobody is kept from it by having been listed
+    assert read(c).state is RunState.interrupted
+    with run_dir.lock_run_dir(c):  # nobody is kept from it by having been listed
         pass
 
 
@@ -141,7 +141,7 @@ def test_a_record_that_is_being_written_is_passed_over(tmp_path: Path) -> None:
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')
     found = read(folder)
-    assert (found.state, found.step, found.problem) == (State.interrupted, 4, None)
+    assert (found.state, found.step, found.problem) == (RunState.interrupted, 4, None)
 
 
 @pytest.mark.parametrize(

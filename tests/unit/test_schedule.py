@@ -12,23 +12,23 @@ from hypothesis import strategies as st
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import ScheduleKind
 from alexnet2012.config.schema import DropConfig, ScheduleConfig, TrainConfig
-from alexnet2012.nn.lr_schedule import Rates, rates
+from alexnet2012.nn.lr_schedule import LearningRates, learning_rates
 
 ERRORS = st.lists(st.floats(0, 100), max_size=60)
 
 
-def rates_at(config: ScheduleConfig, epoch: int, errors: list[float]) -> Rates:
-    return rates(config, epoch, errors, batch_size=128)
+def rates_at(config: ScheduleConfig, epoch: int, errors: list[float]) -> LearningRates:
+    return learning_rates(config, epoch, errors, batch_size=128)
 
 
 @pytest.mark.parametrize("kind", ["paper", "code145"])
 def test_rates_grow_with_the_batch_only_where_they_are_meant_for_another(kind: str) -> None:
     config = schedule(kind)
     errors = [50.0] * 70
-    as_written = rates(config, 70, errors, batch_size=512)
+    as_written = learning_rates(config, 70, errors, batch_size=512)
     assert as_written == rates_at(config, 70, errors)
     config.reference_batch = 128
-    grown = rates(config, 70, errors, batch_size=512)
+    grown = learning_rates(config, 70, errors, batch_size=512)
     assert grown.weight == 4 * as_written.weight
     assert grown.bias == 4 * as_written.bias
     assert grown.layers == {name: 4 * rate for name, rate in as_written.layers.items()}
@@ -144,9 +144,11 @@ def test_a_drop_replaces_only_what_it_names() -> None:
             DropConfig(epoch=4, lighting=False),
         ],
     )
-    assert rates_at(config, 0, []) == Rates(0.1, 0.2)
-    assert rates_at(config, 2, []) == Rates(0.1, 0.02, {"conv1": 0.05})
-    assert rates_at(config, 8, []) == Rates(0.1, 0.02, {"conv1": 0.05, "fc6": 0.03}, lighting=False)
+    assert rates_at(config, 0, []) == LearningRates(0.1, 0.2)
+    assert rates_at(config, 2, []) == LearningRates(0.1, 0.02, {"conv1": 0.05})
+    assert rates_at(config, 8, []) == LearningRates(
+        0.1, 0.02, {"conv1": 0.05, "fc6": 0.03}, lighting=False
+    )
 
 
 def test_fixed_rates_ignore_the_validation_errors() -> None:

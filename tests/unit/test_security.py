@@ -19,10 +19,10 @@ import yaml
 import alexnet2012
 from alexnet2012 import AlexNet
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manifest import Progress, config_of, plain
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.manifest import Progress, config_of, to_plain
 from alexnet2012.checkpoint.run_dir import is_finished
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import ConfigError, ModelConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
@@ -65,7 +65,7 @@ def saved(tmp_path: Path) -> Path:
     """A checkpoint."""
     folder = tmp_path / "step-0000001"
     model, optimizer = build()
-    snapshot = Snapshot.of(model, optimizer, Progress(1, 0, classes=["a", "b"]), MEAN_IMAGE)
+    snapshot = TrainingState.of(model, optimizer, Progress(1, 0, classes=["a", "b"]), MEAN_IMAGE)
     checkpoint.save(folder, snapshot, model.mesh)
     return folder
 
@@ -130,7 +130,7 @@ def test_a_mean_image_that_is_a_pickle_is_refused(
     store.mkdir()
     for name in ("manifest.json", "train.tsv", "val.tsv"):
         shutil.copy(photos_store.root / name, store)
-    for file in (store / "mean_image.npy", saved / saves.MEAN_IMAGE):
+    for file in (store / "mean_image.npy", saved / manifest.MEAN_IMAGE):
         if kind == "pickle":
             file.write_bytes(pickle.dumps(Bomb(mark)))
         else:
@@ -138,7 +138,7 @@ def test_a_mean_image_that_is_a_pickle_is_refused(
     with pytest.raises(ConfigError, match="is damaged"):
         Store.open(store)
     with pytest.raises(ConfigError, match="is damaged"):
-        saves.read_mean_image(saved)
+        manifest.read_mean_image(saved)
 
 
 def test_kernels_of_a_reproduction_that_are_a_pickle_are_refused(
@@ -190,7 +190,7 @@ def test_settings_of_a_checkpoint_are_text_and_nothing_in_them_is_resolved(
     monkeypatch.setenv("SECRET", "a secret")
     config, _ = compose_config("train", TrainConfig, [])
     config.data.store = config.tracking.project = text
-    found = config_of(Progress(1, 0, settings=plain(config)))
+    found = config_of(Progress(1, 0, settings=to_plain(config)))
     assert found == config
 
 

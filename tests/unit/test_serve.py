@@ -23,14 +23,14 @@ from alexnet2012 import serve
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import ServeConfig
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.inference.activations import look, packed
+from alexnet2012.inference.activations import inspect_image, packed
 from alexnet2012.inference.images import stored_pixels
-from alexnet2012.inference.trained_model import Trained
-from alexnet2012.serve import MAX_UPLOAD_BYTES, Desk, Server
+from alexnet2012.inference.trained_model import TrainedModel
+from alexnet2012.serve import MAX_UPLOAD_BYTES, ModelSession, Server
 
 
 @pytest.fixture(scope="module")
-def server(net: Trained) -> Iterator[Server]:
+def server(net: TrainedModel) -> Iterator[Server]:
     with serving(net, views=1) as server:
         yield server
 
@@ -58,11 +58,13 @@ def bomb() -> bytes:
 
 
 def test_a_picture_is_answered_with_what_the_net_makes_of_it(
-    server: Server, net: Trained, picture: bytes
+    server: Server, net: TrainedModel, picture: bytes
 ) -> None:
     answer = post(server, picture)
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/octet-stream")
-    assert answer.content == packed(look(net, stored_pixels(picture, len(net.mean_image)), 1))
+    assert answer.content == packed(
+        inspect_image(net, stored_pixels(picture, len(net.mean_image)), 1)
+    )
 
 
 def test_the_page_is_whole_and_lets_nothing_else_in(server: Server) -> None:
@@ -197,13 +199,13 @@ def test_several_at_once_get_their_own_answers(server: Server, photos_folder: Pa
         assert list(pool.map(lambda data: post(server, data).content, pictures)) == one_by_one
 
 
-def test_names_from_a_net_are_text_and_no_markup(net: Trained, picture: bytes) -> None:
+def test_names_from_a_net_are_text_and_no_markup(net: TrainedModel, picture: bytes) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     recipe = replace(net.model.recipe, name=evil)
     model = net.model
     old, model.recipe = model.recipe, recipe
     try:
-        desk = Desk(replace(net, classes=tuple(f"{evil}\n{i}" for i in range(16))), views=1)
+        desk = ModelSession(replace(net, classes=tuple(f"{evil}\n{i}" for i in range(16))), views=1)
         page = desk.page("nonce").decode()
     finally:
         model.recipe = old
@@ -223,7 +225,7 @@ def test_names_from_a_net_are_text_and_no_markup(net: Trained, picture: bytes) -
     ],
 )
 def test_an_address_is_taken_for_one_of_this_machine_only_where_all_are_served(
-    net: Trained, host: str, shown: str, stranger: int
+    net: TrainedModel, host: str, shown: str, stranger: int
 ) -> None:
     with Server(host, 0) as server:
         assert server.address == f"http://{shown}:{server.port}/"

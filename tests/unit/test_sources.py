@@ -18,17 +18,17 @@ from alexnet2012.config.schema import (
 )
 from alexnet2012.config.validation import default_store
 from alexnet2012.data.preparation.prepare import prepare
-from alexnet2012.data.sources.base import Entry, Source
+from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.sources.registry import locate
 
 
-def open_source(path: Path | str, **settings: float) -> Source:
+def open_source(path: Path | str, **settings: float) -> ImageSource:
     config = PrepareConfig(source=str(path), store="unused", **settings)
     with locate(config).open(Path("unused"), False) as source:
         return source
 
 
-def listed(source: Source, split: str) -> list[tuple[str, int]]:
+def listed(source: ImageSource, split: str) -> list[tuple[str, int]]:
     return [(entry.name, entry.label) for entry in source.entries(split)]
 
 

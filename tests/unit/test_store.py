@@ -17,8 +17,8 @@ from PIL import Image
 
 from alexnet2012.config.enums import OnReject
 from alexnet2012.config.schema import ConfigError, PrepareConfig, RunError
-from alexnet2012.data.preparation import prepare as preparing
-from alexnet2012.data.preparation import progress as tally
+from alexnet2012.data.preparation import prepare as prepare_module
+from alexnet2012.data.preparation import progress
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.base import Entry
 from alexnet2012.data.store import Store
@@ -331,9 +331,9 @@ def test_a_store_with_rejects_is_none_for_on_reject_fail(tmp_path: Path) -> None
 @pytest.fixture
 def saving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job is saved, as in a preparation that takes its time."""
-    monkeypatch.setattr(preparing, "_PICTURES_PER_JOB", JOB)
-    monkeypatch.setattr(tally, "_PAUSE_S", 0)
-    monkeypatch.setattr(tally, "_SAVING_SHARE", math.inf)
+    monkeypatch.setattr(prepare_module, "_PICTURES_PER_JOB", JOB)
+    monkeypatch.setattr(progress, "_PAUSE_S", 0)
+    monkeypatch.setattr(progress, "_SAVING_SHARE", math.inf)
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
@@ -389,7 +389,7 @@ def test_unfinished_work_with_other_libraries_or_pictures_is_started_over_and_to
     reads: list[str] = []
     reading(monkeypatch, reads.append)
     if change == "versions":
-        monkeypatch.setattr(tally, "_versions", lambda: {"numpy": "another"})
+        monkeypatch.setattr(progress, "_versions", lambda: {"numpy": "another"})
     else:
         os.utime(source / "train" / "owl" / "7.jpg", ns=(1, 1))
     made = prepare(settings(source, begun), progress=False)

@@ -9,8 +9,8 @@ import torch
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.collectives import Traffic
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.training.meters import Sums, Throughput
-from alexnet2012.utils.shard import Share
+from alexnet2012.training.meters import LossMeter, ThroughputMeter
+from alexnet2012.utils.shard import Shard
 
 SAVED = [[1.0, 2.0, 3.0], [0.1, 0.2, 4.0]]  # loss, errors and pictures of two replicas
 
@@ -20,18 +20,20 @@ def replica(number: int, of: int) -> Mesh:
 
 
 def test_each_replica_of_the_same_mesh_goes_on_with_its_own() -> None:
-    assert [Sums.restored(SAVED, replica(r, 2)) for r in (0, 1)] == [Sums(*row) for row in SAVED]
+    assert [LossMeter.restored(SAVED, replica(r, 2)) for r in (0, 1)] == [
+        LossMeter(*row) for row in SAVED
+    ]
 
 
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_on_another_mesh_the_first_replica_goes_on_with_the_sum(replicas: int) -> None:
-    first, *others = (Sums.restored(SAVED, replica(r, replicas)) for r in range(replicas))
-    assert first == Sums(1.1, 2.2, 7.0)
-    assert others == [Sums()] * (replicas - 1)
+    first, *others = (LossMeter.restored(SAVED, replica(r, replicas)) for r in range(replicas))
+    assert first == LossMeter(1.1, 2.2, 7.0)
+    assert others == [LossMeter()] * (replicas - 1)
 
 
 def test_nothing_was_saved_of_a_run_that_had_not_begun() -> None:
-    assert Sums.restored([], replica(0, 2)) == Sums()
+    assert LossMeter.restored([], replica(0, 2)) == LossMeter()
 
 
 def test_a_pace_is_of_the_steps_since_the_last_and_adds_up_to_the_whole(
@@ -39,8 +41,8 @@ def test_a_pace_is_of_the_steps_since_the_last_and_adds_up_to_the_whole(
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr("alexnet2012.training.meters.time.perf_counter", lambda: now_s)
-    throughput, traffic, paces = Throughput(), Traffic(), []
-    batch = Batch(torch.empty(2), torch.empty(2), np.arange(2), Share(0, 2, 4))  # of two replicas
+    throughput, traffic, paces = ThroughputMeter(), Traffic(), []
+    batch = Batch(torch.empty(2), torch.empty(2), np.arange(2), Shard(0, 2, 4))  # of two replicas
     for epoch in range(2):
         now_s += 100  # a validation, which does not count
         throughput.start()

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manifest import plain
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.checkpoint.run_dir import check_start, is_finished
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, ReproduceConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.ledger import sweeps as sweeping
+from alexnet2012.ledger import sweeps as sweeps_module
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.sweeps import Sweeps
 from alexnet2012.reproduce import Reproduce
@@ -40,7 +40,7 @@ def finish(run_dir: Path, overrides: Sequence[str], error: float, store: str) ->
     """Leave what a run leaves at its end; returns its configuration."""
     config = replace(composed(*overrides), seed=int(run_dir.name))
     run_dir.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(plain(config)), run_dir / "config.yaml")
+    OmegaConf.save(OmegaConf.create(to_plain(config)), run_dir / "config.yaml")
     summary = {"top1_error_pct": error, "top5_error_pct": 5.0, "store_fingerprint": store}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     record = {"kind": "epoch", "step": 9, "epoch": 0, "loss": 1.0, "train_error_pct": error}
@@ -67,7 +67,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, photos_store: Store) -> list[str]:
                 finish(run_dir, words, error, photos_store.fingerprint)
                 done.append(f"{arm}/{seed}")
 
-    monkeypatch.setattr(sweeping, "_run_child", run)
+    monkeypatch.setattr(sweeps_module, "_run_child", run)
     return done
 
 
@@ -123,7 +123,7 @@ def test_no_net_starts_from_a_run_that_has_not_ended(saved_run: Path, tmp_path: 
         check_start(config, tmp_path / "new")
     (run / "summary.json").write_text("{}")
     check_start(config, tmp_path / "new")
-    config.init_from = str(saves.newest(run))
+    config.init_from = str(manifest.latest(run))
     (run / "summary.json").unlink()
     check_start(config, tmp_path / "new")
 
@@ -132,7 +132,9 @@ def test_a_training_ends_with_the_reproduction_that_is_killed(tmp_path: Path) ->
     file = tmp_path / "pid"
     reproduction = os.fork()
     if reproduction == 0:
-        sweeping._run_child(["sh", "-c", f"echo $$ > {file}.new; mv {file}.new {file}; sleep 60"])
+        sweeps_module._run_child(
+            ["sh", "-c", f"echo $$ > {file}.new; mv {file}.new {file}; sleep 60"]
+        )
         os._exit(0)
     while not file.exists():
         time.sleep(0.01)
@@ -186,7 +188,7 @@ def test_full_scale_is_the_challenge_and_no_other_thousand_classes(
     split = replace(photos_store.split("val"), labels=np.zeros(pictures, np.int64))
     monkeypatch.setattr(Store, "split", lambda *_: split)
     names = tuple(classes.format(index) for index in range(1000))
-    monkeypatch.setattr(sweeping, "prepare", lambda _: replace(photos_store, classes=names))
+    monkeypatch.setattr(sweeps_module, "prepare", lambda _: replace(photos_store, classes=names))
     sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
     assert sweeps.scale("a net")[0].value == scale
 
@@ -207,7 +209,7 @@ def test_a_claim_of_one_edition_is_not_measured_in_full_on_the_other(
     split = replace(photos_store.split("val"), labels=np.zeros(pictures, np.int64))
     monkeypatch.setattr(Store, "split", lambda *_: split)
     names = tuple(f"n{index:08}" for index in range(1000))
-    monkeypatch.setattr(sweeping, "prepare", lambda _: replace(photos_store, classes=names))
+    monkeypatch.setattr(sweeps_module, "prepare", lambda _: replace(photos_store, classes=names))
     sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
     found = sweeps.of_its_edition(Measurement(claim, "1", Scale.full, "…"))
     assert found.scale.value == scale

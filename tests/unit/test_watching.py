@@ -14,11 +14,17 @@ from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.tracking.image_grids import WrongGuess, guess_sheet, kernel_sheets
-from alexnet2012.tracking.train_stats import SHOWN, Watch, WrongGuesses, kernels, update_ratios
-from alexnet2012.utils.shard import Share
+from alexnet2012.tracking.image_grids import Misclassified, kernel_grids, misclassified_grid
+from alexnet2012.tracking.train_stats import (
+    SHOWN,
+    TrainStats,
+    WorstMistakes,
+    kernels,
+    update_ratios,
+)
+from alexnet2012.utils.shard import Shard
 
 TINY = ModelConfig(width=0.04, input_size=64)
 
@@ -28,7 +34,7 @@ def net_and_optimizer() -> tuple[AlexNet, PaperSGD]:
     return model, PaperSGD(model, model.recipe.optimizer)
 
 
-def a_step(model: AlexNet, optimizer: PaperSGD, rates: Rates) -> None:
+def a_step(model: AlexNet, optimizer: PaperSGD, rates: LearningRates) -> None:
     images = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator())
     torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
     optimizer.set_rates(rates)
@@ -37,7 +43,7 @@ def a_step(model: AlexNet, optimizer: PaperSGD, rates: Rates) -> None:
 
 def test_an_update_ratio_is_the_norm_of_what_was_added_over_that_of_the_weights() -> None:
     model, optimizer = net_and_optimizer()
-    rates = Rates(weight=0.01, bias=0.02)
+    rates = LearningRates(weight=0.01, bias=0.02)
     a_step(model, optimizer, rates)  # so that there is momentum
     before = {name: layer.weight.detach().clone() for name, layer in model.layers().items()}
     a_step(model, optimizer, rates)
@@ -51,8 +57,8 @@ def test_an_update_ratio_is_the_norm_of_what_was_added_over_that_of_the_weights(
 
 def test_a_layer_that_stands_still_has_a_ratio_of_zero_whatever_its_momentum() -> None:
     model, optimizer = net_and_optimizer()
-    a_step(model, optimizer, Rates(weight=0.01, bias=0.02))
-    a_step(model, optimizer, Rates(weight=0.01, bias=0.02, layers={"conv2": 0.0}))
+    a_step(model, optimizer, LearningRates(weight=0.01, bias=0.02))
+    a_step(model, optimizer, LearningRates(weight=0.01, bias=0.02, layers={"conv2": 0.0}))
     found = update_ratios(model, optimizer, single_process())
     assert found.pop("conv2") == 0
     assert min(found.values()) > 0
@@ -60,7 +66,7 @@ def test_a_layer_that_stands_still_has_a_ratio_of_zero_whatever_its_momentum() -
 
 def test_nothing_is_computed_where_nobody_looks(photos_store: Store) -> None:
     model, optimizer = net_and_optimizer()
-    watch = Watch(model, optimizer, single_process(), photos_store.split("val"), ("a",))
+    watch = TrainStats(model, optimizer, single_process(), photos_store.split("val"), ("a",))
     assert (watch.ratios(), watch.pictures()) == ({}, {})
     batch = validation_batch(photos_store, 2)
     watch.look(batch, torch.full((2, 16), 1 / 16))
@@ -70,12 +76,12 @@ def test_nothing_is_computed_where_nobody_looks(photos_store: Store) -> None:
 
 def validation_batch(store: Store, count: int) -> Batch:
     labels = torch.from_numpy(store.split("val").labels[:count])
-    return Batch(torch.empty(count, 1), labels, np.arange(count), Share(0, count, count))
+    return Batch(torch.empty(count, 1), labels, np.arange(count), Shard(0, count, count))
 
 
 def test_the_surest_wrong_guesses_of_a_validation_are_kept(photos_store: Store) -> None:
     split, count = photos_store.split("val"), 2 * SHOWN
-    guesses = WrongGuesses(split, photos_store.classes)
+    guesses = WorstMistakes(split, photos_store.classes)
     batch = validation_batch(photos_store, count)
     probabilities = torch.zeros(count, 16)
     wrong = (batch.labels + 1) % 16
@@ -84,7 +90,7 @@ def test_the_surest_wrong_guesses_of_a_validation_are_kept(photos_store: Store) 
         probabilities[row, guessed] = 0.5 + row / 100
     for part in (slice(0, 5), slice(5, count)):
         rows = np.arange(count)[part]
-        one = Batch(batch.images[part], batch.labels[part], rows, Share(0, 1, 1))
+        one = Batch(batch.images[part], batch.labels[part], rows, Shard(0, 1, 1))
         guesses.look(one, probabilities[part])
     assert len(guesses.found) == SHOWN
     assert [guess.file for guess in guesses.found] == [
@@ -97,7 +103,7 @@ def test_the_surest_wrong_guesses_of_a_validation_are_kept(photos_store: Store) 
 
 
 def test_a_net_without_mistakes_has_an_empty_sheet(photos_store: Store) -> None:
-    guesses = WrongGuesses(photos_store.split("val"), photos_store.classes)
+    guesses = WorstMistakes(photos_store.split("val"), photos_store.classes)
     batch = validation_batch(photos_store, 3)
     guesses.look(batch, torch.nn.functional.one_hot(batch.labels, 16).float())
     assert guesses.found == []
@@ -106,8 +112,8 @@ def test_a_net_without_mistakes_has_an_empty_sheet(photos_store: Store) -> None:
 
 def test_the_sheet_shows_each_picture_and_cuts_long_names(photos_store: Store) -> None:
     file = photos_store.split("val").paths[0]
-    plain = guess_sheet([WrongGuess(file, "a", "b", 0.9)] * 5)
-    hostile = guess_sheet([WrongGuess(file, "a" * 500, "日本\x1b[2J\n" * 50, 0.9)] * 5)
+    plain = misclassified_grid([Misclassified(file, "a", "b", 0.9)] * 5)
+    hostile = misclassified_grid([Misclassified(file, "a" * 500, "日本\x1b[2J\n" * 50, 0.9)] * 5)
     assert plain.size == hostile.size
     with Image.open(file) as picture:
         small = picture.convert("RGB").resize((128, 128), Image.Resampling.BOX)
@@ -121,11 +127,11 @@ def test_the_kernels_of_each_tower_are_a_picture_of_their_own() -> None:
     model, _ = net_and_optimizer()
     weights = kernels(model)
     assert torch.equal(weights, model.full_state_dict()["conv1.weight"])
-    first, second = kernel_sheets(weights, 2, zoom=1)
+    first, second = kernel_grids(weights, 2, zoom=1)
     assert first.tobytes() != second.tobytes()
     changed = weights.clone()
     changed[-1] = -changed[-1]
-    again = kernel_sheets(changed, 2, zoom=1)
+    again = kernel_grids(changed, 2, zoom=1)
     assert again[0].tobytes() == first.tobytes()
     assert again[1].tobytes() != second.tobytes()
 
@@ -134,4 +140,4 @@ def test_a_net_of_one_tower_has_one_picture() -> None:
     recipe = load_recipe("paper")
     recipe.towers = 1
     model = AlexNet(recipe, 4, model=TINY)
-    assert len(kernel_sheets(kernels(model), recipe.towers)) == 1
+    assert len(kernel_grids(kernels(model), recipe.towers)) == 1

@@ -29,16 +29,16 @@ from alexnet2012.checkpoint.manifest import (
     METADATA,
     WRITING,
     Progress,
-    cause,
-    damaged,
-    in_order,
+    damaged_error,
+    first_line,
     read_progress,
     remove,
+    sorted_lines,
 )
 from alexnet2012.checkpoint.safetensors_writer import TensorWriter
-from alexnet2012.checkpoint.state import Snapshot, state_of
+from alexnet2012.checkpoint.state import TrainingState, tensors_of
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.distributed.consensus import agree, on_rank_0
+from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
@@ -50,7 +50,7 @@ warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
 
 def save(
     folder: Path,
-    snapshot: Snapshot,
+    snapshot: TrainingState,
     mesh: Mesh,
     group: dist.ProcessGroup | None = None,
 ) -> None:
@@ -61,11 +61,11 @@ def save(
             Nothing of it is left then, and nothing that was there before is harmed.
     """
     writing = folder.with_name(folder.name + WRITING)
-    for name in agree(snapshot.not_finite, mesh, group):
+    for name in gather_results(snapshot.not_finite, mesh, group):
         if name is not None:
             raise RunError(f"step {snapshot.progress.step}: {name} is no longer finite; not saved")
     try:
-        on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
+        run_on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
         writer = TensorWriter(writing)
         dcp.save(
             snapshot.state,
@@ -73,11 +73,11 @@ def save(
             process_group=group,
             no_dist=mesh.world_size == 1,
         )
-        sums = agree(lambda: writer.sums, mesh, group)
-        on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
+        sums = gather_results(lambda: writer.sums, mesh, group)
+        run_on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
     except (OSError, CheckpointException) as error:
-        why = cause(_of_a_rank(error))
-        on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
+        why = first_line(_of_a_rank(error))
+        run_on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
         raise RunError(
             f"{folder}: cannot be written ({why}); earlier checkpoints are as they were. "
             "Make room there and start the same command again: it goes on from the last one"
@@ -91,7 +91,7 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
         ConfigError: its streams are of a code that drew dropout otherwise.
     """
     progress = read_progress(folder)
-    state = state_of(model, optimizer)
+    state = tensors_of(model, optimizer)
     streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
     saved = _saved_shapes(folder) if streams else {}
     if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
@@ -103,7 +103,7 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
     return progress
 
 
-def take_over(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
+def load_pretrained(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
     """Start layers of a model from those of a verified checkpoint. Collective.
 
     ``names`` are the layers; without any it is all but the last, whose classes may be others.
@@ -124,11 +124,11 @@ def take_over(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
                 f"{name} is {has} there, {tuple(shape)} here; leave its layer out of init_layers"
             )
             raise ConfigError("init_from", folder, remedy)
-    state = {k: v for k, v in state_of(model, None).items() if k.split(".")[1] in chosen}
+    state = {k: v for k, v in tensors_of(model, None).items() if k.split(".")[1] in chosen}
     _load(state, folder, model)
 
 
-def _begin(writing: Path, snapshot: Snapshot) -> None:
+def _begin(writing: Path, snapshot: TrainingState) -> None:
     shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
     writing.mkdir(parents=True)
     with synced(writing / METADATA) as file:
@@ -140,7 +140,7 @@ def _begin(writing: Path, snapshot: Snapshot) -> None:
 
 
 def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> None:
-    sums = in_order([checksum_lines(writing, [METADATA, MEAN_IMAGE]), *tensor_sums])
+    sums = sorted_lines([checksum_lines(writing, [METADATA, MEAN_IMAGE]), *tensor_sums])
     with synced(writing / CHECKSUMS) as file:
         file.write(sums.encode("ascii"))
     sync_folder(writing)
@@ -155,14 +155,14 @@ def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
         reader = dcp.HuggingFaceStorageReader(str(folder))
         dcp.load(state, storage_reader=reader, no_dist=model.mesh.world_size == 1)
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-        raise damaged(folder, _of_a_rank(error)) from error
+        raise damaged_error(folder, _of_a_rank(error)) from error
 
 
 def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
     try:
         found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, ValueError, SafetensorError) as error:
-        raise damaged(folder, error) from error
+        raise damaged_error(folder, error) from error
     return {
         key: entry.size for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)
     }

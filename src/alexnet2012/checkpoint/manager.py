@@ -11,13 +11,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.schema import CheckpointConfig, ConfigError
 from alexnet2012.distributed.mesh import Mesh
 
 
-class Saver:
+class CheckpointManager:
     """Writes a run's snapshots on a thread; only the copy of the state keeps training waiting.
 
     The thread's collectives have a group of their own (gloo), so they never meet the training's.
@@ -50,7 +50,7 @@ class Saver:
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: TrainingState) -> None:
         """Start to write a snapshot; the one before must be written. Collective."""
         folder = self._folder / f"step-{snapshot.progress.step:07d}"
         self._writing = _in_background(lambda: self._write(folder, snapshot))
@@ -65,7 +65,7 @@ class Saver:
         if self._writing is not None:
             self._writing.result()
 
-    def _write(self, folder: Path, snapshot: Snapshot) -> None:
+    def _write(self, folder: Path, snapshot: TrainingState) -> None:
         checkpoint.save(folder, snapshot, self._mesh, self._group)
         if self._mesh.rank == 0:
             self._prune()
@@ -74,13 +74,13 @@ class Saver:
         keep_last = self._config.keep_last
         if keep_last is None:
             return
-        folders = saves.of_run(self._folder.parent)
+        folders = manifest.list_checkpoints(self._folder.parent)
         kept = folders[:keep_last]
         if self._config.keep_best:
             kept += _best(folders)
         for folder in folders:
             if folder not in kept:
-                saves.remove(folder)
+                manifest.remove(folder)
 
 
 def _best(folders: list[Path]) -> list[Path]:
@@ -88,7 +88,7 @@ def _best(folders: list[Path]) -> list[Path]:
     errors = {}
     for folder in reversed(folders):
         try:
-            error = saves.read_progress(folder).top1_error_pct
+            error = manifest.read_progress(folder).top1_error_pct
         except ConfigError:  # damaged: it has its turn when it is to be loaded
             continue
         if error is not None:

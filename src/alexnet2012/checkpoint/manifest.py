@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from alexnet2012.config.compose import literal
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.consensus import agree, on_rank_0
+from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh, log
 from alexnet2012.utils.files import checksum_lines
 
@@ -54,14 +54,14 @@ class Progress:
         return cls(
             step=0,
             epoch=0,
-            settings=plain(config),
+            settings=to_plain(config),
             classes=list(store.classes),
             store_fingerprint=store.fingerprint,
             code=code,
         )
 
 
-def plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
+def to_plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
     """A configuration as JSON types."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda e: e.value))
     return values
@@ -92,42 +92,42 @@ def verify(folder: Path, mesh: Mesh) -> None:
 
     def expected() -> str:
         if not (folder / METADATA).is_file() and not (folder / CHECKSUMS).is_file():
-            raise missing(folder)
+            raise missing_error(folder)
         return (folder / CHECKSUMS).read_bytes().decode("ascii", "replace")
 
     try:
-        wanted = on_rank_0(expected, mesh)
+        wanted = run_on_rank_0(expected, mesh)
         found = checksums(folder, mesh)
     except OSError as error:
-        raise damaged(folder, error) from error
+        raise damaged_error(folder, error) from error
     if found != wanted:
         here, there = set(found.splitlines()), set(wanted.splitlines())
         name = next((line[66:] for line in (*here - there, *there - here)), "") or CHECKSUMS
-        raise damaged(folder, ValueError(f"{name} has another checksum"))
+        raise damaged_error(folder, ValueError(f"{name} has another checksum"))
 
 
-def of_run(run_dir: Path) -> list[Path]:
+def list_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run directory, the last one first; one that was cut off is none."""
     folders = [f for f in (run_dir / "checkpoints").glob("step-*") if f.name[5:].isdigit()]
-    return sorted(folders, key=step_of, reverse=True)
+    return sorted(folders, key=checkpoint_step, reverse=True)
 
 
-def step_of(folder: Path) -> int:
+def checkpoint_step(folder: Path) -> int:
     return int(folder.name[5:])
 
 
-def newest(run_dir: Path) -> Path | None:
+def latest(run_dir: Path) -> Path | None:
     """The last checkpoint of a run directory, good or not."""
-    return next(iter(of_run(run_dir)), None)
+    return next(iter(list_checkpoints(run_dir)), None)
 
 
-def find(path: Path, mesh: Mesh) -> Path:
+def find_valid(path: Path, mesh: Mesh) -> Path:
     """A checkpoint whose files are as they were written, or the last such of a run. Collective.
 
     Raises:
         ConfigError: there is none.
     """
-    folders = on_rank_0(lambda: of_run(path), mesh)
+    folders = run_on_rank_0(lambda: list_checkpoints(path), mesh)
     if not folders:
         verify(path, mesh)
         return path
@@ -162,11 +162,11 @@ def read_progress(folder: Path) -> Progress:
     """
     file = folder / METADATA
     if not file.is_file():
-        raise missing(folder)
+        raise missing_error(folder)
     try:
         progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise damaged(folder, error) from error
+        raise damaged_error(folder, error) from error
     progress.settings = without_retired(progress.settings)
     return progress
 
@@ -176,7 +176,7 @@ def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
     try:
         mean_image: npt.NDArray[np.float32] = np.load(folder / MEAN_IMAGE, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
-        raise damaged(folder, error) from error
+        raise damaged_error(folder, error) from error
     return mean_image
 
 
@@ -187,26 +187,28 @@ def checksums(folder: Path, mesh: Mesh) -> str:
         files = (path.name for path in folder.iterdir() if path.name != CHECKSUMS)
         return sorted(name for name in files if not name.startswith("."))  # a desktop's, or NFS's
 
-    every = on_rank_0(names, mesh)
+    every = run_on_rank_0(names, mesh)
     own = every[mesh.rank :: mesh.world_size]
-    return in_order(agree(lambda: checksum_lines(folder, own), mesh))
+    return sorted_lines(gather_results(lambda: checksum_lines(folder, own), mesh))
 
 
-def in_order(parts: Sequence[list[str]]) -> str:
+def sorted_lines(parts: Sequence[list[str]]) -> str:
     """Lines of checksums by file name."""
     return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
 
 
-def missing(folder: Path) -> ConfigError:
+def missing_error(folder: Path) -> ConfigError:
     remedy = f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/step-0001000"
     return ConfigError("checkpoint", folder, remedy)
 
 
-def damaged(folder: Path, error: BaseException) -> ConfigError:
-    return ConfigError("checkpoint", folder, f"is damaged ({cause(error)}); use an earlier one")
+def damaged_error(folder: Path, error: BaseException) -> ConfigError:
+    return ConfigError(
+        "checkpoint", folder, f"is damaged ({first_line(error)}); use an earlier one"
+    )
 
 
-def cause(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what went wrong."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

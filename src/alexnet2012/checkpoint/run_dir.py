@@ -11,14 +11,14 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manifest import Progress, plain, without_retired
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.manifest import Progress, to_plain, without_retired
 from alexnet2012.config.enums import Decoder, Precision
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.data.store import Store, fingerprint
-from alexnet2012.distributed.consensus import on_rank_0
+from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh, uses_gpus
-from alexnet2012.distributed.process_env import processes_here
+from alexnet2012.distributed.process_env import local_processes
 from alexnet2012.tracking.backends import check_backends
 from alexnet2012.utils.files import replace_text
 
@@ -36,25 +36,25 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
             for that is not used, or nothing can show the records.
     """
     check_backends(config.tracking)
-    occupied = (run_dir / "metrics.jsonl").exists() or saves.newest(run_dir) is not None
+    occupied = (run_dir / "metrics.jsonl").exists() or manifest.latest(run_dir) is not None
     if config.resume is None and occupied:
         remedy = "holds a run already; set resume=auto to go on with it, or another directory"
         raise ConfigError("hydra.run.dir", run_dir, remedy)
     if config.resume == AUTO and occupied:
         if (settings := _settings(run_dir)) is not None:
             _check_same(settings, config, "hydra.run.dir", run_dir, "holds a run with")
-        if saves.newest(run_dir) is None and (run_dir / SUMMARY).exists():
+        if manifest.latest(run_dir) is None and (run_dir / SUMMARY).exists():
             remedy = "holds a finished run and no checkpoint to go on from; take another directory"
             raise ConfigError("hydra.run.dir", run_dir, remedy)
     if config.resume not in (None, AUTO):
-        saves.read_progress(Path(str(config.resume)))
+        manifest.read_progress(Path(str(config.resume)))
     if config.init_from is not None:
         path = Path(config.init_from)
         if (path / SETTINGS).is_file() and not (path / SUMMARY).is_file():
             remedy = "is a run that has not ended; end it first, or name one of its checkpoints"
             raise ConfigError("init_from", path, remedy)
-        saves.read_progress(saves.newest(path) or path)
-    there = uses_gpus(config.mesh.device, processes_here(config.mesh.processes))
+        manifest.read_progress(manifest.latest(path) or path)
+    there = uses_gpus(config.mesh.device, local_processes(config.mesh.processes))
     if config.data.decoder is Decoder.gpu and not there:
         raise ConfigError("data.decoder", "gpu", "pictures go to the cpu here; use auto or cpu")
     if config.precision is Precision.tf32 and not there:
@@ -73,16 +73,20 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     if store.size != config.data.store_size:
         remedy = f"holds pictures of {store.size} pixels; set data.store_size alike"
         raise ConfigError("data.store", config.data.store, remedy)
-    newest = on_rank_0(lambda: saves.newest(run_dir), mesh)
+    newest = run_on_rank_0(lambda: manifest.latest(run_dir), mesh)
     if config.resume is None or (config.resume == AUTO and newest is None):
         return store, None
-    folder = saves.find(run_dir if config.resume == AUTO else Path(config.resume), mesh)
-    found = saves.read_progress(folder)
-    check_fits(folder, found, config)
+    folder = manifest.find_valid(run_dir if config.resume == AUTO else Path(config.resume), mesh)
+    found = manifest.read_progress(folder)
+    check_compatible(folder, found, config)
     if found.store_fingerprint != store.fingerprint:
         remedy = f"was trained on another store than data.store={config.data.store}"
         raise ConfigError("resume", folder, f"{remedy}; use that one, or start a new run")
-    if config.resume != AUTO and newest is not None and saves.step_of(newest) > found.step:
+    if (
+        config.resume != AUTO
+        and newest is not None
+        and manifest.checkpoint_step(newest) > found.step
+    ):
         remedy = f"{newest} is later; set resume=auto, or another hydra.run.dir"
         raise ConfigError("resume", folder, remedy)
     return store, folder
@@ -91,7 +95,7 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
 def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     """Whether a run of the same settings, on the pictures of now, has come to its end there."""
     file = run_dir / SUMMARY
-    if not file.is_file() or complete(_settings(run_dir)) != flat(plain(config)):
+    if not file.is_file() or with_defaults(_settings(run_dir)) != flatten(to_plain(config)):
         return False
     store = Path(str(config.data.store))
     if not (store / "manifest.json").is_file():
@@ -100,7 +104,7 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     return bool(json.loads(file.read_text(encoding="utf-8")).get("store_fingerprint", now) == now)
 
 
-def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
+def check_compatible(folder: Path, progress: Progress, config: TrainConfig) -> None:
     """Refuse to go on from a checkpoint of another net, optimizer or data order.
 
     Raises:
@@ -109,19 +113,19 @@ def check_fits(folder: Path, progress: Progress, config: TrainConfig) -> None:
     _check_same(progress.settings, config, "resume", folder, "was saved with")
 
 
-def begin(run_dir: Path, settings: dict[str, Any], resumed: Path | None) -> None:
+def init_run_dir(run_dir: Path, settings: dict[str, Any], resumed: Path | None) -> None:
     """Write down whose the directory is. What is incomplete goes; what is damaged is set aside."""
     (run_dir / SUMMARY).unlink(missing_ok=True)  # of fewer epochs
     replace_text(run_dir / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))
-    saves.remove_incomplete(run_dir)
-    for folder in saves.of_run(run_dir):
+    manifest.remove_incomplete(run_dir)
+    for folder in manifest.list_checkpoints(run_dir):
         if resumed is not None and folder.name > resumed.name:
             aside = folder.with_name(folder.name + DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.replace(aside)
 
 
-def take(run_dir: Path) -> IO[str]:
+def lock_run_dir(run_dir: Path) -> IO[str]:
     """The run directory for this process alone, until the file that is returned is closed.
 
     Raises:
@@ -152,7 +156,7 @@ def _settings(run_dir: Path) -> Any:
 
 
 def _check_same(saved: Any, config: TrainConfig, key: str, where: Path, what: str) -> None:
-    here, there = flat(plain(config)), complete(saved)
+    here, there = flatten(to_plain(config)), with_defaults(saved)
     if here["recipe.name"] != there.get("recipe.name"):
         remedy = f"{what} recipe={there.get('recipe.name')}"
         remedy += f", this run has recipe={here['recipe.name']}; use the same"
@@ -169,16 +173,16 @@ def _check_same(saved: Any, config: TrainConfig, key: str, where: Path, what: st
             raise ConfigError(key, where, f"{remedy}; set {name} alike, or start a new run")
 
 
-def complete(saved: Any) -> dict[str, Any]:
+def with_defaults(saved: Any) -> dict[str, Any]:
     """Saved settings by their full keys; one that is newer than they are has its default."""
-    return flat(plain(TrainConfig())) | flat(without_retired(saved))
+    return flatten(to_plain(TrainConfig())) | flatten(without_retired(saved))
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by their full keys."""
     if not isinstance(value, dict):
         return {prefix: value}
     found: dict[str, Any] = {}
     for key, inner in value.items():
-        found.update(flat(inner, f"{prefix}.{key}" if prefix else key))
+        found.update(flatten(inner, f"{prefix}.{key}" if prefix else key))
     return found

@@ -22,7 +22,7 @@ from alexnet2012.nn.optim import PaperSGD
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TrainingState:
     """The state of a run at one step, in host memory, as this process holds it.
 
     The mean image [P, P, 3] that the net was trained with goes along: it belongs to the net, not
@@ -40,11 +40,11 @@ class Snapshot:
         optimizer: PaperSGD | None,
         progress: Progress,
         mean_image: npt.NDArray[np.float32],
-    ) -> Snapshot:
+    ) -> TrainingState:
         def copied(local: Tensor) -> Tensor:  # safetensors knows no other layout of memory
             return local.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
-        state = state_of(model, optimizer, copied)
+        state = tensors_of(model, optimizer, copied)
         return cls(state, copy.deepcopy(progress), mean_image)
 
     def not_finite(self) -> str | None:
@@ -56,7 +56,7 @@ class Snapshot:
         return None
 
 
-def state_of(
+def tensors_of(
     model: AlexNet, optimizer: PaperSGD | None, of: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> dict[str, Tensor]:
     """Parameters, momenta and streams: their own memory, or what ``of`` makes of it."""

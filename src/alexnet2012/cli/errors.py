@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.cli.help import choices_of
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.distributed.process_env import place
+from alexnet2012.distributed.process_env import current_process
 from alexnet2012.distributed.watchdog.failure_report import (
     EXIT_FAILURE,
     EXIT_MISTAKE,
@@ -77,7 +77,7 @@ def end_interrupted(number: signal.Signals) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if place().rank == 0 or SPEAKS in os.environ:
+    if current_process().rank == 0 or SPEAKS in os.environ:
         print(f"alexnet2012: {line}", file=sys.stderr)
     sys.exit(code)
 

@@ -19,7 +19,7 @@ class Activation(Choice):
     tanh = "tanh"
 
 
-class Step(Choice):
+class LayerOp(Choice):
     """What follows a convolution."""
 
     activation = "activation"

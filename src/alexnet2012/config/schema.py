@@ -18,11 +18,11 @@ from alexnet2012.config.enums import (
     Decoder,
     Device,
     Feed,
+    LayerOp,
     LightingScale,
     OnReject,
     Precision,
     ScheduleKind,
-    Step,
     WandbMode,
 )
 
@@ -93,7 +93,7 @@ class ConvConfig:
     padding: int = ranged(0, low=0)  # zeros on each side
     overhang: bool = False  # the last window may hang over the right and bottom edge
     reads_both_towers: bool = False
-    after: list[Step] = field(default_factory=lambda: [Step.activation])  # in this order
+    after: list[LayerOp] = field(default_factory=lambda: [LayerOp.activation])  # in this order
     init_std: float = MISSING
     init_bias: float = MISSING
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from alexnet2012.config.enums import LightingScale
 from alexnet2012.config.schema import AugmentConfig
-from alexnet2012.utils.shard import Share, share
+from alexnet2012.utils.shard import Shard, shard_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 def replica_parts(
     count: int, batch_size: int, replica: int, replicas: int
-) -> list[tuple[slice, Share]]:
+) -> list[tuple[slice, Shard]]:
     """For each step the positions that a replica reads, and which rows of the batch these are.
 
     Step s has the positions sB to (s+1)B, the last step what is left of them. A replica's share of
@@ -61,7 +61,7 @@ def replica_parts(
     """
     parts = []
     for start in range(0, count, batch_size):
-        rows = share(min(batch_size, count - start), replicas, replica)
+        rows = shard_of(min(batch_size, count - start), replicas, replica)
         parts.append((slice(start + rows.start, start + rows.stop), rows))
     return parts
 

@@ -6,7 +6,7 @@ from alexnet2012.config.enums import Feed
 from alexnet2012.config.schema import TrainConfig
 from alexnet2012.data.loaders import EvalLoader, TrainLoader
 from alexnet2012.data.store import Store
-from alexnet2012.data.tower_feed import Place
+from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.collectives import communicator_of
 from alexnet2012.distributed.mesh import Mesh
 
@@ -15,7 +15,7 @@ def loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLoader,
     """Of this rank, for training and for validation."""
     data, augment = config.data, config.recipe.augment
     split = data.feed is Feed.split
-    place = Place(
+    place = LoaderPlacement(
         replica=mesh.replica,
         replicas=mesh.replicas,
         device=mesh.device,

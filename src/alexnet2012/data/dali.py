@@ -33,7 +33,7 @@ from alexnet2012.data.store import Split
 CHECKERS = 4  # threads that compute digests
 
 
-class Feed(NamedTuple):
+class ExternalFeed(NamedTuple):
     """What a pipeline is given for a batch: pictures of the split, if it reads any, and arrays."""
 
     indices: npt.NDArray[np.int64]  # [n] or none
@@ -62,13 +62,13 @@ class Reader:
         self._graph, self._split, self._batch_size = graph, split, batch_size
         self._device, self._threads = device, threads
         self._pipe: Pipeline | None = None
-        self._feeds: Iterator[Feed] = iter(())
+        self._feeds: Iterator[ExternalFeed] = iter(())
         self._in_flight: deque[npt.NDArray[np.int64]] = deque()
         self._unchecked = np.ones(len(split.paths), np.bool_)
         self._checkers = ThreadPoolExecutor(CHECKERS)
         self._reading = 0
 
-    def read(self, feeds: Iterator[Feed]) -> Iterator[Tensor]:
+    def read(self, feeds: Iterator[ExternalFeed]) -> Iterator[Tensor]:
         """The output for each feed, [n, …].
 
         Raises:

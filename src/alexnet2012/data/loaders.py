@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from alexnet2012.config.schema import AugmentConfig, ConfigError
-from alexnet2012.data import augmentation as order
-from alexnet2012.data import dali as pipeline
+from alexnet2012.data import augmentation, dali
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.ten_crop import centre, view_places, viewed
-from alexnet2012.data.tower_feed import HERE, Input, Place, Step
-from alexnet2012.utils.shard import Share
+from alexnet2012.data.tower_feed import HERE, BatchPlan, InputPipeline, LoaderPlacement
+from alexnet2012.utils.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Batch:
     images: Tensor  # float32, training [n, 3, S, S], evaluation [n, V, 3, S, S]
     labels: Tensor  # int64 [n]
     indices: npt.NDArray[np.int64]  # [n] positions in the split
-    rows: Share  # which rows of the global batch these are
+    rows: Shard  # which rows of the global batch these are
 
 
 class TrainLoader:
@@ -61,25 +60,25 @@ class TrainLoader:
         input_size: int,
         batch_size: int,
         seed: int,
-        place: Place = HERE,
+        place: LoaderPlacement = HERE,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._augment, self._seed = split, augment, seed
         self._parts = place.parts(len(split.labels), batch_size)
         self._margin = store.size - input_size
-        self._basis = order.lighting_basis(store.rgb_covariance, augment.lighting_scale)
+        self._basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
         self._empty = torch.empty((0, 3, input_size, input_size), device=place.device)
         self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
         on_gpu = place.device.type == "cuda"
         self._stream = torch.cuda.Stream(place.device) if on_gpu else None
-        self._input = Input(
+        self._input = InputPipeline(
             place,
             split,
             batch_size,
             (input_size, input_size, 3),
-            alone=partial(pipeline.augmented, input_size, place.decoder),
-            first=partial(pipeline.cut, input_size, place.decoder),
-            then=pipeline.finish,
+            alone=partial(dali.augmented, input_size, place.decoder),
+            first=partial(dali.cut, input_size, place.decoder),
+            then=dali.finish,
         )
 
     @property
@@ -92,14 +91,14 @@ class TrainLoader:
 
     def _epoch(self, epoch: int, first_step: int, lighting: bool) -> Iterator[Batch]:
         count = len(self._split.labels)
-        indices = order.epoch_order(count, self._seed, epoch)
-        draws = order.draws(self._augment, count, self._margin, self._seed, epoch)
+        indices = augmentation.epoch_order(count, self._seed, epoch)
+        draws = augmentation.draws(self._augment, count, self._margin, self._seed, epoch)
         offsets = (draws.alpha @ self._basis.T * lighting).astype(np.float32)  # grey levels
         divided = lighting and self._augment.lighting
         divisor = np.float32(self._augment.train_divisor if divided else 1)
         parts = self._parts[first_step:]
         steps = [
-            Step(
+            BatchPlan(
                 indices[at],
                 (draws.crop_yx[at],),
                 (
@@ -194,7 +193,7 @@ class EvalLoader:
         input_size: int,
         views: int,
         batch_size: int,
-        place: Place = HERE,
+        place: LoaderPlacement = HERE,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._size = split, input_size
@@ -204,8 +203,8 @@ class EvalLoader:
         self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
         window = (store.size, store.size, 3)
         self._empty = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
-        graph = partial(pipeline.whole, place.decoder)
-        self._input = Input(place, split, batch_size, window, alone=graph, first=graph)
+        graph = partial(dali.whole, place.decoder)
+        self._input = InputPipeline(place, split, batch_size, window, alone=graph, first=graph)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -217,7 +216,7 @@ class EvalLoader:
         """All batches of the split."""
         indices = np.arange(len(self._split.labels))
         labels = torch.from_numpy(self._split.labels).to(self._mean.device)
-        steps = [Step(indices[at], (), ()) for at, rows in self._parts if rows.size]
+        steps = [BatchPlan(indices[at], (), ()) for at, rows in self._parts if rows.size]
         pictures = self._input.read(steps)
         for at, rows in self._parts:
             shown = next(pictures) if rows.size else self._empty

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alexnet2012.config.schema import AugmentConfig, ConfigError
-from alexnet2012.data import augmentation as order
+from alexnet2012.data import augmentation
 
 
 def view_places(views: int, picture_size: int, input_size: int) -> npt.NDArray[np.int32]:
@@ -22,7 +22,9 @@ def view_places(views: int, picture_size: int, input_size: int) -> npt.NDArray[n
     """
     if views not in (1, 10):
         raise ConfigError("views", views, "must be 1 (the centre) or 10")
-    return (order.ten_views if views == 10 else order.centre_view)(picture_size, input_size)
+    return (augmentation.ten_views if views == 10 else augmentation.centre_view)(
+        picture_size, input_size
+    )
 
 
 def viewed(
@@ -47,5 +49,5 @@ def viewed(
 
 def centre(mean: Tensor, size: int) -> Tensor:
     """[P, P, 3] → its centre [S, S, 3]."""
-    ((y, x, _),) = order.centre_view(len(mean), size).tolist()
+    ((y, x, _),) = augmentation.centre_view(len(mean), size).tolist()
     return mean[y : y + size, x : x + size]

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from alexnet2012.config.enums import Decoder
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.data import augmentation as order
-from alexnet2012.data.dali import Feed, Reader, Source
+from alexnet2012.data import augmentation
+from alexnet2012.data.dali import ExternalFeed, Reader, Source
 from alexnet2012.data.store import Split
 from alexnet2012.distributed.collectives import Communicator, gather_rows
-from alexnet2012.utils.shard import Share, largest_share, share
+from alexnet2012.utils.shard import Shard, padded_shard_size, shard_of
 
 CPU = torch.device("cpu")
 NO_PICTURES = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Place:
+class LoaderPlacement:
     """Where batches are made: for which replica, on which device, with which towers.
 
     With a ``comm`` each of its towers decodes its share of the replica's pictures (``split``);
@@ -54,15 +54,15 @@ class Place:
             return self.threads
         return max(2, torch.get_num_threads()) if self.device.type == "cuda" else 2
 
-    def parts(self, count: int, batch_size: int) -> list[tuple[slice, Share]]:
-        """Of ``count`` pictures the replica's part of each step, as :func:`order.replica_parts`."""
-        return order.replica_parts(count, batch_size, self.replica, self.replicas)
+    def parts(self, count: int, batch_size: int) -> list[tuple[slice, Shard]]:
+        """This replica's part of each step of ``count`` images: :func:`augmentation.replica_parts`."""
+        return augmentation.replica_parts(count, batch_size, self.replica, self.replicas)
 
 
-HERE = Place()
+HERE = LoaderPlacement()
 
 
-class Step(NamedTuple):
+class BatchPlan(NamedTuple):
     """A replica's n pictures of a step, and what is drawn to cut and to finish their windows."""
 
     indices: npt.NDArray[np.int64]  # [n] of the split
@@ -70,7 +70,7 @@ class Step(NamedTuple):
     to_finish: tuple[npt.NDArray[Any], ...]
 
 
-class Input:
+class InputPipeline:
     """Reads steps by one pipeline alone, or by a first one, a gather and a second.
 
     The windows of a step travel between towers when the second pipeline asks for them, some steps
@@ -79,7 +79,7 @@ class Input:
 
     def __init__(
         self,
-        place: Place,
+        place: LoaderPlacement,
         split: Split,
         batch_size: int,
         window: tuple[int, int, int],
@@ -90,32 +90,32 @@ class Input:
     ) -> None:
         self._comm = place.comm if place.comm and place.comm.towers > 1 else None
         where = place.device, place.decode_threads
-        largest = largest_share(batch_size, place.replicas)
+        largest = padded_shard_size(batch_size, place.replicas)
         if self._comm is None:
             self._alone = Reader(alone, split, largest, *where)
             return
-        self._first = Reader(first, split, largest_share(largest, self._comm.towers), *where)
+        self._first = Reader(first, split, padded_shard_size(largest, self._comm.towers), *where)
         self._then = None if then is None else Reader(then, split, largest, *where)
         self._none = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
 
-    def read(self, steps: Sequence[Step]) -> Iterator[Tensor]:
+    def read(self, steps: Sequence[BatchPlan]) -> Iterator[Tensor]:
         if self._comm is None:
             return self._alone.read(
-                Feed(step.indices, (*step.to_cut, *step.to_finish)) for step in steps
+                ExternalFeed(step.indices, (*step.to_cut, *step.to_finish)) for step in steps
             )
         gathered = self._gathered(steps, self._comm)
         if self._then is None:
             return gathered
         return self._then.read(
-            Feed(NO_PICTURES, (windows, *step.to_finish))
+            ExternalFeed(NO_PICTURES, (windows, *step.to_finish))
             for windows, step in zip(gathered, steps, strict=True)
         )
 
-    def _gathered(self, steps: Sequence[Step], comm: Communicator) -> Iterator[Tensor]:
+    def _gathered(self, steps: Sequence[BatchPlan], comm: Communicator) -> Iterator[Tensor]:
         """All windows of each step, of which this tower has cut its share."""
-        owns = [share(len(step.indices), comm.towers, comm.tower) for step in steps]
+        owns = [shard_of(len(step.indices), comm.towers, comm.tower) for step in steps]
         own_windows = self._first.read(
-            Feed(
+            ExternalFeed(
                 step.indices[own.start : own.stop],
                 tuple(drawn[own.start : own.stop] for drawn in step.to_cut),
             )

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from simplejpeg import decode_jpeg, encode_jpeg
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.config.enums import Decoder, Device
 from alexnet2012.config.schema import ConfigError, NormConfig
-from alexnet2012.data.dali import Feed, Reader, whole
+from alexnet2012.data.dali import ExternalFeed, Reader, whole
 from alexnet2012.data.store import SPLITS, Split, Store
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm
@@ -32,7 +32,7 @@ LOCK = PACKAGE.parents[1] / "requirements.lock"  # of a checkout
 SAMPLED = 64  # at most, files of a store whose digest is computed
 
 
-class Level(Enum):
+class Severity(Enum):
     ok = "ok"
     warning = "warning"
     wrong = "wrong"
@@ -43,14 +43,14 @@ class Finding:
     """What one check found on one rank; ``remedy`` unless it is ok."""
 
     check: str
-    level: Level
+    level: Severity
     said: str
     remedy: str = ""
     rank: int = 0
 
 
 def ok(check: str, said: str) -> Finding:
-    return Finding(check, Level.ok, said)
+    return Finding(check, Severity.ok, said)
 
 
 def found(check: Callable[[], Finding]) -> Finding:
@@ -59,7 +59,7 @@ def found(check: Callable[[], Finding]) -> Finding:
         return check()
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        return Finding(getattr(check, "__name__", "check"), Level.wrong, text, "see the message")
+        return Finding(getattr(check, "__name__", "check"), Severity.wrong, text, "see the message")
 
 
 def at_least(check: str, found: int, enough: int, needed: int, what: str, remedy: str) -> Finding:
@@ -67,7 +67,7 @@ def at_least(check: str, found: int, enough: int, needed: int, what: str, remedy
     said = f"{found / GIB:.1f} GiB {what}"
     if found >= enough:
         return ok(check, said)
-    return Finding(check, Level.warning if found >= needed else Level.wrong, said, remedy)
+    return Finding(check, Severity.warning if found >= needed else Severity.wrong, said, remedy)
 
 
 def device(mesh: Mesh) -> Finding:
@@ -80,7 +80,7 @@ def device(mesh: Mesh) -> Finding:
     if driver.exists() and not torch.cuda.is_available():
         said = f"a driver is there and torch {torch.__version__} sees no GPU"
         remedy = "install torch for the driver's CUDA, or update the driver (nvidia-smi)"
-        return Finding("device", Level.warning, said, remedy)
+        return Finding("device", Severity.warning, said, remedy)
     return ok("device", f"no GPU is used; {cpu_name()}, {len(os.sched_getaffinity(0))} cores")
 
 
@@ -95,14 +95,14 @@ def installed(name: str) -> Finding:
         if line.startswith(f"{name}>="):
             lowest = line.partition(">=")[2]
     if _numbers(here) < _numbers(lowest):
-        return Finding(name, Level.wrong, here, f"pip install '{name}>={lowest}'")
+        return Finding(name, Severity.wrong, here, f"pip install '{name}>={lowest}'")
     lines = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.is_file() else []
     for line in lines:
         if line.startswith(f"{name}=="):
             tested = line.partition("==")[2]
             if _numbers(here) != _numbers(tested):
                 return Finding(
-                    name, Level.warning, here, f"tested with {tested}: pip install {line}"
+                    name, Severity.warning, here, f"tested with {tested}: pip install {line}"
                 )
             return ok(name, f"{here}, as tested")
     return ok(name, here)
@@ -123,11 +123,11 @@ def dali(mesh: Mesh) -> Finding:
         digest = np.frombuffer(hashlib.sha256(encoded).digest(), np.uint8)
         split = Split((str(file),), np.zeros(1, np.int64), digest[None])
         reader = Reader(lambda *a: whole(Decoder.auto, *a), split, 1, mesh.device, threads=1)
-        (decoded,) = reader.read(iter([Feed(np.zeros(1, np.int64), ())]))
+        (decoded,) = reader.read(iter([ExternalFeed(np.zeros(1, np.int64), ())]))
         far = np.abs(decoded[0].cpu().numpy().astype(int) - decode_jpeg(encoded)).max()
     if far > 3:  # grey levels; decoders of GPUs round in their own way
         said = f"decodes a picture {far} grey levels off"
-        return Finding("DALI", Level.wrong, said, "set data.decoder=cpu, and report it")
+        return Finding("DALI", Severity.wrong, said, "set data.decoder=cpu, and report it")
     return ok("DALI", f"a pipeline decodes on the {mesh.device.type}")
 
 
@@ -139,7 +139,7 @@ def normalisation(mesh: Mesh) -> Finding:
     except Exception as error:
         text = " ".join(str(error).split())
         remedy = "Triton needs a C compiler and Python's headers: gcc, python3-dev"
-        return Finding("normalisation", Level.wrong, text, remedy)
+        return Finding("normalisation", Severity.wrong, text, remedy)
     how = "compiled for the GPU" if mesh.device.type == "cuda" else "in blocks"
     return ok("normalisation", f"forward and backward, {how}")
 
@@ -158,7 +158,7 @@ def disk(run_dir: Path) -> Finding:
             file.write(bytes(1 << 20))
     except OSError as error:
         remedy = "set hydra.run.dir to a folder that can be written"
-        return Finding("disk", Level.wrong, f"{folder}: {error.strerror}", remedy)
+        return Finding("disk", Severity.wrong, f"{folder}: {error.strerror}", remedy)
     remedy = "a full checkpoint takes 0.5 GiB: make room, or set hydra.run.dir to another disk"
     return at_least("disk", shutil.disk_usage(folder).free, 8 * GIB, GIB, "free for runs", remedy)
 
@@ -173,7 +173,7 @@ def open_files() -> Finding:
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < 1024:
         return Finding(
-            "open files", Level.warning, f"at most {limit}", f"ulimit -n {max(most, 1024)}"
+            "open files", Severity.warning, f"at most {limit}", f"ulimit -n {max(most, 1024)}"
         )
     return ok("open files", f"at most {limit}")
 
@@ -182,11 +182,11 @@ def store(root: Path) -> Finding:
     """Opened, its lists against the fingerprint, and a sample of its files against the lists."""
     if not root.exists():
         said, remedy = f"{root}: not there yet", "train prepares it, where data.source names one"
-        return Finding("store", Level.warning, said, remedy)
+        return Finding("store", Severity.warning, said, remedy)
     try:
         found = Store.open(root)
     except ConfigError as error:
-        return Finding("store", Level.wrong, f"{error.key}={error.value}", error.remedy)
+        return Finding("store", Severity.wrong, f"{error.key}={error.value}", error.remedy)
     lines = [
         line.split("\t")
         for split in SPLITS
@@ -200,7 +200,7 @@ def store(root: Path) -> Finding:
             same = False
         if not same:
             remedy = "the file was changed or lost: remove the store and prepare it again"
-            return Finding("store", Level.wrong, f"{root / path} is damaged", remedy)
+            return Finding("store", Severity.wrong, f"{root / path} is damaged", remedy)
     counts = " and ".join(f"{len(found.split(split).paths):,} {split}" for split in SPLITS)
     return ok(
         "store", f"{counts} pictures of {len(found.classes)} classes; {len(sample)} files as listed"
@@ -209,11 +209,11 @@ def store(root: Path) -> Finding:
 
 def saved(path: Path) -> Finding:
     try:
-        folder = saves.newest(path) or path
-        saves.verify(folder, single_process(Device.cpu))
-        step = saves.read_progress(folder).step
+        folder = manifest.latest(path) or path
+        manifest.verify(folder, single_process(Device.cpu))
+        step = manifest.read_progress(folder).step
     except (OSError, ValueError) as error:
-        return Finding("checkpoint", Level.wrong, str(error), "use an earlier one")
+        return Finding("checkpoint", Severity.wrong, str(error), "use an earlier one")
     return ok("checkpoint", f"{folder.name}: step {step}, all as it was written")
 
 
@@ -221,5 +221,5 @@ def commit() -> Finding:
     name, changed = running_commit()
     if changed:
         remedy = "commit them, or nobody can run the same again"
-        return Finding("commit", Level.warning, f"{name} with changes", remedy)
+        return Finding("commit", Severity.warning, f"{name} with changes", remedy)
     return ok("commit", name)

@@ -31,7 +31,7 @@ from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import Layout, Link, Work
 from alexnet2012.nn.losses import loss_and_errors
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
 from alexnet2012.training.cuda_graph import cudnn_benchmark
@@ -138,7 +138,7 @@ def time_steps(
         precision=config.precision,
     )
     optimizer = PaperSGD(net, config.recipe.optimizer)
-    optimizer.set_rates(Rates(1e-9, 1e-9))
+    optimizer.set_rates(LearningRates(1e-9, 1e-9))
     if config.nodes * config.gpus == config.mesh.towers:  # replicas sum theirs as float32
         keep_gradients_in_bf16(net)
     draw, side = torch.Generator().manual_seed(0), config.model.input_size

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.distributed.watchdog.watchdog import Watchdog
-from alexnet2012.utils.shard import Share, largest_share, share
+from alexnet2012.utils.shard import Shard, padded_shard_size, shard_of
 
 
 @dataclass
@@ -112,7 +112,7 @@ class _AllGatherToReplicated(torch.autograd.Function):
     def forward(
         ctx: Any, x_shard: Tensor, comm: Communicator, layer: str, total: int, direction: str
     ) -> Tensor:
-        ctx.own = share(total, comm.towers, comm.tower)
+        ctx.own = shard_of(total, comm.towers, comm.tower)
         return gather_rows(x_shard.T, ctx.own, comm, layer, direction).T.contiguous()
 
     @staticmethod
@@ -122,12 +122,12 @@ class _AllGatherToReplicated(torch.autograd.Function):
 
 
 def gather_rows(
-    x_shard: Tensor, own: Share, comm: Communicator, layer: str, direction: str
+    x_shard: Tensor, own: Shard, comm: Communicator, layer: str, direction: str
 ) -> Tensor:
     """[own.size, ...] → [own.total, ...], no gradient. Uneven shares travel padded."""
     if comm.towers == 1:
         return x_shard.clone(memory_format=torch.contiguous_format)
-    padded = x_shard.new_zeros((largest_share(own.total, comm.towers), *x_shard.shape[1:]))
+    padded = x_shard.new_zeros((padded_shard_size(own.total, comm.towers), *x_shard.shape[1:]))
     padded[: own.size] = x_shard
     gathered = torch.cat(comm.all_gather(padded, layer, direction))
     return gathered[: own.total]  # only the last shares can be short

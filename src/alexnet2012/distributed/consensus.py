@@ -15,7 +15,7 @@ from alexnet2012.distributed.mesh import Mesh
 Value = TypeVar("Value")
 
 
-def agree(
+def gather_results(
     work: Callable[[], Value], mesh: Mesh, group: dist.ProcessGroup | None = None
 ) -> list[Value]:
     """What ``work`` returns on each rank; where it fails on one, all raise alike. Collective."""
@@ -37,14 +37,14 @@ def agree(
     return [value for value, _ in every]
 
 
-def on_rank_0(
+def run_on_rank_0(
     work: Callable[[], Value], mesh: Mesh, group: dist.ProcessGroup | None = None
 ) -> Value:
     """What ``work`` returns on rank 0, which alone does it; its error is everyone's. Collective."""
-    return agree(lambda: work() if mesh.rank == 0 else None, mesh, group)[0]  # type: ignore[return-value]
+    return gather_results(lambda: work() if mesh.rank == 0 else None, mesh, group)[0]  # type: ignore[return-value]
 
 
-class Wishes(NamedTuple):
+class ControlFlags(NamedTuple):
     """What a rank, or any rank, wants done between two steps."""
 
     signal: int = 0  # the signal that asks to leave
@@ -52,7 +52,7 @@ class Wishes(NamedTuple):
     failed: int = 0  # writing a checkpoint has
 
 
-class Exchange:
+class FlagSync:
     """The wishes of all ranks, by the time that each has made one more step.
 
     They travel while a step is computed: nobody waits for them, and all learn the same at the same
@@ -65,7 +65,7 @@ class Exchange:
         self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timeout)
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
 
-    def __call__(self, mine: Wishes) -> Wishes:
+    def __call__(self, mine: ControlFlags) -> ControlFlags:
         """Tell the others; returns what all wished when this was last called. Collective."""
         if self._alone:
             return mine
@@ -76,14 +76,14 @@ class Exchange:
         self._sent = wishes, work
         return known
 
-    def finish(self) -> Wishes:
+    def finish(self) -> ControlFlags:
         """What is still under way."""
         if self._sent is None:
-            return Wishes()
+            return ControlFlags()
         wishes, work = self._sent
         try:
             work.wait()
         except RuntimeError as error:
             raise self._watchdog.lost(error) from error
         self._sent = None
-        return Wishes(*wishes.tolist())
+        return ControlFlags(*wishes.tolist())

@@ -27,16 +27,16 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_pr
 from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.distributed.process_env import of_rank, processes_here
-from alexnet2012.distributed.watchdog.diagnosis import Party, ended
+from alexnet2012.distributed.process_env import local_processes, rank_env
+from alexnet2012.distributed.watchdog.diagnosis import RankRecord, exited
 from alexnet2012.distributed.watchdog.failure_report import (
     AFTER_S,
-    CAUSES,
     EXIT_FAILURE,
+    FAILURES_DIR,
     RECORD,
     LostPeerError,
-    leave_cause,
-    read_causes,
+    read_failures,
+    write_failure,
 )
 from alexnet2012.distributed.watchdog.flight_recorder import FlightRecord
 
@@ -77,7 +77,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
                 "alexnet2012",
                 _guarded,
                 args=dict.fromkeys(ranks, (worker, folder, *args)),
-                envs={rank: of_rank(rank, processes, meeting) for rank in ranks},
+                envs={rank: rank_env(rank, processes, meeting) for rank in ranks},
                 logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay
                 start_method=START_METHOD,
             )
@@ -106,17 +106,17 @@ def _exit_codes(context: PContext) -> dict[int, int]:
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
     """In a new process: a share of the cores, and the cause of a failure where the parent looks."""
-    os.environ[CAUSES] = folder
+    os.environ[FAILURES_DIR] = folder
     atexit.register(gc.freeze)  # as in exit_on_error
-    end_with_parent()
-    set_threads(processes_here())
+    exit_with_parent()
+    set_threads(local_processes())
     try:
         worker(*args)
     except SignalException as error:  # it has saved what there was to save
         sys.stdout.flush()
         os._exit(128 + error.sigval)
     except BaseException as error:
-        code = leave_cause(error)
+        code = write_failure(error)
         sys.stdout.flush()
         if isinstance(error, LostPeerError):
             time.sleep(AFTER_S)
@@ -124,15 +124,15 @@ def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
         os._exit(code)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """A launcher that is killed cannot end its ranks; the system then does."""
-    be_killed_with_parent()
+    die_with_parent()
     parent = multiprocessing.parent_process()  # none under torchrun
     if parent is not None and not parent.is_alive():  # it has ended already
         os._exit(EXIT_FAILURE)
 
 
-def be_killed_with_parent() -> None:
+def die_with_parent() -> None:
     """From now on, whatever ends the parent."""
     set_parent_death_signal = 1  # sys/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -140,7 +140,7 @@ def be_killed_with_parent() -> None:
 
 def _cause(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
     """What began it: the peers of a failed rank fail too, in their next exchange."""
-    causes = read_causes(folder)
+    causes = read_failures(folder)
     for cause in causes:
         if cause.mistake:
             key, value, remedy = cause.mistake
@@ -164,9 +164,9 @@ def _cause(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
 def _position(folder: Path, failed: Sequence[int]) -> str:
     """Where those that failed stood, from the flight records; empty if there were none yet."""
     files = sorted(folder.glob(f"*{RECORD}"), key=lambda file: int(file.stem))
-    parties = [Party(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
+    parties = [RankRecord(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
     others = [party for party in parties if party.rank not in failed]
-    texts = [ended(others[0], party).text for party in parties if party.rank in failed and others]
+    texts = [exited(others[0], party).text for party in parties if party.rank in failed and others]
     return "; ".join(texts)
 
 

@@ -21,9 +21,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.config.validation import check_world_size
-from alexnet2012.distributed.process_env import place, place_by_hand
-from alexnet2012.distributed.rendezvous import meet
-from alexnet2012.distributed.watchdog.failure_report import CAUSES
+from alexnet2012.distributed.process_env import current_process, joining_process
+from alexnet2012.distributed.rendezvous import join_store
+from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.distributed.watchdog.watchdog import Watchdog
 
 log = logging.getLogger("alexnet2012")
@@ -150,7 +150,7 @@ class Mesh:
 
 def single_process(device: Device = Device.auto) -> Mesh:
     """A mesh of this process alone."""
-    on = _device(device, 0, place().processes_here)
+    on = _device(device, 0, current_process().local_world_size)
     if on.type == "cuda":
         torch.cuda.set_device(on)
     return Mesh(device=on)
@@ -173,17 +173,17 @@ def init_mesh(
         ConfigError: the world size makes no replicas × towers mesh, or the device is missing.
         RunError: the others could not be met.
     """
-    kind, timeout, own = Device(device), timedelta(seconds=timeout_s), place_by_hand()
+    kind, timeout, own = Device(device), timedelta(seconds=timeout_s), joining_process()
     if own.world_size == 1:
         return single_process(kind)
     rank, world_size, watchdog = own.rank, own.world_size, None
     check_world_size(world_size, towers)
-    on = _device(kind, own.local_rank, own.processes_here)
+    on = _device(kind, own.local_rank, own.local_world_size)
     if on.type == "cuda":
         torch.cuda.set_device(on)
     if not dist.is_initialized():
         backend = "nccl" if on.type == "cuda" else "gloo"
-        store = meet(own, timeout_s)
+        store = join_store(own, timeout_s)
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
@@ -241,7 +241,7 @@ def uses_gpus(kind: Device, processes_here: int) -> bool:
 @cache  # a start asks several times
 def _leave_alone(count: int, processes_here: int) -> None:
     """Said by whoever starts the ranks of a run, or by the first of torchrun's."""
-    if place().rank == 0 and CAUSES not in os.environ:
+    if current_process().rank == 0 and FAILURES_DIR not in os.environ:
         log.warning(
             "GPUs are left alone: %d for %d processes; mesh=one_process takes one for both towers",
             *(count, processes_here),

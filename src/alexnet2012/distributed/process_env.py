@@ -18,44 +18,44 @@ LOOPBACK = "lo"
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One process among those that were started together; alone by default."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    processes_here: int = 1
+    local_world_size: int = 1
 
 
-def started() -> Place | None:
+def launched_process() -> ProcessInfo | None:
     """The place that torchrun or our launcher gave this process; none of another's."""
     marked = TORCHRUN in os.environ or MEETING in os.environ
     return _place() if marked and "RANK" in os.environ else None
 
 
 def under_torchrun() -> bool:
-    return TORCHRUN in os.environ and started() is not None
+    return TORCHRUN in os.environ and launched_process() is not None
 
 
-def place() -> Place:
+def current_process() -> ProcessInfo:
     """The same, and alone where nobody gave one."""
-    return started() or Place()
+    return launched_process() or ProcessInfo()
 
 
-def place_by_hand() -> Place:
+def joining_process() -> ProcessInfo:
     """For who asks to join: also as mpirun and the like have it, whoever set the variables.
 
     Raises:
         ConfigError: there are others, and a variable that says which one this is is missing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Place()
+        return ProcessInfo()
     for key in ("RANK", "LOCAL_RANK"):
-        need(key)
+        require_env(key)
     return _place()
 
 
-def need(key: str) -> str:
+def require_env(key: str) -> str:
     """What is set under ``key`` where others are to be met.
 
     Raises:
@@ -68,7 +68,7 @@ def need(key: str) -> str:
     raise ConfigError(key, None, remedy)
 
 
-def of_rank(rank: int, processes: int, meeting: str) -> dict[str, str]:
+def rank_env(rank: int, processes: int, meeting: str) -> dict[str, str]:
     """The variables of a rank of one machine, where only this machine can reach it."""
     return {
         "RANK": str(rank),
@@ -82,15 +82,15 @@ def of_rank(rank: int, processes: int, meeting: str) -> dict[str, str]:
     }
 
 
-def processes_here(otherwise: int = 1) -> int:
+def local_processes(otherwise: int = 1) -> int:
     """Those of this run on this machine; ``otherwise`` where this process starts them."""
-    if (own := started()) is not None:
-        return own.processes_here
+    if (own := launched_process()) is not None:
+        return own.local_world_size
     return int(os.environ.get(PROCESSES_HERE, otherwise))
 
 
-def _place() -> Place:
-    return Place(
+def _place() -> ProcessInfo:
+    return ProcessInfo(
         int(os.environ["RANK"]),
         int(os.environ["WORLD_SIZE"]),
         int(os.environ["LOCAL_RANK"]),

@@ -13,12 +13,12 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from alexnet2012.config.schema import RunError
-from alexnet2012.distributed.process_env import MEETING, Place, need, started
+from alexnet2012.distributed.process_env import MEETING, ProcessInfo, launched_process, require_env
 
 BY_HAND_S = 60  # at most, for variables that may have been left by another
 
 
-def meet(own: Place, timeout_s: float) -> dist.Store:
+def join_store(own: ProcessInfo, timeout_s: float) -> dist.Store:
     """What the ranks share, once all of them are there.
 
     In a thread: torch waits in a way that no signal interrupts, and longer than it is told.
@@ -26,11 +26,13 @@ def meet(own: Place, timeout_s: float) -> dist.Store:
     Raises:
         RunError: they are not, in ``timeout_s`` or, without a launcher, :data:`BY_HAND_S`.
     """
-    limit_s = timeout_s if started() else min(timeout_s, BY_HAND_S)
+    limit_s = timeout_s if launched_process() else min(timeout_s, BY_HAND_S)
     if MEETING in os.environ:
         where = "on this machine"
     else:
-        where = f"at MASTER_ADDR={need('MASTER_ADDR')}, MASTER_PORT={need('MASTER_PORT')}"
+        where = (
+            f"at MASTER_ADDR={require_env('MASTER_ADDR')}, MASTER_PORT={require_env('MASTER_PORT')}"
+        )
     found: list[dist.Store | Exception] = []
 
     def come() -> None:
@@ -47,11 +49,11 @@ def meet(own: Place, timeout_s: float) -> dist.Store:
         return found[0]
     others = f"rank {own.rank} of {own.world_size} did not meet the others {where}"
     why = f": {str(found[0]).splitlines()[0]}" if found else f" in {limit_s:.0f} s"
-    remedy = "" if started() else "; unset WORLD_SIZE for one process"
+    remedy = "" if launched_process() else "; unset WORLD_SIZE for one process"
     raise RunError(f"{others}{why}{remedy}")
 
 
-def _store(own: Place, timeout: timedelta) -> dist.Store:
+def _store(own: ProcessInfo, timeout: timedelta) -> dist.Store:
     if file := os.environ.get(MEETING):
         starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, in the same file
         store: dist.Store = dist.PrefixStore(f"start{starts}", dist.FileStore(file))

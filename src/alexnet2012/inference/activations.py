@@ -21,14 +21,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet2012.config.enums import Step
+from alexnet2012.config.enums import LayerOp
 from alexnet2012.data.ten_crop import centre
-from alexnet2012.inference.trained_model import Guess, Trained, likeliest, probabilities
+from alexnet2012.inference.trained_model import (
+    Prediction,
+    TrainedModel,
+    probabilities,
+    top_predictions,
+)
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import Layout, layer_costs
 from alexnet2012.nn.flops import audit
 from alexnet2012.tracking.image_grids import kernel_pictures
-from alexnet2012.utils.shard import largest_share, share
+from alexnet2012.utils.shard import padded_shard_size, shard_of
 from alexnet2012.utils.text import printable
 
 GUESSES = 5
@@ -36,15 +41,15 @@ KERNEL_COLUMNS = 12
 Array = npt.NDArray[np.float32]
 Stages = dict[str, Tensor]  # by layer
 _IN_WORDS = {
-    Step.lrn: "LRN",
-    Step.spatial_norm: "spatial norm",
-    Step.max_pool: "max pool",
-    Step.average_pool: "mean pool",
+    LayerOp.lrn: "LRN",
+    LayerOp.spatial_norm: "spatial norm",
+    LayerOp.max_pool: "max pool",
+    LayerOp.average_pool: "mean pool",
 }
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerActivations:
     """A layer as it is whatever the picture."""
 
     name: str
@@ -58,27 +63,27 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Inspection:
     """One picture in one net: all numbers are of the centre view but the guesses."""
 
     pixels: npt.NDArray[np.uint8]  # [S, S, 3] of the centre view
     image: Array  # [3, S, S] as the first layer reads it, the mean taken off
     results: dict[str, Array]  # of each layer, before anything follows
     handed_on: dict[str, Array]  # of each layer, as the next one reads it; fc8's are the logits
-    guesses: list[Guess]  # likeliest first
+    guesses: list[Prediction]  # likeliest first
     owners: list[int]  # the tower that holds the row of each of them
 
 
 @torch.no_grad()
-def look(net: Trained, pixels: npt.NDArray[np.uint8], views: int) -> Looked:
+def inspect_image(net: TrainedModel, pixels: npt.NDArray[np.uint8], views: int) -> Inspection:
     """What the net makes of a stored picture [P, P, 3]; the guesses are those of ``predict``."""
     pictures = torch.from_numpy(pixels)[None]
     image = net.views(pictures, 1)[:, 0]
     results, handed_on = stages(net.model, image)
     found = probabilities([net], {len(pixels): pictures}, views)[0]
-    guesses = likeliest(net.classes, found, GUESSES)
-    rows = largest_share(len(net.classes), net.model.recipe.towers)
-    return Looked(
+    guesses = top_predictions(net.classes, found, GUESSES)
+    rows = padded_shard_size(len(net.classes), net.model.recipe.towers)
+    return Inspection(
         centre(pictures[0], net.model.config.input_size).numpy(),
         _plain(image[0]),
         {name: _plain(x) for name, x in results.items()},
@@ -120,7 +125,7 @@ def stages(model: AlexNet, image: Tensor) -> tuple[Stages, Stages]:
     return results, {**handed_on, list(results)[-1]: logits}
 
 
-def describe_layers(net: Trained) -> tuple[list[Layer], int]:
+def describe_layers(net: TrainedModel) -> tuple[list[LayerActivations], int]:
     """The net's layers, and the bytes that cross so that every tower has all logits."""
     model, recipe = net.model, net.model.recipe
     blank = torch.zeros(1, 3, *2 * [model.config.input_size], device=model.mesh.device)
@@ -133,7 +138,7 @@ def describe_layers(net: Trained) -> tuple[list[Layer], int]:
     crossing = {
         name: cost.sent_bytes.get("forward", 0) * recipe.towers for name, cost in costs.items()
     }
-    layers: list[Layer] = []
+    layers: list[LayerActivations] = []
     for name, result in results.items():
         conv, hidden = recipe.convs.get(name), recipe.hidden.get(name)
         own = conv or hidden
@@ -142,9 +147,9 @@ def describe_layers(net: Trained) -> tuple[list[Layer], int]:
         then = [_IN_WORDS.get(step, activation) for step in conv.after] if conv else []
         if hidden:
             then = [activation, f"times {1 - recipe.dropout_rate:g} for dropout"]
-        parts = [share(len(result), recipe.towers, tower) for tower in range(recipe.towers)]
+        parts = [shard_of(len(result), recipe.towers, tower) for tower in range(recipe.towers)]
         layers.append(
-            Layer(
+            LayerActivations(
                 name,
                 "conv" if conv else "fc",
                 "image" if not layers else "both" if both else "own",
@@ -158,7 +163,7 @@ def describe_layers(net: Trained) -> tuple[list[Layer], int]:
     return layers, crossing["logits"]
 
 
-def describe_net(net: Trained, views: int) -> dict[str, Any]:
+def describe_net(net: TrainedModel, views: int) -> dict[str, Any]:
     """What the page is told of a net before there is any picture."""
     layers, logits_bytes = describe_layers(net)
     model, recipe = net.model, net.model.recipe
@@ -180,7 +185,7 @@ def describe_net(net: Trained, views: int) -> dict[str, Any]:
     }
 
 
-def packed(looked: Looked) -> bytes:
+def packed(looked: Inspection) -> bytes:
     """A JSON text, its length before it as four bytes, and all numbers behind it as float32.
 
     Everything is little endian, and the numbers begin at a multiple of four. Per layer the JSON

@@ -11,21 +11,21 @@ import numpy as np
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.tower_feed import Place
+from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.trained_model import Trained, load_all
+from alexnet2012.inference.trained_model import TrainedModel, load_ensemble
 from alexnet2012.training.evaluation import evaluate
-from alexnet2012.utils.metrics import Errors
+from alexnet2012.utils.metrics import ErrorCounts
 
 
-def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
+def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
     """Errors on the validation pictures of the store.
 
     Raises:
         ConfigError: a checkpoint that is none, or that was trained on other classes.
     """
     reuse_memory()
-    nets = load_all(config.checkpoint, config.device)
+    nets = load_ensemble(config.checkpoint, config.device)
     store, split = _validation_pictures(config, nets[0])
     paths = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
     _check_alike(paths, nets, store)
@@ -36,13 +36,13 @@ def evaluate_checkpoints(config: EvaluateConfig) -> Errors:
         input_size=nets[0].model.config.input_size,
         views=config.views,
         batch_size=max(1, config.batch_size // config.views),
-        place=Place(device=nets[0].model.mesh.device, threads=config.decode_threads),
+        place=LoaderPlacement(device=nets[0].model.mesh.device, threads=config.decode_threads),
     )
     mesh = nets[0].model.mesh
     return evaluate([net.model for net in nets], loader.batches(), mesh)
 
 
-def _validation_pictures(config: EvaluateConfig, net: Trained) -> tuple[Store, Split]:
+def _validation_pictures(config: EvaluateConfig, net: TrainedModel) -> tuple[Store, Split]:
     """Those of the given store, or of what the net was trained on."""
     if config.store is not None:
         store = Store.open(Path(config.store))
@@ -54,7 +54,7 @@ def _validation_pictures(config: EvaluateConfig, net: Trained) -> tuple[Store, S
     return store, store.split("val", net.data.limit)
 
 
-def _check_alike(paths: Sequence[object], nets: Sequence[Trained], store: Store) -> None:
+def _check_alike(paths: Sequence[object], nets: Sequence[TrainedModel], store: Store) -> None:
     """Refuse nets that cannot be shown the same pictures."""
     first = nets[0].model
     for path, net in zip(paths, nets, strict=True):

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.inference.images import Rejected, decoded
-from alexnet2012.inference.trained_model import Trained, hidden
+from alexnet2012.inference.images import RejectedImage, decode_images
+from alexnet2012.inference.trained_model import TrainedModel, last_hidden
 from alexnet2012.utils.text import printable
 
 
@@ -60,26 +60,26 @@ class Features:
 
 
 def activations_of(
-    net: Trained, names: Sequence[str], config: FeaturesConfig | NearestConfig
-) -> tuple[list[str], Tensor, list[Rejected]]:
+    net: TrainedModel, names: Sequence[str], config: FeaturesConfig | NearestConfig
+) -> tuple[list[str], Tensor, list[RejectedImage]]:
     """Names of the pictures that could be used, their activations [M, U], and the others."""
     size = len(net.mean_image)
     used: list[str] = []
     rows: list[Tensor] = []
-    rejected: list[Rejected] = []
-    for batch in decoded(names, [size], config.batch_size, config.decode_threads):
+    rejected: list[RejectedImage] = []
+    for batch in decode_images(names, [size], config.batch_size, config.decode_threads):
         for one in batch.rejected:
             print(printable(f"alexnet2012: {one.image}: {one.reason}"), file=sys.stderr)
         rejected += batch.rejected
         used += batch.names
         if batch.names:
-            rows.append(hidden(net, batch.pixels[size]).float())
+            rows.append(last_hidden(net, batch.pixels[size]).float())
     if not rows:
         raise ConfigError("images", config.images, "none of the pictures can be used")
     return used, torch.cat(rows), rejected
 
 
-def digest(net: Trained) -> str:
+def digest(net: TrainedModel) -> str:
     """SHA-256 of the parameters: tells nets apart that lie at the same place."""
     found = hashlib.sha256(net.mean_image.tobytes())
     for name, parameter in sorted(net.model.full_state_dict().items()):

@@ -31,7 +31,7 @@ DOWNLOAD_S = 120.0  # for a whole picture
 _SCHEMES = ("http://", "https://")
 
 
-class Rejected(NamedTuple):
+class RejectedImage(NamedTuple):
     """A picture that cannot be used, and why."""
 
     image: str
@@ -39,15 +39,15 @@ class Rejected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedBatch:
     """A batch of pictures, and those that fell out of it."""
 
     names: list[str]
     pixels: dict[int, Tensor]  # by P: uint8 [n, P, P, 3]
-    rejected: list[Rejected]
+    rejected: list[RejectedImage]
 
 
-def with_pictures(words: Sequence[str]) -> list[str]:
+def collect_images(words: Sequence[str]) -> list[str]:
     """Command-line words as Hydra reads them: bare names are ``images=…``, ``--json`` is a setting.
 
     So a shell's ``*.jpg`` works, whatever the files are called.
@@ -59,7 +59,7 @@ def with_pictures(words: Sequence[str]) -> list[str]:
     return [*others, f"images=[{','.join(map(quoted, bare))}]"] if bare else others
 
 
-def find_pictures(images: Any) -> list[str]:
+def find_images(images: Any) -> list[str]:
     """The names of all pictures: files, what lies in folders at any depth, addresses.
 
     Raises:
@@ -92,9 +92,9 @@ def find_pictures(images: Any) -> list[str]:
     return found
 
 
-def decoded(
+def decode_images(
     names: Sequence[str], sizes: Sequence[int], batch_size: int, threads: int | None
-) -> Iterator[Decoded]:
+) -> Iterator[DecodedBatch]:
     """Batches of the pictures, each at every size P of ``sizes``, as a store would keep it.
 
     ``threads``: None for one a core.
@@ -104,14 +104,18 @@ def decoded(
             part = names[start : start + batch_size]
             outcomes = list(pool.map(partial(_decode, sizes=sizes), part))
             good = [(n, o) for n, o in zip(part, outcomes, strict=True) if not isinstance(o, str)]
-            yield Decoded(
+            yield DecodedBatch(
                 [name for name, _ in good],
                 {
                     size: torch.from_numpy(np.stack([pixels[size] for _, pixels in good]))
                     for size in sizes
                     if good
                 },
-                [Rejected(n, o) for n, o in zip(part, outcomes, strict=True) if isinstance(o, str)],
+                [
+                    RejectedImage(n, o)
+                    for n, o in zip(part, outcomes, strict=True)
+                    if isinstance(o, str)
+                ],
             )
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.layers import (
@@ -117,20 +117,20 @@ class _Graph:
     def activation(self, x: str) -> str:
         return self.add("Relu" if self.model.config.activation is Activation.relu else "Tanh", [x])
 
-    def _after(self, step: Step, x: str) -> str:
+    def _after(self, step: LayerOp, x: str) -> str:
         recipe = self.model.recipe
         window = {
             "kernel_shape": [recipe.pool.size] * 2,
             "strides": [recipe.pool.stride] * 2,
             "ceil_mode": 1,
         }
-        if step is Step.activation:
+        if step is LayerOp.activation:
             return self.activation(x)
-        if step is Step.lrn:
+        if step is LayerOp.lrn:
             return self._local_response_norm(x, recipe.lrn)
-        if step is Step.spatial_norm:
+        if step is LayerOp.spatial_norm:
             return self._spatial_norm(x, recipe.spatial_norm)
-        return self.add("MaxPool" if step is Step.max_pool else "AveragePool", [x], **window)
+        return self.add("MaxPool" if step is LayerOp.max_pool else "AveragePool", [x], **window)
 
     def _local_response_norm(self, x: str, norm: NormConfig) -> str:
         # ONNX divides alpha by the window.

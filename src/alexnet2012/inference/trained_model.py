@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manifest import config_of, plain
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.manifest import config_of, to_plain
 from alexnet2012.config.compose import literal
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
@@ -36,7 +36,7 @@ METADATA = "alexnet2012"  # its note: a JSON text
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A net in this process, with what it needs to be shown pictures."""
 
     model: AlexNet
@@ -55,7 +55,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """A class and its probability."""
 
     name: str
@@ -63,7 +63,7 @@ class Guess:
     index: int  # of the class: two may have the same name
 
 
-def load_trained(path: Path, device: Device = Device.auto) -> Trained:
+def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
     """The net of a checkpoint, of the newest checkpoint of a run, or of an exported file.
 
     Raises:
@@ -72,8 +72,8 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
     if path.is_file():
         return _exported(path, device)
     mesh = single_process(device)
-    folder = saves.find(path, mesh)
-    progress = saves.read_progress(folder)
+    folder = manifest.find_valid(path, mesh)
+    progress = manifest.read_progress(folder)
     trained = config_of(progress)
     allow_tf32(trained.precision)
     model = AlexNet(
@@ -84,11 +84,11 @@ def load_trained(path: Path, device: Device = Device.auto) -> Trained:
         precision=trained.precision,
     )
     checkpoint.load(folder, model)
-    mean_image = saves.read_mean_image(folder)
-    return Trained(model.eval(), tuple(progress.classes), mean_image, trained.data)
+    mean_image = manifest.read_mean_image(folder)
+    return TrainedModel(model.eval(), tuple(progress.classes), mean_image, trained.data)
 
 
-def load_all(given: Any, device: Device = Device.auto) -> list[Trained]:
+def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel]:
     """The nets of a path, or of a list of paths, all of the same classes.
 
     Raises:
@@ -103,7 +103,9 @@ def load_all(given: Any, device: Device = Device.auto) -> list[Trained]:
 
 
 @torch.no_grad()
-def probabilities(nets: Sequence[Trained], pictures: Mapping[int, Tensor], views: int) -> Tensor:
+def probabilities(
+    nets: Sequence[TrainedModel], pictures: Mapping[int, Tensor], views: int
+) -> Tensor:
     """Averaged over views, then over nets: [N, K].
 
     ``pictures`` are the same ones at each size P that a net of these was trained on.
@@ -116,25 +118,25 @@ def probabilities(nets: Sequence[Trained], pictures: Mapping[int, Tensor], views
     return torch.stack(means).mean(0).cpu()
 
 
-def likeliest(classes: Sequence[str], row: Tensor, count: int) -> list[Guess]:
+def top_predictions(classes: Sequence[str], row: Tensor, count: int) -> list[Prediction]:
     """The likeliest of the classes by their probabilities [K], likeliest first."""
     best = row.topk(min(count, len(classes)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [Guess(classes[index], probability, index) for index, probability in pairs]
+    return [Prediction(classes[index], probability, index) for index, probability in pairs]
 
 
 @torch.no_grad()
-def hidden(net: Trained, pictures: Tensor) -> Tensor:
+def last_hidden(net: TrainedModel, pictures: Tensor) -> Tensor:
     """The last hidden activations of centre views: uint8 [N, P, P, 3] → [N, U]."""
     return net.model.features(net.views(pictures, 1)[:, 0]).cpu()
 
 
-def describe(net: Trained) -> str:
+def describe(net: TrainedModel) -> str:
     """What an exported file says of its net: JSON that :func:`load_trained` reads back."""
     return json.dumps(
         {
-            "recipe": plain(net.model.recipe),
-            "model": plain(net.model.config),
+            "recipe": to_plain(net.model.recipe),
+            "model": to_plain(net.model.config),
             "precision": net.model.precision.value,
             "classes": net.classes,
             "picture_size": len(net.mean_image),
@@ -144,7 +146,7 @@ def describe(net: Trained) -> str:
     )
 
 
-def _exported(path: Path, device: Device) -> Trained:
+def _exported(path: Path, device: Device) -> TrainedModel:
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {})[METADATA])
@@ -166,4 +168,4 @@ def _exported(path: Path, device: Device) -> Trained:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = f"is no net that alexnet2012.export wrote as safetensors ({what})"
         raise ConfigError("checkpoint", path, remedy) from error
-    return Trained(model.eval(), classes, mean_image, None)
+    return TrainedModel(model.eval(), classes, mean_image, None)

@@ -29,7 +29,7 @@ from alexnet2012.ledger.claims import (
     support_word,
 )
 from alexnet2012.ledger.results import Ablation, Arm, Effect
-from alexnet2012.ledger.statistics import Difference
+from alexnet2012.ledger.statistics import PairedDifference
 from alexnet2012.tracking.tracker import read_records
 
 BASE = "none"
@@ -86,7 +86,7 @@ def effects(runs: Sweep) -> list[Effect]:
         seeds = sorted(runs[arm].keys() & runs[BASE].keys())
         for metric in METRICS if seeds else ():
             pairs = [(runs[arm][s].errors[metric], runs[BASE][s].errors[metric]) for s in seeds]
-            difference = Difference.of([without - base for without, base in pairs])
+            difference = PairedDifference.of([without - base for without, base in pairs])
             found.append(
                 Effect(
                     arm=arm,
@@ -210,7 +210,9 @@ def _measurement(
 
 
 def _with_interval(effect: Effect) -> str:
-    return str(Difference(effect["mean_points"], effect["interval_points"], len(effect["seeds"])))
+    return str(
+        PairedDifference(effect["mean_points"], effect["interval_points"], len(effect["seeds"]))
+    )
 
 
 def _read(run_dir: Path) -> Result:

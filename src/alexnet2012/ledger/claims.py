@@ -51,7 +51,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Source:
+class ClaimSource:
     """What one source says, and where in it."""
 
     value: str
@@ -77,9 +77,9 @@ class Claim:
     title: str
     sentence: str
     kind: Kind
-    paper: Source | None
-    code: Source | None
-    article: Source | None
+    paper: ClaimSource | None
+    code: ClaimSource | None
+    article: ClaimSource | None
     disagreement: str | None  # where the sources contradict each other, or themselves
     needs: str | None  # what full scale takes
     command: str | None  # what would measure it at full scale
@@ -88,7 +88,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SourceDifference:
     """One choice where the paper and the 2012 code part, and the settings that switch it."""
 
     item: str
@@ -161,10 +161,10 @@ def load_claims() -> tuple[Claim, ...]:
 
 
 @cache
-def load_differences() -> tuple[Difference, ...]:
+def load_differences() -> tuple[SourceDifference, ...]:
     """Where the paper's recipe and the 2012 code's part, in the order of a training run."""
     return tuple(
-        Difference(d["item"], d["paper"], d["code"], tuple(d["settings"]))
+        SourceDifference(d["item"], d["paper"], d["code"], tuple(d["settings"]))
         for d in _yaml()["differences"]
     )
 
@@ -255,7 +255,9 @@ def _row(claim: Claim, measurement: Measurement | None) -> dict[str, Any]:
 
 def _claim(entry: dict[str, Any]) -> Claim:
     """A missing or unknown key of an entry is an error that names the entry."""
-    sources = {name: None if entry[name] is None else Source(**entry[name]) for name in SOURCES}
+    sources = {
+        name: None if entry[name] is None else ClaimSource(**entry[name]) for name in SOURCES
+    }
     try:
         effect = entry.get("effect")
         if effect is not None:

@@ -19,7 +19,7 @@ from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.ablations import BASE
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.measurements import colour_share
-from alexnet2012.ledger.statistics import Difference, finished_runs, print_measurements
+from alexnet2012.ledger.statistics import PairedDifference, finished_runs, print_measurements
 from alexnet2012.utils.metrics import jackknife_interval
 
 WITHOUT_TOWERS = "one_gpu"
@@ -47,7 +47,7 @@ def views_measurement(
     one: Sequence[Pair], ten: Sequence[Pair], scale: Scale, caveat: str | None, command: str
 ) -> Measurement:
     """One view against ten, of the same nets."""
-    gain = Difference.of([a.top1 - b.top1 for a, b in zip(one, ten, strict=True)])
+    gain = PairedDifference.of([a.top1 - b.top1 for a, b in zip(one, ten, strict=True)])
     return Measurement(
         claim="lsvrc2010-1crop",
         value=f"one view costs {gain} points top-1: {_mean(one)} with 1 view, {_mean(ten)} with 10",
@@ -81,7 +81,7 @@ def ensemble_measurement(
     others = [(n * mean - net.top1) / (n - 1) for net in alone]
     points = mean - together.top1
     left_out = [a - b.top1 for a, b in zip(others, without, strict=True)]
-    gain = Difference(points, jackknife_interval(points, left_out), n)
+    gain = PairedDifference(points, jackknife_interval(points, left_out), n)
     return Measurement(
         claim="table2",
         value=f"a net alone errs {gain} points more than {len(alone)} averaged: "
@@ -112,7 +112,7 @@ def colour_measurement(
         whole: the same of nets without.
     """
     with_towers, without = ([_parted(kernels) for kernels in nets] for nets in (split, whole))
-    gain = Difference.of([a - b for a, b in zip(with_towers, without, strict=True)])
+    gain = PairedDifference.of([a - b for a, b in zip(with_towers, without, strict=True)])
     return Measurement(
         claim="fig3",
         value=f"with towers their shares of colour are {fmean(with_towers):.1f} points apart, "

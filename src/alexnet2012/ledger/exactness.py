@@ -21,7 +21,7 @@ from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.mesh import init_mesh, single_process
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 # Relative to a tensor's largest value. Two processes add the channels of a layer in another order
@@ -31,7 +31,7 @@ IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Difference:
+class ExactnessResult:
     """The largest difference over all elements and ranks, relative to the largest value."""
 
     quantity: str
@@ -63,7 +63,7 @@ def worker(recipe: str, width: float, steps: int, seed: int, answer: Path) -> No
         mesh.close()
 
 
-def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[Difference]:
+def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[ExactnessResult]:
     """Train both nets for ``steps`` steps with dropout on. Collective over the towers."""
     draw = torch.Generator().manual_seed(seed)
     size = towers.config.input_size
@@ -77,7 +77,7 @@ def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[D
     for step in range(steps):
         for net, optimizer in zip(nets, optimizers, strict=True):
             net.train()
-            optimizer.set_rates(Rates(1e-3, 1e-3))
+            optimizer.set_rates(LearningRates(1e-3, 1e-3))
             optimizer.zero_grad()
             F.cross_entropy(net(images), labels).backward()
         if step == 0:
@@ -85,7 +85,7 @@ def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[D
         for optimizer in optimizers:
             optimizer.step()
     found[f"weights after {steps} steps"] = _worst(towers, whole, gradients=False)
-    return [Difference(what, _over_ranks(worst)) for what, worst in found.items()]
+    return [ExactnessResult(what, _over_ranks(worst)) for what, worst in found.items()]
 
 
 def _worst(towers: AlexNet, whole: AlexNet, *, gradients: bool) -> float:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from alexnet2012.data.store import Store
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.results import Audit, AuditLayer, Evaluation, Exchange, Run
+from alexnet2012.ledger.results import Audit, AuditLayer, Evaluation, ExchangeTraffic, TrainingRun
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.flops import LayerAudit, audit
 from alexnet2012.tracking.tracker import read_records
-from alexnet2012.utils.metrics import Errors, error_interval_pct
-from alexnet2012.utils.shard import largest_share
+from alexnet2012.utils.metrics import ErrorCounts, error_interval_pct
+from alexnet2012.utils.shard import padded_shard_size
 
 # Floats that the two towers send each other per image: the paper's fig. 2, half of each map or
 # layer crossing each way. The logits' gradient is an own slice and sends nothing.
@@ -75,12 +75,12 @@ def audit_measurements(command: str) -> tuple[Audit, list[Measurement]]:
     ]
 
 
-def expected_exchanges(summary: dict[str, Any], classes: int) -> list[Exchange]:
+def expected_exchanges(summary: dict[str, Any], classes: int) -> list[ExchangeTraffic]:
     """What a full-size run counted, beside what the layers' shapes say; float32."""
-    floats = {**EXCHANGED_FLOATS, "logits": 2 * largest_share(classes, 2)}
+    floats = {**EXCHANGED_FLOATS, "logits": 2 * padded_shard_size(classes, 2)}
     counted = summary["exchange_bytes_per_image"]
     return [
-        Exchange(
+        ExchangeTraffic(
             layer=layer,
             direction=direction,
             bytes_per_image=counted.get(layer, {}).get(direction, 0.0),
@@ -93,11 +93,11 @@ def expected_exchanges(summary: dict[str, Any], classes: int) -> list[Exchange]:
     ]
 
 
-def read_run(run_dir: Path, label: str, config: str, command: str, classes: int) -> Run:
+def read_run(run_dir: Path, label: str, config: str, command: str, classes: int) -> TrainingRun:
     """A training run as the report shows it, from its files."""
     records = read_records(run_dir / "metrics.jsonl")
     train = [r for r in records if r["kind"] == "train"]
-    return Run(
+    return TrainingRun(
         label=label,
         config=config,
         command=command,
@@ -124,7 +124,7 @@ def chance_error_pct(classes: int, k: int) -> float:
     return 100 * max(0.0, 1 - k / classes)
 
 
-def evaluation_row(errors: Errors, views: int, classes: int) -> Evaluation:
+def evaluation_row(errors: ErrorCounts, views: int, classes: int) -> Evaluation:
     return Evaluation(
         views=views,
         pictures=errors.pictures,
@@ -172,7 +172,7 @@ def data_measurement(store: Store, caveat: str, command: str) -> Measurement:
     )
 
 
-def step_off_chance(run: Run) -> int | None:
+def step_off_chance(run: TrainingRun) -> int | None:
     """The first recorded step whose loss is a tenth below that of guessing, if any."""
     below = [
         step
@@ -182,14 +182,16 @@ def step_off_chance(run: Run) -> int | None:
     return below[0] if below else None
 
 
-def off_chance_note(run: Run) -> str:
+def off_chance_note(run: TrainingRun) -> str:
     """What there is to see at the start of a run's curve."""
     step, last = step_off_chance(run), run["steps"][-1]
     where = f"at step {step}" if step is not None else f"not within {last} steps"
     return f"The loss falls a tenth below chance {where}."
 
 
-def recipe_measurement(paper: Run, code: Run, caveat: str, command: str) -> Measurement:
+def recipe_measurement(
+    paper: TrainingRun, code: TrainingRun, caveat: str, command: str
+) -> Measurement:
     """How far either recipe comes in the same short run at full size."""
     losses = {"paper": paper["loss"][-1], "code145": code["loss"][-1]}
     chance = paper["chance_loss"]
@@ -212,7 +214,7 @@ def recipe_measurement(paper: Run, code: Run, caveat: str, command: str) -> Meas
     )
 
 
-def time_measurement(run: Run, hardware: str, caveat: str, command: str) -> Measurement:
+def time_measurement(run: TrainingRun, hardware: str, caveat: str, command: str) -> Measurement:
     """Images/s of the full-size net, and the days that 90 epochs would take at that rate."""
     rate = run["images_per_s"]
     days = PAPER_TRAINING_IMAGES * PAPER_EPOCHS / rate / 86_400

@@ -20,10 +20,10 @@ from torch import Tensor
 from alexnet2012.config.schema import EvaluateConfig
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.tower_feed import Place
-from alexnet2012.inference.trained_model import Trained, load_trained
+from alexnet2012.data.tower_feed import LoaderPlacement
+from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.results import Guess, Lookalikes
+from alexnet2012.ledger.results import Lookalikes, PredictedImage
 
 NEAREST = 6  # paper fig. 4
 SHUFFLES = 1000
@@ -32,7 +32,7 @@ GUESSES, GUESSED, QUERIES = 5, 8, 5  # guesses a picture; pictures on the left a
 
 
 @dataclass(frozen=True)
-class Seen:
+class HiddenActivations:
     """What a net makes of a split, centre view."""
 
     hidden: Tensor  # [n, U] last hidden activations
@@ -41,7 +41,9 @@ class Seen:
 
 
 @torch.no_grad()
-def seen(net: Trained, store: Store, split: Split, config: EvaluateConfig) -> Seen:
+def seen(
+    net: TrainedModel, store: Store, split: Split, config: EvaluateConfig
+) -> HiddenActivations:
     """Run a net over a split, in its order."""
     model = net.model.eval()
     loader = EvalLoader(
@@ -51,7 +53,7 @@ def seen(net: Trained, store: Store, split: Split, config: EvaluateConfig) -> Se
         input_size=model.config.input_size,
         views=1,
         batch_size=config.batch_size,
-        place=Place(device=model.mesh.device, threads=config.decode_threads),
+        place=LoaderPlacement(device=model.mesh.device, threads=config.decode_threads),
     )
     hidden, probabilities, labels = [], [], []
     for batch in loader.batches():
@@ -59,7 +61,7 @@ def seen(net: Trained, store: Store, split: Split, config: EvaluateConfig) -> Se
         hidden.append(activations.cpu())
         probabilities.append(F.softmax(model.fc8(activations), dim=1).cpu())
         labels.append(batch.labels.cpu())
-    return Seen(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
+    return HiddenActivations(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
 
 
 def nearest(queries: Tensor, among: Tensor, count: int = NEAREST) -> Tensor:
@@ -160,10 +162,10 @@ def look_alike(
     return found, pictures, likeness
 
 
-def _guess(of_val: Seen, store: Store, place: int) -> Guess:
+def _guess(of_val: HiddenActivations, store: Store, place: int) -> PredictedImage:
     probabilities = of_val.probabilities[place]
     top = probabilities.topk(min(GUESSES, len(probabilities)))
-    return Guess(
+    return PredictedImage(
         label=store.classes[int(of_val.labels[place])],
         guesses=[store.classes[int(index)] for index in top.indices],
         probabilities=[float(value) for value in top.values],

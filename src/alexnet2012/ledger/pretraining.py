@@ -14,7 +14,7 @@ from statistics import fmean
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import Measurement, Scale, support_word
-from alexnet2012.ledger.statistics import Difference, finished_runs, print_measurements
+from alexnet2012.ledger.statistics import PairedDifference, finished_runs, print_measurements
 from alexnet2012.utils.metrics import mean_interval
 
 MORE, WITHOUT, WITH = "none", "few_classes", "pretrained"
@@ -53,7 +53,7 @@ def pretrain_measurements(
     if not seeds:
         raise ConfigError("runs", directory, f"{WITHOUT} and {WITH} have no seed in common")
     without, pretrained = ([errors[arm][seed][0] for seed in seeds] for arm in (WITHOUT, WITH))
-    gain = Difference.of([a - b for a, b in zip(without, pretrained, strict=True)])
+    gain = PairedDifference.of([a - b for a, b in zip(without, pretrained, strict=True)])
     more = list(errors[MORE].values())
     top1, low, high = mean_interval([first for first, _ in more])
     interval = None if low is None or high is None else (low, high)

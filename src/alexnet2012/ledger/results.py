@@ -64,7 +64,7 @@ class Exactness(TypedDict):
     bound: float  # at most this is right
 
 
-class Exchange(TypedDict):
+class ExchangeTraffic(TypedDict):
     """Bytes that cross between the towers at one layer, both ways added up, an image."""
 
     layer: str  # the reading layer: conv3, fc6, fc7, fc8; and logits
@@ -81,7 +81,7 @@ class Validation(TypedDict, total=False):
     loss: float
 
 
-class Run(TypedDict, total=False):
+class TrainingRun(TypedDict, total=False):
     """One training run; ``steps`` and ``loss`` go together."""
 
     label: str  # legend, "paper" or "code #145"
@@ -140,7 +140,7 @@ class Effect(TypedDict):
     base_mean_pct: float  # with it
 
 
-class Guess(TypedDict):
+class PredictedImage(TypedDict):
     """A validation picture and what the net takes it for, likeliest first."""
 
     label: str
@@ -151,15 +151,15 @@ class Guess(TypedDict):
 class Lookalikes(TypedDict):
     """Figure 4; ``pictures`` holds first those guessed, then each query and its nearest."""
 
-    guesses: list[Guess]
+    guesses: list[PredictedImage]
     queries: list[str]  # their classes
     nearest: list[list[str]]  # the classes of the training pictures nearest to each, nearest first
 
 
-class Runs(TypedDict, total=False):
-    full_paper: Run  # the net at its own size, recipe `paper`
-    full_code145: Run  # the same, recipe `code145`
-    reduced: Run  # the net that learns within the time
+class TrainingRuns(TypedDict, total=False):
+    full_paper: TrainingRun  # the net at its own size, recipe `paper`
+    full_code145: TrainingRun  # the same, recipe `code145`
+    reduced: TrainingRun  # the net that learns within the time
 
 
 class Reproduction(TypedDict, total=False):
@@ -170,8 +170,8 @@ class Reproduction(TypedDict, total=False):
     provenance: Provenance
     audit: Audit
     exactness: list[Exactness]
-    exchanges: list[Exchange]
-    runs: Runs
+    exchanges: list[ExchangeTraffic]
+    runs: TrainingRuns
     evaluation: list[Evaluation]
     kernels: torch.Tensor | None
     kernels_caption: str  # which run they are from

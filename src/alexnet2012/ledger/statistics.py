@@ -18,7 +18,7 @@ from alexnet2012.utils.metrics import mean_interval
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """The mean of differences, a seed each, with its 95% Student interval."""
 
     mean: float
@@ -26,7 +26,7 @@ class Difference:
     n_seeds: int
 
     @classmethod
-    def of(cls, differences: Sequence[float]) -> Difference:
+    def of(cls, differences: Sequence[float]) -> PairedDifference:
         """Raises ValueError without any."""
         mean, low, high = mean_interval(differences)
         interval = None if low is None or high is None else (low, high)

@@ -16,7 +16,7 @@ from alexnet2012.config.enums import NAMED_SOURCES, Budget
 from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
-from alexnet2012.distributed.launch import be_killed_with_parent
+from alexnet2012.distributed.launch import die_with_parent
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims
 from alexnet2012.ledger.provenance import source_name
 
@@ -165,7 +165,7 @@ def is_ilsvrc(pictures: Store) -> bool:
 
 def _run_child(command: Sequence[str]) -> None:
     """Run a training to its end; whatever ends this process first ends it and its workers too."""
-    with subprocess.Popen(command, preexec_fn=be_killed_with_parent) as child:
+    with subprocess.Popen(command, preexec_fn=die_with_parent) as child:
         try:
             code = child.wait()
         except BaseException:

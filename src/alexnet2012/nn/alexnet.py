@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet2012.config.enums import Activation, Precision, Step
+from alexnet2012.config.enums import Activation, LayerOp, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig
 from alexnet2012.config.validation import check_recipe, load_recipe, scaled
 from alexnet2012.distributed.collectives import (
@@ -24,9 +24,9 @@ from alexnet2012.distributed.collectives import (
 )
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.dropout import Dropout
-from alexnet2012.nn.kernels import autograd as fused
-from alexnet2012.nn.kernels.epilogue import Tail, fits, norm_of, tails
-from alexnet2012.nn.kernels.fused_conv_stack import Convolution, convolved
+from alexnet2012.nn.kernels import autograd as kernels
+from alexnet2012.nn.kernels.epilogue import Epilogue, fits, norm_of, split_epilogues
+from alexnet2012.nn.kernels.fused_conv_stack import FusedConv, fused_conv_stack
 from alexnet2012.nn.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
@@ -34,9 +34,9 @@ from alexnet2012.nn.layers import (
     map_sizes,
 )
 from alexnet2012.nn.lrn import response_norm
-from alexnet2012.nn.precision import TYPES, Types
+from alexnet2012.nn.precision import DTYPES, DTypes
 from alexnet2012.utils.rng import stream_seed
-from alexnet2012.utils.shard import Share, share
+from alexnet2012.utils.shard import Shard, shard_of
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.relu: F.relu,
@@ -102,23 +102,23 @@ class AlexNet(nn.Module):
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
         self.fused = (  # whether training takes the kernels for a GPU
-            fused.possible(self.mesh.device, TYPES[self.precision].activations)
+            kernels.kernels_available(self.mesh.device, DTYPES[self.precision].activations)
             and all(fits(conv.rows.size // self.towers_here) for conv in convs)
         )
         # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
-        self.to(self.mesh.device, TYPES[self.precision].parameters)
+        self.to(self.mesh.device, DTYPES[self.precision].parameters)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def types(self) -> Types:
+    def types(self) -> DTypes:
         """Of parameters and activations. After ``.double()``, ``.half()`` or ``.bfloat16()`` the
         activations follow the parameters.
         """
         dtype = self.fc8.weight.dtype
-        types = TYPES[self.precision]
-        return types if dtype == types.parameters else Types(dtype, dtype)
+        types = DTYPES[self.precision]
+        return types if dtype == types.parameters else DTypes(dtype, dtype)
 
-    def forward(self, images: Tensor, rows: Share | None = None) -> Tensor:
+    def forward(self, images: Tensor, rows: Shard | None = None) -> Tensor:
         """[N, 3, S, S] of any type → logits [N, num_classes] of the parameters', on every rank.
 
         ``rows`` says which rows of the global batch these are (for dropout); without it every
@@ -135,7 +135,7 @@ class AlexNet(nn.Module):
         """[N, k] → [N, num_classes]."""
         return all_gather_to_replicated(logits_shard, self.comm, "logits", self.num_classes)
 
-    def features(self, images: Tensor, rows: Share | None = None) -> Tensor:
+    def features(self, images: Tensor, rows: Shard | None = None) -> Tensor:
         """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
         return self.units(self.maps(images), rows)
 
@@ -149,7 +149,7 @@ class AlexNet(nn.Module):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         if self._runs_kernels() and not images.requires_grad:
             dtype = self.types.activations
-            return convolved(images, self._fused_convs(), self.towers_here, dtype).flatten(1)
+            return fused_conv_stack(images, self._fused_convs(), self.towers_here, dtype).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
             x = self._layer(name, x, gather=conv.reads_both_towers)
@@ -157,7 +157,7 @@ class AlexNet(nn.Module):
                 x = step(x)
         return x.flatten(1)
 
-    def units(self, x: Tensor, rows: Share | None = None) -> Tensor:
+    def units(self, x: Tensor, rows: Shard | None = None) -> Tensor:
         """The hidden layers: [N, t·4608], or the maps of all towers → [N, t·2048].
 
         Of maps that a caller has gathered, the gradient is that of the units here alone.
@@ -165,7 +165,7 @@ class AlexNet(nn.Module):
         if rows is None:
             count = len(x)
             start = self.mesh.replica * count
-            rows = Share(start, start + count, self.mesh.replicas * count)
+            rows = Shard(start, start + count, self.mesh.replicas * count)
         for name, linear in self._hidden.items():
             x = self._layer(name, x, gather=linear.reads_both_towers)
             dropout = self.dropouts[name]
@@ -178,7 +178,7 @@ class AlexNet(nn.Module):
 
     def _runs_kernels(self) -> bool:
         """They train parameters of the type that the precision says."""
-        return self.fused and self.training and self.types == TYPES[self.precision]
+        return self.fused and self.training and self.types == DTYPES[self.precision]
 
     def layers(self) -> dict[str, ColumnParallel]:
         """The eight layers with parameters, by name."""
@@ -236,7 +236,7 @@ class AlexNet(nn.Module):
     def _dropouts(self) -> list[tuple[str, Dropout]]:
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 
-    def _fused_convs(self) -> list[Convolution]:
+    def _fused_convs(self) -> list[FusedConv]:
         """The convolutions as the kernels for a GPU take them."""
         found, towers = [], self.towers_here
         following = [*list(self._convs.values())[1:], None]
@@ -244,13 +244,15 @@ class AlexNet(nn.Module):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
             product = partial(self._layer, name, gather=conv.reads_both_towers, skip_bias=True)
-            steps = tails(conv, self.recipe, self.config.activation, layer.rows.size // towers)
+            steps = split_epilogues(
+                conv, self.recipe, self.config.activation, layer.rows.size // towers
+            )
             apart = towers > 1 and after is not None and not after.reads_both_towers
-            then = [step if isinstance(step, Tail) else self._steps[step] for step in steps]
-            found.append(Convolution(layer, product, then, apart))
+            then = [step if isinstance(step, Epilogue) else self._steps[step] for step in steps]
+            found.append(FusedConv(layer, product, then, apart))
         return found
 
-    def _steps_after_convs(self) -> dict[Step, Callable[[Tensor], Tensor]]:
+    def _steps_after_convs(self) -> dict[LayerOp, Callable[[Tensor], Tensor]]:
         recipe = self.recipe
         towers = 1 if recipe.lrn_across_towers else self.towers_here
         lrn, spatial = norm_of(recipe.lrn), recipe.spatial_norm
@@ -262,13 +264,13 @@ class AlexNet(nn.Module):
             "ceil_mode": True,
         }
         return {
-            Step.activation: self.activation,
-            Step.lrn: partial(response_norm, norm=lrn, towers=towers),
-            Step.spatial_norm: partial(
+            LayerOp.activation: self.activation,
+            LayerOp.lrn: partial(response_norm, norm=lrn, towers=towers),
+            LayerOp.spatial_norm: partial(
                 response_norm, norm=norm_of(spatial, spatial.size**2), towers=None
             ),
-            Step.max_pool: partial(F.max_pool2d, **pool),
-            Step.average_pool: partial(F.avg_pool2d, **pool),
+            LayerOp.max_pool: partial(F.max_pool2d, **pool),
+            LayerOp.average_pool: partial(F.avg_pool2d, **pool),
         }
 
     def _layer(self, name: str, x: Tensor, *, gather: bool, skip_bias: bool = False) -> Tensor:
@@ -325,8 +327,8 @@ class AlexNet(nn.Module):
         std = recipe.fc8.init_std * math.sqrt(full_inputs / inputs)
         self._add("fc8", head, std, recipe.fc8.init_bias, seed)
 
-    def _own(self, total: int) -> Share:
-        return share(total, self.mesh.towers, self.mesh.tower)
+    def _own(self, total: int) -> Shard:
+        return shard_of(total, self.mesh.towers, self.mesh.tower)
 
     def _add(self, name: str, layer: ColumnParallel, std: float, bias: float, seed: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))

@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from alexnet2012.config.enums import Step
+from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import RecipeConfig
 from alexnet2012.nn.flops import LayerAudit
 from alexnet2012.nn.layers import overhang_pixels
-from alexnet2012.utils.shard import largest_share
+from alexnet2012.utils.shard import padded_shard_size
 
 INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, int64, two int64
 BACKWARD_TO_FORWARD = 1.5  # numbers that a step after a layer touches: g, x → gx to x → y
 
 
-class Kept(NamedTuple):
+class SavedForBackward(NamedTuple):
     """What a step after a convolution keeps for backward."""
 
     input: bool = False
@@ -32,11 +32,11 @@ class Kept(NamedTuple):
 
 
 KEPT = {
-    Step.activation: Kept(output=True),
-    Step.lrn: Kept(input=True),  # from which backward has the denominators again
-    Step.spatial_norm: Kept(input=True),
-    Step.max_pool: Kept(input=True, indices=True),
-    Step.average_pool: Kept(input=True),
+    LayerOp.activation: SavedForBackward(output=True),
+    LayerOp.lrn: SavedForBackward(input=True),  # from which backward has the denominators again
+    LayerOp.spatial_norm: SavedForBackward(input=True),
+    LayerOp.max_pool: SavedForBackward(input=True, indices=True),
+    LayerOp.average_pool: SavedForBackward(input=True),
 }
 
 
@@ -62,7 +62,7 @@ class Layout:
     @property
     def rows(self) -> int:
         """n: pictures of the largest replica."""
-        return largest_share(self.batch, self.replicas)
+        return padded_shard_size(self.batch, self.replicas)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def layer_costs(
         )
         costs.append(cost)
     classes, size = audited[-1].biases, layout.parameter_bytes
-    part = largest_share(classes, layout.towers) * size
+    part = padded_shard_size(classes, layout.towers) * size
     peers = layout.towers - 1
     return [
         *costs,
@@ -166,7 +166,7 @@ def _layer_cost(
     gathered = math.prod(layer.reads) if whole and not first and towers > 1 else 0
     channels = layer.reads[0] // (1 if whole else towers)
     read = channels * math.prod(layer.reads[1:])
-    rows = largest_share(layer.biases, towers)
+    rows = padded_shard_size(layer.biases, towers)
     now = layer.neurons // layer.biases * rows  # numbers of the map at hand
     if conv and conv.overhang:
         extra = overhang_pixels(layer.reads[1], conv.kernel_size, conv.stride, conv.padding)
@@ -174,11 +174,11 @@ def _layer_cost(
     else:  # a convolution may read the very tensor that the step before keeps
         kept = 0 if conv and input_is_kept and not gathered else read
     operands, touched, other_bytes, is_kept = read + now, 0, 0, False
-    for step in conv.after if conv else [Step.activation] if hidden else []:
+    for step in conv.after if conv else [LayerOp.activation] if hidden else []:
         keeps = KEPT[step]
         kept += now * (keeps.input and not is_kept)
         touched += 2 * now
-        if step in (Step.max_pool, Step.average_pool):
+        if step in (LayerOp.max_pool, LayerOp.average_pool):
             now = result_full // towers
         kept += now * keeps.output
         other_bytes += now * INDEX_BYTES * keeps.indices

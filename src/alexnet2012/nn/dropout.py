@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alexnet2012.nn.kernels.autograd import relu_dropout
 from alexnet2012.utils.rng import GAMMA, MIX, int64
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 
 class Dropout(nn.Module):
@@ -22,14 +22,14 @@ class Dropout(nn.Module):
 
     state: Tensor
 
-    def __init__(self, rate: float, units: Share, seed: int, device: torch.device) -> None:
+    def __init__(self, rate: float, units: Shard, seed: int, device: torch.device) -> None:
         super().__init__()
         self.rate, self.units = rate, units
         self._threshold = int64(round(rate * 2**64) - 2**63)
         # State of the stream before the next step: not saved with the parameters.
         self.register_buffer("state", torch.tensor([seed], device=device), persistent=False)
 
-    def forward(self, x: Tensor, rows: Share) -> Tensor:
+    def forward(self, x: Tensor, rows: Shard) -> Tensor:
         """[N, U] → [N, U]; ``rows`` says which rows of the global batch these are."""
         if not self.training:
             return x * (1 - self.rate)
@@ -37,18 +37,18 @@ class Dropout(nn.Module):
         self._advance(rows)
         return x * kept
 
-    def after_relu(self, z: Tensor, rows: Share) -> Tensor:
+    def after_relu(self, z: Tensor, rows: Shard) -> Tensor:
         """``dropout(relu(z))`` by one kernel on a GPU; in training only."""
         place = (rows.start, self.units.start, self.units.total)
         x = relu_dropout(z, self.state, place, self._threshold)
         self._advance(rows)
         return x
 
-    def _advance(self, rows: Share) -> None:
+    def _advance(self, rows: Shard) -> None:
         self.state.add_(torch.full_like(self.state, GAMMA), alpha=rows.total * self.units.total)
 
 
-def draws(state: Tensor, rows: Share, columns: Share) -> Tensor:
+def draws(state: Tensor, rows: Shard, columns: Shard) -> Tensor:
     """A part of the next rows.total × columns.total numbers of a SplitMix64 stream, row by row.
 
     [1] → [rows.size, columns.size], spread evenly over int64. SplitMix64's last shift is left out:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet2012.config.enums import Step
+from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.distributed.collectives import Communicator, all_gather_to_sharded
-from alexnet2012.nn.kernels.autograd import in_blocks, weight_in_blocks
+from alexnet2012.nn.kernels.autograd import to_blocks, weight_in_blocks
 from alexnet2012.nn.kernels.epilogue import Pool
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 
 class ColumnParallel(nn.Module, ABC):
@@ -31,7 +31,7 @@ class ColumnParallel(nn.Module, ABC):
     the activations at each use: bf16 computes with copies, and updates accumulate in float32.
     """
 
-    def __init__(self, rows: Share, row_shape: tuple[int, ...], groups: int) -> None:
+    def __init__(self, rows: Shard, row_shape: tuple[int, ...], groups: int) -> None:
         super().__init__()
         self.rows, self.groups = rows, groups
         self.weight = nn.Parameter(torch.empty(rows.size, *row_shape))
@@ -76,7 +76,7 @@ class ColumnParallel(nn.Module, ABC):
 class ColumnParallelConv2d(ColumnParallel):
     """[N, groups·C_in, H, W] → [N, rows, H', W']."""
 
-    def __init__(self, config: ConvConfig, rows: Share, kernel_channels: int, groups: int) -> None:
+    def __init__(self, config: ConvConfig, rows: Shard, kernel_channels: int, groups: int) -> None:
         kernel = (kernel_channels, config.kernel_size, config.kernel_size)
         super().__init__(rows, kernel, groups)
         self.kernel_size, self.stride, self.padding = (
@@ -104,7 +104,7 @@ class ColumnParallelConv2d(ColumnParallel):
         """[N, 3, S, S] → [N, 3·stride², B, B], on a GPU: the layout that suits its matrix units."""
         windows = pixels_after(self, images.shape[-1])
         blocks = windows - 1 + -(-self.kernel_size // self.stride)
-        return in_blocks(images, blocks, self.stride, self.padding, dtype)
+        return to_blocks(images, blocks, self.stride, self.padding, dtype)
 
 
 class ColumnParallelLinear(ColumnParallel):
@@ -168,7 +168,7 @@ def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
     sizes, size = {}, input_size
     for name, conv in recipe.convs.items():
         size = pixels_after(conv, size)
-        if {Step.max_pool, Step.average_pool} & set(conv.after):
+        if {LayerOp.max_pool, LayerOp.average_pool} & set(conv.after):
             size = Pool(recipe.pool.size, recipe.pool.stride).side(size)
         if size < 1:
             remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.utils.metrics import misses
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 
 def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split_loss_and_errors(
-    logits_shard: Tensor, labels: Tensor, own: Share, comm: Communicator
+    logits_shard: Tensor, labels: Tensor, own: Shard, comm: Communicator
 ) -> tuple[Tensor, Tensor]:
     """The same without gathering the logits: [N, k], [N] → [], []. Collective.
 
@@ -39,7 +39,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_shard: Tensor, labels: Tensor, own: Share, comm: Communicator
+        ctx: Any, logits_shard: Tensor, labels: Tensor, own: Shard, comm: Communicator
     ) -> tuple[Tensor, Tensor]:
         x = F.pad(logits_shard, (0, 1), value=-torch.inf)  # a tower may have no class at all
         here = (labels >= own.start) & (labels < own.stop)

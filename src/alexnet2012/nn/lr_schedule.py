@@ -10,7 +10,7 @@ from alexnet2012.config.schema import ScheduleConfig
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """What is in force during one epoch. ``layers`` replaces both rates of a layer."""
 
     weight: float
@@ -21,14 +21,14 @@ class Rates:
     def of(self, layer: str, *, bias: bool) -> float:
         return self.layers.get(layer, self.bias if bias else self.weight)
 
-    def times(self, factor: float) -> Rates:
+    def times(self, factor: float) -> LearningRates:
         layers = {layer: factor * rate for layer, rate in self.layers.items()}
-        return Rates(factor * self.weight, factor * self.bias, layers, self.lighting)
+        return LearningRates(factor * self.weight, factor * self.bias, layers, self.lighting)
 
 
-def rates(
+def learning_rates(
     config: ScheduleConfig, epoch: int, validation_errors: Sequence[float], batch_size: int
-) -> Rates:
+) -> LearningRates:
     """The rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
 
     Source: paper sec. 5 (``plateau``); the 2012 code's run notes (``fixed``).
@@ -39,14 +39,16 @@ def rates(
     return now.times(batch_size / config.reference_batch)
 
 
-def _as_written(config: ScheduleConfig, epoch: int, validation_errors: Sequence[float]) -> Rates:
+def _as_written(
+    config: ScheduleConfig, epoch: int, validation_errors: Sequence[float]
+) -> LearningRates:
     if config.kind is ScheduleKind.plateau:
         drops = _plateaus(validation_errors, config.patience_epochs, config.max_drops)
-        return Rates(config.rate, config.bias_rate).times(config.factor**-drops)
-    now = Rates(config.rate, config.bias_rate)
+        return LearningRates(config.rate, config.bias_rate).times(config.factor**-drops)
+    now = LearningRates(config.rate, config.bias_rate)
     for drop in config.drops:
         if drop.epoch <= epoch:
-            now = Rates(
+            now = LearningRates(
                 weight=now.weight if drop.rate is None else drop.rate,
                 bias=now.bias if drop.bias_rate is None else drop.bias_rate,
                 layers={**now.layers, **drop.layer_rates},

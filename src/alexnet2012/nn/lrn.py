@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.config.schema import NormConfig
-from alexnet2012.nn.kernels import autograd as fused
-from alexnet2012.nn.kernels.epilogue import Norm, Tail, fits, norm_of
+from alexnet2012.nn.kernels import autograd as kernels
+from alexnet2012.nn.kernels.epilogue import Epilogue, NormParams, fits, norm_of
 
 BLOCK = 2**18  # numbers of a map that are worked on at a time on a CPU: they stay in its cache
 
@@ -28,7 +28,7 @@ class _ResponseNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Norm, towers: int | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.norm, ctx.towers = norm, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
@@ -46,12 +46,12 @@ class _ResponseNorm(torch.autograd.Function):
         return grad_x, None, None
 
 
-def _normalised(x: Tensor, norm: Norm) -> Tensor:
+def _normalised(x: Tensor, norm: NormParams) -> Tensor:
     x = _wide(x)
     return _to_minus(_denominator(x, norm), norm.beta).mul_(x)
 
 
-def _gradient(x: Tensor, grad: Tensor, norm: Norm) -> Tensor:
+def _gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:
     """The gradient of the result → that of x."""
     x, grad = _wide(x), _wide(grad)
     denominator = _denominator(x, norm)
@@ -60,7 +60,7 @@ def _gradient(x: Tensor, grad: Tensor, norm: Norm) -> Tensor:
     return direct.addcmul_(x, crossed, value=-2 * norm.scale * norm.beta)
 
 
-def _denominator(x: Tensor, norm: Norm) -> Tensor:
+def _denominator(x: Tensor, norm: NormParams) -> Tensor:
     sums = _window_sum(x * x, norm.size)
     return torch.add(torch.full_like(sums[:1, :1, :1], norm.k), sums, alpha=norm.scale)
 
@@ -111,11 +111,11 @@ def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
     return response_norm(x, norm_of(norm, norm.size**2), None)
 
 
-def response_norm(x: Tensor, norm: Norm, towers: int | None) -> Tensor:
+def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
     """Across the maps of each of ``towers`` towers; None: over pixels of the same map."""
     x = x.contiguous(memory_format=torch.channels_last)
-    on_gpu = x.is_cuda and towers is not None and fused.possible(x.device, x.dtype)
+    on_gpu = x.is_cuda and towers is not None and kernels.kernels_available(x.device, x.dtype)
     if on_gpu and fits(x.shape[1] // towers, norm):  # type: ignore[operator]
-        return fused.after_product([x], None, Tail(norm=norm), towers, by_tower=False)[0]  # type: ignore[arg-type]
+        return kernels.fused_epilogue([x], None, Epilogue(norm=norm), towers, by_tower=False)[0]  # type: ignore[arg-type]
     y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]
     return y

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet2012.config.schema import OptimizerConfig
-from alexnet2012.nn.kernels import autograd as fused
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.kernels import autograd as kernels
+from alexnet2012.nn.lr_schedule import LearningRates
 
 BLOCK = 2**16  # numbers of a weight that are updated at a time on a CPU
 
@@ -39,7 +39,7 @@ class PaperSGD(Optimizer):
         ]
         super().__init__(groups, {"lr": 0.0, "momentum": config.momentum})
 
-    def set_rates(self, rates: Rates) -> None:
+    def set_rates(self, rates: LearningRates) -> None:
         for group in self.param_groups:
             group["lr"] = rates.of(group["layer"], bias=group["bias"])
 
@@ -67,12 +67,12 @@ class PaperSGD(Optimizer):
                     continue
                 velocity = self.velocity(weight)
                 alike = weight.stride() == velocity.stride() == weight.grad.stride()
-                if alike and fused.possible(weight.device, weight.dtype):
+                if alike and kernels.kernels_available(weight.device, weight.dtype):
                     from alexnet2012.nn.kernels import (
                         launchers as launches,  # there is a Triton to import
                     )
 
-                    launches.update(weight, velocity, weight.grad, momentum, rate, decay, loss)
+                    launches.sgd_update(weight, velocity, weight.grad, momentum, rate, decay, loss)
                 elif not refused():
                     _update(weight, velocity, weight.grad, momentum, rate, decay)
 

@@ -9,18 +9,18 @@ import torch
 from alexnet2012.config.enums import Precision
 
 
-class Types(NamedTuple):
+class DTypes(NamedTuple):
     """What a precision computes with."""
 
     parameters: torch.dtype
     activations: torch.dtype
 
 
-TYPES = {
-    Precision.fp32: Types(torch.float32, torch.float32),
-    Precision.fp64: Types(torch.float64, torch.float64),
-    Precision.tf32: Types(torch.float32, torch.float32),
-    Precision.bf16: Types(torch.float32, torch.bfloat16),
+DTYPES = {
+    Precision.fp32: DTypes(torch.float32, torch.float32),
+    Precision.fp64: DTypes(torch.float64, torch.float64),
+    Precision.tf32: DTypes(torch.float32, torch.float32),
+    Precision.bf16: DTypes(torch.float32, torch.bfloat16),
 }
 
 

@@ -20,7 +20,7 @@ COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class WrongGuess:
+class Misclassified:
     """A picture that was taken for another class than its own."""
 
     file: str
@@ -29,7 +29,7 @@ class WrongGuess:
     probability: float  # of the guess
 
 
-def kernel_sheets(
+def kernel_grids(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[Image.Image]:
     """Conv1's kernels, one picture a tower, as the paper's figure 3 lays them out.
@@ -59,7 +59,7 @@ def _tiled(kernels: npt.NDArray[Any], columns: int, zoom: int) -> Image.Image:
     return Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1))
 
 
-def guess_sheet(guesses: Sequence[WrongGuess]) -> Image.Image:
+def misclassified_grid(guesses: Sequence[Misclassified]) -> Image.Image:
     """The pictures with their own class and the guess below each; blank where there is none."""
     rows = max(1, -(-len(guesses) // COLUMNS))
     width, height = PICTURE_PIXELS + GAP_PIXELS, PICTURE_PIXELS + 2 * LINE_PIXELS + GAP_PIXELS
@@ -95,7 +95,7 @@ def kernel_pictures(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[str]:
     """Conv1's kernels [K, 3, H, W], one PNG data URI a tower; see :func:`sheets.kernel_sheets`."""
-    return [data_uri(sheet) for sheet in kernel_sheets(weights, towers, columns, zoom)]
+    return [data_uri(sheet) for sheet in kernel_grids(weights, towers, columns, zoom)]
 
 
 def data_uri(picture: Image.Image) -> str:

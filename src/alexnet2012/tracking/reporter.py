@@ -12,13 +12,13 @@ from PIL import Image
 
 from alexnet2012.checkpoint.manifest import Progress
 from alexnet2012.config.schema import TrackingConfig
-from alexnet2012.distributed.consensus import on_rank_0
+from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.nn.lr_schedule import Rates
+from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.tracking.backends import is_viewed
 from alexnet2012.tracking.progress_bar import TrainProgress
 from alexnet2012.tracking.tracker import Tracker
-from alexnet2012.utils.metrics import Errors
+from alexnet2012.utils.metrics import ErrorCounts
 
 LAST_ONLY = "wrong-guesses"  # of these pictures a run keeps that of the last validation
 
@@ -59,7 +59,7 @@ class Reporter:
             found[0].begun(progress.step, unix_s=round(time.time()), total_steps=total_steps)
             return config.watch and is_viewed(config)
 
-        viewed = on_rank_0(begin, mesh)
+        viewed = run_on_rank_0(begin, mesh)
         display = TrainProgress(total_steps, progress.step) if mesh.rank == 0 else None
         return cls(found[0] if found else None, display, viewed=viewed)
 
@@ -90,7 +90,7 @@ class Reporter:
         step: int,
         epoch: int,
         means: dict[str, float],
-        now: Rates,
+        now: LearningRates,
         pace: dict[str, float],
         update_ratios: dict[str, float],
     ) -> None:
@@ -111,7 +111,7 @@ class Reporter:
             self._display.validating()
 
     def validation(
-        self, step: int, epoch: int, views: int, errors: Errors, timings: dict[str, float]
+        self, step: int, epoch: int, views: int, errors: ErrorCounts, timings: dict[str, float]
     ) -> None:
         if self._tracker is not None:
             self._tracker.metrics(

@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from alexnet2012.checkpoint.run_dir import complete
+from alexnet2012.checkpoint.run_dir import with_defaults
 from alexnet2012.tracking.run_index import (
     METRICS,
     TIMINGS,
@@ -29,7 +29,7 @@ _BESIDE = ("resume", "tracking.", "checkpoint.", "mesh.processes")  # no matter 
 
 
 @dataclass(frozen=True)
-class Value:
+class MeasuredValue:
     """What a run came to, as it is and as it is shown; errors with their interval."""
 
     number: float
@@ -38,26 +38,26 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Side:
+class RunSide:
     """One run: its settings by full key, what it was made with, what was measured."""
 
     settings: dict[str, Any]
     made_with: dict[str, Any]
-    measured: dict[str, Value]
+    measured: dict[str, MeasuredValue]
 
 
-def load_side(folder: Path) -> Side:
-    """Raises DamageError: not a run, or its files cannot be read."""
+def load_side(folder: Path) -> RunSide:
+    """Raises DamagedRunError: not a run, or its files cannot be read."""
     summary = load_summary(folder)
-    settings = complete(load_settings(folder))
-    return Side(
+    settings = with_defaults(load_settings(folder))
+    return RunSide(
         {key: value for key, value in settings.items() if not key.startswith(_BESIDE)},
         {label: summary[key] for key, label in _MADE_WITH.items() if key in summary},
         _measured(folder, summary),
     )
 
 
-def differences(first: Side, second: Side) -> list[tuple[str, str, str]]:
+def differences(first: RunSide, second: RunSide) -> list[tuple[str, str, str]]:
     """What the two were not made alike in: its key, and what either has."""
     here, there = first.made_with | first.settings, second.made_with | second.settings
     keys = [*here, *(key for key in there if key not in here)]
@@ -68,14 +68,16 @@ def differences(first: Side, second: Side) -> list[tuple[str, str, str]]:
     ]
 
 
-def outcomes(first: Side, second: Side) -> list[tuple[str, Value | None, Value | None, Outcome]]:
+def outcomes(
+    first: RunSide, second: RunSide
+) -> list[tuple[str, MeasuredValue | None, MeasuredValue | None, Comparison]]:
     """Every number that either has."""
     names = [*first.measured, *(n for n in second.measured if n not in first.measured)]
     pairs = ((name, first.measured.get(name), second.measured.get(name)) for name in names)
     return [(name, a, b, _outcome(a, b)) for name, a, b in pairs]
 
 
-def pair_tables(names: tuple[str, str], first: Side, second: Side) -> list[Table]:
+def pair_tables(names: tuple[str, str], first: RunSide, second: RunSide) -> list[Table]:
     """What was not alike, and what was measured, as tables."""
     made, measured = two_tables((escape(printable(names[0])), escape(printable(names[1]))))
     for row in differences(first, second):
@@ -86,7 +88,7 @@ def pair_tables(names: tuple[str, str], first: Side, second: Side) -> list[Table
     return [made, measured] if made.row_count else [measured]
 
 
-def as_json(first: Side, second: Side) -> dict[str, Any]:
+def as_json(first: RunSide, second: RunSide) -> dict[str, Any]:
     made = [{"key": k, "first": a, "second": b} for k, a, b in differences(first, second)]
     measured = [
         {
@@ -100,19 +102,19 @@ def as_json(first: Side, second: Side) -> dict[str, Any]:
     return {"made_differently": made, "measured": measured}
 
 
-def _measured(folder: Path, summary: dict[str, Any]) -> dict[str, Value]:
+def _measured(folder: Path, summary: dict[str, Any]) -> dict[str, MeasuredValue]:
     records = last_of(folder / METRICS, ("train", "epoch", "validation"))
     timings = last_of(folder / TIMINGS, ("throughput",)).get("throughput", {}) | summary
     run = read(folder)
     of = "" if run.total_steps in (None, run.step) else f" of {run.total_steps}"
-    found = {"steps": Value(run.step, f"{run.step}{of}, {run.state.value}")}
+    found = {"steps": MeasuredValue(run.step, f"{run.step}{of}, {run.state.value}")}
     for kind, key, name, digits in (
         ("train", "loss", "training loss, last", 4),
         ("epoch", "train_error_pct", "training error, last epoch, %", 2),
         ("validation", "loss", "validation loss, last", 4),
     ):
         if (value := records.get(kind, {}).get(key)) is not None:
-            found[name] = Value(value, f"{value:.{digits}f}")
+            found[name] = MeasuredValue(value, f"{value:.{digits}f}")
     validation = records.get("validation", {})
     for rank in (1, 5):
         share = validation.get(f"top{rank}_error_pct")
@@ -124,22 +126,22 @@ def _measured(folder: Path, summary: dict[str, Any]) -> dict[str, Value]:
         ("exchange_pct", "exchanging, %"),
     ):
         if (value := timings.get(key)) is not None:
-            found[name] = Value(value, f"{value:,.1f}")
+            found[name] = MeasuredValue(value, f"{value:,.1f}")
     return found
 
 
-def _error(share: float, pictures: int | None) -> Value:
+def _error(share: float, pictures: int | None) -> MeasuredValue:
     if not pictures:
-        return Value(share, f"{share:.2f}")
+        return MeasuredValue(share, f"{share:.2f}")
     low, high = error_interval_pct(share * pictures / 100, pictures)
-    return Value(share, f"{share:.2f} ({low:.2f} – {high:.2f})", (low, high))
+    return MeasuredValue(share, f"{share:.2f} ({low:.2f} – {high:.2f})", (low, high))
 
 
-def _outcome(first: Value | None, second: Value | None) -> Outcome:
+def _outcome(first: MeasuredValue | None, second: MeasuredValue | None) -> Comparison:
     if first is None or second is None:
-        return Outcome.one
+        return Comparison.one
     same = (first.number, first.interval) == (second.number, second.interval)
-    return Outcome.same if same else of_intervals(first.interval, second.interval)
+    return Comparison.same if same else of_intervals(first.interval, second.interval)
 
 
 def _told(settings: dict[str, Any], key: str) -> str:
@@ -150,7 +152,7 @@ def _told(settings: dict[str, Any], key: str) -> str:
 Interval = Sequence[float] | None
 
 
-class Outcome(Enum):
+class Comparison(Enum):
     """How two measurements of a claim stand to each other."""
 
     same = "the same"
@@ -171,9 +173,9 @@ def two_tables(names: tuple[str, str]) -> tuple[Table, Table]:
     return conditions, measured
 
 
-def of_intervals(first: Interval, second: Interval) -> Outcome:
+def of_intervals(first: Interval, second: Interval) -> Comparison:
     """Of two values that are not the same."""
     if first is None or second is None:
-        return Outcome.other
+        return Comparison.other
     (low, high), (other_low, other_high) = first, second
-    return Outcome.overlap if low <= other_high and other_low <= high else Outcome.apart
+    return Comparison.overlap if low <= other_high and other_low <= high else Comparison.apart

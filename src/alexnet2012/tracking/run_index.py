@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from alexnet2012.checkpoint.manifest import plain
-from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, complete, flat
+from alexnet2012.checkpoint.manifest import to_plain
+from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, with_defaults
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import TrainConfig
 
@@ -31,7 +31,7 @@ _PLACES = re.compile(
 )
 
 
-class State(Enum):
+class RunState(Enum):
     """How a run stands; the order is that of sorting."""
 
     running = "running"
@@ -41,7 +41,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Errors:
+class ValidationErrors:
     """Of a validation, per cent, and the number of pictures if it is known."""
 
     top1_pct: float
@@ -50,17 +50,17 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunInfo:
     """What a run directory tells; None where it does not."""
 
     path: Path
-    state: State
+    state: RunState
     step: int = 0
     total_steps: int | None = None
     begun: datetime | None = None
     recipe: str = ""
     changed: tuple[str, ...] = ()  # what differs from the defaults of the recipe, as overrides
-    errors: Errors | None = None  # of the last validation
+    errors: ValidationErrors | None = None  # of the last validation
     images_per_s: float | None = None
     problem: str | None = None  # of a damaged one
 
@@ -81,7 +81,7 @@ class Run:
         }
 
 
-class DamageError(Exception):
+class DamagedRunError(Exception):
     """What of a run directory cannot be read."""
 
 
@@ -109,20 +109,20 @@ def find(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return runs, others
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> RunInfo:
     """One run directory."""
-    state = State.running if _is_taken(folder) else State.interrupted
+    state = RunState.running if _is_taken(folder) else RunState.interrupted
     try:
         settings = load_settings(folder)
         summary = load_summary(folder)
         last = _last_records(folder)
-    except DamageError as damage:
-        return Run(folder, State.damaged, begun=_begun(folder), problem=str(damage))
-    if summary and state is State.interrupted:
-        state = State.finished
+    except DamagedRunError as damage:
+        return RunInfo(folder, RunState.damaged, begun=_begun(folder), problem=str(damage))
+    if summary and state is RunState.interrupted:
+        state = RunState.finished
     steps = [record["step"] for record in last.values()]
     total = last.get("begun", {}).get("total_steps", summary.get("steps"))
-    return Run(
+    return RunInfo(
         path=folder,
         state=state,
         step=summary.get("steps", max(steps, default=0)),
@@ -136,12 +136,12 @@ def read(folder: Path) -> Run:
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
-    """Raises DamageError where they are none of ours."""
+    """Raises DamagedRunError where they are none of ours."""
     settings = _loaded(folder / SETTINGS)
     if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
-        raise DamageError(f"{SETTINGS} is none of a training")
+        raise DamagedRunError(f"{SETTINGS} is none of a training")
     if "name" not in settings["recipe"]:
-        raise DamageError(f"{SETTINGS} names no recipe")
+        raise DamagedRunError(f"{SETTINGS} names no recipe")
     return settings
 
 
@@ -151,7 +151,7 @@ def load_summary(folder: Path) -> dict[str, Any]:
         return {}
     summary = _loaded(folder / SUMMARY)
     if not isinstance(summary, dict):
-        raise DamageError(f"{SUMMARY} is none of a training")
+        raise DamagedRunError(f"{SUMMARY} is none of a training")
     return summary
 
 
@@ -172,7 +172,7 @@ def last_of(file: Path, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
             if not wanted:
                 break
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{file.name} cannot be read ({type(error).__name__})") from error
+        raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
     return found
 
 
@@ -190,9 +190,9 @@ def _loaded(file: Path) -> Any:
             return yaml.load(text, Loader=yaml.CSafeLoader)
         return yaml.safe_load(text)
     except FileNotFoundError:
-        raise DamageError(f"has no {file.name}") from None
+        raise DamagedRunError(f"has no {file.name}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DamageError(f"{file.name} cannot be read ({type(error).__name__})") from error
+        raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
 
 
 def _is_run(files: Sequence[str]) -> bool:
@@ -225,12 +225,12 @@ def _begun(folder: Path) -> datetime | None:
     return datetime.fromtimestamp(seconds).astimezone()
 
 
-def _errors(record: dict[str, Any]) -> Errors | None:
+def _errors(record: dict[str, Any]) -> ValidationErrors | None:
     try:
         top1, top5 = float(record["top1_error_pct"]), float(record["top5_error_pct"])
     except (KeyError, TypeError, ValueError):
         return None
-    return Errors(top1, top5, record.get("pictures"))
+    return ValidationErrors(top1, top5, record.get("pictures"))
 
 
 def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
@@ -238,12 +238,12 @@ def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
     try:
         composed = _loaded(folder / ".hydra" / "config.yaml")
         words = _loaded(folder / ".hydra" / "overrides.yaml")
-        same = _of_training(flat(composed)) == _of_training(flat(settings))
+        same = _of_training(flatten(composed)) == _of_training(flatten(settings))
         if same and isinstance(words, list):
             return tuple(word for word in map(str, words) if _changes(word))
-    except DamageError:
+    except DamagedRunError:
         pass  # none there: under torchrun Hydra writes nothing
-    here, usual = _of_training(complete(settings)), _defaults(str(settings["recipe"]["name"]))
+    here, usual = _of_training(with_defaults(settings)), _defaults(str(settings["recipe"]["name"]))
     return tuple(f"{key}={_told(here[key])}" for key in here if here[key] != usual.get(key))
 
 
@@ -263,7 +263,7 @@ def _defaults(recipe: str) -> dict[str, Any]:
         config, _ = compose_config("train", TrainConfig, [f"recipe={recipe}"])
     except Exception:  # of later code, or somebody's own: all of its settings are told
         config = TrainConfig()
-    return _of_training(flat(plain(config)))
+    return _of_training(flatten(to_plain(config)))
 
 
 def _told(value: Any) -> str:

@@ -21,7 +21,12 @@ from alexnet2012.distributed.collectives import gather_rows
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.tracking.image_grids import COLUMNS, WrongGuess, guess_sheet, kernel_sheets
+from alexnet2012.tracking.image_grids import (
+    COLUMNS,
+    Misclassified,
+    kernel_grids,
+    misclassified_grid,
+)
 
 SHOWN = 3 * COLUMNS  # wrong guesses
 
@@ -57,12 +62,12 @@ def kernels(model: AlexNet) -> Tensor:
 
 
 @dataclass
-class WrongGuesses:
+class WorstMistakes:
     """The likeliest wrong guesses of a validation, of the pictures that this replica is shown."""
 
     split: Split
     classes: tuple[str, ...]
-    found: list[WrongGuess] = field(default_factory=list)
+    found: list[Misclassified] = field(default_factory=list)
 
     def look(self, batch: Batch, probabilities: Tensor) -> None:
         """Remember the worst of a batch; ``probabilities`` [N, K]."""
@@ -72,15 +77,15 @@ class WrongGuesses:
             if wrong[row] > 0:
                 names = self.classes[int(batch.labels[row])], self.classes[int(guessed[row])]
                 file = self.split.paths[int(batch.indices[row])]
-                self.found.append(WrongGuess(file, *names, float(best[row])))
+                self.found.append(Misclassified(file, *names, float(best[row])))
         self.found = sorted(self.found, key=lambda g: (-g.probability, g.file))[:SHOWN]
 
     def sheet(self) -> Image.Image:
-        return guess_sheet(self.found)
+        return misclassified_grid(self.found)
 
 
 @dataclass
-class Watch:
+class TrainStats:
     """What a run watches; nothing where nobody looks, and then nothing is computed or exchanged."""
 
     model: AlexNet
@@ -89,7 +94,7 @@ class Watch:
     split: Split  # of the validation
     classes: tuple[str, ...]
     wanted: bool = False  # the same on every rank
-    _guesses: WrongGuesses | None = None
+    _guesses: WorstMistakes | None = None
 
     def ratios(self) -> dict[str, float]:
         """By layer, of the last step. Collective."""
@@ -98,7 +103,7 @@ class Watch:
     def look(self, batch: Batch, probabilities: Tensor) -> None:
         """See a batch of a validation."""
         if self.wanted and self.mesh.rank == 0:
-            self._guesses = self._guesses or WrongGuesses(self.split, self.classes)
+            self._guesses = self._guesses or WorstMistakes(self.split, self.classes)
             self._guesses.look(batch, probabilities)
 
     def pictures(self) -> dict[str, Image.Image]:
@@ -108,7 +113,7 @@ class Watch:
         weights = kernels(self.model)
         if self.mesh.rank != 0:
             return {}
-        sheets = kernel_sheets(weights, self.model.recipe.towers)
+        sheets = kernel_grids(weights, self.model.recipe.towers)
         found = {f"kernels-tower{tower}": sheet for tower, sheet in enumerate(sheets)}
         if self._guesses is not None:
             found["wrong-guesses"] = self._guesses.sheet()

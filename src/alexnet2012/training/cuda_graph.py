@@ -16,10 +16,10 @@ from torch import Tensor
 
 from alexnet2012.distributed.mesh import log
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 WARM_UP = 3  # steps before one is recorded: kernels are compiled, libraries set up
-ForwardBackward = Callable[[Tensor, Tensor, Share], tuple[Tensor, Tensor]]
+ForwardBackward = Callable[[Tensor, Tensor, Shard], tuple[Tensor, Tensor]]
 
 
 class GraphedStep:
@@ -34,7 +34,7 @@ class GraphedStep:
         self._full_size = self._full_steps = 0  # images of a whole batch, and steps of that size
         self._graph: _Graph | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, rows: Share) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rows: Shard) -> tuple[Tensor, Tensor]:
         if rows.size < self._full_size:
             return self._eager(images, labels, rows)
         if rows.size > self._full_size:
@@ -49,7 +49,7 @@ class GraphedStep:
             return self._eager(images, labels, rows)
         return self._graph.replay(images, labels)
 
-    def _record(self, images: Tensor, labels: Tensor, rows: Share) -> None:
+    def _record(self, images: Tensor, labels: Tensor, rows: Shard) -> None:
         try:
             self._graph = _Graph(self._model, self._eager, images, labels, rows)
         except torch.OutOfMemoryError:  # a graph needs as much memory again as a step
@@ -80,7 +80,7 @@ class _Graph:
         forward_backward: ForwardBackward,
         images: Tensor,
         labels: Tensor,
-        rows: Share,
+        rows: Shard,
     ) -> None:
         # In the type that the network would cast them to: fewer bytes to copy.
         self._images = images.to(model.types.activations, copy=True)
@@ -92,7 +92,7 @@ class _Graph:
             self._output = forward_backward(self._images, self._labels, rows)
         self._grads = [(parameter, parameter.grad) for parameter in model.parameters()]
 
-    def fits(self, images: Tensor, rows: Share) -> bool:
+    def fits(self, images: Tensor, rows: Shard) -> bool:
         same = images.shape == self._images.shape and rows == self._rows
         return same and _mode(self._model) == self._mode
 

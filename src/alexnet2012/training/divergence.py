@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet2012.checkpoint import manifest as saves
+from alexnet2012.checkpoint import manifest
 from alexnet2012.config.schema import RunError
 from alexnet2012.data.loaders import Batch
-from alexnet2012.distributed.consensus import agree, on_rank_0
+from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.nn.alexnet import AlexNet
 
 
@@ -27,12 +27,12 @@ def diverged(
     where = first_not_finite(model, batch)
 
     def told() -> str:
-        saved = saves.newest(run_dir)
+        saved = manifest.latest(run_dir)
         before = "nothing was saved before" if saved is None else f"{saved} is from before"
         remedy = f"{before}; lower schedule.rate={rate} in a new run"
         return f"step {step}: the loss is {loss}, first not finite: {where}; {remedy}"
 
-    return DivergedError(on_rank_0(told, model.mesh))
+    return DivergedError(run_on_rank_0(told, model.mesh))
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
         model.fused = fused
         for hook in hooks:
             hook.remove()
-    every = agree(lambda: min(found, default=None), model.mesh)
+    every = gather_results(lambda: min(found, default=None), model.mesh)
     firsts = [first for first in every if first is not None]
     if not firsts:
         return "the loss itself, of logits that still are"

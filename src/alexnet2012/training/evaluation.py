@@ -14,7 +14,7 @@ from torch import Tensor
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.metrics import Errors, topk_errors
+from alexnet2012.utils.metrics import ErrorCounts, topk_errors
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def evaluate(
     batches: Iterable[Batch],
     mesh: Mesh,
     look: Callable[[Batch, Tensor], None] | None = None,
-) -> Errors:
+) -> ErrorCounts:
     """Errors of the averaged probabilities over views and models. Collective.
 
     ``look`` is shown each batch of this replica with its probabilities [N, K].
@@ -53,4 +53,4 @@ def evaluate(
     totals = totals.to(mesh.device)
     mesh.sum_over_replicas([totals], "errors")
     pictures, top1, top5, total_loss = totals.tolist()
-    return Errors(int(pictures), top1, top5, total_loss / pictures)
+    return ErrorCounts(int(pictures), top1, top5, total_loss / pictures)

@@ -15,7 +15,7 @@ from alexnet2012.distributed.mesh import Mesh
 
 
 @dataclass
-class Sums:
+class LossMeter:
     """Of a stretch of training, on this replica."""
 
     loss: float = 0.0
@@ -38,7 +38,7 @@ class Sums:
         return [list(row) for row in every.tolist()]
 
     @classmethod
-    def restored(cls, saved: list[list[float]], mesh: Mesh) -> Sums:
+    def restored(cls, saved: list[list[float]], mesh: Mesh) -> LossMeter:
         """This replica's, or on the first one the sum of what another mesh has saved."""
         if len(saved) == mesh.replicas:
             return cls(*saved[mesh.replica])
@@ -51,7 +51,7 @@ class Sums:
 
 
 @dataclass
-class Stretch:
+class Lap:
     """Since the last look: steps, pictures of all replicas, and where the seconds went."""
 
     steps: int = 0
@@ -62,7 +62,7 @@ class Stretch:
 
 
 @dataclass
-class Throughput:
+class ThroughputMeter:
     """Seconds of training (without validation), and of it waiting for input; pictures seen."""
 
     train_s: float = 0.0
@@ -71,7 +71,7 @@ class Throughput:
     pictures: int = 0  # of all replicas
     own_pictures: int = 0  # of this one
     _since: float = 0.0  # the last reading of the clock
-    _last: Stretch = field(default_factory=Stretch)
+    _last: Lap = field(default_factory=Lap)
 
     def start(self) -> None:
         """Training begins, or goes on."""
@@ -105,7 +105,7 @@ class Throughput:
         """Milliseconds of a step, and images/s, since this was last asked for."""
         self.lap()
         last, exchanged_s = self._last, traffic.training_seconds()
-        self._last = Stretch(exchange_s=exchanged_s)
+        self._last = Lap(exchange_s=exchanged_s)
         steps = max(1, last.steps)
         return {
             "step_time_ms": 1000 * last.train_s / steps,

@@ -13,7 +13,7 @@ from typing import Any
 SAME_S = 1.0
 
 
-class Interrupts:
+class SignalWatcher:
     """While it is entered, ``number`` is the signal that asked to leave, 0 before there was one."""
 
     number = 0
@@ -22,7 +22,7 @@ class Interrupts:
         self._former: dict[signal.Signals, Any] = {}
         self._first_s = 0.0
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> SignalWatcher:
         if threading.current_thread() is threading.main_thread():  # no other may
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background

@@ -14,7 +14,7 @@ from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.losses import loss_and_errors, split_loss_and_errors
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.training.cuda_graph import GraphedStep
-from alexnet2012.utils.shard import Share
+from alexnet2012.utils.shard import Shard
 
 
 class StepOutput(NamedTuple):
@@ -53,7 +53,7 @@ class TrainStep:
         return StepOutput(*numbers())
 
     def _forward_backward(
-        self, images: Tensor, labels: Tensor, rows: Share
+        self, images: Tensor, labels: Tensor, rows: Shard
     ) -> tuple[Tensor, Tensor]:
         """[n, 3, S, S], [n] → summed loss [], top-1 errors []; gradients are in ``grad``."""
         model = self.model

@@ -15,29 +15,29 @@ import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.checkpoint import io as checkpoint
-from alexnet2012.checkpoint import manifest as saves
-from alexnet2012.checkpoint.manager import Saver
-from alexnet2012.checkpoint.manifest import Progress, plain
-from alexnet2012.checkpoint.run_dir import SUMMARY, begin, check_run, take
-from alexnet2012.checkpoint.state import Snapshot
+from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.manager import CheckpointManager
+from alexnet2012.checkpoint.manifest import Progress, to_plain
+from alexnet2012.checkpoint.run_dir import SUMMARY, check_run, init_run_dir, lock_run_dir
+from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.schema import RunError, TrainConfig
 from alexnet2012.data.build import loaders
 from alexnet2012.data.loaders import Batch, content_digest
-from alexnet2012.distributed.consensus import Exchange, Wishes, on_rank_0
+from alexnet2012.distributed.consensus import ControlFlags, FlagSync, run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh, log
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.lr_schedule import Rates, rates
+from alexnet2012.nn.lr_schedule import LearningRates, learning_rates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.tracking.reporter import Reporter
-from alexnet2012.tracking.train_stats import Watch
+from alexnet2012.tracking.train_stats import TrainStats
 from alexnet2012.training.divergence import diverged
 from alexnet2012.training.evaluation import evaluate
-from alexnet2012.training.meters import Sums, Throughput
-from alexnet2012.training.signals import Interrupts
+from alexnet2012.training.meters import LossMeter, ThroughputMeter
+from alexnet2012.training.signals import SignalWatcher
 from alexnet2012.training.train_step import StepOutput, TrainStep
 from alexnet2012.utils.environment import running_commit, versions
 from alexnet2012.utils.files import replace_text
-from alexnet2012.utils.metrics import Errors
+from alexnet2012.utils.metrics import ErrorCounts
 
 
 class Trainer:
@@ -52,7 +52,7 @@ class Trainer:
         self.config, self.mesh, self.run_dir = config, mesh, run_dir
         self._closing = ExitStack()
         with self._closing:
-            on_rank_0(lambda: self._closing.enter_context(take(run_dir)).name, mesh)
+            run_on_rank_0(lambda: self._closing.enter_context(lock_run_dir(run_dir)).name, mesh)
             self.store, self._resumed = check_run(config, run_dir, mesh)
             self._build()
             self._closing = self._closing.pop_all()  # all went well: not before the run has ended
@@ -75,22 +75,22 @@ class Trainer:
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
         self.progress = Progress.at_start(config, self.store, code)
-        self.sums = Sums()  # since the last record
-        self.epoch_sums = Sums()
-        self.throughput = Throughput()
+        self.sums = LossMeter()  # since the last record
+        self.epoch_sums = LossMeter()
+        self.throughput = ThroughputMeter()
         if self._resumed is not None:
             self._resume(self._resumed)
         elif config.init_from is not None:
-            folder = saves.find(Path(config.init_from), mesh)
-            checkpoint.take_over(folder, self.model, config.init_layers)
+            folder = manifest.find_valid(Path(config.init_from), mesh)
+            checkpoint.load_pretrained(folder, self.model, config.init_layers)
             log.info("starting from the layers of %s", config.init_from)
-        self._saver = Saver(config.checkpoint, self.run_dir, mesh, self.progress.step)
-        self._exchange = Exchange(mesh, config.mesh.timeout_s)
-        self._interrupts = Interrupts()
+        self._saver = CheckpointManager(config.checkpoint, self.run_dir, mesh, self.progress.step)
+        self._exchange = FlagSync(mesh, config.mesh.timeout_s)
+        self._interrupts = SignalWatcher()
         self._due = False  # a checkpoint, by the clock
         self._reporter = Reporter()
         shown = self.store.split("val", config.data.limit), self.store.classes
-        self._watch = Watch(self.model, self.optimizer, mesh, *shown)
+        self._watch = TrainStats(self.model, self.optimizer, mesh, *shown)
 
     def run(self) -> dict[str, Any]:
         """Train, validate, save; returns what summary.json holds. Collective.
@@ -108,7 +108,7 @@ class Trainer:
                 self._finish_epoch(epoch, train_error_pct)
             self._saver.wait()
             text = json.dumps(self.progress.summary, indent=1, sort_keys=True) + "\n"
-            on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
+            run_on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
         return self.progress.summary
 
     def train_epoch(self, epoch: int) -> float:
@@ -117,7 +117,7 @@ class Trainer:
         first_step = self.progress.step - epoch * self.train_loader.steps_per_epoch
         last = min(self._end_of(epoch), self.total_steps)
         if first_step == 0:
-            self.epoch_sums = Sums()
+            self.epoch_sums = LossMeter()
         if self.progress.step < last:
             self.model.train()
             self.optimizer.set_rates(lr)
@@ -142,7 +142,7 @@ class Trainer:
     def _start(self, stack: ExitStack) -> None:
         """Compare the ranks, open the records, heed signals. Collective."""
         remedy = "start every rank with the same command, code and data"
-        same = {**plain(self.config), **versions(), "store": self.store.fingerprint}
+        same = {**to_plain(self.config), **versions(), "store": self.store.fingerprint}
         self.mesh.check_same("what runs", same, remedy, within_replica=False)
         self.mesh.watchdog.folder = self.run_dir
         if self.progress.summary is not None:
@@ -152,7 +152,7 @@ class Trainer:
             )
             return
         settings = self.progress.settings
-        on_rank_0(lambda: begin(self.run_dir, settings, self._resumed), self.mesh)
+        run_on_rank_0(lambda: init_run_dir(self.run_dir, settings, self._resumed), self.mesh)
         told = self.config.tracking, self.run_dir, self.progress, self.total_steps
         self._reporter = stack.enter_context(Reporter.here(*told, self.mesh))
         self._watch.wanted = self._reporter.viewed
@@ -166,9 +166,9 @@ class Trainer:
     def _end_of(self, epoch: int) -> int:
         return (epoch + 1) * self.train_loader.steps_per_epoch
 
-    def _rates(self, epoch: int) -> Rates:
+    def _rates(self, epoch: int) -> LearningRates:
         errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
-        return rates(self.config.schedule, epoch, errors, batch_size)
+        return learning_rates(self.config.schedule, epoch, errors, batch_size)
 
     def _finish_epoch(self, epoch: int, train_error_pct: float) -> None:
         """Validate and save where it is due; after the last epoch make the summary."""
@@ -196,7 +196,7 @@ class Trainer:
             digest = {"CRC-32": content_digest(batch.images)}
             self.mesh.check_same(what, digest, remedy, within_replica=True)
 
-    def _after_step(self, epoch: int, batch: Batch, output: StepOutput, lr: Rates) -> None:
+    def _after_step(self, epoch: int, batch: Batch, output: StepOutput, lr: LearningRates) -> None:
         if not math.isfinite(output.global_loss):
             with suppress(RunError):
                 self._saver.wait()
@@ -211,14 +211,14 @@ class Trainer:
         if self.progress.step % self.config.tracking.log_every_steps == 0:
             self._record_training(epoch, lr)
 
-    def _record_training(self, epoch: int, now: Rates) -> None:
+    def _record_training(self, epoch: int, now: LearningRates) -> None:
         means = self.sums.means(self.mesh)
-        self.sums = Sums()
+        self.sums = LossMeter()
         pace = self.throughput.pace(self.model.comm.traffic)
         step = self.progress.step
         self._reporter.training(step, epoch, means, now, pace, self._watch.ratios())
 
-    def _validate(self, epoch: int) -> Errors:
+    def _validate(self, epoch: int) -> ErrorCounts:
         self._reporter.validating()
         batches = self._heeding(self.val_loader.batches())
         errors = evaluate([self.model], batches, self.mesh, self._watch.look)
@@ -236,7 +236,7 @@ class Trainer:
     def _heed_wishes(self, *, training: bool = True) -> None:
         """Save, or save and leave, if any rank wished so a step ago. Collective."""
         wished = self._exchange(
-            Wishes(
+            ControlFlags(
                 signal=self._interrupts.number,
                 save=self.mesh.rank == 0 and self._saver.due_by_clock(),
                 failed=self._saver.failed,
@@ -262,7 +262,7 @@ class Trainer:
         self._due = False
         self._saver.wait()  # else two copies of the state would be under way
         mean_image = self.store.mean_image
-        self._saver.save(Snapshot.of(self.model, self.optimizer, self.progress, mean_image))
+        self._saver.save(TrainingState.of(self.model, self.optimizer, self.progress, mean_image))
 
     def _saves_after(self, *, ended: bool, whole: bool) -> bool:
         every = self.config.checkpoint.every_epochs
@@ -274,8 +274,8 @@ class Trainer:
         found = checkpoint.load(folder, self.model, self.optimizer)
         if self.mesh.rank == 0 and found.code != self.progress.code:
             log.warning("saved by %s, taken up by %s", found.code, self.progress.code)
-        self.epoch_sums = Sums.restored(found.epoch_sums, self.mesh)
-        self.sums = Sums.restored(found.sums, self.mesh)
+        self.epoch_sums = LossMeter.restored(found.epoch_sums, self.mesh)
+        self.sums = LossMeter.restored(found.sums, self.mesh)
         here = folder.resolve().parent.parent == self.run_dir.resolve()  # the records of the run
         ended = found.step >= self.total_steps or found.settings == self.progress.settings
         self.progress = replace(
@@ -289,7 +289,7 @@ class Trainer:
         )
         log.info("going on from %s: epoch %d, step %d", folder, found.epoch, found.step)
 
-    def _summary(self, errors: Errors) -> dict[str, Any]:
+    def _summary(self, errors: ErrorCounts) -> dict[str, Any]:
         return {
             **errors.summary(),
             "steps": self.progress.step,

@@ -157,7 +157,7 @@ def _check_confidence(confidence: float) -> None:
 
 
 @dataclass(frozen=True)
-class Errors:
+class ErrorCounts:
     """Counts over a split, equal on every rank; ties share the credit, so they may be halves."""
 
     pictures: int

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """Rows ``start`` to ``stop`` of ``total``."""
 
     start: int
@@ -28,17 +28,17 @@ class Share(NamedTuple):
         return full[self.start : self.stop]
 
 
-def share(total: int, parts: int, index: int) -> Share:
+def shard_of(total: int, parts: int, index: int) -> Shard:
     """The contiguous share of part ``index``, by torch's chunk rule: checkpoints agree with it.
 
     Five classes on two towers: rows 0-2 and rows 3-4. A last part may be smaller, or empty.
     """
     assert 0 <= index < parts, (index, parts)
-    size = largest_share(total, parts)
+    size = padded_shard_size(total, parts)
     start = min(index * size, total)
-    return Share(start, min(start + size, total), total)
+    return Shard(start, min(start + size, total), total)
 
 
-def largest_share(total: int, parts: int) -> int:
+def padded_shard_size(total: int, parts: int) -> int:
     """Rows of the largest share: what a collective over uneven shares pads to."""
     return -(-total // parts)

@@ -30,9 +30,9 @@ from alexnet2012.config.enums import OnReject
 from alexnet2012.config.schema import ConfigError, PrepareConfig, RunError
 from alexnet2012.config.validation import check_values, user_path
 from alexnet2012.data.preparation.decode import store_picture, sum_of_products
-from alexnet2012.data.preparation.progress import Outcome, Tally, unfinished
+from alexnet2012.data.preparation.progress import ImageOutcome, Tally, unfinished
 from alexnet2012.data.preparation.workers import in_order
-from alexnet2012.data.sources.base import Entry, Source
+from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.sources.registry import is_gone, locate
 from alexnet2012.data.store import FORMAT, SPLITS, Store
 from alexnet2012.utils.locks import locked
@@ -125,7 +125,7 @@ class _Job(NamedTuple):
 class _Done(NamedTuple):
     """A job's outcome, with sums over training pixels."""
 
-    outcomes: list[Outcome]
+    outcomes: list[ImageOutcome]
     bytes_read: int
     sums: npt.NDArray[np.uint32]  # [P, P, 3]
     products: npt.NDArray[np.int64]  # [3, 3]
@@ -144,14 +144,14 @@ def _work(job: _Job) -> _Done:
         except OSError as error:
             if not _is_of_the_file(error, entry):
                 raise
-            outcomes.append(Outcome(reason=str(error.strerror)))
+            outcomes.append(ImageOutcome(reason=str(error.strerror)))
             continue
         except ValueError as error:
-            outcomes.append(Outcome(reason=str(error)))
+            outcomes.append(ImageOutcome(reason=str(error)))
             continue
         (job.root / job.target(index)).write_bytes(stored.jpeg)
         sha256 = hashlib.sha256(stored.jpeg).hexdigest()
-        outcomes.append(Outcome(job.target(index), sha256, sorted(stored.traits)))
+        outcomes.append(ImageOutcome(job.target(index), sha256, sorted(stored.traits)))
         if job.split == "train":
             sums += stored.pixels
             products += sum_of_products(stored.pixels)
@@ -169,7 +169,7 @@ def _is_of_the_file(error: OSError, entry: Entry) -> bool:
 
 def _fill(
     work: Path,
-    source: Source,
+    source: ImageSource,
     config: PrepareConfig,
     settings: dict[str, Any],
     dates: str,
@@ -216,7 +216,7 @@ def _fill(
         return tally.finish()
 
 
-def _jobs(root: Path, source: Source, config: PrepareConfig) -> Iterator[_Job]:
+def _jobs(root: Path, source: ImageSource, config: PrepareConfig) -> Iterator[_Job]:
     for split in SPLITS:
         entries, first = source.entries(split), 0
         while part := list(islice(entries, _PICTURES_PER_JOB)):
@@ -224,7 +224,7 @@ def _jobs(root: Path, source: Source, config: PrepareConfig) -> Iterator[_Job]:
             first += len(part)
 
 
-def _rejected(source: Source, what: str) -> ConfigError:
+def _rejected(source: ImageSource, what: str) -> ConfigError:
     return ConfigError("data.source", source.where, f"on_reject=fail: {what}")
 
 

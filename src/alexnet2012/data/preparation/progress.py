@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.data.sources.base import Entry, Source
+from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.store import MEAN_IMAGE, SPLITS, fingerprint, seal
 
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
@@ -32,7 +32,7 @@ _SAVING_SHARE = 0.05  # of the time, at most
 _PAUSE_S = 0.5  # between two savings, at least
 
 
-class Outcome(NamedTuple):
+class ImageOutcome(NamedTuple):
     """What came of a picture: its place in the store, or why it is not there."""
 
     target: str = ""
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class State:
+class PrepareState:
     """Everything but the sums, as plain data."""
 
     settings: dict[str, Any]
@@ -63,8 +63,8 @@ class Tally:
     def __init__(
         self,
         work: Path,
-        source: Source,
-        state: State,
+        source: ImageSource,
+        state: PrepareState,
         sums: npt.NDArray[np.int64],  # [P, P, 3]
         products: npt.NDArray[np.int64],  # [3, 3]
     ) -> None:
@@ -77,7 +77,7 @@ class Tally:
         self._saved_at, self._pause = time.monotonic(), _PAUSE_S
 
     @classmethod
-    def new(cls, work: Path, source: Source, settings: dict[str, Any], dates: str) -> Tally:
+    def new(cls, work: Path, source: ImageSource, settings: dict[str, Any], dates: str) -> Tally:
         """An empty one; clears what another source or other settings have left."""
         shutil.rmtree(work / "store", ignore_errors=True)
         (work / _STATE).unlink(missing_ok=True)
@@ -86,12 +86,12 @@ class Tally:
         counts = {split: dict.fromkeys(source.classes, 0) for split in SPLITS}
         sums = np.zeros((size, size, 3), dtype=np.int64)
         products = np.zeros((3, 3), dtype=np.int64)
-        state = State(settings, dates, _versions(), counts)
+        state = PrepareState(settings, dates, _versions(), counts)
         return cls(work, source, state, sums, products)
 
     @classmethod
     def resumed(
-        cls, work: Path, source: Source, settings: dict[str, Any], dates: str
+        cls, work: Path, source: ImageSource, settings: dict[str, Any], dates: str
     ) -> Tally | None:
         """What was saved last, where it is of the same pictures, settings and libraries."""
         saved = _saved(work)
@@ -106,7 +106,7 @@ class Tally:
         self,
         split: str,
         entries: Sequence[Entry],
-        outcomes: Sequence[Outcome],
+        outcomes: Sequence[ImageOutcome],
         sums: npt.NDArray[np.uint32],
         products: npt.NDArray[np.int64],
     ) -> None:
@@ -202,11 +202,11 @@ def unfinished(work: Path) -> dict[str, Any] | None:
     return saved[0].settings if saved else None
 
 
-def _saved(work: Path) -> tuple[State, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """State and sums as they were saved last, where the lists go with them."""
+def _saved(work: Path) -> tuple[PrepareState, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """PrepareState and sums as they were saved last, where the lists go with them."""
     try:
         with np.load(work / _STATE, allow_pickle=False) as saved:
-            state = State(**json.loads(saved["state"].tobytes()))
+            state = PrepareState(**json.loads(saved["state"].tobytes()))
             sums, products = saved["sums"], saved["products"]
         lists = {name: (work / "store" / name).stat().st_size for name in _LISTS}
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile):

@@ -23,7 +23,7 @@ import numpy as np
 from alexnet2012.data.sources.base import (
     MAX_FILE_BYTES,
     Entry,
-    Source,
+    ImageSource,
     check_classes,
     is_picture,
     source_error,
@@ -109,7 +109,7 @@ def is_packed(tar: tarfile.TarFile) -> bool:
     return isinstance(tar.fileobj, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile)
 
 
-def open_archive(path: Path) -> Source:
+def open_archive(path: Path) -> ImageSource:
     """The pictures of a tar of ``train/CLASS/`` and ``val/CLASS/``, in one top folder or in none.
 
     Raises:
@@ -140,7 +140,7 @@ def open_archive(path: Path) -> Source:
                 if place is not None and place[0] == folders[split]:
                     yield entry(tar, path, member, labels[place[1]])
 
-    return Source(
+    return ImageSource(
         where=str(path),
         classes=classes,
         entries=entries,
@@ -157,7 +157,7 @@ def entry(tar: tarfile.TarFile, path: Path, member: tarfile.TarInfo, label: int)
     return Entry(member.name, label, data=_content(tar, member))
 
 
-def open_cifar10(path: Path) -> Source:
+def open_cifar10(path: Path) -> ImageSource:
     """CIFAR-10's binary version: the archive as it is published, or a folder of its files.
 
     Raises:
@@ -197,7 +197,7 @@ def open_cifar10(path: Path) -> Source:
                 yield Entry(name, labels[record[0]], data=header + pixels.tobytes())
                 index += 1
 
-    return Source(
+    return ImageSource(
         where=str(path),
         classes=tuple(sorted(classes)),
         entries=entries,

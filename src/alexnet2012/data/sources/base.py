@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Pictures and their classes; ``entries("train")`` lists them, in the same order each time."""
 
     where: str  # as it is named in errors

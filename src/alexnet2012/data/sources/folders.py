@@ -11,7 +11,7 @@ from stat import S_ISREG
 from alexnet2012.data.sources.base import (
     PICTURE_SUFFIXES,
     Entry,
-    Source,
+    ImageSource,
     check_classes,
     is_picture,
     source_error,
@@ -62,8 +62,8 @@ class Listing:
             check_classes(root, found_here, found_here, "class folders")
             self.classes = tuple(sorted(found_here))
 
-    def source(self) -> Source:
-        return Source(
+    def source(self) -> ImageSource:
+        return ImageSource(
             where=str(self.root),
             classes=self.classes,
             entries=self._entries,

@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 from scipy.io import loadmat
 
 from alexnet2012.data.sources.archives import AGAIN, entry, is_packed, members, open_tar, readable
-from alexnet2012.data.sources.base import Entry, Source, check_classes, source_error
+from alexnet2012.data.sources.base import Entry, ImageSource, check_classes, source_error
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def edition_in(folder: Path) -> Edition | None:
     return next((year for year in EDITIONS if (folder / year.train).is_file()), None)
 
 
-def open_ilsvrc(folder: Path, edition: Edition) -> Source:
+def open_ilsvrc(folder: Path, edition: Edition) -> ImageSource:
     """The pictures of an edition, read from its tars where they lie.
 
     Raises:
@@ -84,7 +84,7 @@ def open_ilsvrc(folder: Path, edition: Edition) -> Source:
             patch = patches.get(f"{split}/{PurePosixPath(picture.name).name}")
             yield patch._replace(label=picture.label) if patch else picture
 
-    return Source(
+    return ImageSource(
         where=str(folder),
         classes=classes,
         entries=entries,

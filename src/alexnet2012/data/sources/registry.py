@@ -22,7 +22,7 @@ from alexnet2012.data.sources.archives import (
     open_archive,
     open_cifar10,
 )
-from alexnet2012.data.sources.base import Source, source_error
+from alexnet2012.data.sources.base import ImageSource, source_error
 from alexnet2012.data.sources.download import PUBLISHED, fetch
 from alexnet2012.data.sources.folders import LAYOUT, Listing
 from alexnet2012.data.sources.ilsvrc import edition_in, open_ilsvrc
@@ -35,7 +35,7 @@ class Located:
     # What tells it from others: names and lengths of files, not where they lie, nor their dates.
     identity: dict[str, Any]
     # For a scratch folder, and whether to show progress; raises ConfigError and RunError.
-    open: Callable[[Path, bool], AbstractContextManager[Source]]
+    open: Callable[[Path, bool], AbstractContextManager[ImageSource]]
     dates: str = ""  # of its files: whether somebody writes to it at this time
     folders: tuple[Path, ...] = ()  # whose content is looked at, whatever it is
 
@@ -97,19 +97,19 @@ def is_gone(config: PrepareConfig) -> bool:
 
 
 @contextmanager
-def _now(opened: Callable[[], Source], scratch: Path, progress: bool) -> Iterator[Source]:
+def _now(opened: Callable[[], ImageSource], scratch: Path, progress: bool) -> Iterator[ImageSource]:
     yield opened()
 
 
 @contextmanager
-def _published(name: str, scratch: Path, progress: bool) -> Iterator[Source]:
+def _published(name: str, scratch: Path, progress: bool) -> Iterator[ImageSource]:
     archive = fetch(PUBLISHED[name], home() / "downloads", progress)
     source = open_cifar10(archive) if name == "cifar10" else open_archive(archive)
     yield replace(source, description=_DESCRIPTIONS[name])
 
 
 @contextmanager
-def _photos(config: PrepareConfig, scratch: Path, progress: bool) -> Iterator[Source]:
+def _photos(config: PrepareConfig, scratch: Path, progress: bool) -> Iterator[ImageSource]:
     shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     try:
         photos.make_photos(scratch, seed=config.seed)

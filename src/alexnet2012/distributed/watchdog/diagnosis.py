@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from alexnet2012.distributed.watchdog.flight_recorder import Exchange, FlightRecord
+from alexnet2012.distributed.watchdog.flight_recorder import FlightEntry, FlightRecord
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """Why a run cannot go on: one line that every rank tells, and the ranks at fault."""
 
     text: str
@@ -16,7 +16,7 @@ class Verdict:
 
 
 @dataclass
-class Party:
+class RankRecord:
     """A rank and its record, which may be a second old: of the other tower, elsewhere."""
 
     rank: int
@@ -24,7 +24,7 @@ class Party:
     old: bool = field(default=False, kw_only=True)
 
 
-def apart(one: Party, other: Party) -> Verdict | None:
+def out_of_step(one: RankRecord, other: RankRecord) -> Diagnosis | None:
     """Two towers that mean different exchanges where they should meet, if they do."""
     for mine in one.record.exchanges():
         theirs = other.record.at(mine.number)
@@ -33,25 +33,25 @@ def apart(one: Party, other: Party) -> Verdict | None:
     return None
 
 
-def ended(waiting: Party, lost: Party) -> Verdict:
+def exited(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
     """Of a rank whose process is no more, or has left the run."""
-    return Verdict(f"rank {lost.rank} ended: it {_position(waiting, lost)}", [lost.rank])
+    return Diagnosis(f"rank {lost.rank} ended: it {_position(waiting, lost)}", [lost.rank])
 
 
-def silent(waiting: Party, lost: Party, silent_s: float) -> Verdict:
+def silent(waiting: RankRecord, lost: RankRecord, silent_s: float) -> Diagnosis:
     """Of a rank whose watchdog is silent, too."""
     found = f"rank {lost.rank} has shown no sign of life for {silent_s:g} s"
     found += " (it was stopped, or its machine is lost)"
-    return Verdict(f"{found}: it {_position(waiting, lost)}", [lost.rank])
+    return Diagnosis(f"{found}: it {_position(waiting, lost)}", [lost.rank])
 
 
-def late(waiting: Party, lost: Party) -> Verdict:
+def late(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
     """Of a rank that lives and does not come."""
     found = f"rank {lost.rank} lives and lets others wait: it {_position(waiting, lost)}"
-    return Verdict(f"{found}; if it has reason to be slow, raise mesh.timeout_s", [lost.rank])
+    return Diagnosis(f"{found}; if it has reason to be slow, raise mesh.timeout_s", [lost.rank])
 
 
-def _position(waiting: Party, lost: Party) -> str:
+def _position(waiting: RankRecord, lost: RankRecord) -> str:
     """Where a rank stands, as seen by one that may be waiting for it."""
     own, last = waiting.record.last(), lost.record.last()
     if lost.old and own is not None and (last is None or last.number < own.number):
@@ -64,24 +64,26 @@ def _position(waiting: Party, lost: Party) -> str:
     return f"did not come to {_at(own)}, where rank {waiting.rank} waits; {done}"
 
 
-def _at(exchange: Exchange) -> str:
+def _at(exchange: FlightEntry) -> str:
     return f"{exchange.name} (step {exchange.step})"
 
 
-def _difference(one: tuple[Party, Exchange], other: tuple[Party, Exchange]) -> Verdict:
+def _difference(
+    one: tuple[RankRecord, FlightEntry], other: tuple[RankRecord, FlightEntry]
+) -> Diagnosis:
     ranks = [one[0].rank, other[0].rank]
     for (party, came), (peer, went) in ((one, other), (other, one)):
         # What followed the exchange before, when it was made the last time.
         if came.name != went.name and came.name == _usual(party.record, came.number):
             text = f"rank {peer.rank} skipped {_at(came)} and came to {_at(went)}"
-            return Verdict(text, [peer.rank])
+            return Diagnosis(text, [peer.rank])
     (party, came), (peer, went) = one, other
     if came.name == went.name and came.step == went.step:
         text = f"to {_at(came)} rank {party.rank} brings {came.sent_bytes} bytes"
         text += f", rank {peer.rank} {went.sent_bytes}"
     else:
         text = f"rank {party.rank} came to {_at(came)}, rank {peer.rank} to {_at(went)}"
-    return Verdict(f"{text}: do both run the same code?", ranks)
+    return Diagnosis(f"{text}: do both run the same code?", ranks)
 
 
 def _usual(record: FlightRecord, number: int) -> str | None:

@@ -18,7 +18,7 @@ _ALIKE, _ENDED = 72, 80  # where in an entry: the end of what is alike on all ra
 SIZE = _HEAD.size + KEPT * _ENTRY.size
 
 
-class Exchange(NamedTuple):
+class FlightEntry(NamedTuple):
     """One exchange, alike on all that took part but for the times."""
 
     number: int  # from 1, over the life of the process
@@ -33,7 +33,7 @@ class Exchange(NamedTuple):
     def name(self) -> str:
         return self.layer if self.layer == self.direction else f"{self.layer} {self.direction}"
 
-    def alike(self, other: Exchange) -> bool:
+    def alike(self, other: FlightEntry) -> bool:
         """Whether two ranks mean the same exchange."""
         return self[:5] == other[:5]
 
@@ -85,19 +85,19 @@ class FlightRecord:
     def failed(self) -> bool:
         return self._head(2) == _FAILED
 
-    def at(self, number: int) -> Exchange | None:
+    def at(self, number: int) -> FlightEntry | None:
         """An exchange by its number; None before it begins and once it is overwritten."""
         entry = _ENTRY.unpack_from(self.memory, _offset(number))
         if number < 1 or entry[0] != number:
             return None
         _, step, sent_bytes, *texts, began, ended = entry
         layer, direction = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
-        return Exchange(number, step, sent_bytes, layer, direction, began, ended)
+        return FlightEntry(number, step, sent_bytes, layer, direction, began, ended)
 
-    def last(self) -> Exchange | None:
+    def last(self) -> FlightEntry | None:
         return self.at(self.begun)
 
-    def exchanges(self) -> list[Exchange]:
+    def exchanges(self) -> list[FlightEntry]:
         """All that are kept, oldest first."""
         begun = self.begun
         kept = (self.at(number) for number in range(max(1, begun - KEPT + 1), begun + 1))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet2012.distributed.watchdog.diagnosis import Party
+from alexnet2012.distributed.watchdog.diagnosis import RankRecord
 from alexnet2012.distributed.watchdog.flight_recorder import SIZE, FlightRecord
 
 TICK_S = 1.0  # between two beats of a watchdog
 
 
 @dataclass
-class Peer(Party):
+class Peer(RankRecord):
     """Another rank. Its record is mapped on the same machine, and sent by another."""
 
     same_net: bool  # a tower of this replica

@@ -26,14 +26,21 @@ from typing import Any
 import torch.distributed as dist
 
 from alexnet2012.config.schema import RunError
-from alexnet2012.distributed.watchdog.diagnosis import Party, Verdict, apart, ended, late, silent
+from alexnet2012.distributed.watchdog.diagnosis import (
+    Diagnosis,
+    RankRecord,
+    exited,
+    late,
+    out_of_step,
+    silent,
+)
 from alexnet2012.distributed.watchdog.failure_report import (
     AFTER_S,
-    CAUSES,
     EXIT_FAILURE,
+    FAILURES_DIR,
     RECORD,
     LostPeerError,
-    leave_cause,
+    write_failure,
 )
 from alexnet2012.distributed.watchdog.flight_recorder import SIZE, FlightRecord
 from alexnet2012.distributed.watchdog.peers import TICK_S, Peer, address
@@ -50,7 +57,7 @@ class Watchdog:
     """One for each process of a run; one that was not started only keeps the record."""
 
     def __init__(self, rank: int = 0) -> None:
-        self.own = Party(rank, FlightRecord())
+        self.own = RankRecord(rank, FlightRecord())
         self.peers: list[Peer] = []
         self.folder: Path | None = None  # for the records, when something is wrong
         self._store: dist.Store | None = None
@@ -157,7 +164,7 @@ class Watchdog:
             if found := next(filter(None, (look() for look in looks)), None):
                 self._end(found)
 
-    def _end(self, found: Verdict) -> None:
+    def _end(self, found: Diagnosis) -> None:
         """End this process: its main thread may hang in an exchange, out of reach."""
         ends_by_itself = self._told is not None
         with suppress(OSError):  # the folder of causes has gone with its launcher
@@ -168,41 +175,41 @@ class Watchdog:
         time.sleep(GRACE_S if ends_by_itself else AFTER_S)
         os._exit(EXIT_FAILURE)
 
-    def _tell(self, found: Verdict) -> LostPeerError:
+    def _tell(self, found: Diagnosis) -> LostPeerError:
         with self._telling:
             if self._told is None:
                 agreed, first = self._agree(found)
                 self._told = LostPeerError(agreed.text, agreed.ranks)
                 if first:
                     self._write_records(agreed)
-                if first or CAUSES in os.environ:
-                    leave_cause(self._told, self.own.rank)
+                if first or FAILURES_DIR in os.environ:
+                    write_failure(self._told, self.own.rank)
             return self._told
 
-    def _agree(self, found: Verdict) -> tuple[Verdict, bool]:
+    def _agree(self, found: Diagnosis) -> tuple[Diagnosis, bool]:
         """The verdict that was found first by any rank, and whether it is this one."""
         mine = json.dumps([self.own.rank, asdict(found)])
         with suppress(RuntimeError):
             assert self._store is not None
             first = self._store.compare_set(VERDICT, "", mine).decode()
-            return Verdict(**json.loads(first)[1]), first == mine
+            return Diagnosis(**json.loads(first)[1]), first == mine
         return found, True
 
-    def _given(self) -> Verdict | None:
+    def _given(self) -> Diagnosis | None:
         with suppress(RuntimeError):
             if self._store is not None and self._store.check([VERDICT]):
-                return Verdict(**json.loads(self._store.get(VERDICT))[1])
+                return Diagnosis(**json.loads(self._store.get(VERDICT))[1])
         return None
 
-    def _different(self) -> Verdict | None:
+    def _different(self) -> Diagnosis | None:
         for peer in self.peers:
-            if peer.same_net and apart(self.own, peer):
+            if peer.same_net and out_of_step(self.own, peer):
                 time.sleep(0.01)  # it may just be writing
-                if found := apart(self.own, peer):
+                if found := out_of_step(self.own, peer):
                     return found
         return None
 
-    def _ended(self, *, failed: bool = False) -> Verdict | None:
+    def _ended(self, *, failed: bool = False) -> Diagnosis | None:
         """Of a peer; once an exchange has ``failed`` one that has left or is quiet will do."""
         for peer in self.peers:
             dead = peer.dead()  # asked first: who leaves says so before it ends
@@ -212,17 +219,17 @@ class Watchdog:
                 signs = (failed, peer.record.failed, peer.quiet())
                 lost = dead or sum(signs) >= 2
             if lost:
-                return ended(self.own, peer)
+                return exited(self.own, peer)
         return None
 
-    def _late(self) -> Verdict | None:
+    def _late(self) -> Diagnosis | None:
         """Before NCCL, which would end the process that waits, without a word of whom for."""
         for peer in self.peers:
             if peer.behind_s >= LATE * self._timeout_s:
                 return late(self.own, peer)
         return None
 
-    def _silent(self) -> Verdict | None:
+    def _silent(self) -> Diagnosis | None:
         for peer in self.peers:
             if peer.silent_s >= self._stall_s and not peer.record.left:
                 return silent(self.own, peer, self._stall_s)
@@ -242,7 +249,7 @@ class Watchdog:
             if self._store is not None and not peer.near and self._store.check([key]):
                 peer.record.memory[:] = bytes.fromhex(self._store.get(key).decode())
 
-    def _write_records(self, found: Verdict) -> None:
+    def _write_records(self, found: Diagnosis) -> None:
         if self.folder is None:
             return
         parties = sorted([self.own, *self.peers], key=lambda party: party.rank)
@@ -277,6 +284,6 @@ class _Exchanging:
 
 def _memory(rank: int) -> int:
     """A file for the record: where our own launcher looks, else one that goes when all have."""
-    if folder := os.environ.get(CAUSES):
+    if folder := os.environ.get(FAILURES_DIR):
         return os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
     return os.memfd_create("alexnet2012")

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import NormConfig, PoolConfig
 from alexnet2012.inference.importers.protobuf import Message
-from alexnet2012.inference.importers.recipe_from_net import Convolution, Foreign
+from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedNet
 
 MAX_INPUT_SIZE = 1024
 INPUT_SIZE = 227  # of bvlc_alexnet, where a file does not say
@@ -53,7 +53,7 @@ _NO_PART_OF_THE_NET = {
 
 
 @dataclass(frozen=True)
-class Layer:
+class CaffeLayer:
     """A layer of either generation."""
 
     message: Message
@@ -77,19 +77,19 @@ class Layer:
         return [_values(blob) for blob in self.message.messages(self.numbers.blobs)]
 
 
-def read_caffemodel(data: bytes) -> Foreign:
+def read_caffemodel(data: bytes) -> ImportedNet:
     """The net of a ``.caffemodel``, its colours in the order RGB.
 
     Raises:
         ValueError: no such file, or a net with layers that no recipe has.
     """
     net = Message(memoryview(data))
-    layers = [Layer(message, _OLD) for message in net.messages(2)]
-    layers += [Layer(message, _NEW) for message in net.messages(100)]
+    layers = [CaffeLayer(message, _OLD) for message in net.messages(2)]
+    layers += [CaffeLayer(message, _NEW) for message in net.messages(100)]
     parts = [layer for layer in layers if layer.kind not in _NO_PART_OF_THE_NET]
     if not any(layer.blobs() for layer in parts):
         raise ValueError("holds no layers with weights")
-    convolutions: list[Convolution] = []
+    convolutions: list[ImportedConv] = []
     linears: list[tuple[Blob, Blob]] = []
     pools, norms, rates, activations = [], [], [], []
     for layer in parts:
@@ -107,13 +107,13 @@ def read_caffemodel(data: bytes) -> Foreign:
             if layer.settings("relu").number(1, 0.0) != 0:
                 raise ValueError(f"layer {layer.name}: a leaky ReLU, which no recipe has")
             activations.append(Activation.relu if kind == "ReLU" else Activation.tanh)
-            step = Step.activation
+            step = LayerOp.activation
         elif kind == "Pooling":
             pool, step = _pooling(layer)
             pools.append(pool)
         elif kind == "LRN":
             norms.append(_norm(layer))
-            step = Step.lrn
+            step = LayerOp.lrn
         else:
             raise ValueError(f"layer {layer.name}: {kind}, which no recipe has")
         if not linears:
@@ -121,14 +121,14 @@ def read_caffemodel(data: bytes) -> Foreign:
                 raise ValueError(f"layer {layer.name}: {kind} before the first convolution")
             after = [*convolutions[-1].after, step]
             convolutions[-1] = replace(convolutions[-1], after=after)
-        elif step is not Step.activation:
+        elif step is not LayerOp.activation:
             raise ValueError(f"layer {layer.name}: {kind} after a fully connected layer")
     if len(activations) != len(convolutions) + max(len(linears) - 1, 0):
         raise ValueError("not every layer but the last is followed by one ReLU or TanH")
     scale, mean = _transform(layers)
     if convolutions:
         convolutions[0] = replace(convolutions[0], weight=convolutions[0].weight * scale)
-    return Foreign(
+    return ImportedNet(
         convolutions,
         linears,
         activation=_only(activations, Activation.relu, "activations"),
@@ -154,7 +154,7 @@ def read_mean_image(data: bytes) -> Blob:
     return np.ascontiguousarray(values.reshape(3, side, side)[::-1].transpose(1, 2, 0))
 
 
-def _convolution(layer: Layer, first: bool) -> Convolution:
+def _convolution(layer: CaffeLayer, first: bool) -> ImportedConv:
     settings = layer.settings("convolution")
     for number, what in ((9, "pad_h"), (11, "kernel_h"), (13, "stride_h")):
         if settings.integers(number):
@@ -167,7 +167,7 @@ def _convolution(layer: Layer, first: bool) -> Convolution:
         if weight.shape[1] != 3:
             raise ValueError(f"layer {layer.name}: reads {weight.shape[1]} channels, not 3")
         weight = weight[:, ::-1]  # Caffe reads pictures as BGR
-    return Convolution(
+    return ImportedConv(
         weight,
         bias,
         stride=settings.integer(6, 1),
@@ -177,12 +177,12 @@ def _convolution(layer: Layer, first: bool) -> Convolution:
     )
 
 
-def _linear(layer: Layer) -> tuple[Blob, Blob]:
+def _linear(layer: CaffeLayer) -> tuple[Blob, Blob]:
     # Rows read maps flattened channel, row, column, as here.
     return _weight_and_bias(layer, layer.settings("linear").integer(1, 0), ())
 
 
-def _weight_and_bias(layer: Layer, rows: int, kernel: tuple[int, ...]) -> tuple[Blob, Blob]:
+def _weight_and_bias(layer: CaffeLayer, rows: int, kernel: tuple[int, ...]) -> tuple[Blob, Blob]:
     blobs = layer.blobs()
     each = rows * int(np.prod(kernel))
     if not blobs or each == 0 or len(blobs[0]) % each:
@@ -193,16 +193,16 @@ def _weight_and_bias(layer: Layer, rows: int, kernel: tuple[int, ...]) -> tuple[
     return blobs[0].reshape(rows, -1, *kernel), bias
 
 
-def _pooling(layer: Layer) -> tuple[PoolConfig, Step]:
+def _pooling(layer: CaffeLayer) -> tuple[PoolConfig, LayerOp]:
     settings = layer.settings("pooling")
     method = settings.integer(1, 0)
     if method > 1 or settings.integer(4, 0) or settings.integer(2, 0) == 0:
         raise ValueError(f"layer {layer.name}: only square pools without a border are read")
     pool = PoolConfig(size=settings.integer(2, 0), stride=settings.integer(3, 1))
-    return pool, (Step.max_pool, Step.average_pool)[method]
+    return pool, (LayerOp.max_pool, LayerOp.average_pool)[method]
 
 
-def _norm(layer: Layer) -> NormConfig:
+def _norm(layer: CaffeLayer) -> NormConfig:
     settings = layer.settings("lrn")
     if settings.integer(4, 0):
         raise ValueError(f"layer {layer.name}: normalises within maps; only across maps is read")
@@ -215,7 +215,9 @@ def _norm(layer: Layer) -> NormConfig:
     )
 
 
-def _transform(layers: Sequence[Layer]) -> tuple[np.float32, tuple[float, float, float] | None]:
+def _transform(
+    layers: Sequence[CaffeLayer],
+) -> tuple[np.float32, tuple[float, float, float] | None]:
     """What the data layer multiplies pixels with, and the mean colour that it subtracts, RGB."""
     for layer in layers:
         settings = layer.settings("transform")
@@ -229,7 +231,7 @@ def _transform(layers: Sequence[Layer]) -> tuple[np.float32, tuple[float, float,
     return np.float32(1), None
 
 
-def _input_size(net: Message, layers: Sequence[Layer]) -> int:
+def _input_size(net: Message, layers: Sequence[CaffeLayer]) -> int:
     """Pixels a side: the crop of a data layer, or the shape of an input."""
     for layer in layers:
         crop = layer.settings("transform").integer(3, 0) or layer.settings("data").integer(5, 0)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import (
     ConfigError,
     ConvConfig,
@@ -29,7 +29,7 @@ IMAGENET_MEAN = (123.68, 116.78, 103.94)  # R, G, B, grey levels: of ILSVRC 2012
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ImportedConv:
     """A convolution of a foreign net."""
 
     weight: npt.NDArray[np.float32]  # [kernels, channels of a group, H, W]
@@ -37,14 +37,14 @@ class Convolution:
     stride: int
     padding: int
     groups: int
-    after: Sequence[Step]
+    after: Sequence[LayerOp]
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedNet:
     """What a file holds of a net, in RGB."""
 
-    convolutions: Sequence[Convolution]
+    convolutions: Sequence[ImportedConv]
     linears: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]  # weight and bias
     activation: Activation
     dropout_rate: float  # as most trainers have it: what is kept is scaled up in training
@@ -58,7 +58,7 @@ class Foreign:
         return len(self.linears[-1][1])
 
 
-def as_alexnet(net: Foreign, base: RecipeConfig, name: str) -> AlexNet:
+def as_alexnet(net: ImportedNet, base: RecipeConfig, name: str) -> AlexNet:
     """The net of a recipe like it, with its weights; what only training needs is ``base``'s.
 
     Raises:
@@ -116,7 +116,7 @@ def as_alexnet(net: Foreign, base: RecipeConfig, name: str) -> AlexNet:
     return model
 
 
-def _state(net: Foreign, convs: Sequence[str]) -> Mapping[str, Tensor]:
+def _state(net: ImportedNet, convs: Sequence[str]) -> Mapping[str, Tensor]:
     parameters = {
         name: (conv.weight, conv.bias) for name, conv in zip(convs, net.convolutions, strict=True)
     }

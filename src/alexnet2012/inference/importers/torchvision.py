@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import NormConfig, PoolConfig
-from alexnet2012.inference.importers.recipe_from_net import Convolution, Foreign
+from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # R, G, B of pixels in [0, 1]
 INPUT_SIZE = 224
@@ -55,7 +55,7 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
-def from_state_dict(state: Mapping[str, Tensor]) -> Foreign:
+def from_state_dict(state: Mapping[str, Tensor]) -> ImportedNet:
     """The net of a state dict, its pixels on the 0-255 scale.
 
     Raises:
@@ -67,20 +67,20 @@ def from_state_dict(state: Mapping[str, Tensor]) -> Foreign:
         raise ValueError(f"{odd[0]} {what}; only state dicts named as its alexnet are read")
     arrays = {name: np.asarray(value.float().numpy()) for name, value in state.items()}
     channels = 3
-    convolutions: list[Convolution] = []
+    convolutions: list[ImportedConv] = []
     for layer, (size, stride, padding, pooled) in _CONVOLUTIONS.items():
         weight, bias = _checked(arrays, layer, (channels, size, size))
         if not convolutions:
             weight = weight / (255 * np.array(STD, np.float32)[:, None, None])
-        after = [Step.activation, Step.max_pool] if pooled else [Step.activation]
-        convolutions.append(Convolution(weight, bias, stride, padding, 1, after))
+        after = [LayerOp.activation, LayerOp.max_pool] if pooled else [LayerOp.activation]
+        convolutions.append(ImportedConv(weight, bias, stride, padding, 1, after))
         channels = len(bias)
     inputs, linears = channels * 6 * 6, []
     for layer in _LINEARS:
         linears.append(_checked(arrays, layer, (inputs,)))
         inputs = len(linears[-1][1])
     red, green, blue = (255 * value for value in MEAN)
-    return Foreign(
+    return ImportedNet(
         convolutions,
         linears,
         activation=Activation.relu,

@@ -8,14 +8,14 @@ from markupsafe import Markup
 
 from alexnet2012.ledger.report.svg import (
     Curve,
-    Interval,
-    Level,
+    IntervalRow,
+    ReferenceLine,
     forest,
     line_chart,
     photo,
     two_towers,
 )
-from alexnet2012.ledger.results import Ablation, Reproduction, Runs
+from alexnet2012.ledger.results import Ablation, Reproduction, TrainingRuns
 from alexnet2012.tracking.image_grids import kernel_pictures
 
 WITH_ALL = "none"  # the ablation that takes nothing away
@@ -33,7 +33,7 @@ def towers(reproduction: Reproduction) -> list[Markup]:
     return [Markup(two_towers(layers, crossings, vertical)) for vertical in (False, True)]
 
 
-def training(runs: Runs) -> list[dict[str, Any]]:
+def training(runs: TrainingRuns) -> list[dict[str, Any]]:
     """One chart for the full-size runs, and two for the reduced one."""
     charts = []
     full = [run for run in (runs.get("full_paper"), runs.get("full_code145")) if run]
@@ -43,7 +43,7 @@ def training(runs: Runs) -> list[dict[str, Any]]:
             continue
         curves = [Curve(r.get("label", "loss"), r["steps"], r["loss"]) for r in present]
         chance = present[0].get("chance_loss")
-        level = Level(chance, f"chance, {chance:.2f}") if chance else None
+        level = ReferenceLine(chance, f"chance, {chance:.2f}") if chance else None
         drawn = line_chart(curves, "step", "Training loss", f"{title}: training loss", level)
         charts.append({"title": f"{title}: training loss", "svg": Markup(drawn), "runs": present})
     val = runs.get("reduced", {}).get("val", [])
@@ -54,7 +54,7 @@ def training(runs: Runs) -> list[dict[str, Any]]:
             Curve("top-5", epochs, [v.get("top5_error_pct") for v in val]),
         ]
         chance = runs["reduced"].get("chance_top1_error_pct")
-        level = Level(chance, f"chance, top-1 {chance:.1f}") if chance else None
+        level = ReferenceLine(chance, f"chance, top-1 {chance:.1f}") if chance else None
         title = "Reduced: validation error"
         drawn = line_chart(curves, "epoch", "Error, per cent", title, level, y_range=(0, 102))
         charts.append({"title": title, "svg": Markup(drawn), "runs": []})
@@ -103,7 +103,7 @@ def ablation(ablation: Ablation) -> dict[str, Any]:
     threshold = ablation.get("threshold_pct")
     curves = [Curve(a["label"], a["epochs"], a["train_error_pct"]) for a in arms if a.get("epochs")]
     title = ablation.get("title", ablation["name"])
-    level = Level(threshold, f"{threshold:g}%") if threshold is not None else None
+    level = ReferenceLine(threshold, f"{threshold:g}%") if threshold is not None else None
     alt = f"{title}: training error by epoch for {', '.join(a['label'] for a in arms)}"
     drawn = line_chart(curves, "epoch", "Training error, per cent", alt, level) if curves else ""
     return {**ablation, "title": title, "svg": Markup(drawn), "threshold_pct": threshold}
@@ -118,7 +118,8 @@ def effects(reproduction: Reproduction) -> dict[str, Any]:
         row[effect["metric"]] = effect
     top1 = [effect for effect in found if effect["metric"] == "top1_error_pct"]
     lines = [
-        Interval(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None))) for e in top1
+        IntervalRow(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
+        for e in top1
     ]
     title = "Top-1 error without it, minus with it, points"
     alt = f"{title}: {', '.join(f'{e.label} {e.mean:+.1f}' for e in lines)}"
@@ -135,14 +136,14 @@ def claimed_and_measured(row: dict[str, Any], reproduction: Reproduction) -> Mar
     if claim is None:
         return Markup("")
     lines = [
-        Interval(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
+        IntervalRow(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
         for e in (*reproduction.get("effects", []), *reproduction.get("cifar10_effects", []))
         if e["arm"] in claim["arms"] and e["metric"] == claim["metric"]
     ]
     if not lines:
         return Markup("")
     if claim["claimed_points"] is not None:
-        lines.insert(0, Interval(claim["source"], claim["claimed_points"], None, None, series=1))
+        lines.insert(0, IntervalRow(claim["source"], claim["claimed_points"], None, None, series=1))
     metric = {"top1_error_pct": "top-1 error", "train_error_pct": "training error"}[claim["metric"]]
     title = f"Points of {metric} without it, minus with it"
     told = ", ".join(f"{line.label} {line.mean:+.1f}" for line in lines)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alexnet2012.ledger.results import Provenance, Reproduction, ledger_of
-from alexnet2012.tracking.run_compare import Outcome, of_intervals, two_tables
+from alexnet2012.tracking.run_compare import Comparison, of_intervals, two_tables
 
 # What two reproductions must have in common for their numbers to mean the same.
 _CONDITIONS: tuple[tuple[str, str], ...] = (
@@ -32,7 +32,7 @@ class Compared:
     claim: str
     first: dict[str, Any] | None
     second: dict[str, Any] | None
-    outcome: Outcome
+    outcome: Comparison
 
 
 def compare(first: Reproduction, second: Reproduction) -> list[Compared]:
@@ -62,17 +62,17 @@ def comparison_tables(
     for condition in other_conditions(*provenance):
         conditions.add_row(*map(escape, condition))
     for row in compare(first, second):
-        if row.outcome is not Outcome.neither:
+        if row.outcome is not Comparison.neither:
             values = escape(_value(row.first)), escape(_value(row.second))
             claims.add_row(row.claim, *values, row.outcome.value)
     return [conditions, claims] if conditions.row_count else [claims]
 
 
-def _outcome(first: dict[str, Any] | None, second: dict[str, Any] | None) -> Outcome:
+def _outcome(first: dict[str, Any] | None, second: dict[str, Any] | None) -> Comparison:
     if first is None or second is None:
-        return Outcome.neither if first is second else Outcome.one
+        return Comparison.neither if first is second else Comparison.one
     if (first["value"], first["numbers"]) == (second["value"], second["numbers"]):
-        return Outcome.same
+        return Comparison.same
     return of_intervals(first["interval"], second["interval"])
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from alexnet2012.ledger.claims import Verdict, load_differences
 from alexnet2012.ledger.report import charts
-from alexnet2012.ledger.results import Audit, Evaluation, Exchange, Reproduction, ledger_of
+from alexnet2012.ledger.results import Audit, Evaluation, ExchangeTraffic, Reproduction, ledger_of
 
 VERDICT_MARKS = {
     Verdict.exact: "exact",
@@ -59,7 +59,7 @@ def audit_view(audit: Audit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def exchanges_view(exchanges: list[Exchange]) -> dict[str, Any]:
+def exchanges_view(exchanges: list[ExchangeTraffic]) -> dict[str, Any]:
     """One row a layer, forward and backward side by side."""
     rows: dict[str, dict[str, Any]] = {}
     for e in exchanges:

@@ -44,7 +44,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Level:
+class ReferenceLine:
     """A value drawn straight across a chart, as chance."""
 
     value: float
@@ -52,7 +52,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Interval:
+class IntervalRow:
     """One line of a forest plot; without an interval only the mean is drawn."""
 
     label: str
@@ -67,7 +67,7 @@ def line_chart(
     xlabel: str,
     ylabel: str,
     alt: str,
-    level: Level | None = None,
+    level: ReferenceLine | None = None,
     log_y: bool = False,
     y_range: tuple[float, float] | None = None,
 ) -> str:
@@ -107,7 +107,7 @@ def line_chart(
     return _inline(buffer.getvalue(), alt)
 
 
-def forest(rows: Sequence[Interval], xlabel: str, alt: str) -> str:
+def forest(rows: Sequence[IntervalRow], xlabel: str, alt: str) -> str:
     """An SVG of means with their intervals, a line each, and zero drawn through."""
     with _style(alt):
         figure = Figure(figsize=(6.4, 0.7 + 0.3 * len(rows)), layout="constrained")

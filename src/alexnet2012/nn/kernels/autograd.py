@@ -15,31 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet2012.nn.kernels.epilogue import Maps, Tail
+from alexnet2012.nn.kernels.epilogue import Epilogue, TowerMaps
 
 
-def possible(device: torch.device, dtype: torch.dtype) -> bool:
+def kernels_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for it: on a GPU, for bf16 and float32."""
     return device.type == "cuda" and dtype != torch.float64 and bool(find_spec("triton"))
 
 
-def after_product(
-    products: Sequence[Tensor], bias: Tensor | None, tail: Tail, towers: int, *, by_tower: bool
+def fused_epilogue(
+    products: Sequence[Tensor], bias: Tensor | None, tail: Epilogue, towers: int, *, by_tower: bool
 ) -> tuple[Tensor, ...]:
     """[N, C, H, W], or t times [N, c, H, W] → the same of H' × W', with ``by_tower`` t tensors.
 
     ``bias`` [C] float32 is added to the products. All lie channels last.
     """
-    found: tuple[Tensor, ...] = _AfterProduct.apply(  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _FusedEpilogue.apply(  # type: ignore[no-untyped-call]
         tail, towers, by_tower, bias, *_channels_last(products)
     )
     return found
 
 
-class _AfterProduct(torch.autograd.Function):
+class _FusedEpilogue(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, tail: Tail, towers: int, by_tower: bool, bias: Tensor | None, *products: Tensor
+        ctx: Any,
+        tail: Epilogue,
+        towers: int,
+        by_tower: bool,
+        bias: Tensor | None,
+        *products: Tensor,
     ) -> tuple[Tensor, ...]:
         from alexnet2012.nn.kernels import launchers as launches
 
@@ -53,14 +58,14 @@ class _AfterProduct(torch.autograd.Function):
             between = (images, channels, *before)
             x = out if tail.pool is None else _empty(products[0], between, towers, apart=True)
             for z, own_bias, y in _launches(towers, products, bias, x):
-                launches.activated(z, own_bias, y, tail.norm, relu=tail.relu)
+                launches.bias_relu_norm(z, own_bias, y, tail.norm, relu=tail.relu)
             shift = None  # is added
         if tail.pool is not None:
             like = products[0].new_empty(0, dtype=torch.int8)
             taken = _empty(like, (images, channels, *after), towers, apart=True)
             relu = tail.relu_last or (tail.relu and tail.norm is None)
             for maps, own_bias, y, places in _launches(towers, x, shift, out, taken):
-                launches.pooled(maps, own_bias, y, places, tail.pool, relu=relu)
+                launches.max_pool(maps, own_bias, y, places, tail.pool, relu=relu)
         kept = {"z": products, "y": out, "": ()}[tail.read_backward]
         ctx.save_for_backward(*kept, *taken)
         ctx.tail, ctx.towers, ctx.bias, ctx.kept = tail, towers, bias, len(kept)
@@ -82,13 +87,13 @@ class _AfterProduct(torch.autograd.Function):
             x = out if last else _empty(grads[0], ctx.shape, towers, apart=True)
             for g, places, maps in _launches(towers, grads, taken, x):
                 alone = last and bias is not None
-                sums.append(launches.pooled_backward(g, places, maps, tail.pool, sums=alone))
+                sums.append(launches.max_pool_backward(g, places, maps, tail.pool, sums=alone))
             grads = x
         if tail.norm is not None or tail.pool is None:
             sums.clear()
             for read, own_bias, g, maps in _launches(towers, kept or None, bias, grads, out):
                 sums.append(
-                    launches.activated_backward(
+                    launches.bias_relu_norm_backward(
                         read, own_bias, g, maps, tail.norm, relu=tail.early_relu
                     )
                 )
@@ -133,16 +138,16 @@ def _evenly_laid(tensors: tuple[Tensor, ...]) -> bool:
     )
 
 
-def _maps(tensors: tuple[Tensor, ...], towers: int, count: int) -> list[Maps]:
+def _maps(tensors: tuple[Tensor, ...], towers: int, count: int) -> list[TowerMaps]:
     """Of all towers at once or of each, in a tensor of all or in one of each."""
     images, channels, height, width = tensors[0].shape
     apart = len(tensors) == towers  # also where there is but one
     own = channels if apart else channels // towers
     shape, row = (images, own, height, width), channels
     if count == 1:
-        return [Maps(tensors[0], shape, row, towers, tensors[0].numel() if apart else own)]
+        return [TowerMaps(tensors[0], shape, row, towers, tensors[0].numel() if apart else own)]
     each = tensors if apart else tensors[0].chunk(towers, 1)
-    return [Maps(x, shape, row) for x in each]
+    return [TowerMaps(x, shape, row) for x in each]
 
 
 def _empty(like: Tensor, shape: Sequence[int], towers: int, *, apart: bool) -> tuple[Tensor, ...]:
@@ -169,7 +174,7 @@ class _ReluDropout(torch.autograd.Function):
 
         z = z.contiguous()
         y = torch.empty_like(z)
-        launches.units(z, y, state, place, threshold)
+        launches.relu_dropout(z, y, state, place, threshold)
         ctx.save_for_backward(y)
         return y
 
@@ -181,7 +186,7 @@ class _ReluDropout(torch.autograd.Function):
         return grad_z, None, None, None
 
 
-def in_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
+def to_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
     """[N, 3, S, S] → [N, 3·stride², blocks, blocks] for a convolution by :func:`weight_in_blocks`.
 
     Pixels of a block of stride × stride become channels: three of them leave most of a matrix unit
@@ -191,7 +196,7 @@ def in_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: tor
 
     shape = (len(images), blocks, blocks, 3 * stride**2)
     x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
-    launches.blocks(images, x, stride, padding)
+    launches.image_to_blocks(images, x, stride, padding)
     return x
 
 

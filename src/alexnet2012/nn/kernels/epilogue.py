@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from alexnet2012.config.enums import Activation, Step
+from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig, RecipeConfig
 
 PART = 8  # channels that a thread of a GPU takes at a time: 16 bytes of bf16
 HALO = 4  # channels on each side of a part, twice as many as half a window
 
 
-class Norm(NamedTuple):
+class NormParams(NamedTuple):
     """d = k + scale · (sum of squares over a window); y = x · d^-beta.
 
     The window: ``size`` neighbouring maps, or a square of so many pixels a side.
@@ -36,7 +36,7 @@ class Pool(NamedTuple):
         return found - ((found - 1) * self.stride >= side)
 
 
-class Maps(NamedTuple):
+class TowerMaps(NamedTuple):
     """Maps of one or more towers that lie channels last, a row for each pixel.
 
     ``tensor`` begins at the first number of the first tower's; the next row and the next tower are
@@ -63,11 +63,11 @@ class Maps(NamedTuple):
         return self.row, self.tower
 
 
-class Tail(NamedTuple):
+class Epilogue(NamedTuple):
     """What one pass does: relu, normalisation, pooling, relu, each where it is wanted."""
 
     relu: bool = False
-    norm: Norm | None = None
+    norm: NormParams | None = None
     pool: Pool | None = None
     relu_last: bool = False
 
@@ -84,38 +84,38 @@ class Tail(NamedTuple):
         return "y" if self.early_relu else ""
 
 
-def tails(
+def split_epilogues(
     conv: ConvConfig, recipe: RecipeConfig, activation: Activation, channels: int
-) -> list[Tail | Step]:
+) -> list[Epilogue | LayerOp]:
     """The steps after a convolution of ``channels`` a tower; a step that has no kernel stays."""
-    found: list[Tail | Step] = []
+    found: list[Epilogue | LayerOp] = []
     steps = list(conv.after)
     while steps:
-        tail = Tail()
-        if steps[0] is Step.activation and activation is Activation.relu:
+        tail = Epilogue()
+        if steps[0] is LayerOp.activation and activation is Activation.relu:
             tail, steps = tail._replace(relu=True), steps[1:]
         own = not recipe.lrn_across_towers
-        if steps[:1] == [Step.lrn] and own and fits(channels, recipe.lrn):
+        if steps[:1] == [LayerOp.lrn] and own and fits(channels, recipe.lrn):
             tail, steps = tail._replace(norm=norm_of(recipe.lrn)), steps[1:]
-        if steps[:1] == [Step.max_pool] and recipe.pool.size**2 <= 128:  # places, in an int8
+        if steps[:1] == [LayerOp.max_pool] and recipe.pool.size**2 <= 128:  # places, in an int8
             tail = tail._replace(pool=Pool(recipe.pool.size, recipe.pool.stride))
             steps = steps[1:]
-            if steps[:1] == [Step.activation] and activation is Activation.relu:
+            if steps[:1] == [LayerOp.activation] and activation is Activation.relu:
                 tail, steps = tail._replace(relu_last=True), steps[1:]
-        if tail == Tail():
+        if tail == Epilogue():
             found.append(steps.pop(0))
         else:
             found.append(tail)
-    adds_bias = bool(found) and isinstance(found[0], Tail)
-    return found if adds_bias else [Tail(), *found]
+    adds_bias = bool(found) and isinstance(found[0], Epilogue)
+    return found if adds_bias else [Epilogue(), *found]
 
 
-def norm_of(config: NormConfig, window: int | None = None) -> Norm:
+def norm_of(config: NormConfig, window: int | None = None) -> NormParams:
     """Of a window of so many numbers; None: of ``size`` maps."""
     scale = config.alpha / (window or config.size) if config.divide_by_window else config.alpha
-    return Norm(config.size, scale, config.beta, config.k)
+    return NormParams(config.size, scale, config.beta, config.k)
 
 
-def fits(channels: int, norm: NormConfig | Norm | None = None) -> bool:
+def fits(channels: int, norm: NormConfig | NormParams | None = None) -> bool:
     """Whether there are kernels for a tower of so many channels, and for windows of so many."""
     return channels % PART == 0 and (norm is None or norm.size // 2 * 2 <= HALO)

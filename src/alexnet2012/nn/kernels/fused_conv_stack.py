@@ -13,24 +13,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alexnet2012.nn.kernels.autograd import after_product
-from alexnet2012.nn.kernels.epilogue import Tail
+from alexnet2012.nn.kernels.autograd import fused_epilogue
+from alexnet2012.nn.kernels.epilogue import Epilogue
 from alexnet2012.nn.layers import ColumnParallelConv2d
 
 Maps = tuple[Tensor, ...]  # [N, C, H, W], or t times [N, c, H, W]
 
 
-class Convolution(NamedTuple):
+class FusedConv(NamedTuple):
     """A layer, and what follows it."""
 
     layer: ColumnParallelConv2d
     product: Callable[[Tensor], Tensor]  # of [N, C, H, W], exchanged where need be; without bias
-    after: Sequence[Tail | Callable[[Tensor], Tensor]]  # the first adds the bias
+    after: Sequence[Epilogue | Callable[[Tensor], Tensor]]  # the first adds the bias
     apart: bool  # the next one reads each tower by itself
 
 
-def convolved(
-    images: Tensor, convolutions: Sequence[Convolution], towers: int, dtype: torch.dtype
+def fused_conv_stack(
+    images: Tensor, convolutions: Sequence[FusedConv], towers: int, dtype: torch.dtype
 ) -> Tensor:
     """What the last one gives: [N, 3, S, S] → [N, C, H, W]."""
     maps: Maps = (images,)
@@ -48,15 +48,15 @@ def convolved(
 def _followed(
     maps: Maps,
     bias: Tensor | None,
-    after: Sequence[Tail | Callable[[Tensor], Tensor]],
+    after: Sequence[Epilogue | Callable[[Tensor], Tensor]],
     towers: int,
     *,
     apart: bool,
 ) -> Maps:
     for i, step in enumerate(after):
-        if isinstance(step, Tail):
+        if isinstance(step, Epilogue):
             by_tower = apart and i == len(after) - 1
-            maps, bias = after_product(maps, bias, step, towers, by_tower=by_tower), None
+            maps, bias = fused_epilogue(maps, bias, step, towers, by_tower=by_tower), None
         else:
             (whole,) = maps
             maps = (step(whole),)

@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from alexnet2012.nn.kernels import triton_kernels as kernels
-from alexnet2012.nn.kernels.epilogue import PART, Maps, Norm, Pool
+from alexnet2012.nn.kernels import triton_kernels
+from alexnet2012.nn.kernels.epilogue import PART, NormParams, Pool, TowerMaps
 from alexnet2012.utils.rng import GAMMA, MIX
 
 THREADS = 128
@@ -21,19 +21,27 @@ BLOCK = 2048  # numbers at a time where there are no rows
 ROWS, COLUMNS, PROGRAMS = 64, 32, 528  # of sums; programs are four a multiprocessor of an H100
 
 
-def activated(z: Maps, bias: Tensor | None, y: Maps, norm: Norm | None, *, relu: bool) -> None:
+def bias_relu_norm(
+    z: TowerMaps, bias: Tensor | None, y: TowerMaps, norm: NormParams | None, *, relu: bool
+) -> None:
     """y = normalised(relu(z + bias)), each where asked for. ``bias``: [c] of each tower here."""
     grid, tile = _tile(z, z.parts, times=4)
     tile |= {"BIAS": bias is not None, "RELU": relu}
     tensors = z.tensor, _or(bias, z), y.tensor, z.parts, *z.strides, *y.strides
     if norm is None:
-        kernels.relu_kernel[grid](*tensors, **tile)
+        triton_kernels.relu_kernel[grid](*tensors, **tile)
     else:
-        kernels.norm_kernel[grid](*tensors, norm.scale, norm.k, **_formula(norm), **tile)
+        triton_kernels.norm_kernel[grid](*tensors, norm.scale, norm.k, **_formula(norm), **tile)
 
 
-def activated_backward(
-    z: Maps | None, bias: Tensor | None, grad: Maps, grad_z: Maps, norm: Norm | None, *, relu: bool
+def bias_relu_norm_backward(
+    z: TowerMaps | None,
+    bias: Tensor | None,
+    grad: TowerMaps,
+    grad_z: TowerMaps,
+    norm: NormParams | None,
+    *,
+    relu: bool,
 ) -> Tensor | None:
     """From y's gradient to z's, and where there is a ``bias`` to its: a sum over rows, float32.
 
@@ -46,16 +54,18 @@ def activated_backward(
     results = grad.tensor, grad_z.tensor, sums, grad_z.parts
     strides = *read.strides, *grad.strides, *grad_z.strides
     if norm is None:
-        kernels.relu_backward_kernel[grid](read.tensor, *results, *strides, **tile)
+        triton_kernels.relu_backward_kernel[grid](read.tensor, *results, *strides, **tile)
     else:
         numbers = norm.scale, norm.k
-        kernels.norm_backward_kernel[grid](
+        triton_kernels.norm_backward_kernel[grid](
             read.tensor, _or(bias, read), *results, *strides, *numbers, **_formula(norm), **tile
         )
     return None if bias is None else summed(sums)
 
 
-def pooled(x: Maps, bias: Tensor | None, y: Maps, taken: Maps, pool: Pool, *, relu: bool) -> None:
+def max_pool(
+    x: TowerMaps, bias: Tensor | None, y: TowerMaps, taken: TowerMaps, pool: Pool, *, relu: bool
+) -> None:
     """y = relu(largest of each window + bias), each where asked for.
 
     ``taken``, int8 and of y's shape: which pixel of its window that was, row by row; -1 for none.
@@ -64,11 +74,11 @@ def pooled(x: Maps, bias: Tensor | None, y: Maps, taken: Maps, pool: Pool, *, re
     tile |= {"BIAS": bias is not None, "RELU": relu}
     tensors = x.tensor, _or(bias, x), y.tensor, taken.tensor, y.parts
     strides = *x.strides, *y.strides, taken.tower
-    kernels.pool_kernel[grid](*tensors, *strides, **_sides(x, y), **_windows(pool), **tile)
+    triton_kernels.pool_kernel[grid](*tensors, *strides, **_sides(x, y), **_windows(pool), **tile)
 
 
-def pooled_backward(
-    grad: Maps, taken: Maps, grad_x: Maps, pool: Pool, *, sums: bool
+def max_pool_backward(
+    grad: TowerMaps, taken: TowerMaps, grad_x: TowerMaps, pool: Pool, *, sums: bool
 ) -> Tensor | None:
     """From y's gradient to x's, and with ``sums`` to that of a bias."""
     images, _, *sides = grad_x.shape
@@ -79,7 +89,7 @@ def pooled_backward(
     found = _empty_sums(grid, grad_x)
     tensors = grad.tensor, taken.tensor, grad_x.tensor, found, parts
     strides = *grad.strides, taken.tower, *grad_x.strides
-    kernels.unpool_kernel[grid](
+    triton_kernels.unpool_kernel[grid](
         *tensors, *strides, **_sides(grad_x, grad), **_windows(pool), **tile
     )
     return summed(found) if sums else None
@@ -94,37 +104,41 @@ def summed(x: Tensor) -> Tensor:
         down = max(1, min(programs, triton.cdiv(rows, ROWS)))  # one also of no rows
         y = x.new_empty(down, columns)
         turns = triton.cdiv(rows, down * ROWS)
-        kernels.sums_kernel[(down, across)](x, y, rows, columns, turns, ROWS=ROWS, COLUMNS=COLUMNS)
+        triton_kernels.sums_kernel[(down, across)](
+            x, y, rows, columns, turns, ROWS=ROWS, COLUMNS=COLUMNS
+        )
         x = y
     return x[0]
 
 
-def blocks(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
+def image_to_blocks(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
     """[N, 3, S, S] → [N, 3·stride², B, B], channels last: square blocks of pixels as channels.
 
     The first block begins ``padding`` pixels outside; what lies outside is 0. Within a block
     channels count row by row, and red, green, blue of each pixel.
     """
     count, channels, _, side = y.shape
-    kernels.blocks_kernel[(count * side,)](
+    triton_kernels.blocks_kernel[(count * side,)](
         images, y, images.shape[-1], side, *images.stride(), STRIDE=stride, PADDING=padding,
         BLOCKS=triton.next_power_of_2(side), CHANNELS=triton.next_power_of_2(channels),
     )  # fmt: skip
 
 
-def units(z: Tensor, y: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int) -> None:
+def relu_dropout(
+    z: Tensor, y: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
+) -> None:
     """y = relu(z) where the number drawn for a unit reaches ``threshold``, else 0: [n, k] both.
 
     ``place``: the first row and the first column of z in the global batch and the whole layer, and
     how many columns that has. Draws what :func:`alexnet2012.nn.dropout.draws` does.
     """
     count = z.numel()
-    kernels.units_kernel[(triton.cdiv(count, BLOCK),)](
+    triton_kernels.units_kernel[(triton.cdiv(count, BLOCK),)](
         z, y, state, count, z.shape[1], *place, threshold, GAMMA, *(f for _, f in MIX), BLOCK=BLOCK
     )
 
 
-def update(
+def sgd_update(
     weight: Tensor,
     velocity: Tensor,
     grad: Tensor,
@@ -137,18 +151,18 @@ def update(
     finite. All of the same layout, and float32 but for g.
     """
     count, checked = weight.numel(), loss is not None
-    kernels.update_kernel[(triton.cdiv(count, BLOCK),)](
+    triton_kernels.update_kernel[(triton.cdiv(count, BLOCK),)](
         weight, velocity, grad, loss if checked else weight, count, momentum, rate, decay,
         CHECKED=checked, BLOCK=BLOCK,
     )  # fmt: skip
 
 
-def _or(bias: Tensor | None, maps: Maps) -> Tensor:
+def _or(bias: Tensor | None, maps: TowerMaps) -> Tensor:
     """A pointer that is not read stands where there is no bias."""
     return maps.tensor if bias is None else bias
 
 
-def _tile(maps: Maps, count: int, times: int) -> tuple[tuple[int], dict[str, Any]]:
+def _tile(maps: TowerMaps, count: int, times: int) -> tuple[tuple[int], dict[str, Any]]:
     """For ``count`` parts, or squares of parts."""
     parts = maps.channels // PART
     in_a_row = parts * maps.towers
@@ -164,18 +178,18 @@ def _turns(parts: int) -> int:
     return min(16, 1 << (enough.bit_length() - 1))
 
 
-def _empty_sums(grid: tuple[int], maps: Maps) -> Tensor:
+def _empty_sums(grid: tuple[int], maps: TowerMaps) -> Tensor:
     """[…, channels of all towers]: of each thread of a grid, eight of them."""
     count = grid[0] * THREADS * PART
     found = torch.empty(count, device=maps.tensor.device)
     return found.view(-1, maps.channels * maps.towers)
 
 
-def _formula(norm: Norm) -> dict[str, Any]:
+def _formula(norm: NormParams) -> dict[str, Any]:
     return {"BETA": norm.beta, "HALF": norm.size // 2}
 
 
-def _sides(before: Maps, after: Maps) -> dict[str, int]:
+def _sides(before: TowerMaps, after: TowerMaps) -> dict[str, int]:
     (height, width), (high, wide) = before.shape[2:], after.shape[2:]
     return {"HEIGHT": height, "WIDTH": width, "HIGH": high, "WIDE": wide}
 
