@@ -81,7 +81,8 @@ def worker(config: Any, run_dir: Path) -> None:
     stamp("trainer")
     trainer.AlexNet = then_stamp("net", trainer.AlexNet)  # type: ignore[assignment,misc]
     trainer.ThroughputMeter.waited = then_stamp("batch", trainer.ThroughputMeter.waited)  # type: ignore[method-assign]
-    trainer.Trainer._step = then_stamp("step", trainer.Trainer._step)  # type: ignore[method-assign]
+    stamped = then_stamp("step", trainer.Trainer._after_step)
+    trainer.Trainer._after_step = stamped  # type: ignore[method-assign]
     command.train(config, run_dir, mesh)
 
 

@@ -198,7 +198,7 @@ class KilledError(Exception):
 @contextmanager
 def end_at(step: int, how: signal.Signals | None) -> Iterator[None]:
     """What ends any training here right after a step: a signal, or at once without one."""
-    whole_step = Trainer._step
+    whole_step = Trainer._after_step
 
     def last_step(trainer: Trainer, *args: Any) -> None:
         whole_step(trainer, *args)
@@ -209,7 +209,7 @@ def end_at(step: int, how: signal.Signals | None) -> Iterator[None]:
             signal.raise_signal(how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", last_step)
+        patch.setattr(Trainer, "_after_step", last_step)
         yield
 
 
