@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from alexnet2012.cli.help import settings
-from alexnet2012.completion import SCHEMAS
+from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import CONF
 
 MARK = re.compile(r"<!-- settings of (\w+) -->")
@@ -28,10 +28,12 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def table(name: str) -> str:
     """Every setting of an entry point with its default, as a Markdown table."""
-    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    schema = COMMANDS[name].schema
+    assert schema is not None
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
-        found = list(settings(SCHEMAS[name], compose(name)))
+        found = list(settings(schema, compose(name)))
     rows = [(f"`{s.key}`", f"`{s.value}`", s.allowed, s.meaning) for s in found]
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     return "\n".join(

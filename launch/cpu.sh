@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A net that learns on a laptop: two gloo processes, a quarter of the kernels, 112 pixels.
+# Train a small network on a laptop: two gloo processes, a quarter of the kernels, 112 pixels.
 #   launch/cpu.sh [overrides]
 set -euo pipefail
 export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"

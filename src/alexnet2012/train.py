@@ -1,7 +1,7 @@
-"""Train a net: ``python -m alexnet2012.train [-m] [recipe=code145] [model=small] [seed=0,1,2] …``
+"""Train a network: ``alexnet2012 train [-m] [recipe=code145] [model=small] [seed=0,1,2] …``
 
-Starts its own two processes; under torchrun it is one of them (``launch/torchrun.sh``).
-``python -m alexnet2012.train check …`` checks a configuration and prepares its pictures only.
+Starts two processes by itself; under torchrun it is one of the ranks (``launch/torchrun.sh``).
+``alexnet2012 train check …`` validates a configuration and prepares its store, without training.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from alexnet2012.nn.precision import allow_tf32
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
-    """Make the store where there is none yet, then train in ``mesh.processes`` processes."""
+    """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes."""
     if config.resume == AUTO and is_finished(config, run_dir):
-        print(f"run directory: {run_dir}: finished before, kept")
+        print(f"run directory: {run_dir}: already finished, left unchanged")
         return
     check_start(config, run_dir)
     prepare_store(config)
@@ -39,14 +39,14 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
-    """One process of a run that :func:`run` started."""
+    """One rank of a run that :func:`run` started."""
     with _mesh(config) as mesh:
         train(config, run_dir, mesh)
 
 
 def _mesh(config: TrainConfig) -> Mesh:
     mesh = config.mesh
-    if mesh.processes == 1:  # whatever variables a job system has left here
+    if mesh.processes == 1:  # whatever RANK and the like a job system has set
         return single_process(mesh.device)
     return init_mesh(
         mesh.towers, device=mesh.device, timeout_s=mesh.timeout_s, stall_s=mesh.stall_s
@@ -54,75 +54,80 @@ def _mesh(config: TrainConfig) -> Mesh:
 
 
 def torchrun_worker() -> None:
-    """One process of a run that torchrun started: every rank takes rank 0's configuration."""
+    """One rank of a run that torchrun started: every rank uses rank 0's configuration."""
     exit_with_parent()
     overrides = sys.argv[1:]
-    if odd := [word for word in overrides if word.startswith("-")]:
-        remedy = "takes overrides only under torchrun; sweep with python -m alexnet2012.train -m"
-        raise ConfigError("arguments", odd[0], remedy)
+    if flags := [word for word in overrides if word.startswith("-")]:
+        remedy = "flags do not work under torchrun; to sweep, use alexnet2012 train -m"
+        raise ConfigError("arguments", flags[0], remedy)
     _check_restarts(overrides)
     world_size = current_process().world_size
     config, run_dir = compose_config(
         "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
     )
     with _mesh(config) as mesh:
-        _train_alike(mesh, config, run_dir, overrides)
+        _train_with_rank_0s_config(mesh, config, run_dir, overrides)
 
 
-def _train_alike(mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
+def _train_with_rank_0s_config(
+    mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list[str]
+) -> None:
     remedy = "start every rank with the same command"
-    asked = dict(word.split("=", 1) for word in overrides if "=" in word)
-    mesh.check_same("the command", asked, remedy, within_replica=False)
+    given = dict(word.split("=", 1) for word in overrides if "=" in word)
+    mesh.check_same("the command", given, remedy, within_replica=False)
     chosen = mesh.broadcast_object((config, run_dir), "configuration")
     config, run_dir = chosen  # type: ignore[misc]
     if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
         if mesh.rank == 0:
-            print(f"run directory: {run_dir}: finished before, kept")
+            print(f"run directory: {run_dir}: already finished, left unchanged")
         return
 
-    def prepare_here() -> None:
+    def check_and_prepare() -> None:
         check_start(config, run_dir)
         prepare_store(config)
 
-    mesh.first_on_rank_0(prepare_here)
-    os.environ[SPEAKS] = "1"  # from here on a rank may meet what the others do not
+    mesh.first_on_rank_0(check_and_prepare)
+    os.environ[SPEAKS] = "1"  # from now on, an error may occur on one rank only
     train(config, run_dir, mesh)
     if mesh.rank == 0:
         print(f"run directory: {run_dir}")
 
 
 def _check_restarts(overrides: list[str]) -> None:
-    """Refuse restarts that would hang, or begin anew."""
+    """Refuse restarts that would hang, or would start from scratch."""
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # Workers would meet the addresses of those before them: pytorch issue 135712.
-        remedy = "must be 1 for restarts, where torchrun is started; launch/torchrun.sh sets it"
+        # Restarted workers would read the addresses of the previous ones: pytorch issue 135712.
+        remedy = "restarts need 1 in torchrun's environment; launch/torchrun.sh sets it"
         raise ConfigError("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", 0, remedy)
     if not any(word.startswith("hydra.run.dir=") for word in overrides):
-        remedy = "name it for restarts, which go on from the checkpoints that it holds"
+        remedy = "restarts resume from the run directory's checkpoints; set it"
         raise ConfigError("hydra.run.dir", None, remedy)
 
 
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
-    from alexnet2012.training.trainer import (
-        Trainer,  # loads DALI, which the launching process never needs
-    )
+    # Imports DALI, which the launching process does not need.
+    from alexnet2012.training.trainer import Trainer
 
     set_threads(local_processes())
     reuse_memory()
     allow_tf32(config.precision)
     setup_logging(mesh.rank)
-    gc.freeze()  # what was loaded is no garbage, and need not be searched for any
+    gc.freeze()  # loaded modules live on: the collector need not scan them
     try:
         Trainer(config, mesh, run_dir).run()
     finally:
-        gc.collect()  # pipelines and their buffers hold each other; a sweep would gather them
+        gc.collect()  # DALI pipelines are in reference cycles: a sweep would accumulate them
 
 
 def prepare_store(config: TrainConfig) -> None:
-    """The store that a run reads, made unless it is there; one of another source is refused."""
-    map_sizes(config.recipe, config.model.input_size)  # told before a picture is prepared
+    """Prepare the store that a run reads, unless it exists.
+
+    Raises:
+        ConfigError: the store was made from another source.
+    """
+    map_sizes(config.recipe, config.model.input_size)  # fails early, before images are prepared
     data = config.data
     if data.source is not None:
         assert data.store is not None
@@ -130,7 +135,7 @@ def prepare_store(config: TrainConfig) -> None:
 
 
 def check(overrides: list[str]) -> None:
-    """What goes before training: the configuration is right, the store is there."""
+    """Everything before training: validate the configuration, prepare the store."""
     config, run_dir = compose_config("train", TrainConfig, overrides)
     check_start(config, run_dir)
     prepare_store(config)
@@ -149,7 +154,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # A cluster's launcher pickles what it runs by name, and __main__ is another program there.
+    # Cluster launchers pickle functions by module name; on the cluster, __main__ is another module.
     from alexnet2012 import train as this
 
     this.main()

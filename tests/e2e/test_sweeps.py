@@ -95,7 +95,7 @@ def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new_past_what
     again = run(command(photos_store, swept, "ablation=none", "seed=-1,0,1,3"), tmp_path)
     assert (again.code, again.left) == (2, [])
     assert again.err == "alexnet2012: seed=-1: must be at least 0\n"
-    assert again.out.count("finished before, kept") == 2
+    assert again.out.count("already finished, left unchanged") == 2
     assert {file: file.stat().st_mtime_ns for file in when} == when
     after = results(swept)
     assert before.items() <= after.items()

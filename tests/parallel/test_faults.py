@@ -181,7 +181,7 @@ def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
     ("shared", "words", "said"),
     [
         ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: must be 1"),
-        ("False", [], "hydra.run.dir=None: name it for restarts"),
+        ("False", [], "hydra.run.dir=None: restarts resume"),
     ],
 )
 def test_restarts_that_would_hang_or_begin_anew_are_refused(

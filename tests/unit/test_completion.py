@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from alexnet2012.completion import completions, script
 
+CONSOLE_SCRIPT = str(Path(sys.executable).with_name("alexnet2012"))
 # What readline does at a Tab: bash cuts words at `=` too, and replaces the last of them.
 TAB = """
 eval "$1"
@@ -43,11 +45,14 @@ def test_the_last_word_is_completed_after_the_words_before(
     [
         ("python -m alexnet2012.train seed=1 recipe=co", ["code145", "code146"]),
         ("python -m alexnet2012.pre", ["alexnet2012.prepare ", "alexnet2012.predict "]),
+        ("alexnet2012 train seed=1 recipe=co", ["code145", "code146"]),
+        ("alexnet2012 pre", ["prepare ", "predict "]),
         ("python -m pytest recipe=", [""]),
     ],
 )
 def test_bash_replaces_what_follows_the_sign(line: str, found: list[str]) -> None:
-    words = ["bash", "-c", TAB, "bash", script(), line, sys.executable]
+    program = CONSOLE_SCRIPT if line.startswith("alexnet2012") else sys.executable
+    words = ["bash", "-c", TAB, "bash", script(), line, program]
     said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
     assert (said.stdout.removesuffix("\n").split("\n"), said.stderr) == (found, "")
 

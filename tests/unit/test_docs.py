@@ -14,7 +14,7 @@ import pytest
 from documented import lines, make_here, printed
 from omegaconf import OmegaConf
 
-from alexnet2012.config import inference_schema, schema
+from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Budget
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_MISTAKE
@@ -24,17 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Whose commands are run, by test_readme.py and test_use_page.py; those of the others are composed.
 RUN = {"README.md", "use.md"}
-# Hydra's entry points by module. The others take words of their own.
-SCHEMAS = {
-    "train": schema.TrainConfig,
-    "prepare": schema.PrepareConfig,
-    "evaluate": schema.EvaluateConfig,
-    "plan": schema.PlanConfig,
-    "reproduce": schema.ReproduceConfig,
-    "serve": inference_schema.ServeConfig,
-    "export": inference_schema.ExportConfig,
-    "import_net": inference_schema.ImportConfig,
-}
+SCHEMAS = {c.name: c.schema for c in COMMANDS.values() if c.schema is not None}
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -70,7 +60,7 @@ def test_a_documented_command_is_one(words: list[str]) -> None:
         overrides = [re.sub(r"=([^,\[]+),.*", r"=\1", word) for word in overrides]
         overrides = [word for word in overrides if not word.startswith("hydra")]
     overrides = [word.replace("ablation=NAME", "ablation=no_lrn") for word in overrides]
-    compose_config(name, SCHEMAS[name], overrides)
+    compose_config(COMMANDS[name].config, SCHEMAS[name], overrides)
 
 
 def test_documents_have_commands_to_check() -> None:

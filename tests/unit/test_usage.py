@@ -13,7 +13,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from alexnet2012.cli import help as usage
-from alexnet2012.completion import SCHEMAS
+from alexnet2012.cli.registry import COMMANDS
+
+SCHEMAS = {c.config: c.schema for c in COMMANDS.values() if c.schema is not None}
 
 
 def said(name: str, *words: str) -> str:

@@ -15,20 +15,22 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error
+from alexnet2012.cli.args import expand_json_flag
+from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error, unknown_flag
 from alexnet2012.cli.help import usage
 from alexnet2012.config.compose import CONF, Schema, check_grammar, from_hydra, quoted_text
 from alexnet2012.config.schema import RunError
 
 
 def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
-    """Run an entry point as a Hydra application: ``work(config, run_dir)`` for each job.
+    """Run a command as a Hydra application: ``work(config, run_dir)`` for each job.
 
-    In a sweep a failed job does not keep the others from running; the first error ends it.
+    In a sweep a failed job does not keep the others from running; the first error ends the command
+    after the last job.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     failures: list[Exception] = []
-    started_here = os.getpid()
+    launcher_pid = os.getpid()
 
     @hydra.main(config_path=f"pkg://{CONF}", config_name=name, version_base="1.3")
     def application(cfg: Any) -> None:
@@ -38,20 +40,23 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
         except SignalException as error:  # no further job of a sweep
             end_interrupted(error.sigval)
         except (*MISTAKES, RunError) as error:
-            if os.getpid() != started_here:  # a cluster's launcher must see its job fail
+            if os.getpid() != launcher_pid:  # a cluster's launcher must see its job fail
                 raise
             failures.append(error)  # Hydra would add lines of its own to ours
 
     def run() -> None:
-        words = get_args_parser().parse_args()
-        check_grammar(words.overrides)
-        overrides = quoted_text(schema, words.overrides)
-        if words.help:
+        words = expand_json_flag(sys.argv[1:], schema)
+        given, unknown = get_args_parser().parse_known_args(words)
+        if unknown:
+            raise unknown_flag(unknown[0], schema)
+        check_grammar(given.overrides)
+        overrides = quoted_text(schema, given.overrides)
+        if given.help:
             with initialize_config_module(CONF, version_base="1.3"):
                 sys.stdout.write(usage(name, schema, compose(name, overrides=overrides)))
             return
-        as_read = dict(zip(words.overrides, overrides, strict=True))
-        sys.argv[1:] = [as_read.get(word, word) for word in sys.argv[1:]]  # what Hydra reads
+        as_read = dict(zip(given.overrides, overrides, strict=True))
+        sys.argv[1:] = [as_read.get(word, word) for word in words]  # what Hydra reads
         application()
         if failures:
             raise failures[0]

@@ -32,6 +32,48 @@ from alexnet2012.distributed.watchdog.failure_report import (
 )
 
 SPEAKS = "ALEXNET2012_RANK_SPEAKS"
+# What other trainers call our settings.
+SYNONYMS = {
+    "amp": ("precision",),
+    "arch": ("recipe",),
+    "backend": ("mesh.device",),
+    "batch": ("data.batch_size", "batch_size"),
+    "bs": ("data.batch_size", "batch_size"),
+    "checkpoint_dir": ("hydra.run.dir",),
+    "ckpt": ("checkpoint", "resume"),
+    "crop_size": ("model.input_size",),
+    "data_dir": ("data.source", "data.store", "source"),
+    "data_path": ("data.source", "data.store", "source"),
+    "dataset": ("data.source", "source"),
+    "device": ("mesh.device", "device"),
+    "dropout": ("recipe.dropout_rate",),
+    "dtype": ("precision",),
+    "gamma": ("schedule.factor",),
+    "gpus": ("mesh.processes", "gpus"),
+    "image_size": ("model.input_size", "size"),
+    "img_size": ("model.input_size", "size"),
+    "learning_rate": ("schedule.rate",),
+    "log_every": ("tracking.log_every_steps",),
+    "log_interval": ("tracking.log_every_steps",),
+    "lr": ("schedule.rate",),
+    "max_epochs": ("schedule.epochs",),
+    "milestones": ("schedule.drops",),
+    "num_classes": ("data.first_classes", "classes"),
+    "num_epochs": ("schedule.epochs",),
+    "num_workers": ("data.decode_threads", "decode_threads", "workers"),
+    "out_dir": ("hydra.run.dir", "out"),
+    "output_dir": ("hydra.run.dir", "out"),
+    "patience": ("schedule.patience_epochs",),
+    "pretrained": ("init_from",),
+    "print_freq": ("tracking.log_every_steps",),
+    "root": ("data.source", "data.store", "source"),
+    "save_every": ("checkpoint.every_epochs",),
+    "topk": ("guesses",),
+    "val_batch_size": ("data.eval_batch_size",),
+    "wd": ("recipe.optimizer.weight_decay",),
+    "workers": ("data.decode_threads", "decode_threads"),
+    "world_size": ("mesh.processes",),
+}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 MISTAKES = (*_IN_SETTINGS, OSError)
 
@@ -108,11 +150,19 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
     return " ".join(text.split())
 
 
+def unknown_flag(word: str, schema: type[Any]) -> ConfigError:
+    """The error for ``--lr``, where settings are words of the form KEY=VALUE."""
+    key = word.lstrip("-").partition("=")[0].replace("-", "_")
+    remedy = f"no such flag; settings are KEY=VALUE words{_did_you_mean(key, schema)}"
+    return ConfigError("arguments", word, remedy)
+
+
 def _did_you_mean(key: str, schema: type[Any] | None) -> str:
     if schema is None:
         return ""
     keys = _keys(schema())
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    close = [k for k in SYNONYMS.get(key, SYNONYMS.get(key.rpartition(".")[2], ())) if k in keys]
+    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
     if not close:
         group, _, name = key.rpartition(".")
         # The right name in another group, else one that shares a word with it; the nearest first.

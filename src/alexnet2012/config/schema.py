@@ -342,6 +342,7 @@ class EvaluateConfig:
     store: str | None = None  # null: the store it was trained on
     views: int = 10  # or 1
     out: str | None = None  # a JSON file for the result
+    json: bool = False  # print the result as JSON
     batch_size: int = ranged(64, low=1)
     device: Device = Device.auto
     decode_threads: int | None = ranged(None, low=1)  # null: as in training

@@ -1,0 +1,103 @@
+"""Through which of our files does a training step go?
+
+    python benchmarks/trace_step.py [recipe=paper] [precision=fp32]
+
+Traces one step of a reduced network (one process, CPU; the loader is left out), from the call of
+TrainStep to its return, backward included, and prints each file with its calls, and how often a
+call is in another file than the call before. A reader who follows the step opens that many files,
+and turns a page that often.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from record import given, show
+
+import alexnet2012
+from alexnet2012 import AlexNet
+from alexnet2012.config.enums import Device
+from alexnet2012.config.schema import ModelConfig
+from alexnet2012.data.loaders import Batch
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.nn.lr_schedule import LearningRates
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.training.train_step import TrainStep
+from alexnet2012.utils.shard import Shard
+
+PACKAGE = Path(alexnet2012.__file__).parent
+IMAGES = 4
+
+
+class Call(NamedTuple):
+    """A function of ours, and the file of the one of ours that called it, if any."""
+
+    file: str
+    function: str
+    caller: str | None
+
+
+def traced_step(recipe: str = "paper", precision: str = "fp32") -> list[Call]:
+    """The calls of a step, in order; the steps before it have set everything up."""
+    size = ModelConfig(width=0.25, input_size=112)
+    model = AlexNet(
+        recipe, 10, model=size, mesh=single_process(Device.cpu), precision=precision
+    )
+    optimizer = PaperSGD(model, model.recipe.optimizer)
+    optimizer.set_rates(LearningRates(0.001, 0.001))
+    step = TrainStep(model, optimizer)
+    images = 50 * torch.randn(IMAGES, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    rows = Shard(0, IMAGES, IMAGES)
+    batch = Batch(images, torch.zeros(IMAGES, dtype=torch.long), np.arange(IMAGES), rows)
+    step(batch)
+    calls: list[Call] = []
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        file = _own(frame)
+        if event == "call" and file is not None:
+            calls.append(Call(file, frame.f_code.co_qualname, _caller(frame)))
+
+    sys.setprofile(note)
+    try:
+        step(batch)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def switches(calls: list[Call]) -> int:
+    """How often a call is in another file than the call before."""
+    return sum(a.file != b.file for a, b in zip(calls, calls[1:], strict=False))
+
+
+def _own(frame: FrameType) -> str | None:
+    file = Path(frame.f_code.co_filename)
+    return str(file.relative_to(PACKAGE)) if file.is_relative_to(PACKAGE) else None
+
+
+def _caller(frame: FrameType) -> str | None:
+    above = frame.f_back
+    while above is not None:
+        if (file := _own(above)) is not None:
+            return file
+        above = above.f_back
+    return None
+
+
+def main() -> None:
+    words = given(recipe="paper", precision="fp32")
+    calls = traced_step(words.recipe, words.precision)
+    counts = Counter(call.file for call in calls)
+    rows = [{"file": file, "calls": count} for file, count in counts.items()]
+    title = f"{len(counts)} files, {switches(calls)} switches between them"
+    show(title, {"file": "{file}", "calls": "{calls}"}, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""``alexnet2012 COMMAND …`` is ``python -m alexnet2012.COMMAND …``; alone it lists the commands."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+from alexnet2012.cli.args import closest
+from alexnet2012.cli.registry import COMMANDS
+
+
+def listing() -> str:
+    """The commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {command.name:{width}}  {command.summary}" for command in COMMANDS.values()]
+    head = "usage: alexnet2012 COMMAND [SETTING=VALUE …]\n"
+    return "\n".join([head, *lines, "\nalexnet2012 COMMAND --help lists a command's settings.\n"])
+
+
+def main() -> None:
+    """Run the command that the first word names."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        sys.stdout.write(listing())
+    elif name == "--version":
+        sys.stdout.write(f"alexnet2012 {version('alexnet2012')}\n")
+    elif name in COMMANDS:
+        sys.argv = [f"alexnet2012 {name}", *words]
+        COMMANDS[name].main()
+    else:
+        remedy = f"no such command{closest(name, COMMANDS)}; alexnet2012 --help lists them"
+        sys.stderr.write(f"alexnet2012: {name}: {remedy}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Every command: its name, what it does in one line, its settings.
+
+A new command is one entry here and one module of that name with a ``main`` function.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NamedTuple
+
+from alexnet2012.config import inference_schema, schema
+
+
+class Command(NamedTuple):
+    """``schema`` is None for commands that take flags and paths instead of settings."""
+
+    name: str
+    summary: str
+    schema: type | None = None
+    entry: str | None = None  # the module that has ``main``, where it is not the command's
+
+    @property
+    def module(self) -> str:
+        """What ``python -m`` runs."""
+        return f"alexnet2012.{self.name}"
+
+    @property
+    def config(self) -> str:
+        """The file of conf/ that its settings are composed from."""
+        return "train" if self.schema is schema.TrainConfig else self.name
+
+    def main(self) -> None:
+        """Run it with the words of ``sys.argv[1:]``."""
+        import_module(self.entry or self.module).main()
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("train", "train a network, or resume a run", schema.TrainConfig),
+        Command(
+            "evaluate",
+            "top-1 and top-5 errors of one network or an ensemble",
+            schema.EvaluateConfig,
+        ),
+        Command(
+            "prepare", "make a store of 256-pixel images from any source", schema.PrepareConfig
+        ),
+        Command("predict", "classify images", inference_schema.PredictConfig),
+        Command(
+            "serve",
+            "a web page that classifies images and shows both towers",
+            inference_schema.ServeConfig,
+        ),
+        Command(
+            "features",
+            "write the last hidden activations of images",
+            inference_schema.FeaturesConfig,
+        ),
+        Command(
+            "nearest",
+            "find the most similar images by their activations",
+            inference_schema.NearestConfig,
+        ),
+        Command(
+            "export",
+            "write a network as one safetensors, ONNX or TorchScript file",
+            inference_schema.ExportConfig,
+        ),
+        Command(
+            "import_net",
+            "make a checkpoint from a Caffe or torchvision file",
+            inference_schema.ImportConfig,
+        ),
+        Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
+        Command(
+            "ledger",
+            "print what a folder of runs measures of the claims",
+            entry="alexnet2012.ledger.__main__",
+        ),
+        Command("report", "render a reproduction's report again, or compare two"),
+        Command("runs", "list runs, or compare two"),
+        Command("plan", "estimate a training's time, memory and traffic", schema.PlanConfig),
+        Command("doctor", "check this machine before a run", schema.TrainConfig),
+        Command("completion", "print the script that completes settings in bash"),
+    )
+}

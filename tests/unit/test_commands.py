@@ -1,0 +1,110 @@
+"""One registry of commands, one grammar for all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import alexnet2012
+from alexnet2012.cli.args import ArgumentParser
+from alexnet2012.cli.errors import explain, unknown_flag
+from alexnet2012.cli.registry import COMMANDS
+from alexnet2012.config.compose import compose_config
+from alexnet2012.config.schema import ConfigError, TrainConfig
+
+PROGRAM = Path(sys.executable).with_name("alexnet2012")
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
+
+
+def test_alone_it_lists_every_command_in_a_line_each() -> None:
+    listed = run(PROGRAM)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    for command in COMMANDS.values():
+        assert f"  {command.name} " in listed.stdout
+        assert command.summary in listed.stdout
+    assert max(map(len, listed.stdout.splitlines())) <= 80
+    assert listed.stdout == run(sys.executable, "-m", "alexnet2012").stdout
+
+
+def test_every_module_at_the_top_is_a_registered_command_or_an_alias() -> None:
+    top = {path.stem for path in Path(alexnet2012.__file__).parent.glob("*.py")}
+    assert top - {"__init__", "__main__"} - set(COMMANDS) <= {"effects"}
+    assert len(top) <= 20
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_a_main(name: str) -> None:
+    command = COMMANDS[name]
+    assert callable(import_module(command.entry or command.module).main)
+
+
+@pytest.mark.parametrize("name", ["train", "runs"])
+def test_both_spellings_print_the_same_help(name: str) -> None:
+    short, long = (
+        run(PROGRAM, name, "--help"),
+        run(sys.executable, "-m", COMMANDS[name].module, "--help"),
+    )
+    assert short.returncode == long.returncode == 0
+    assert short.stdout == long.stdout != ""
+
+
+def test_a_command_that_does_not_exist_is_one_line() -> None:
+    ended = run(PROGRAM, "trian")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "alexnet2012: trian: no such command; did you mean train?; alexnet2012 --help lists them\n"
+    )
+
+
+def test_the_version_is_printed() -> None:
+    assert run(PROGRAM, "--version").stdout.startswith("alexnet2012 ")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lr=0.1", "schedule.rate"),
+        ("schedule.lr=0.1", "schedule.rate"),
+        ("epochs=3", "schedule.epochs"),
+        ("batch_size=32", "data.batch_size"),
+        ("data.workers=4", "data.decode_threads"),
+        ("num_workers=4", "data.decode_threads"),
+        ("data.root=x", "data.source or data.store"),
+        ("mesh.backend=nccl", "mesh.device"),
+        ("weight_decay=0", "recipe.optimizer.weight_decay"),
+        ("dropout=0", "recipe.dropout_rate"),
+    ],
+)
+def test_the_words_of_other_trainers_lead_to_ours(word: str, meant: str) -> None:
+    with pytest.raises(Exception, match=r"Could not override") as raised:
+        compose_config("train", TrainConfig, [word])
+    text = explain(raised.value, TrainConfig)
+    assert f"did you mean {meant}" in text
+    assert text.startswith(f"{word.partition('=')[0]}: no such key")
+
+
+def test_a_flag_in_place_of_a_setting_is_answered_with_the_setting() -> None:
+    assert "did you mean schedule.rate?" in str(unknown_flag("--lr", TrainConfig))
+    ended = run(PROGRAM, "train", "--lr", "0.1")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "schedule.rate" in ended.stderr
+
+
+def test_a_result_is_printed_as_json_by_the_same_flag_everywhere() -> None:
+    refused = run(PROGRAM, "prepare", "--json")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+def test_a_mistake_in_flags_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = ArgumentParser(prog="alexnet2012 runs")
+    parser.add_argument("--sort", choices=["begun"])
+    with pytest.raises(ConfigError, match="alexnet2012 runs --help"):
+        parser.parse_args(["--sort", "size"])
