@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -46,9 +47,7 @@ class Call(NamedTuple):
 def traced_step(recipe: str = "paper", precision: str = "fp32") -> list[Call]:
     """The calls of a step, in order; the steps before it have set everything up."""
     size = ModelConfig(width=0.25, input_size=112)
-    model = AlexNet(
-        recipe, 10, model=size, mesh=single_process(Device.cpu), precision=precision
-    )
+    model = AlexNet(recipe, 10, model=size, mesh=single_process(Device.cpu), precision=precision)
     optimizer = PaperSGD(model, model.recipe.optimizer)
     optimizer.set_rates(LearningRates(0.001, 0.001))
     step = TrainStep(model, optimizer)
@@ -73,7 +72,7 @@ def traced_step(recipe: str = "paper", precision: str = "fp32") -> list[Call]:
 
 def switches(calls: list[Call]) -> int:
     """How often a call is in another file than the call before."""
-    return sum(a.file != b.file for a, b in zip(calls, calls[1:], strict=False))
+    return sum(a.file != b.file for a, b in pairwise(calls))
 
 
 def _own(frame: FrameType) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from alexnet2012.checkpoint.run_dir import AUTO, check_run, check_start, is_finished
 from alexnet2012.cli.app import hydra_main
-from alexnet2012.cli.errors import SPEAKS, exit_on_error
+from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
@@ -87,7 +87,7 @@ def _train_with_rank_0s_config(
         prepare_store(config)
 
     mesh.first_on_rank_0(check_and_prepare)
-    os.environ[SPEAKS] = "1"  # from now on, an error may occur on one rank only
+    os.environ[EVERY_RANK_REPORTS] = "1"  # from now on, an error may occur on one rank only
     train(config, run_dir, mesh)
     if mesh.rank == 0:
         print(f"run directory: {run_dir}")

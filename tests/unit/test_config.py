@@ -95,7 +95,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ),
         ("batch_size=4", "batch_size: no such key; did you mean data.batch_size?"),
         ("recpie=paper", "recpie: no such key; did you mean recipe?"),
-        ("data=folder", "data.source=???: has no default here; set data.source=…"),
+        ("data=folder", "data.source: required; set data.source=…"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_answered_with_its_key_and_a_remedy(

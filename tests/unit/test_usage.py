@@ -38,7 +38,7 @@ def keys(schema: type, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_setting_is_there_in_80_columns(name: str) -> None:
-    settings, *_ = said(name).split("The recipe's switches")
+    settings, *_ = said(name).split("Settings of the recipe")
     assert max(map(len, settings.splitlines())) <= 80
     told = [line.strip().split("=")[0] for line in settings.splitlines() if line.startswith("  ")]
     assert set(keys(SCHEMAS[name])) <= set(told)

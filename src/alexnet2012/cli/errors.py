@@ -1,6 +1,7 @@
-"""How an entry point ends when it cannot go on: one line that helps, and an exit code.
+"""Turns exceptions into one line on standard error and an exit code.
 
-0 done; 2 a user's mistake (one line, no traceback); 128 + n ended by signal n; 1 anything else.
+Exit codes: 0 success; 2 a mistake in the command or its data (one line, no traceback); 128 + n
+ended by signal n; 1 any other failure.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from alexnet2012.distributed.watchdog.failure_report import (
     LostPeerError,
 )
 
-SPEAKS = "ALEXNET2012_RANK_SPEAKS"
+EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
 # What other trainers call our settings.
 SYNONYMS = {
     "amp": ("precision",),
@@ -79,19 +80,19 @@ MISTAKES = (*_IN_SETTINGS, OSError)
 
 
 def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
-    """Call ``application``; what it raises becomes one line and an exit code.
+    """Call ``application``; an exception becomes one line and an exit code.
 
-    Under torchrun every rank meets the same mistake at first; rank 0 alone says so. Once the ranks
-    have joined (:data:`SPEAKS` is set) whoever meets one says so.
+    Under torchrun all ranks raise the same configuration errors, so only rank 0 prints them. Once
+    the ranks have joined (:data:`EVERY_RANK_REPORTS` is set), any rank prints its own.
     """
-    atexit.register(gc.freeze)  # else all that is loaded is searched for garbage, for a second
+    atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_signal)  # so that what was begun is cleaned up
+        signal.signal(signal.SIGTERM, _raise_signal)  # so that cleanup code runs
     try:
         application()
     except _IN_SETTINGS as error:
         _end(explain(error, schema), EXIT_MISTAKE)
-    except LostPeerError:  # has been told
+    except LostPeerError:  # already reported
         sys.exit(EXIT_FAILURE)
     except RunError as error:
         _end(str(error), EXIT_FAILURE)
@@ -100,7 +101,7 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
             raise
         _end(f"{error.filename}: {error.strerror}", EXIT_MISTAKE)
     except ValueError as error:
-        if not str(error).startswith("Only one of --"):  # Hydra's word on -m with --cfg
+        if not str(error).startswith("Only one of --"):  # Hydra's error for -m with --cfg
             raise
         _end(str(error), EXIT_MISTAKE)
     except SignalException as error:
@@ -114,12 +115,12 @@ def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def end_interrupted(number: signal.Signals) -> NoReturn:
-    """Leave as a shell expects of a program that a signal has ended."""
+    """Exit with the code that a shell gives a program ended by a signal."""
     _end("interrupted", 128 + number)
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if current_process().rank == 0 or SPEAKS in os.environ:
+    if current_process().rank == 0 or EVERY_RANK_REPORTS in os.environ:
         print(f"alexnet2012: {line}", file=sys.stderr)
     sys.exit(code)
 
@@ -130,23 +131,23 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
         return str(error)
     text, cause = str(error), error.__cause__
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}=???: has no default here; set {error.full_key}=…"
-    if found := re.search(r"Could not find '(.+)/(.+)'", text):
-        group, choice = found.groups()
+        return f"{error.full_key}: required; set {error.full_key}=…"
+    if match := re.search(r"Could not find '(.+)/(.+)'", text):
+        group, choice = match.groups()
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
-        if not choices:  # Hydra lists none of a group within a group
+        if not choices:  # Hydra does not list the choices of nested groups
             group, _, choice = f"{group}/{choice}".partition("/")
             choices = choices_of(group)
         return f"{group}={choice}: no such {group}; use one of {', '.join(choices)}"
-    if found := re.search(r"Could not override '(.+)'", text):
-        key = found[1]
+    if match := re.search(r"Could not override '(.+)'", text):
+        key = match[1]
         if inner := re.search(r"full_key: (\S+)", str(cause)):
             key = inner[1]
         return f"{key}: no such key{_did_you_mean(key, schema)}"
-    if found := re.search(r"Error merging override (.+)", text):
-        return f"{found[1]}: {str(cause).splitlines()[0]}"
-    if found := re.search(r"^\w+Exception: (.+)", text):  # of the parser
-        return f"{found[1].strip()}: cannot be read as KEY=VALUE; put odd values in quotes"
+    if match := re.search(r"Error merging override (.+)", text):
+        return f"{match[1]}: {str(cause).splitlines()[0]}"
+    if match := re.search(r"^\w+Exception: (.+)", text):  # from the parser
+        return f"{match[1].strip()}: cannot be parsed as KEY=VALUE; quote special characters"
     return " ".join(text.split())
 
 
@@ -165,7 +166,7 @@ def _did_you_mean(key: str, schema: type[Any] | None) -> str:
     close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
     if not close:
         group, _, name = key.rpartition(".")
-        # The right name in another group, else one that shares a word with it; the nearest first.
+        # The same name in another group, else a name that shares a word; same group first.
         close = [k for k in keys if k.count(".") < 2 and k.rpartition(".")[2] == name]
         words = set(name.split("_"))
         close = close or [k for k in keys if words & set(k.rpartition(".")[2].split("_"))]

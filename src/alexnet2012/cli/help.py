@@ -1,6 +1,6 @@
-"""What ``--help`` says: every setting with its value, its range and what it means.
+"""The text of ``--help``: every setting with its value, its range and its meaning.
 
-Meanings are the comments of the schema, and those of the chosen recipe's file, which name sources.
+Meanings are the comments in the schema and in the chosen recipe's file, which also gives sources.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from alexnet2012.config.compose import CONF
 
 COLUMNS, KEY_COLUMNS = 80, 32
-RECIPE = "recipe"  # shown as the file that it is
+RECIPE = "recipe"  # shown as its YAML file
 
 
 class Setting(NamedTuple):
-    """One key; ``allowed`` is a range or a choice, if there is one."""
+    """One key; ``allowed`` is its range or its choices, if it has any."""
 
     key: str
     value: str
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 def settings(schema: type, config: DictConfig, prefix: str = "") -> Iterator[Setting]:
-    """All of a schema but the recipe's, with the values of a composed configuration."""
+    """All settings of a schema except the recipe's, with the values of a composed configuration."""
     kinds, meanings = get_type_hints(schema), _meanings(inspect.getmodule(schema), schema.__name__)
     for item in fields(schema):
         key, kind = f"{prefix}{item.name}", kinds[item.name]
@@ -51,26 +51,26 @@ def settings(schema: type, config: DictConfig, prefix: str = "") -> Iterator[Set
 
 
 def usage(name: str, schema: type, config: DictConfig) -> str:
-    """The whole text for an entry point, in 80 columns but for the recipe's file."""
+    """The help text of a command, in 80 columns except for the recipe's file."""
     conf = resources.files(CONF)
     head = _comment(conf.joinpath(f"{name}.yaml").read_text("utf-8"))
     lines = [*head, ""]
     if groups := _groups(name):
-        lines += ["Files to choose from, as GROUP=NAME:", ""]
+        lines += ["Configuration files, chosen as GROUP=NAME:", ""]
         for group, names in groups.items():
             lines += _two_columns(group, ", ".join(names))
         lines += [""]
-    lines += ["Settings, as KEY=VALUE:", ""]
+    lines += ["Settings, given as KEY=VALUE:", ""]
     for setting in settings(schema, config):
         words = "; ".join(part for part in (setting.allowed, setting.meaning) if part)
         lines += _two_columns(f"{setting.key}={setting.value}", words)
     if RECIPE in config:
         file = f"{RECIPE}/{config.recipe.name}.yaml"
-        lines += ["", f"The recipe's switches, as recipe.KEY=VALUE (conf/{file}):", ""]
+        lines += ["", f"Settings of the recipe, given as recipe.KEY=VALUE (conf/{file}):", ""]
         lines += conf.joinpath(file).read_text("utf-8").splitlines()
     lines += [
         "",
-        "Hydra's own: -m sweeps over a,b; --cfg job prints a configuration; --hydra-help.",
+        "Hydra's flags: -m sweeps over a,b; --cfg job prints the configuration; --hydra-help.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -98,7 +98,7 @@ def _shown(config: DictConfig, key: str) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    """That at the head of a YAML file: commands, which may go on indented, and prose."""
+    """The comment at the head of a YAML file: commands (continued by indentation), then prose."""
     commands: list[str] = []
     prose: list[str] = []
     for line in takewhile(lambda line: line.startswith("#"), text.splitlines()):
@@ -109,7 +109,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _groups(name: str) -> dict[str, list[str]]:
-    """Folders of conf/ that ``NAME.yaml`` chooses from."""
+    """The configuration groups in conf/ that ``NAME.yaml`` uses, with their choices."""
     conf = resources.files(CONF)
     chosen = OmegaConf.create(conf.joinpath(f"{name}.yaml").read_text("utf-8"))
     assert isinstance(chosen, DictConfig)
@@ -122,7 +122,7 @@ def _groups(name: str) -> dict[str, list[str]]:
 
 
 def choices_of(group: str) -> list[str]:
-    """What a group of conf/ offers, groups within it included."""
+    """The choices of a configuration group, including nested groups."""
     return sorted(_names(resources.files(CONF).joinpath(group)))
 
 
@@ -136,7 +136,7 @@ def _names(folder: Any, prefix: str = "") -> Iterator[str]:
 
 @cache
 def _meanings(module: Any, name: str) -> dict[str, str]:
-    """By field of a dataclass: the comment behind it, or the one above."""
+    """The meaning of each field of a dataclass: the comment after it, or the one above it."""
     source = inspect.getsource(module)
     comments = {
         token.start[0]: token

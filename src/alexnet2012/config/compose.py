@@ -76,7 +76,7 @@ def check_grammar(overrides: Sequence[str]) -> None:
         try:
             parser.parse_override(override)
         except Exception as error:
-            remedy = "cannot be read as KEY=VALUE; put odd values in quotes: KEY='\"…\"'"
+            remedy = "cannot be parsed as KEY=VALUE; quote special characters: KEY='\"…\"'"
             raise ConfigError("override", override, remedy) from error
 
 

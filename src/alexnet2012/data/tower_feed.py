@@ -55,7 +55,7 @@ class LoaderPlacement:
         return max(2, torch.get_num_threads()) if self.device.type == "cuda" else 2
 
     def parts(self, count: int, batch_size: int) -> list[tuple[slice, Shard]]:
-        """This replica's part of each step of ``count`` images: :func:`augmentation.replica_parts`."""
+        """This replica's part of each step; see :func:`augmentation.replica_parts`."""
         return augmentation.replica_parts(count, batch_size, self.replica, self.replicas)
 
 
