@@ -70,7 +70,7 @@ def usage(name: str, schema: type, config: DictConfig) -> str:
         lines += conf.joinpath(file).read_text("utf-8").splitlines()
     lines += [
         "",
-        "Hydra's flags: -m sweeps over a,b; --cfg job prints the configuration; --hydra-help.",
+        "Hydra's flags: -m sweeps over a,b; --cfg job prints the settings; --hydra-help.",
     ]
     return "\n".join(lines) + "\n"
 
