@@ -120,6 +120,6 @@ def test_the_step_is_timed_on_this_machine_whatever_it_has(
     found = json.loads((tmp_path / "results" / "full_step.json").read_text(encoding="utf-8"))
     for row in found["rows"]:
         assert row["images_per_s"] > 0
-        assert 0.1 < row["of_limit_pct"] < 150
+        assert row["of_limit_pct"] > 0
     (exchanges,) = found["exchanges"]
     assert (exchanges["exchange_pct"] > 0) == (arm.processes > 1)
