@@ -99,7 +99,7 @@ FAULTS = {
     "launcher": Fault(
         "the launcher is killed",
         "the kernel kills its ranks",
-        "test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights",
+        "test_a_run_with_killed_ranks_and_launcher_resumes_to_the_same_weights",
         CHAOS,
         is_message=False,
     ),
@@ -107,7 +107,7 @@ FAULTS = {
         "ranks and the launcher are killed at random times, in training, saving and validation",
         "the same command resumes; weights, momenta, random streams and metrics are bit-identical "
         "to those of an uninterrupted run, and no process is left",
-        "test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights",
+        "test_a_run_with_killed_ranks_and_launcher_resumes_to_the_same_weights",
         CHAOS,
         is_message=False,
     ),
@@ -129,7 +129,7 @@ FAULTS = {
     "flipped": Fault(
         "bits of a checkpoint are flipped (200 times) or its files truncated (50 times)",
         "each is detected, and the previous checkpoint is used",
-        "test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is_taken",
+        "test_every_flipped_bit_and_every_truncation_is_detected",
         CHECKPOINTS,
         is_message=False,
     ),
@@ -144,7 +144,7 @@ FAULTS = {
         "the disk is full",
         "earlier checkpoints are intact; all ranks raise an error with a remedy, and the same "
         "command resumes",
-        "test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do",
+        "test_a_full_disk_keeps_earlier_checkpoints_and_all_ranks_raise_with_a_remedy",
         CHECKPOINTS,
         is_message=False,
     ),
