@@ -23,13 +23,10 @@ class SignalWatcher:
         self._first_s = 0.0
 
     def __enter__(self) -> SignalWatcher:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Python allows handlers there only
+        # Python allows only the main thread to install handlers.
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                if (
-                    signal.getsignal(number) is not signal.SIG_IGN
-                ):  # as in background jobs of a shell
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as in background jobs
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 

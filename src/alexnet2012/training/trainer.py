@@ -276,8 +276,8 @@ class Trainer:
         )
 
     def _checkpoint_due(self, *, finished: bool, complete: bool) -> bool:
-        every = self.config.checkpoint.every_epochs
-        by_epoch = every is not None and complete and self.progress.epoch % every == 0
+        interval = self.config.checkpoint.every_epochs
+        by_epoch = interval is not None and complete and self.progress.epoch % interval == 0
         due = self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
         return self.config.checkpoint.wanted and (finished or by_epoch or due)
 
