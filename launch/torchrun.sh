@@ -12,7 +12,7 @@ export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # the working d
 per_node=${NPROC_PER_NODE:-2}
 
 # Errors in the configuration are reported here, in one line, and the store is prepared before workers start.
-ALEXNET2012_PROCESSES_HERE=$per_node python -m alexnet2012.train check "$@" "mesh.processes=$((${NNODES:-1} * per_node))"
+ALEXNET2012_LOCAL_PROCESSES=$per_node python -m alexnet2012.train check "$@" "mesh.processes=$((${NNODES:-1} * per_node))"
 
 if [ "${NNODES:-1}" = 1 ]; then
     # The rendezvous is an unlinked file: nothing listens on the network, where torch would unpickle
@@ -20,11 +20,11 @@ if [ "${NNODES:-1}" = 1 ]; then
     file=$(mktemp)
     exec 9<>"$file"
     rm "$file"
-    export ALEXNET2012_MEETING=/proc/$$/fd/9 GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
-    rendezvous=(--rdzv-backend c10d --rdzv-endpoint "$ALEXNET2012_MEETING" --rdzv-conf store_type=file
+    export ALEXNET2012_RENDEZVOUS_FILE=/proc/$$/fd/9 GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
+    rendezvous=(--rdzv-backend c10d --rdzv-endpoint "$ALEXNET2012_RENDEZVOUS_FILE" --rdzv-conf store_type=file
         --rdzv-id "$$" --local-addr localhost)
 else
-    unset ALEXNET2012_MEETING
+    unset ALEXNET2012_RENDEZVOUS_FILE
     rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "${MASTER:?host:port of one node}"
         --rdzv-id "${RDZV_ID:-alexnet2012}")
 fi

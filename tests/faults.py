@@ -1,6 +1,6 @@
-"""The faults that are tried, what is said of each, and where: the table of docs/faults.md.
+"""The tested faults, each with its error message and its test: the table of docs/faults.md.
 
-``python tests/faults.py`` writes it there; a test compares.
+``python tests/faults.py`` writes the table; a test compares it with the page.
 """
 
 from __future__ import annotations
@@ -13,164 +13,164 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "faults.md"
 BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
 
-HERE = "tests/parallel/test_faults.py"
+FAULTS_TEST = "tests/parallel/test_faults.py"
 CHECKPOINTS = "tests/parallel/test_checkpoint.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
-WAITS = "it did not come to conv3 forward (step 3), where rank 0 waits; "
-WAITS += "its last was conv3 backward (step 2)"
+WAITS = "all-gather conv3 forward (step 3); rank 0 is waiting; "
+WAITS += "rank 1's last collective was reduce-scatter conv3 backward (step 2)"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``then`` is what is said, or what happens where ``said`` is off."""
+    """``outcome`` is the error message, or a description where ``is_message`` is off."""
 
-    what: str
-    then: str
+    name: str
+    outcome: str
     test: str
-    where: str = HERE
-    said: bool = True
+    file: str = FAULTS_TEST
+    is_message: bool = True
 
 
 FAULTS = {
     "killed": Fault(
         "a rank is killed",
-        f"rank 1 ended by SIGKILL: {WAITS}",
-        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+        f"rank 1 was killed by SIGKILL: it did not reach {WAITS}",
+        "test_a_fault_of_one_rank_ends_all_with_this_diagnosis",
     ),
     "stopped": Fault(
         "a rank is stopped (SIGSTOP)",
-        "rank 1 has shown no sign of life for 2 s (it was stopped, or its machine is lost): "
-        f"{WAITS}",
-        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+        "rank 1 has shown no sign of life for 2 s (it was stopped, or its machine is down): "
+        f"it did not reach {WAITS}",
+        "test_a_fault_of_one_rank_ends_all_with_this_diagnosis",
     ),
     "crashed": Fault(
-        "a rank fails",
-        f"rank 1 ended by exit code 1: {WAITS}",
-        "test_a_rank_that_fails_is_told_with_its_traceback",
+        "a rank raises an exception",
+        f"rank 1 exited with code 1: it did not reach {WAITS}",
+        "test_a_rank_that_fails_is_reported_with_its_traceback",
     ),
     "slow": Fault(
-        "a rank lives and does not come",
-        f"rank 1 lives and lets others wait: {WAITS}; if it has reason to be slow, "
+        "a rank is alive but hangs",
+        f"rank 1 is alive but has not reached {WAITS}; if rank 1 is expected to be slow, "
         "raise mesh.timeout_s",
-        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+        "test_a_fault_of_one_rank_ends_all_with_this_diagnosis",
     ),
     "skips": Fault(
-        "a rank skips an exchange",
-        "rank 1 skipped fc7 forward (step 3) and came to fc8 forward (step 3)",
-        "test_a_fault_of_one_rank_ends_the_other_in_these_words",
+        "a rank skips a collective",
+        "rank 1 skipped all-gather fc7 forward (step 3) and called all-gather fc8 forward (step 3)",
+        "test_a_fault_of_one_rank_ends_all_with_this_diagnosis",
     ),
     "seed": Fault(
-        "a rank has another configuration",
-        "what runs differs: seed is 1 on rank 1 and 0 on rank 0; "
+        "a rank has a different configuration",
+        "configuration or code differs between ranks: seed is 1 on rank 1 and 0 on rank 0; "
         "start every rank with the same command, code and data",
-        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+        "test_ranks_that_diverge_are_refused_with_this_message",
     ),
     "code": Fault(
-        "a rank has other code",
-        "what runs differs: code is another on rank 1 and … on rank 0; "
+        "a rank has different code",
+        "configuration or code differs between ranks: code is another on rank 1 and … on rank 0; "
         "start every rank with the same command, code and data",
-        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+        "test_ranks_that_diverge_are_refused_with_this_message",
     ),
     "torch": Fault(
-        "a rank has another library version",
-        "what runs differs: torch is another on rank 1 and … on rank 0; "
+        "a rank has a different library version",
+        "configuration or code differs between ranks: torch is another on rank 1 and … on rank 0; "
         "start every rank with the same command, code and data",
-        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+        "test_ranks_that_diverge_are_refused_with_this_message",
     ),
     "batch": Fault(
-        "a rank has another batch",
-        "the batch of step 1 differs: CRC-32 is … on rank 1 and … on rank 0; all towers "
-        "must read the same store with the same seed and library versions",
-        "test_a_rank_that_diverges_is_refused_by_all_in_these_words",
+        "a rank has a different batch",
+        "batch of step 1 differs between ranks: CRC-32 is … on rank 1 and … on rank 0; "
+        "all towers must read the same store with the same seed and library versions",
+        "test_ranks_that_diverge_are_refused_with_this_message",
     ),
     "elsewhere": Fault(
-        "a rank of another machine is killed, or stopped",
-        "the same words as here; a stopped process is left to its own launcher",
-        "test_a_fault_on_another_machine_is_told_in_the_same_words",
-        said=False,
+        "a rank on another machine is killed or stopped",
+        "the same diagnosis; its own launcher has to end a stopped process",
+        "test_a_fault_on_another_machine_has_the_same_diagnosis",
+        is_message=False,
     ),
     "restart": Fault(
         "a rank is killed under torchrun with `MAX_RESTARTS=1`",
-        "both start again from the newest checkpoint; the final weights are those of an "
-        "undisturbed run to the bit",
-        "test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost",
-        said=False,
+        "both ranks restart from the newest checkpoint; the final weights are bit-identical to "
+        "those of an uninterrupted run",
+        "test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss",
+        is_message=False,
     ),
     "launcher": Fault(
         "the launcher is killed",
-        "the system ends its ranks with it",
-        "test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights",
+        "the kernel kills its ranks",
+        "test_a_run_with_killed_ranks_and_launcher_resumes_to_the_same_weights",
         CHAOS,
-        said=False,
+        is_message=False,
     ),
     "anywhere": Fault(
-        "ranks and the launcher are killed at random moments, in training, saving and evaluating",
-        "the same command goes on; weights, momenta, streams and metrics are those of an "
-        "undisturbed run to the bit, and no process is left",
-        "test_a_run_whose_ranks_and_launcher_are_killed_ends_with_the_same_weights",
+        "ranks and the launcher are killed at random times, in training, saving and validation",
+        "the same command resumes; weights, momenta, random streams and metrics are bit-identical "
+        "to those of an uninterrupted run, and no process is left",
+        "test_a_run_with_killed_ranks_and_launcher_resumes_to_the_same_weights",
         CHAOS,
-        said=False,
+        is_message=False,
     ),
     "signal": Fault(
         "a run is interrupted (SIGTERM, Ctrl-C)",
-        "it saves, and leaves with 128 + the signal's number; no process is left",
+        "it saves a checkpoint and exits with 128 + the signal number; no process is left",
         "test_a_run_that_is_interrupted_is_saved_and_leaves_no_process",
         TRAIN,
-        said=False,
+        is_message=False,
     ),
     "nan": Fault(
-        "the loss is no number",
-        "the run ends at that step, with the layer where it first appeared and the last "
-        "checkpoint from before",
+        "the loss becomes NaN or infinite",
+        "the run fails at that step; the message names the first layer that is not finite and "
+        "the last checkpoint",
         "test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named",
         TRAIN,
-        said=False,
+        is_message=False,
     ),
     "flipped": Fault(
-        "bits of a checkpoint are flipped, its files cut short (200 and 50 times)",
-        "each is noticed, and the checkpoint before is taken",
-        "test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is_taken",
+        "bits of a checkpoint are flipped (200 times) or its files truncated (50 times)",
+        "each is detected, and the previous checkpoint is used",
+        "test_every_flipped_bit_and_every_truncation_is_detected",
         CHECKPOINTS,
-        said=False,
+        is_message=False,
     ),
     "damaged": Fault(
         "the newest checkpoint of a run is damaged",
-        "one line names it, the one before is taken, and it is set aside",
+        "one line names it, the previous one is used, and the damaged one is renamed",
         "test_a_damaged_checkpoint_is_passed_over_in_one_line_and_set_aside",
         TRAIN,
-        said=False,
+        is_message=False,
     ),
     "full": Fault(
         "the disk is full",
-        "the checkpoints before are as they were; all ranks say what to do, and the same command "
-        "goes on",
-        "test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do",
+        "earlier checkpoints are intact; all ranks raise an error with a remedy, and the same "
+        "command resumes",
+        "test_a_full_disk_keeps_earlier_checkpoints_and_all_ranks_raise_with_a_remedy",
         CHECKPOINTS,
-        said=False,
+        is_message=False,
     ),
     "taken": Fault(
-        "another process trains in the directory",
-        "it is refused",
+        "another process trains in the run directory",
+        "the second one is refused",
         "test_a_directory_that_another_process_trains_in_is_refused",
         TRAIN,
-        said=False,
+        is_message=False,
     ),
     "pickle": Fault(
         "a checkpoint's tensors are pickles that would run a command",
-        "it is refused, and nothing has run",
+        "it is refused, and nothing is run",
         "test_tensors_of_a_checkpoint_that_are_pickles_are_refused",
         "tests/unit/test_security.py",
-        said=False,
+        is_message=False,
     ),
 }
 
 
 def table() -> str:
-    lines = ["| fault | what is said, or happens | tried in |", "|---|---|---|"]
+    lines = ["| fault | error message or outcome | test |", "|---|---|---|"]
     for fault in FAULTS.values():
-        then = f"`{fault.then}`" if fault.said else fault.then
-        test = f"[{fault.test}](../{fault.where})"
-        lines.append(f"| {fault.what} | {then} | {test} |")
+        outcome = f"`{fault.outcome}`" if fault.is_message else fault.outcome
+        test = f"[{fault.test}](../{fault.file})"
+        lines.append(f"| {fault.name} | {outcome} | {test} |")
     return "\n".join(lines) + "\n"
 
 
@@ -179,11 +179,11 @@ def tests_of(file: str) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def written(page: str) -> str:
-    """The page with the table as it is now."""
+def with_table(page: str) -> str:
+    """The page with its table replaced by the current one."""
     before, rest = page.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

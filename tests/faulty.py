@@ -1,4 +1,4 @@
-"""A short training in which rank 1 has a fault; imports little, so that ranks start soon."""
+"""A short training run in which rank 1 has a fault. Imports little, so that ranks start fast."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ def stopped() -> None:
 
 
 def crashed() -> None:
-    raise ValueError("a mistake in the code")
+    raise ValueError("a bug in the code")
 
 
 def slow() -> None:
     time.sleep(3600)
 
 
-ACTS: dict[str, Callable[[], None]] = {
-    act.__name__: act for act in (killed, stopped, crashed, slow)
+ACTIONS: dict[str, Callable[[], None]] = {
+    action.__name__: action for action in (killed, stopped, crashed, slow)
 }
 
 
 def train(fault: str, folder: str) -> None:
-    """A few steps of a small net; in one of them rank 1 has its fault, between conv2 and conv3."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # does not end a rank at once in a training
+    """A few steps of a small network; in one of them rank 1 fails between conv2 and conv3."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # as in training, does not end a rank at once
     mesh = init_mesh(2, device="cpu", stall_s=2 if fault == "stopped" else 20)
     mesh.watchdog.folder = Path(folder)
     Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
-    net = AlexNet("paper", 10, model=SMALL, mesh=mesh)
+    model = AlexNet("paper", 10, model=SMALL, mesh=mesh)
     if fault == "slow":
-        impatient = dist.new_group(timeout=timedelta(seconds=2))
-        net.comm = Communicator(impatient, 2, mesh.tower, watchdog=mesh.watchdog)
-    record = mesh.watchdog.own.record
+        short_timeout = dist.new_group(timeout=timedelta(seconds=2))
+        model.comm = Communicator(short_timeout, 2, mesh.tower, watchdog=mesh.watchdog)
+    record = mesh.watchdog.this_rank.record
 
-    def act(*_: object) -> None:
-        if fault in ACTS and mesh.rank == 1 and record.step == FAULT_STEP:
+    def fail(*_: object) -> None:
+        if fault in ACTIONS and mesh.rank == 1 and record.step == FAULT_STEP:
             while mesh.watchdog.peers[0].record.begun == record.begun:  # until rank 0 waits
                 time.sleep(0.01)
-            ACTS[fault]()
+            ACTIONS[fault]()
 
-    net.conv2.register_forward_hook(act)
+    model.conv2.register_forward_hook(fail)
     gather = layers.all_gather_to_sharded
 
     def skipping(x_shard: Tensor, comm: Communicator, layer: str) -> Tensor:
@@ -76,25 +76,25 @@ def train(fault: str, folder: str) -> None:
     with mesh:
         for record.step in range(1, FAULT_STEP + 3):
             F.cross_entropy(
-                net(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
+                model(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
             ).backward()
 
 
-def wait_out_of_reach(fault: str, folder: str) -> None:
-    """Rank 0 waits in conv3 as one does with NCCL, whose exchanges never fail; for rank 1."""
+def wait_as_in_nccl(fault: str, folder: str) -> None:
+    """Rank 0 waits for rank 1 in a collective that never fails, as one of NCCL's."""
     with init_mesh(2, device="cpu", timeout_s=3 if fault == "slow" else 300) as mesh:
         Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
         if mesh.rank == 1:
             while mesh.watchdog.peers[0].record.begun == 0:
                 time.sleep(0.01)
-            ACTS[fault]()
-        signal.signal(signal.SIGTERM, lambda *_: None)  # comes to Python when the wait is over
-        mesh.watchdog.own.record.begin("conv3", "forward", 0)
+            ACTIONS[fault]()
+        signal.signal(signal.SIGTERM, lambda *_: None)  # Python handles it after the wait only
+        mesh.watchdog.this_rank.record.begin("conv3", "forward", 0)
         time.sleep(3600)
 
 
-def elsewhere(rank: int, port: int, fault: str, folder: str) -> None:
-    """A rank on a machine of its own, as far as it can tell."""
+def train_on_another_machine(rank: int, port: int, fault: str, folder: str) -> None:
+    """A rank that takes itself to be on a machine of its own."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), FAILURES_DIR: folder}
     peers._machine = lambda: f"machine {rank}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from alexnet2012.distributed.process_env import MEETING
+from alexnet2012.distributed.process_env import RENDEZVOUS_FILE
 from alexnet2012.tracking.progress_bar import NOTEBOOKS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ TORCHRUN_SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")
 ON_ONE_CORE = ("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))))
 MARK = "ALEXNET2012_TEST_MARK"
 TIME_LIMIT_S = 120
-UNDER_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", MEETING)
+UNDER_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", RENDEZVOUS_FILE)
 GONE_WITHIN_S = 10  # helpers of multiprocessing take a moment longer than who started them
 
 # A net of four to twenty-four kernels a layer: an epoch of three steps takes less than a second.

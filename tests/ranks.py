@@ -1,7 +1,7 @@
 """Run a function in real processes that form a gloo group, under plain pytest.
 
-The forkserver has loaded what ranks need, so two start in a fraction of a second; they meet through
-a file, so tests can run side by side without fighting for ports.
+A forkserver has imported what ranks need, so that two start in a fraction of a second. They
+rendezvous through a file, so tests can run in parallel without competing for ports.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pytest
 from alexnet2012.distributed.process_env import rank_env
 
 TIMEOUT_S = 120
-# torch loads the last for every optimizer and DTensor, and takes a second.
-LOADED = [
+# torch imports torch._dynamo for every optimizer and DTensor, which takes a second.
+PRELOADED = [
     "pytest",
     "alexnet2012.distributed.launch",
     "alexnet2012.training.trainer",
@@ -31,13 +31,13 @@ LOADED = [
 
 
 def load_server() -> None:
-    """Start the forkserver; whoever starts it first in a process says what it loads."""
-    mp.set_forkserver_preload(LOADED)
+    """Start the forkserver; only the first start in a process sets what it preloads."""
+    mp.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """``function(*args)`` on every rank; its results (arrays and plain data), rank 0 first."""
+    """The results of ``function(*args)`` on every rank (arrays, plain data), rank 0 first."""
     load_server()
     context = mp.get_context("forkserver")
     with tempfile.TemporaryDirectory() as folder:
@@ -51,25 +51,25 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
         for process in processes:
             process.start()
         try:
-            answers = [
-                pipe.recv() if pipe.poll(TIMEOUT_S) else f"rank {rank}: no answer in {TIMEOUT_S} s"
+            results = [
+                pipe.recv() if pipe.poll(TIMEOUT_S) else f"rank {rank}: no result in {TIMEOUT_S} s"
                 for rank, (pipe, _) in enumerate(pipes)
             ]
         finally:
             for process in processes:
                 process.join(5)
                 process.kill()
-    failures = [answer for answer in answers if isinstance(answer, str)]
+    failures = [result for result in results if isinstance(result, str)]
     if failures:
         pytest.fail("\n".join(failures))
-    return [answer[0] for answer in answers]
+    return [result[0] for result in results]
 
 
 def _rank(
     rank: int,
     world_size: int,
     folder: str,
-    answer: Any,
+    pipe: Any,
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
@@ -77,20 +77,20 @@ def _rank(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    meeting = Path(folder, "rendezvous")
-    os.environ.update(rank_env(rank, world_size, str(meeting)))
+    rendezvous_file = Path(folder, "rendezvous")
+    os.environ.update(rank_env(rank, world_size, str(rendezvous_file)))
     try:
         if world_size > 1:
             dist.init_process_group(
                 "gloo",
-                init_method=meeting.as_uri(),
+                init_method=rendezvous_file.as_uri(),
                 rank=rank,
                 world_size=world_size,
                 timeout=timedelta(seconds=60),
             )
-        answer.send((function(*args),))
+        pipe.send((function(*args),))
         if world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
     except BaseException:
-        answer.send(f"rank {rank}:\n{traceback.format_exc()}")
+        pipe.send(f"rank {rank}:\n{traceback.format_exc()}")

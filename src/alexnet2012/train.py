@@ -74,7 +74,7 @@ def _train_with_rank_0s_config(
 ) -> None:
     remedy = "start every rank with the same command"
     given = dict(word.split("=", 1) for word in overrides if "=" in word)
-    mesh.check_same("the command", given, remedy, within_replica=False)
+    mesh.check_same("command", given, remedy, within_replica=False)
     chosen = mesh.broadcast_object((config, run_dir), "configuration")
     config, run_dir = chosen  # type: ignore[misc]
     if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):

@@ -1,6 +1,6 @@
-"""launch/slurm.sbatch, with stand-ins for Slurm's two commands: two nodes that are one machine.
+"""launch/slurm.sbatch with fakes of Slurm's two commands: both nodes are this machine.
 
-Everything below them is real: on each node torchrun.sh and one rank, which meet over TCP.
+Everything else is real: each node runs torchrun.sh and one rank, which connect over TCP.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_towers_on_two_nodes_train_like_two_on_one(slurm: Path, photos_store: St
     assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
 
 
-def test_a_script_that_cannot_find_the_others_says_what_to_set(
+def test_a_script_that_cannot_find_the_repository_names_the_variable_to_set(
     slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(slurm))

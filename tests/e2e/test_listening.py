@@ -1,4 +1,4 @@
-"""Processes of one machine are reached by that machine alone, and need no name for it."""
+"""Processes of one machine listen on loopback only, and need no host name."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ def command(name: str, store: Store, run_dir: Path) -> list[str]:
     return [*COMMANDS[name], *(more if name in ("train", "torchrun") else [])]
 
 
-def heard(words: list[str], cwd: Path) -> set[tuple[str, str]]:
-    """Whoever took connections at any time of a command that ends well, and where."""
-    program, mark = start(words, cwd)
-    found = set()
+def listeners(command_line: list[str], cwd: Path) -> set[tuple[str, str]]:
+    """Processes that listened at any time during a command, with their addresses."""
+    program, mark = start(command_line, cwd)
+    sockets = set()
     while program.poll() is None:
-        found |= listening(mark)
+        sockets |= listening(mark)
         time.sleep(0.02)
     ended = finish(program, mark)
     assert ended.code == 0, ended.err
-    return found
+    return sockets
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_nobody_outside_can_reach_what_a_command_starts(
+def test_the_processes_of_a_command_listen_on_loopback_only(
     name: str, photos_store: Store, tmp_path: Path
 ) -> None:
-    """All are ranks, whose tensors gloo exchanges; a store of torch's would unpickle what comes."""
-    found = heard(command(name, photos_store, tmp_path / "run"), tmp_path)
-    assert len(found) >= 1  # the ranks: this test sees them
-    assert all(ipaddress.ip_address(address).is_loopback for _, address in found), found
+    """They are ranks, connected by gloo; a TCP store of torch would unpickle what it receives."""
+    sockets = listeners(command(name, photos_store, tmp_path / "run"), tmp_path)
+    assert len(sockets) >= 1  # the ranks: the test can see them
+    assert all(ipaddress.ip_address(address).is_loopback for _, address in sockets), sockets
     if name != "torchrun":
-        assert all("spawn_main" in line for line, _ in found), found
+        assert all("spawn_main" in line for line, _ in sockets), sockets
 
 
-def test_a_socket_that_all_can_reach_is_seen(tmp_path: Path) -> None:
+def test_a_socket_on_all_interfaces_is_detected(tmp_path: Path) -> None:
     code = "import socket, time; s = socket.create_server(('', 0)); time.sleep(1)"
-    ((_, address),) = heard([sys.executable, "-c", code], tmp_path)
+    ((_, address),) = listeners([sys.executable, "-c", code], tmp_path)
     assert not ipaddress.ip_address(address).is_loopback
 
 
 @pytest.mark.parametrize("name", ["train", "torchrun", "doctor"])
-def test_a_machine_whose_own_name_leads_nowhere_trains_as_any(
+def test_a_machine_whose_host_name_does_not_resolve_can_train(
     name: str, photos_store: Store, tmp_path: Path
 ) -> None:
     if subprocess.run([*WITHOUT_A_NAME, "true"], capture_output=True).returncode != 0:
-        pytest.skip("this user may not give a process another host name")
+        pytest.skip("this user may not set the host name of a process")
     succeed([*WITHOUT_A_NAME, *command(name, photos_store, tmp_path / "run")], tmp_path)

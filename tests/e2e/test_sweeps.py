@@ -148,9 +148,7 @@ def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
     words[words.index("experiment=effects/quick")] = "experiment=pretrain/quick"
     ended = succeed([*words, "seed=0,1"], tmp_path)
     assert (
-        ended.err.count("starting from the layers of")
-        + ended.out.count("starting from the layers of")
-        == 2
+        ended.err.count("initialized layers from") + ended.out.count("initialized layers from") == 2
     )
     last = manifest.latest(tmp_path / "runs" / "pretrained" / "1")
     assert last is not None

@@ -204,7 +204,7 @@ def end_at(step: int, how: signal.Signals | None) -> Iterator[None]:
         whole_step(trainer, *args)
         if trainer.progress.step == step:
             if how is None:
-                trainer._saver.wait()
+                trainer._checkpoints.wait()
                 raise KilledError
             signal.raise_signal(how)
 
@@ -344,7 +344,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
     photos_store: Store, tmp_path: Path
 ) -> None:
     more = ("schedule.rate=1e6", "tracking.log_every_steps=1", "checkpoint.every_steps=1")
-    told = r"step \d: the loss is (nan|inf), first not finite: .*; lower schedule.rate=1000000\.0"
+    told = r"step \d: loss is (nan|inf); first non-finite: .*; .* schedule.rate below 1000000\.0"
     with pytest.raises(RunError, match=f"{told}|is no longer finite"):
         train_here(photos_store, tmp_path, *more)
     assert not (tmp_path / "summary.json").exists()
@@ -355,9 +355,9 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
 @pytest.mark.parametrize(
     ("poisoned", "told"),
     [
-        ("conv3.weight", "conv3's weights"),
-        ("fc7.bias", "fc7's weights"),
-        (None, "what conv4 gives"),
+        ("conv3.weight", "parameters of conv3"),
+        ("fc7.bias", "parameters of fc7"),
+        (None, "output of conv4"),
     ],
 )
 def test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named(
@@ -375,10 +375,9 @@ def test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named(
             trainer.model.get_parameter("conv4.weight").fill_(3e38)
     with pytest.raises(DivergedError) as error:
         trainer.run()
-    assert str(error.value).startswith("step 7: the loss is ")
-    assert f"first not finite: {told}; {run_dir}/checkpoints/step-0000006 is from" in str(
-        error.value
-    )
+    assert str(error.value).startswith("step 7: loss is ")
+    checkpoint = run_dir / "checkpoints" / "step-0000006"
+    assert f"first non-finite: {told}; last checkpoint: {checkpoint};" in str(error.value)
 
 
 def test_a_sweep_runs_every_job_and_ends_with_the_first_mistake(
@@ -501,6 +500,6 @@ def test_a_run_that_is_interrupted_is_saved_and_leaves_no_process(
     newest = manifest.find_valid(run_dir, single_process())
     step = manifest.checkpoint_step(newest)
     if told != "torchrun":  # it prints much of its own
-        saved = f"step {step} is saved: the same command goes on there"
+        saved = f"checkpoint saved at step {step}; repeat the command to resume"
         assert ended.err == f"{saved}\nalexnet2012: interrupted\n"
     assert step - read_records(run_dir / "metrics.jsonl")[-1]["step"] < 2

@@ -1,4 +1,4 @@
-"""Checkpoints cross meshes bit for bit: saved by any number of processes, loaded by any other."""
+"""Checkpoints are bit-exact on any mesh: saved by any number of processes, loaded by any other."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def train(model: AlexNet, optimizer: PaperSGD, steps: range) -> None:
     model.train()
     optimizer.set_rates(LearningRates(0.01, 0.02))
     for step in steps:
-        draw = torch.Generator().manual_seed(step)
-        images = 60 * torch.randn(IMAGES, 3, 64, 64, generator=draw)
+        generator = torch.Generator().manual_seed(step)
+        images = 60 * torch.randn(IMAGES, 3, 64, 64, generator=generator)
         labels = torch.arange(IMAGES) % model.num_classes
-        own = IMAGES // model.mesh.replicas
-        rows = slice(model.mesh.replica * own, (model.mesh.replica + 1) * own)
+        count = IMAGES // model.mesh.replicas
+        rows = slice(model.mesh.replica * count, (model.mesh.replica + 1) * count)
         optimizer.zero_grad()
         F.cross_entropy(model(images[rows]), labels[rows]).backward()
         if model.mesh.data_group is not None:
@@ -76,14 +76,14 @@ def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress =
 
 
 def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
-    """All that goes on from a checkpoint, of the whole net."""
-    found = {f"weight {name}": w.numpy() for name, w in model.full_state_dict().items()}
+    """The full state that a checkpoint restores: weights, momenta and random streams."""
+    state = {f"weight {name}": w.numpy() for name, w in model.full_state_dict().items()}
     for name, parameter in model.named_parameters():
         rows = model.layers()[name.split(".")[0]].rows
         whole = gather_rows(optimizer.velocity(parameter), rows, model.comm, "state", "inference")
-        found[f"velocity {name}"] = whole.numpy()
-    found |= {f"stream {n}": s.numpy() for n, s in model.random_state().items()}
-    return found
+        state[f"velocity {name}"] = whole.numpy()
+    state |= {f"stream {n}": s.numpy() for n, s in model.random_state().items()}
+    return state
 
 
 def train_and_save(folder: str, classes: int) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def train_and_save(folder: str, classes: int) -> dict[str, np.ndarray]:
 
 def load_into_another(folder: str, classes: int) -> dict[str, np.ndarray]:
     model, optimizer = build(classes, seed=1)
-    train(model, optimizer, range(5, 6))  # nothing of what was there may be left
+    train(model, optimizer, range(5, 6))  # loading must overwrite all of it
     assert checkpoint.load(Path(folder), model, optimizer) == PROGRESS
     return contents(model, optimizer)
 
@@ -108,11 +108,11 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
 
 
-@pytest.mark.parametrize("classes", [7, 1])  # shares of 4 and 3, and of 1 and none
+@pytest.mark.parametrize("classes", [7, 1])  # shards of 4 and 3 rows, and of 1 and 0
 @pytest.mark.parametrize(
     ("saving", "loading"), [(2, (1, 2, 4)), (1, (1, 2)), (4, (1,))], ids=["2", "1", "4"]
 )
-def test_what_one_mesh_saves_another_loads_bit_for_bit(
+def test_a_checkpoint_of_one_mesh_loads_bit_exactly_on_another(
     tmp_path: Path, saving: int, loading: tuple[int, ...], classes: int
 ) -> None:
     if classes == 1:
@@ -126,7 +126,7 @@ def test_what_one_mesh_saves_another_loads_bit_for_bit(
 
 
 def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], ...]:
-    """A net of other classes: its weights before and after it took layers over."""
+    """Weights of a model with other classes, before and after it loads pretrained layers."""
     model, _ = build(3, seed=1)
     before = {name: w.clone().numpy() for name, w in model.full_state_dict().items()}
     checkpoint.load_pretrained(manifest.find_valid(Path(folder), model.mesh), model, layers)
@@ -135,7 +135,7 @@ def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], .
 
 @pytest.mark.parametrize("layers", [[], ["conv1", "fc7"]])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_net_of_other_classes_starts_from_the_layers_asked_for_and_no_other(
+def test_a_model_with_other_classes_loads_only_the_requested_layers(
     tmp_path: Path, processes: int, layers: list[str]
 ) -> None:
     run = tmp_path / "run"
@@ -143,8 +143,8 @@ def test_a_net_of_other_classes_starts_from_the_layers_asked_for_and_no_other(
     for before, after in on(processes, start_from, str(run), layers):
         for name, weights in after.items():
             layer = name.split(".")[0]
-            taken = layer in layers if layers else layer != "fc8"
-            expected = saved[f"weight {name}"] if taken else before[name]
+            loaded = layer in layers if layers else layer != "fc8"
+            expected = saved[f"weight {name}"] if loaded else before[name]
             assert np.array_equal(weights, expected), name
 
 
@@ -162,7 +162,7 @@ def test_layers_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     checkpoint.load_pretrained(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
 
 
-def test_streams_of_an_earlier_code_are_refused_with_its_name(tmp_path: Path) -> None:
+def test_random_streams_of_earlier_code_are_refused_with_its_name(tmp_path: Path) -> None:
     model, optimizer = build(3, seed=0)
     before = replace(PROGRESS, code="commit abc")
     snapshot = TrainingState.of(model, optimizer, before, MEAN_IMAGE)
@@ -173,12 +173,12 @@ def test_streams_of_an_earlier_code_are_refused_with_its_name(tmp_path: Path) ->
     checkpoint.load(tmp_path / "step-0000001", model)
 
 
-def go_on(folder: str) -> dict[str, Any]:
-    """Four steps undisturbed, and two steps after a checkpoint of the first two."""
-    undisturbed = build(7, seed=0)
-    train(*undisturbed, range(2))
-    save(Path(folder), *undisturbed)
-    train(*undisturbed, range(2, 4))
+def resume(folder: str) -> dict[str, Any]:
+    """Four uninterrupted steps, and two steps resumed from a checkpoint of the first two."""
+    uninterrupted = build(7, seed=0)
+    train(*uninterrupted, range(2))
+    save(Path(folder), *uninterrupted)
+    train(*uninterrupted, range(2, 4))
     resumed = build(7, seed=1)
     checkpoint.load(Path(folder), *resumed)
     train(*resumed, range(2, 4))
@@ -186,22 +186,26 @@ def go_on(folder: str) -> dict[str, Any]:
     checkpoint.load(Path(folder), only_weights[0])
     train(*only_weights, range(2, 4))
     return {
-        "undisturbed": contents(*undisturbed),
+        "uninterrupted": contents(*uninterrupted),
         "resumed": contents(*resumed),
         "only weights": contents(*only_weights),
     }
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, processes: int) -> None:
-    for rank in on(processes, go_on, str(tmp_path / "step-0000001")):
-        assert equal(rank["resumed"], rank["undisturbed"])
-        assert not equal(rank["only weights"], rank["undisturbed"])  # momentum and masks matter
+def test_resumed_training_is_bit_identical_to_uninterrupted_training(
+    tmp_path: Path, processes: int
+) -> None:
+    for rank in on(processes, resume, str(tmp_path / "step-0000001")):
+        assert equal(rank["resumed"], rank["uninterrupted"])
+        assert not equal(
+            rank["only weights"], rank["uninterrupted"]
+        )  # momentum and dropout masks matter
 
 
 def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "step-0000001"
-    (tmp_path / "checkpoints" / "step-0000001.writing").mkdir(parents=True)  # of a killed run
+    (tmp_path / "checkpoints" / "step-0000001.writing").mkdir(parents=True)  # left by a killed run
     (tmp_path / "checkpoints" / "step-0000001.writing" / "half").touch()
     model, optimizer = build(7, seed=0)
     for step in (1, 2):
@@ -211,7 +215,7 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
     assert manifest.read_progress(folder).step == 2
 
 
-def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_complete_one_of_most_steps(tmp_path: Path) -> None:
     assert manifest.latest(tmp_path) is None
     names = ("step-0000009", "step-0000010", "step-10000000")
     for name in (*names, "step-99999999.writing", "step-99999999.removing"):
@@ -221,7 +225,7 @@ def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path
     assert newest.name == "step-10000000"
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no checkpoint .*; name a folder such as"):
         manifest.read_progress(tmp_path)
 
@@ -242,42 +246,42 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damages(folder: Path, flips: int, truncations: int) -> Iterator[tuple[Path, bytes]]:
-    """Files of a checkpoint in turn, each with what it holds after a random damage."""
-    draw = random.Random(0)
+    """Files of a checkpoint in turn, each with its contents after random damage."""
+    rng = random.Random(0)
     files = sorted(folder.iterdir())
     for count in range(flips + truncations):
         file = files[count % len(files)]
         data = bytearray(file.read_bytes())
         if count < flips:
-            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         else:
-            del data[draw.randrange(len(data)) :]
+            del data[rng.randrange(len(data)) :]
         yield file, bytes(data)
 
 
-def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is_taken(
+def test_every_flipped_bit_and_every_truncation_is_detected(
     run_dir: Path,
 ) -> None:
-    before, last = sorted((run_dir / "checkpoints").iterdir())
+    previous, last = sorted((run_dir / "checkpoints").iterdir())
     assert manifest.find_valid(run_dir, single_process()) == last
-    noticed = 0
+    detected = 0
     for file, damaged in damages(last, flips=200, truncations=50):
-        whole = file.read_bytes()
+        intact = file.read_bytes()
         file.write_bytes(damaged)
-        noticed += manifest.find_valid(run_dir, single_process()) == before
-        file.write_bytes(whole)
-    assert noticed == 250
+        detected += manifest.find_valid(run_dir, single_process()) == previous
+        file.write_bytes(intact)
+    assert detected == 250
     assert manifest.find_valid(run_dir, single_process()) == last
 
 
-@pytest.mark.parametrize("change", ["lost", "another"])
-def test_a_checkpoint_with_a_file_less_or_more_is_damaged(run_dir: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_a_checkpoint_with_a_missing_or_extra_file_is_damaged(run_dir: Path, change: str) -> None:
     last = manifest.latest(run_dir)
     assert last is not None
-    file = last / ("mean_image.npy" if change == "lost" else "shard-9.safetensors")
-    whole = file.read_bytes() if change == "lost" else None
-    file.unlink() if change == "lost" else file.touch()
-    (last / ".DS_Store").touch()  # a desktop's: none of ours
+    file = last / ("mean_image.npy" if change == "missing" else "shard-9.safetensors")
+    whole = file.read_bytes() if change == "missing" else None
+    file.unlink() if change == "missing" else file.touch()
+    (last / ".DS_Store").touch()  # hidden files are ignored
     with pytest.raises(ConfigError, match=rf"is damaged \({file.name} has another checksum\)"):
         manifest.verify(last, single_process())
     file.unlink() if whole is None else file.write_bytes(whole)
@@ -291,12 +295,14 @@ def find_on_all(directory: str) -> str:
         return str(error)
 
 
-def test_ranks_share_the_reading_and_say_the_same(run_dir: Path, tmp_path: Path) -> None:
+def test_ranks_divide_the_verification_and_agree_on_the_result(
+    run_dir: Path, tmp_path: Path
+) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run_dir, copied)
-    before, last = sorted((copied / "checkpoints").iterdir())
-    for damaged, word in ((last, str(before)), (before, "has none that is not damaged")):
-        for file in damaged.iterdir():  # whoever reads it
+    previous, last = sorted((copied / "checkpoints").iterdir())
+    for damaged, word in ((last, str(previous)), (previous, "has none that is not damaged")):
+        for file in damaged.iterdir():  # whichever rank reads it
             file.write_bytes(file.read_bytes()[:-1])
         first, second = run_ranks(2, find_on_all, str(copied))
         assert first == second
@@ -304,7 +310,7 @@ def test_ranks_share_the_reading_and_say_the_same(run_dir: Path, tmp_path: Path)
 
 
 def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]]:
-    """Save, then once more when rank 1 can write no more than a part of its file."""
+    """Save twice, the second time with a file size limit on rank 1."""
     model, optimizer = build(7, seed=0)
     save(Path(directory, "step-0000001"), model, optimizer)
     if model.mesh.rank == 1:
@@ -317,7 +323,9 @@ def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]
     return str(error.value), left, contents(model, optimizer)
 
 
-def test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_earlier_checkpoints_and_all_ranks_raise_with_a_remedy(
+    tmp_path: Path,
+) -> None:
     first, second = run_ranks(2, fill_the_disk, str(tmp_path))
     assert first[0] == second[0]
     assert "step-0000002: cannot be written (File too large)" in first[0]
@@ -333,16 +341,16 @@ def load_from(folder: Path) -> dict[str, np.ndarray]:
     return contents(model, optimizer)
 
 
-def saver(directory: Path, **settings: Any) -> CheckpointManager:
+def manager(directory: Path, **settings: Any) -> CheckpointManager:
     return CheckpointManager(CheckpointConfig(**settings), directory, single_process(), 0)
 
 
-def test_what_is_written_in_the_background_is_the_state_when_it_was_asked_for(
+def test_a_background_write_saves_the_state_at_the_time_of_the_call(
     tmp_path: Path,
 ) -> None:
     model, optimizer = build(7, seed=0)
     train(model, optimizer, range(2))
-    at_once, writer = contents(model, optimizer), saver(tmp_path)
+    at_once, writer = contents(model, optimizer), manager(tmp_path)
     writer.save(TrainingState.of(model, optimizer, PROGRESS, MEAN_IMAGE))
     train(model, optimizer, range(2, 4))
     writer.wait()
@@ -358,11 +366,11 @@ def test_what_is_written_in_the_background_is_the_state_when_it_was_asked_for(
         ({"keep_last": None}, [1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_the_last_checkpoints_and_the_best_are_kept(
+def test_the_last_checkpoints_and_the_best_one_are_kept(
     tmp_path: Path, settings: dict[str, Any], kept: list[int]
 ) -> None:
     model, optimizer = build(7, seed=0)
-    writer = saver(tmp_path, **settings)
+    writer = manager(tmp_path, **settings)
     for step, error in enumerate((50.0, 20.0, None, 20.0, 30.0, None), start=1):
         progress = replace(PROGRESS, step=step, top1_error_pct=error)
         writer.save(TrainingState.of(model, optimizer, progress, MEAN_IMAGE))
@@ -371,10 +379,10 @@ def test_the_last_checkpoints_and_the_best_are_kept(
     assert [manifest.checkpoint_step(folder) for folder in folders] == kept
 
 
-def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     model, optimizer = build(7, seed=0)
     optimizer.velocity(model.layers()["fc7"].bias)[1] = float("inf")
-    writer = saver(tmp_path)
+    writer = manager(tmp_path)
     writer.save(TrainingState.of(model, optimizer, PROGRESS, MEAN_IMAGE))
     with pytest.raises(RunError, match=r"step 2: velocity.fc7.bias is no longer finite"):
         writer.wait()
@@ -416,18 +424,18 @@ def test_safetensors_alone_reads_the_tensors_of_a_checkpoint(tmp_path: Path) -> 
     for file in sorted((tmp_path / "step").glob("*.safetensors")):
         for name, part in load_file(file).items():
             rows.setdefault(name, []).append(part)
-    words = {"weight": "model", "velocity": "velocity", "stream": "random"}
+    prefixes = {"weight": "model", "velocity": "velocity", "stream": "random"}
     for name, values in saved.items():
-        kind, _, of = name.partition(" ")
-        assert np.array_equal(torch.cat(rows[f"{words[kind]}.{of}"]).numpy(), values), name
+        kind, _, key = name.partition(" ")
+        assert np.array_equal(torch.cat(rows[f"{prefixes[kind]}.{key}"]).numpy(), values), name
 
 
-def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> None:
+def test_a_checkpoint_restores_its_training_configuration() -> None:
     overrides = ("recipe=code145", "model=small", "seed=5", "data.limit=3")
     assert config_of(saved_with(*overrides)) == settings(*overrides)
 
 
-def test_checkpoints_with_settings_that_no_longer_exist_still_load(tmp_path: Path) -> None:
+def test_checkpoints_with_removed_settings_still_load(tmp_path: Path) -> None:
     before = saved_with()
     before.settings["mesh"]["hide_exchanges"] = None
     (tmp_path / METADATA).write_text(json.dumps(asdict(before)), encoding="utf-8")
@@ -436,7 +444,7 @@ def test_checkpoints_with_settings_that_no_longer_exist_still_load(tmp_path: Pat
     check_compatible(tmp_path, read, settings())
 
 
-def test_another_recipe_is_refused_by_name() -> None:
+def test_a_different_recipe_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"recipe=paper.*recipe=code145"):
         check_compatible(Path("there"), saved_with(), settings("recipe=code145"))
 
@@ -475,11 +483,11 @@ def test_a_setting_that_would_change_the_run_is_refused_with_both_values(overrid
         "data.store=elsewhere",
     ],
 )
-def test_a_setting_that_leaves_the_run_the_same_may_differ(override: str) -> None:
+def test_a_setting_that_does_not_change_the_run_may_differ(override: str) -> None:
     check_compatible(Path("there"), saved_with(), settings(override))
 
 
-def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
+def test_a_setting_missing_from_an_older_checkpoint_has_its_default() -> None:
     older = saved_with("mesh=one_process")
     del older.settings["recipe"]["lrn_across_towers"]
     check_compatible(Path("there"), older, settings("mesh=one_process"))
@@ -489,7 +497,7 @@ def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
 
 
 def devices_of_a_snapshot() -> set[str]:
-    """Of a net whose mesh is of another device than the copies, as on GPUs."""
+    """Devices of the saved tensors if the mesh is on another device, as on GPUs."""
     mesh = init_mesh(2, device="cpu")
     assert mesh.device_mesh is not None
     groups, ranks = mesh.device_mesh.get_all_groups(), mesh.device_mesh.mesh
@@ -504,5 +512,5 @@ def devices_of_a_snapshot() -> set[str]:
     return {tensor.to_local().device.type for tensor in sharded}
 
 
-def test_a_snapshot_stays_in_host_memory_whatever_the_mesh_is_of() -> None:
+def test_a_snapshot_is_in_host_memory_on_any_device_mesh() -> None:
     assert run_ranks(2, devices_of_a_snapshot) == [{"cpu"}] * 2

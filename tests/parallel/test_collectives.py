@@ -1,9 +1,9 @@
-"""The exchanges in float64: each backward against finite differences of its own forward.
+"""The all-gathers in float64: each backward against finite differences of its forward.
 
-Every rank computes a loss; what an exchange's backward must give is the derivative of the *sum* of
-all losses where they differ (sharded use), and of *one* of them where they are all the same
-(replicated use). Central differences of step 1e-6 on smooth functions of size 1 are good to about
-1e-9; the two meanings differ by a factor of the number of towers.
+Every rank computes a loss. The backward of an all-gather must return the derivative of the *sum* of
+all losses if they differ (sharded use), and of *one* of them if they are equal (replicated use).
+Central differences of step 1e-6 on smooth functions of size 1 are accurate to about 1e-9; the two
+derivatives differ by a factor of the number of towers.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ STEP, BOUND = 1e-6, 1e-8
 Gather = Callable[[Tensor, Communicator, int], Tensor]
 
 
-def link() -> Communicator:
+def world_comm() -> Communicator:
     return Communicator(dist.group.WORLD, dist.get_world_size(), dist.get_rank())
 
 
 def full_input(*shape: int) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def columns(full: Tensor, towers: int, tower: int) -> Tensor:
-    own = shard_of(full.shape[1], towers, tower)
-    return full[:, own.start : own.stop].contiguous()
+    shard = shard_of(full.shape[1], towers, tower)
+    return full[:, shard.start : shard.stop].contiguous()
 
 
-def to_sharded(x_shard: Tensor, way: Communicator, total: int) -> Tensor:
-    return all_gather_to_sharded(x_shard, way, "conv3")
+def to_sharded(x_shard: Tensor, comm: Communicator, total: int) -> Tensor:
+    return all_gather_to_sharded(x_shard, comm, "conv3")
 
 
-def to_replicated(x_shard: Tensor, way: Communicator, total: int) -> Tensor:
-    return all_gather_to_replicated(x_shard, way, "logits", total)
+def to_replicated(x_shard: Tensor, comm: Communicator, total: int) -> Tensor:
+    return all_gather_to_replicated(x_shard, comm, "logits", total)
 
 
 def loss_of_tower(x_full: Tensor, tower: int) -> Tensor:
-    """Smooth, and another function of every element for every tower."""
+    """A smooth function, different for every element and every tower."""
     weights = torch.arange(1, x_full.numel() + 1, dtype=x_full.dtype).reshape(x_full.shape)
     return (torch.sin(x_full * (1 + tower)) * torch.cos(weights * (2 + tower))).sum()
 
@@ -63,16 +63,16 @@ def loss_of_all(x_full: Tensor, tower: int) -> Tensor:
 
 
 def gradients(gather: Gather, loss: Any, shape: tuple[int, ...], sum_losses: bool) -> Any:
-    """This rank's analytic and numeric gradient of its own columns, and what it gathered."""
-    way, full = link(), full_input(*shape)
-    x_shard = columns(full, way.towers, way.tower).requires_grad_()
-    x_full = gather(x_shard, way, shape[1])
-    loss(x_full, way.tower).backward()
+    """Analytic and numeric gradient of this rank's columns, and the gathered tensor."""
+    comm, full = world_comm(), full_input(*shape)
+    x_shard = columns(full, comm.towers, comm.tower).requires_grad_()
+    x_full = gather(x_shard, comm, shape[1])
+    loss(x_full, comm.tower).backward()
 
     def total(moved: Tensor) -> float:
         with torch.no_grad():
-            x = gather(columns(moved, way.towers, way.tower), way, shape[1])
-            value = loss(x, way.tower)
+            x = gather(columns(moved, comm.towers, comm.tower), comm, shape[1])
+            value = loss(x, comm.tower)
         if sum_losses:
             dist.all_reduce(value)
         return float(value)
@@ -85,7 +85,7 @@ def gradients(gather: Gather, loss: Any, shape: tuple[int, ...], sum_losses: boo
         numeric.view(-1)[index] = (total(full + nudge) - total(full - nudge)) / (2 * STEP)
     return {
         "analytic": x_shard.grad.numpy(),
-        "numeric": columns(numeric, way.towers, way.tower).numpy(),
+        "numeric": columns(numeric, comm.towers, comm.tower).numpy(),
         "gathered": x_full.detach().numpy(),
         "full": full.numpy(),
     }
@@ -104,7 +104,7 @@ def check_replicated() -> list[Any]:
 
 
 def check_swapped() -> list[Any]:
-    """Each gather where the other belongs."""
+    """Each all-gather where the other one belongs."""
     return [
         gradients(to_replicated, loss_of_tower, (2, 4), True),
         gradients(to_sharded, loss_of_all, (2, 4), False),
@@ -117,7 +117,7 @@ def worst(result: Any) -> float:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("check", [check_sharded, check_replicated])
-def test_each_gathers_backward_is_the_derivative_of_its_forward(
+def test_the_backward_of_each_all_gather_is_the_derivative_of_its_forward(
     world_size: int, check: Callable[[], list[Any]]
 ) -> None:
     for rank in run_ranks(world_size, check):
@@ -126,55 +126,57 @@ def test_each_gathers_backward_is_the_derivative_of_its_forward(
             assert worst(result) < BOUND
 
 
-def test_either_gather_has_wrong_gradients_in_the_others_place() -> None:
+def test_either_all_gather_in_place_of_the_other_has_wrong_gradients() -> None:
     for rank in run_ranks(2, check_swapped):
         for result in rank:
-            assert np.array_equal(result["gathered"], result["full"])  # the forward cannot tell
+            assert np.array_equal(result["gathered"], result["full"])  # the forwards are equal
             assert worst(result) > 1e-2
         doubled = rank[1]
         assert np.allclose(doubled["analytic"], 2 * doubled["numeric"], atol=BOUND)
 
 
-def retained() -> bool:
-    """Backward twice through one forward."""
-    way = link()
-    x = columns(full_input(3, 8), way.towers, way.tower).requires_grad_()
-    y = to_sharded(x, way, 8)
+def backward_twice() -> bool:
+    """Two backward passes through one forward."""
+    comm = world_comm()
+    x = columns(full_input(3, 8), comm.towers, comm.tower).requires_grad_()
+    y = to_sharded(x, comm, 8)
     y.square().sum().backward(retain_graph=True)
     once = x.grad.clone()
     y.square().sum().backward()
     return torch.equal(x.grad, 2 * once)
 
 
-def test_a_retained_graph_is_gone_through_again() -> None:
-    assert run_ranks(2, retained) == [True, True]
+def test_a_retained_graph_allows_a_second_backward() -> None:
+    assert run_ranks(2, backward_twice) == [True, True]
 
 
 def edge_cases() -> dict[str, Any]:
-    way = link()
+    comm = world_comm()
     results: dict[str, Any] = {}
     for name, gather, shape in (
         ("sharded maps", to_sharded, (0, 2, 3, 3)),
         ("sharded units", to_sharded, (0, 2)),
-        ("logits", to_replicated, (0, shard_of(5, 2, way.tower).size)),
+        ("logits", to_replicated, (0, shard_of(5, 2, comm.tower).size)),
     ):
         x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-        y = gather(x, way, 5)
+        y = gather(x, comm, 5)
         y.sum().backward()
         results[name] = (tuple(y.shape), tuple(x.grad.shape))
 
-    own = columns(full_input(2, 4, 3, 3), 2, way.tower)
-    contiguous = to_sharded(own, way, 4)
-    channels_last = to_sharded(own.to(memory_format=torch.channels_last), way, 4)
+    x_shard = columns(full_input(2, 4, 3, 3), 2, comm.tower)
+    contiguous = to_sharded(x_shard, comm, 4)
+    channels_last = to_sharded(x_shard.to(memory_format=torch.channels_last), comm, 4)
     results["layout"] = torch.equal(contiguous, channels_last)
 
-    rows = shard_of(5, 2, way.tower)
+    rows = shard_of(5, 2, comm.tower)
     full = full_input(5, 2)
-    results["rows"] = torch.equal(gather_rows(rows.of(full), rows, way, "state", "inference"), full)
+    results["rows"] = torch.equal(
+        gather_rows(rows.of(full), rows, comm, "state", "inference"), full
+    )
     return results
 
 
-def test_empty_batches_any_layout_and_uneven_rows_gather_whole() -> None:
+def test_empty_batches_any_layout_and_uneven_rows_are_gathered() -> None:
     for rank in run_ranks(2, edge_cases):
         assert rank["sharded maps"] == ((0, 4, 3, 3), (0, 2, 3, 3))
         assert rank["sharded units"] == ((0, 4), (0, 2))
@@ -183,34 +185,34 @@ def test_empty_batches_any_layout_and_uneven_rows_gather_whole() -> None:
         assert rank["rows"]
 
 
-def counted() -> dict[tuple[str, str], int]:
-    way = link()
+def count_bytes() -> dict[tuple[str, str], int]:
+    comm = world_comm()
     x = torch.ones(3, 2, 5, dtype=torch.float64, requires_grad=True)
-    to_sharded(x, way, 0).sum().backward()
-    logits = torch.ones(3, shard_of(7, way.towers, way.tower).size, requires_grad=True)
-    to_replicated(logits, way, 7).sum().backward()
+    to_sharded(x, comm, 0).sum().backward()
+    logits = torch.ones(3, shard_of(7, comm.towers, comm.tower).size, requires_grad=True)
+    to_replicated(logits, comm, 7).sum().backward()
     with torch.no_grad():
-        to_sharded(x, way, 0)
-    assert set(way.traffic.seconds) == set(way.traffic.sent_bytes)
-    spent = sum(s for (_, kind), s in way.traffic.seconds.items() if kind != "inference")
-    assert way.traffic.training_seconds() == spent > 0
-    return dict(way.traffic.sent_bytes)
+        to_sharded(x, comm, 0)
+    assert set(comm.traffic.seconds) == set(comm.traffic.sent_bytes)
+    seconds = sum(s for (_, kind), s in comm.traffic.seconds.items() if kind != "inference")
+    assert comm.traffic.training_seconds() == seconds > 0
+    return dict(comm.traffic.sent_bytes)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_a_tower_counts_its_part_once_for_every_peer(world_size: int) -> None:
+def test_a_tower_counts_its_shard_once_for_every_peer(world_size: int) -> None:
     peers, padded_classes = world_size - 1, -(-7 // world_size)
-    for rank in run_ranks(world_size, counted):
+    for rank in run_ranks(world_size, count_bytes):
         assert rank == {
             ("conv3", "forward"): 3 * 2 * 5 * 8 * peers,
             ("conv3", "backward"): 3 * 2 * 5 * 8 * peers,
             ("conv3", "inference"): 3 * 2 * 5 * 8 * peers,
-            ("logits", "forward"): 3 * padded_classes * 4 * peers,  # uneven shares travel padded
+            ("logits", "forward"): 3 * padded_classes * 4 * peers,  # uneven shards are padded
         }
 
 
-def test_one_tower_alone_exchanges_and_counts_nothing() -> None:
-    way, x = Communicator(), torch.ones(2, 3)
-    assert torch.equal(to_sharded(x, way, 3), x)
-    assert torch.equal(to_replicated(x, way, 3), x)
-    assert not way.traffic.sent_bytes
+def test_a_single_tower_sends_and_counts_nothing() -> None:
+    comm, x = Communicator(), torch.ones(2, 3)
+    assert torch.equal(to_sharded(x, comm, 3), x)
+    assert torch.equal(to_replicated(x, comm, 3), x)
+    assert not comm.traffic.sent_bytes

@@ -1,7 +1,8 @@
-"""Two gloo processes against the independent one-process net, in float64.
+"""Any mesh of gloo processes against an independent one-process reference, in float64.
 
-Bound: sums over channels are taken in another order in two processes, which moves the last bits
-(eps 2e-16); through eight layers and ten steps that stays below 1e-10 of a tensor's largest value.
+Bound: with two processes, sums over channels are taken in a different order, which changes the last
+bits (eps 2e-16); over eight layers and ten steps the difference stays below 1e-10 of a tensor's
+largest value.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 
 BOUND = 1e-10
-CLASSES = 7  # odd: the towers own four and three
+CLASSES = 7  # odd: the towers hold four and three
 SEED = 3
 RATES = [0.01] * 6 + [0.001] * 4  # the paper's momentum differs from torch's after a change
 BIAS_FACTOR = {"paper": 1.0, "code145": 2.0, "code146": 2.0}
@@ -37,12 +38,12 @@ SMALL = ModelConfig(width=0.125, input_size=128)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
-    """Ten batches of four pictures on the scale of grey levels less their mean."""
-    draw = torch.Generator().manual_seed(0)
+    """Ten batches of four images, on the scale of RGB values minus their mean."""
+    generator = torch.Generator().manual_seed(0)
     return [
         (
-            60 * torch.randn(4, 3, 128, 128, generator=draw, dtype=torch.float64),
-            torch.randint(CLASSES, (4,), generator=draw),
+            60 * torch.randn(4, 3, 128, 128, generator=generator, dtype=torch.float64),
+            torch.randint(CLASSES, (4,), generator=generator),
         )
         for _ in RATES
     ]
@@ -64,9 +65,9 @@ def as_arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True) -> dict[str, Any]:
-    """On each rank: test-time logits, the first step's own gradients, weights after ten steps."""
+    """Test-time logits, this rank's gradients of the first step, weights after ten steps."""
     model = build(recipe, towers)
-    optimizer, sums = PaperSGD(model, model.recipe.optimizer), GradientSync(model, model.mesh)
+    optimizer, grad_sync = PaperSGD(model, model.recipe.optimizer), GradientSync(model, model.mesh)
     images, _ = batches()[0]
     with torch.no_grad():
         first_logits = model.eval()(images).numpy()
@@ -80,10 +81,10 @@ def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True)
         if gather_logits:
             loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")
         else:
-            own_logits = model.own_logits(model.features(images[rows]))
-            loss, _ = split_loss_and_errors(own_logits, labels[rows], model.fc8.rows, model.comm)
+            logits_shard = model.own_logits(model.features(images[rows]))
+            loss, _ = split_loss_and_errors(logits_shard, labels[rows], model.fc8.rows, model.comm)
         (loss / len(images)).backward()
-        sums.wait()
+        grad_sync.wait()
         if not gradients:
             gradients = {n: p.grad.clone().numpy() for n, p in model.named_parameters()}
         optimizer.step()
@@ -98,8 +99,8 @@ def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True)
 
 @cache
 def expected(recipe: str) -> dict[str, Any]:
-    """The same from the independent net, started from the one-process net's initial weights."""
-    weights = AlexNet(
+    """The same from the reference, with the initial weights of the one-process model."""
+    model = AlexNet(
         recipe,
         CLASSES,
         model=SMALL,
@@ -107,7 +108,7 @@ def expected(recipe: str) -> dict[str, Any]:
         seed=SEED,
         precision=Precision.fp64,
     )
-    initial = weights.full_state_dict()
+    initial = model.full_state_dict()
     trained, gradients = reference.train(
         initial, batches(), recipe, SEED, RATES, BIAS_FACTOR[recipe]
     )
@@ -120,7 +121,7 @@ def expected(recipe: str) -> dict[str, Any]:
 
 
 def worst_difference(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
-    """Largest difference relative to each tensor's largest value."""
+    """Largest difference, relative to each tensor's largest value."""
     assert got.keys() == want.keys()
     worst = np.array([np.abs(got[n] - want[n]).max() / np.abs(want[n]).max() for n in want])
     return float(worst.max()) if np.isfinite(worst).all() else float("inf")
@@ -141,7 +142,7 @@ def differences(rank: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
 @pytest.mark.parametrize(("processes", "towers"), [(1, 2), (2, 2), (2, 1), (4, 2)])
-def test_any_mesh_trains_like_the_independent_net(recipe: str, processes: int, towers: int) -> None:
+def test_any_mesh_trains_like_the_reference(recipe: str, processes: int, towers: int) -> None:
     want = expected(recipe)
     for rank in run_ranks(processes, train_ten_steps, recipe, towers):
         assert all(np.array_equal(rank["initial"][n], want["initial"][n]) for n in want["initial"])
@@ -149,7 +150,7 @@ def test_any_mesh_trains_like_the_independent_net(recipe: str, processes: int, t
         assert max(worst.values()) < BOUND, worst
 
 
-def test_a_loss_of_split_logits_trains_like_the_independent_net() -> None:
+def test_a_loss_without_gathered_logits_trains_like_the_reference() -> None:
     want = expected("paper")
     for rank in run_ranks(4, train_with_split_logits):
         worst = differences(rank, want)
@@ -160,7 +161,7 @@ def train_with_split_logits() -> dict[str, Any]:
     return train_ten_steps("paper", gather_logits=False)
 
 
-def test_the_sixth_convolution_exchanges_like_the_third() -> None:
+def test_the_sixth_convolution_of_code146_trains_like_the_reference() -> None:
     want = expected("code146")
     for rank in run_ranks(2, train_ten_steps, "code146"):
         worst = differences(rank, want)
@@ -168,7 +169,7 @@ def test_the_sixth_convolution_exchanges_like_the_third() -> None:
 
 
 def train_with_own_slice_backward() -> dict[str, Any]:
-    """The conjugate of a replicated gather where a sharded one belongs: gradients lose the peer."""
+    """The backward of the replicated all-gather in a sharded one: the peer's gradient is lost."""
     reduce_scatter = collectives.Communicator.reduce_scatter
 
     def own_slice(self: Any, parts: Any, layer: str, direction: str) -> Tensor:
@@ -180,7 +181,7 @@ def train_with_own_slice_backward() -> dict[str, Any]:
 
 
 def train_with_summed_logits_gradient() -> dict[str, Any]:
-    """A sharded gather for the logits: the right forward, and every gradient twice."""
+    """A sharded all-gather for the logits: correct forward, every gradient doubled."""
 
     def summed(logits: Tensor, comm: Any, layer: str, total: int) -> Tensor:
         padded = F.pad(logits, (0, -logits.shape[1] % 4))
@@ -191,7 +192,7 @@ def train_with_summed_logits_gradient() -> dict[str, Any]:
 
 
 def train_with_swapped_towers() -> dict[str, Any]:
-    """The peer's activations first: every tower reads the right maps in the wrong order."""
+    """All-gather in reversed order: every tower reads the correct maps in the wrong order."""
     all_gather = collectives.Communicator.all_gather
 
     def swapped(self: Any, x: Tensor, layer: str, direction: str) -> list[Tensor]:
@@ -213,15 +214,15 @@ def train_without_an_exchange() -> dict[str, Any]:
         return train_ten_steps("paper")
 
 
-def test_gradients_miss_the_peer_when_the_exchange_forgets_to_sum() -> None:
+def test_gradients_miss_the_peer_without_the_sum_over_towers() -> None:
     rank = run_ranks(2, train_with_own_slice_backward)[0]
     worst = differences(rank, expected("paper"))
-    assert worst["logits"] < BOUND  # the forward cannot tell
+    assert worst["logits"] < BOUND  # the forwards are equal
     assert worst["gradients"] > 1e-3
     assert worst["weights"] > 1e-6
 
 
-def test_gradients_double_when_the_logits_are_gathered_for_sharded_use() -> None:
+def test_gradients_double_if_the_logits_use_the_sharded_all_gather() -> None:
     rank, want = run_ranks(2, train_with_summed_logits_gradient)[0], expected("paper")
     assert differences(rank, want)["logits"] < BOUND
     own = want["gradients"]["fc8.weight"][:4]

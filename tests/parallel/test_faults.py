@@ -1,4 +1,4 @@
-"""Faults, each made on purpose in real processes: who is named, in which words, what is left."""
+"""Faults injected into real processes: the diagnosis, and that no process is left."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from alexnet2012.training import trainer
 pytestmark = pytest.mark.usefixtures("launched_soon")
 
 
-def end_of(fault: str, folder: Path, train: Callable[[str, str], None] = faulty.train) -> str:
-    """What the launcher says in the end; no process may be left."""
-    with pytest.raises(RunError) as found:
+def error_of(fault: str, folder: Path, train: Callable[[str, str], None] = faulty.train) -> str:
+    """The launcher's error message; no process may be left."""
+    with pytest.raises(RunError) as error:
         launch(train, 2, fault, str(folder))
     for rank in range(2):
         assert not Path("/proc", (folder / f"{rank}.pid").read_text()).exists()
-    return str(found.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped", "slow", "skips"])
-def test_a_fault_of_one_rank_ends_the_other_in_these_words(fault: str, tmp_path: Path) -> None:
-    assert end_of(fault, tmp_path) == faults.FAULTS[fault].then
-    written = json.loads((tmp_path / RECORDS).read_text())
-    lasts = [written["exchanges"][rank][-1] for rank in ("0", "1")]
+def test_a_fault_of_one_rank_ends_all_with_this_diagnosis(fault: str, tmp_path: Path) -> None:
+    assert error_of(fault, tmp_path) == faults.FAULTS[fault].outcome
+    records = json.loads((tmp_path / RECORDS).read_text())
+    lasts = [records["exchanges"][rank][-1] for rank in ("0", "1")]
     if fault == "skips":
         assert [last["layer"] for last in lasts] == ["fc7", "fc8"]
         assert lasts[0]["number"] == lasts[1]["number"]
@@ -62,50 +62,55 @@ def test_a_fault_of_one_rank_ends_the_other_in_these_words(fault: str, tmp_path:
         assert lasts[0]["ended"] == 0 < lasts[1]["ended"]
 
 
-def test_a_rank_that_fails_is_told_with_its_traceback(tmp_path: Path) -> None:
-    *above, last = end_of("crashed", tmp_path).splitlines()
-    assert last == faults.FAULTS["crashed"].then
+def test_a_rank_that_fails_is_reported_with_its_traceback(tmp_path: Path) -> None:
+    *above, last = error_of("crashed", tmp_path).splitlines()
+    assert last == faults.FAULTS["crashed"].outcome
     assert above[0].startswith("rank 1: Traceback")
-    assert above[-1] == "ValueError: a mistake in the code"
+    assert above[-1] == "ValueError: a bug in the code"
 
 
 @pytest.mark.parametrize("fault", ["crashed", "slow"])
-def test_a_rank_whose_exchange_never_fails_is_ended_too(fault: str, tmp_path: Path) -> None:
+def test_a_rank_that_waits_in_a_collective_that_never_fails_is_ended(
+    fault: str, tmp_path: Path
+) -> None:
     began = time.monotonic()
-    last = end_of(fault, tmp_path, faulty.wait_out_of_reach).splitlines()[-1]
+    last = error_of(fault, tmp_path, faulty.wait_as_in_nccl).splitlines()[-1]
     assert time.monotonic() - began < 25  # torch's launcher kills after 30 s
-    ways = {
-        "crashed": "rank 1 ended by exit code 1: it",
-        "slow": "rank 1 lives and lets others wait: it",
+    starts = {
+        "crashed": "rank 1 exited with code 1: it did not reach",
+        "slow": "rank 1 is alive but has not reached",
     }
-    waits = "did not come to conv3 forward (step 0), where rank 0 waits; it had made no exchange"
-    assert last.startswith(f"{ways[fault]} {waits}")
+    waits = "all-gather conv3 forward (step 0); rank 0 is waiting; rank 1 had run no collective"
+    assert last.startswith(f"{starts[fault]} {waits}")
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
-def test_a_fault_on_another_machine_is_told_in_the_same_words(fault: str, tmp_path: Path) -> None:
+def test_a_fault_on_another_machine_has_the_same_diagnosis(fault: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     ranks = [
-        context.Process(target=faulty.elsewhere, args=(rank, port, fault, str(tmp_path)))
+        context.Process(
+            target=faulty.train_on_another_machine, args=(rank, port, fault, str(tmp_path))
+        )
         for rank in range(2)
     ]
     try:
         for process in ranks:
             process.start()
         ranks[0].join(60)
-        (cause,) = read_failures(tmp_path)
-        assert cause.text == faults.FAULTS[fault].then.replace(" by SIGKILL", "")
-        assert (cause.rank, cause.lost) == (0, [1])
-        assert ranks[1].is_alive() == (fault == "stopped")  # nobody here can end it
+        (failure,) = read_failures(tmp_path)
+        expected = faults.FAULTS[fault].outcome.replace("was killed by SIGKILL", "exited")
+        assert failure.text == expected
+        assert (failure.rank, failure.lost) == (0, [1])
+        assert ranks[1].is_alive() == (fault == "stopped")  # no process of this machine can end it
     finally:
         for process in ranks:
             process.kill()
             process.join()
 
 
-def tiny(store: str, run_dir: str, *more: str) -> list[str]:
+def overrides(store: str, run_dir: str, *more: str) -> list[str]:
     return [*TINY, f"data.store={store}", f"hydra.run.dir={run_dir}", *more]
 
 
@@ -113,16 +118,16 @@ def diverging(fault: str, store: str, run_dir: str) -> str:
     mesh = init_mesh(2, device="cpu")
     other = mesh.rank == 1
     seed = f"seed={int(fault == 'seed' and other)}"
-    words = tiny(store, run_dir, seed, "data.feed=duplicate")
-    config, folder = compose_config("train", TrainConfig, words)
+    run_overrides = overrides(store, run_dir, seed, "data.feed=duplicate")
+    config, folder = compose_config("train", TrainConfig, run_overrides)
     with pytest.MonkeyPatch.context() as patch:
         if other and fault in ("code", "torch"):
-            known = trainer.versions() | {fault: "another"}
-            patch.setattr(trainer, "versions", lambda: known)
+            changed = trainer.versions() | {fault: "another"}
+            patch.setattr(trainer, "versions", lambda: changed)
         if other and fault == "batch":
-            as_ever = augmentation.epoch_order
+            unpatched = augmentation.epoch_order
             patch.setattr(
-                augmentation, "epoch_order", lambda n, seed, epoch: as_ever(n, seed + 1, epoch)
+                augmentation, "epoch_order", lambda n, seed, epoch: unpatched(n, seed + 1, epoch)
             )
         try:
             trainer.Trainer(config, mesh, folder).run()
@@ -131,27 +136,27 @@ def diverging(fault: str, store: str, run_dir: str) -> str:
     return ""
 
 
-def one_after_another(store: str, run_dir: str, names: list[str]) -> list[str]:
+def diverge_in_turn(store: str, run_dir: str, names: list[str]) -> list[str]:
     return [diverging(name, store, run_dir) for name in names]
 
 
-def test_a_rank_that_diverges_is_refused_by_all_in_these_words(
+def test_ranks_that_diverge_are_refused_with_this_message(
     photos_store: Store, tmp_path: Path
 ) -> None:
     names = ["seed", "code", "torch", "batch"]
-    said = run_ranks(2, one_after_another, str(photos_store.root), str(tmp_path / "run"), names)
-    assert said[0] == said[1]
+    messages = run_ranks(2, diverge_in_turn, str(photos_store.root), str(tmp_path / "run"), names)
+    assert messages[0] == messages[1]
     versions = trainer.versions()
-    for name, text in zip(names, said[0], strict=True):
+    for name, text in zip(names, messages[0], strict=True):
         text = text.replace(versions["code"], "…").replace(versions["torch"], "…")
         if name == "batch":
             text = re.sub(r"\d{5,}", "…", text)
-        assert text == faults.FAULTS[name].then
+        assert text == faults.FAULTS[name].outcome
 
 
-def undisturbed(store: str, run_dir: str, more: list[str]) -> None:
+def train_uninterrupted(store: str, run_dir: str, more: list[str]) -> None:
     mesh = init_mesh(2, device="cpu")
-    config, folder = compose_config("train", TrainConfig, tiny(store, run_dir, *more))
+    config, folder = compose_config("train", TrainConfig, overrides(store, run_dir, *more))
     trainer.Trainer(config, mesh, folder).run()
 
 
@@ -159,50 +164,50 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
     return load_trained(run_dir, Device.cpu).model.full_state_dict()
 
 
-def test_a_rank_killed_under_torchrun_starts_again_and_nothing_is_lost(
+def test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss(
     photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, whole, cut = str(photos_store.root), tmp_path / "whole", tmp_path / "cut"
     more = ["schedule.epochs=10", "checkpoint.every_epochs=2"]
-    run_ranks(2, undisturbed, store, str(whole), more)
+    run_ranks(2, train_uninterrupted, store, str(whole), more)
     monkeypatch.setenv("MAX_RESTARTS", "1")
-    program, mark = start([TORCHRUN_SCRIPT, *tiny(store, str(cut), *more)], tmp_path)
-    until(lambda: manifest.latest(cut) is not None)
+    program, mark = start([TORCHRUN_SCRIPT, *overrides(store, str(cut), *more)], tmp_path)
+    wait_until(lambda: manifest.latest(cut) is not None)
     os.kill(torchrun_rank(mark, 1), signal.SIGKILL)
     ended = finish(program, mark)
     assert (ended.code, ended.left) == (0, [])
-    assert "alexnet2012: rank 1 ended: it" in ended.err
+    assert "alexnet2012: rank 1 exited: it" in ended.err
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    found, expected = weights(cut), weights(whole)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    restarted, expected = weights(cut), weights(whole)
+    assert all(torch.equal(restarted[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
-    ("shared", "words", "said"),
+    ("shared", "command", "message"),
     [
         ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: must be 1"),
         ("False", [], "hydra.run.dir=None: restarts resume"),
     ],
 )
-def test_restarts_that_would_hang_or_begin_anew_are_refused(
-    monkeypatch: pytest.MonkeyPatch, shared: str, words: list[str], said: str
+def test_restarts_that_would_hang_or_start_from_scratch_are_refused(
+    monkeypatch: pytest.MonkeyPatch, shared: str, command: list[str], message: str
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    _check_restarts(words)  # without restarts anything goes
+    _check_restarts(command)  # without restarts anything goes
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    with pytest.raises(ConfigError, match=said):
-        _check_restarts(words)
+    with pytest.raises(ConfigError, match=message):
+        _check_restarts(command)
 
 
-def until(happened: Callable[[], bool]) -> None:
-    waiting_until = time.monotonic() + 100
-    while not happened():
-        assert time.monotonic() < waiting_until
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_the_docs_show_the_table_of_what_is_tried_here() -> None:
+def test_the_docs_show_the_table_of_tested_faults() -> None:
     page = faults.PAGE.read_text(encoding="utf-8")
-    assert page == faults.written(page), "run: python tests/faults.py"
+    assert page == faults.with_table(page), "run: python tests/faults.py"
     for fault in faults.FAULTS.values():
-        assert fault.test in faults.tests_of(fault.where), fault.test
+        assert fault.test in faults.tests_of(fault.file), fault.test

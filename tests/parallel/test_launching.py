@@ -1,4 +1,4 @@
-"""What the processes find that a command starts."""
+"""The environment of processes that a command launches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def count_threads(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("launched_soon")
-def test_processes_share_the_cores(tmp_path: Path) -> None:
-    """Two that take all of them each wait for one another at the end of every loop."""
+def test_processes_share_the_cores_between_them(tmp_path: Path) -> None:
+    """Two processes with a thread on every core each wait for each other in every loop."""
     launch(count_threads, 2, tmp_path)
     each = max(1, len(os.sched_getaffinity(0)) // 2)
     assert [Path(tmp_path, str(rank)).read_text() for rank in range(2)] == [str(each)] * 2

@@ -1,4 +1,4 @@
-"""Data replicas: uneven last batches weigh as in one process, and odd ranks are refused."""
+"""Data replicas: uneven last batches are weighted correctly; ranks that differ are refused."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from alexnet2012.training.divergence import DivergedError
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.shard import Shard
 
-# 32 pictures in batches of 31: the last step has one picture, and the second replica none of it.
-PICTURES_PER_CLASS, BATCH = 2, 31
+# 32 images in batches of 31: the last step has one image, and the second replica has none.
+IMAGES_PER_CLASS, BATCH = 2, 31
 
 
-def limits(timeout_s: int) -> list[float]:
+def group_timeouts(timeout_s: int) -> list[float]:
     mesh = init_mesh(2, device="cpu", timeout_s=timeout_s)
     cpu = torch.device("cpu")
     groups = (mesh.tower_group, mesh.data_group)
     return [g._get_backend(cpu).options._timeout.total_seconds() for g in groups if g is not None]
 
 
-def test_every_group_waits_no_longer_than_it_is_told() -> None:
-    assert run_ranks(4, limits, 77) == 4 * [[77, 77]]
+def test_every_process_group_has_the_requested_timeout() -> None:
+    assert run_ranks(4, group_timeouts, 77) == 4 * [[77, 77]]
 
 
 def config(store: str) -> TrainConfig:
@@ -57,7 +57,7 @@ def config(store: str) -> TrainConfig:
             store=store,
             store_size=72,
             batch_size=BATCH,
-            limit=PICTURES_PER_CLASS,
+            limit=IMAGES_PER_CLASS,
         ),
         mesh=MeshConfig(device=Device.cpu),
         tracking=TrackingConfig(wandb=WandbMode.disabled),
@@ -71,63 +71,65 @@ def train(store: str, run_dir: str) -> dict[str, np.ndarray]:
     return {name: w.numpy() for name, w in trainer.model.full_state_dict().items()}
 
 
-def test_a_replica_without_pictures_in_the_last_step_trains_like_one_process(
+def test_a_replica_without_images_in_the_last_step_trains_like_one_process(
     photos_store: Store, tmp_path: Path
 ) -> None:
     store = str(photos_store.root)
     (want,) = run_ranks(1, train, store, str(tmp_path / "one"))
     for got in run_ranks(4, train, store, str(tmp_path / "four")):
-        # Sums over pictures and channels in another order: the last bits of float64.
+        # Sums over images and channels in a different order change the last bits of float64.
         worst = max(float(np.abs(got[n] - want[n]).max() / np.abs(want[n]).max()) for n in want)
         assert worst < 1e-10
 
 
-def check_a_batch(store: str, run_dir: str, odd_rank: int | None) -> str:
-    """What this rank is told when ``odd_rank`` has been fed another picture than its peers."""
+def check_batch(store: str, run_dir: str, differing_rank: int | None) -> str:
+    """This rank's error message if ``differing_rank`` has a different image than its peers."""
     mesh = init_mesh(2, device="cpu")
     trainer = Trainer(config(store), mesh, Path(run_dir))
-    images = torch.full((1, 3, 64, 64), 1.0 if mesh.rank == odd_rank else 0.0)
+    images = torch.full((1, 3, 64, 64), 1.0 if mesh.rank == differing_rank else 0.0)
     batch = Batch(images, torch.zeros(1, dtype=torch.int64), np.zeros(1, np.int64), Shard(0, 1, 1))
     try:
         trainer._before_step(batch)
     except RunError as error:
         return str(error)
-    return "alike"
+    return "no error"
 
 
-@pytest.mark.parametrize("odd_rank", [None, 1, 3])
-def test_every_rank_is_told_when_a_tower_sees_another_batch(
-    photos_store: Store, tmp_path: Path, odd_rank: int | None
+@pytest.mark.parametrize("differing_rank", [None, 1, 3])
+def test_every_rank_raises_if_a_tower_has_a_different_batch(
+    photos_store: Store, tmp_path: Path, differing_rank: int | None
 ) -> None:
-    answers = run_ranks(4, check_a_batch, str(photos_store.root), str(tmp_path), odd_rank)
-    if odd_rank is None:
-        assert answers == ["alike"] * 4
+    messages = run_ranks(4, check_batch, str(photos_store.root), str(tmp_path), differing_rank)
+    if differing_rank is None:
+        assert messages == ["no error"] * 4
     else:
-        assert len(set(answers)) == 1
-        assert answers[0].startswith("the batch of step 1 differs: CRC-32 is")
-        assert re.search(rf"on rank {odd_rank} and \d+ on rank {odd_rank - 1};", answers[0])
+        assert len(set(messages)) == 1
+        assert messages[0].startswith("batch of step 1 differs between ranks: CRC-32 is")
+        assert re.search(
+            rf"on rank {differing_rank} and \d+ on rank {differing_rank - 1};", messages[0]
+        )
 
 
 def configure_differently(store: str, run_dir: str) -> str:
     mesh = init_mesh(2, device="cpu")
-    mine = replace(config(store), seed=mesh.rank)
+    differing = replace(config(store), seed=mesh.rank)
     try:
-        Trainer(mine, mesh, Path(run_dir)).run()
+        Trainer(differing, mesh, Path(run_dir)).run()
     except RunError as error:
         return str(error)
-    return "alike"
+    return "no error"
 
 
-def test_ranks_with_other_settings_are_refused_on_every_rank(
+def test_every_rank_raises_if_ranks_have_different_settings(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    answers = run_ranks(2, configure_differently, str(photos_store.root), str(tmp_path))
-    assert len(set(answers)) == 1
-    assert "seed is 1 on rank 1 and 0 on rank 0" in answers[0]
+    messages = run_ranks(2, configure_differently, str(photos_store.root), str(tmp_path))
+    assert len(set(messages)) == 1
+    assert "seed is 1 on rank 1 and 0 on rank 0" in messages[0]
 
 
 def diverge(store: str, run_dir: str) -> str:
-    """Rank 3, a tower of the second replica, holds a kernel that is not a number."""
+    """Rank 3, a tower of the second replica, has a NaN kernel."""
     mesh = init_mesh(2, device="cpu")
     trainer = Trainer(config(store), mesh, Path(run_dir))
     if mesh.rank == 3:
@@ -140,9 +142,9 @@ def diverge(store: str, run_dir: str) -> str:
     return "trained"
 
 
-def test_a_loss_that_is_no_number_on_one_replica_ends_every_rank_with_the_same_words(
+def test_a_nan_loss_on_one_replica_ends_every_rank_with_the_same_message(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    answers = run_ranks(4, diverge, str(photos_store.root), str(tmp_path))
-    assert len(set(answers)) == 1
-    assert "step 1: the loss is nan, first not finite: conv4's weights on rank 3;" in answers[0]
+    messages = run_ranks(4, diverge, str(photos_store.root), str(tmp_path))
+    assert len(set(messages)) == 1
+    assert "step 1: loss is nan; first non-finite: parameters of conv4 on rank 3;" in messages[0]

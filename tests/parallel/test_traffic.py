@@ -1,4 +1,4 @@
-"""What crosses between the towers, read from the collectives that torch really dispatches."""
+"""Traffic between the towers, measured from the collectives that torch dispatches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ IMAGES = 2
 PER_TOWER = {"conv3": 21_632, "fc6": 4_608, "fc7": 2_048, "fc8": 2_048, "logits": 500}
 
 
-class Wire(TorchDispatchMode):
-    """Notes every c10d operation, with the floats that one rank contributes or receives.
+class OpRecorder(TorchDispatchMode):
+    """Records every c10d operation, with the floats that one rank sends or receives.
 
-    ``order``: of convolutions, of their gradients (of x, weight, bias), and of exchanges.
+    ``order``: sequence of convolutions, their gradients (of x, weight, bias) and collectives.
     """
 
     def __init__(self) -> None:
@@ -33,36 +33,36 @@ class Wire(TorchDispatchMode):
         if op.namespace == "c10d":
             sizes = [a.numel() for a in args if isinstance(a, Tensor)]
             self.events.append((name, min(sizes)))
-            self.order.append("exchange")
+            self.order.append("collective")
         if name == "convolution":
-            self.order.append("product")
+            self.order.append("convolution")
         if name == "convolution_backward":
-            asked = (what for what, wanted in zip("xwb", args[-1], strict=True) if wanted)
-            self.order.append("gradients " + "".join(asked))
+            outputs = (name for name, wanted in zip("xwb", args[-1], strict=True) if wanted)
+            self.order.append("gradients " + "".join(outputs))
         return op(*args, **(kwargs or {}))
 
 
-def step_on_the_wire(recipe: str, frozen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """One full-size training step; layers and collectives in the order in which they ran."""
+def record_step(recipe: str, frozen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One full-size training step: layers and collectives in the order in which they ran."""
     mesh = init_mesh(2, device="cpu")
     model = AlexNet(recipe, mesh=mesh)
     for name in frozen:
         model.get_submodule(name).requires_grad_(False)
     images = torch.randn(IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with Wire() as wire:
+    with OpRecorder() as recorder:
         for name, layer in model.layers().items():
-            layer.register_forward_pre_hook(lambda *_, name=name: wire.events.append((name, 0)))
+            layer.register_forward_pre_hook(lambda *_, name=name: recorder.events.append((name, 0)))
         loss = F.cross_entropy(model(50 * images), torch.tensor([1, 2]))
-        wire.events.append(("backward", 0))
-        wire.order.append("backward")
+        recorder.events.append(("backward", 0))
+        recorder.order.append("backward")
         loss.backward()
     traffic = dict(model.comm.traffic.sent_bytes)
-    return {"events": wire.events, "order": wire.order, "counted": traffic}
+    return {"events": recorder.events, "order": recorder.order, "counted": traffic}
 
 
-def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
-    for rank in run_ranks(2, step_on_the_wire, "paper"):
-        crossed = {name: IMAGES * floats for name, floats in PER_TOWER.items()}
+def test_only_the_layers_of_the_paper_communicate_and_send_its_number_of_floats() -> None:
+    for rank in run_ranks(2, record_step, "paper"):
+        sent = {name: IMAGES * floats for name, floats in PER_TOWER.items()}
         names = [name for name, _ in rank["events"]]
         gathers = {name for name, floats in rank["events"][: names.index("backward")] if floats}
         assert len(gathers) == 1, gathers
@@ -71,42 +71,43 @@ def test_only_the_papers_layers_exchange_and_exactly_its_floats() -> None:
             ("conv1", 0),
             ("conv2", 0),
             ("conv3", 0),
-            (gather, crossed["conv3"]),
+            (gather, sent["conv3"]),
             ("conv4", 0),
             ("conv5", 0),
             ("fc6", 0),
-            (gather, crossed["fc6"]),
+            (gather, sent["fc6"]),
             ("fc7", 0),
-            (gather, crossed["fc7"]),
+            (gather, sent["fc7"]),
             ("fc8", 0),
-            (gather, crossed["fc8"]),
-            (gather, crossed["logits"]),
+            (gather, sent["fc8"]),
+            (gather, sent["logits"]),
         ]
-        # Backward the peer's share of each gradient returns; the logits' is an own slice.
+        # Backward reduce-scatters each gradient, except that of the logits, which is sliced.
         returned = [floats for _, floats in rank["events"][names.index("backward") + 1 :]]
-        assert returned == [crossed[layer] for layer in ("fc8", "fc7", "fc6", "conv3")]
+        assert returned == [sent[layer] for layer in ("fc8", "fc7", "fc6", "conv3")]
 
 
-def test_gradients_return_to_their_tower_layer_by_layer() -> None:
-    for rank in run_ranks(2, step_on_the_wire, "paper"):
-        of_fc = 3 * ["exchange"]
-        forward = [*2 * ["product"], "exchange", *3 * ["product"], *of_fc, "exchange"]
-        first = "gradients wb"  # nobody needs the images' gradient
-        backward = [*of_fc, *3 * ["gradients xwb"], "exchange", "gradients xwb", first]
+def test_collectives_run_in_the_order_of_the_layers() -> None:
+    for rank in run_ranks(2, record_step, "paper"):
+        fc = 3 * ["collective"]
+        convs = 3 * ["convolution"]
+        forward = [*2 * ["convolution"], "collective", *convs, *fc, "collective"]
+        first = "gradients wb"  # the gradient of the images is not needed
+        backward = [*fc, *3 * ["gradients xwb"], "collective", "gradients xwb", first]
         assert rank["order"] == [*forward, "backward", *backward]
 
 
-def test_nothing_returns_to_layers_that_are_not_trained() -> None:
+def test_frozen_layers_receive_no_gradients() -> None:
     frozen = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6")
-    rank = run_ranks(2, step_on_the_wire, "paper", frozen)[0]
+    rank = run_ranks(2, record_step, "paper", frozen)[0]
     returned = [layer for layer, direction in rank["counted"] if direction == "backward"]
     assert returned == ["fc8"]
     assert "gradients" not in " ".join(rank["order"])
 
 
-def test_counted_bytes_are_those_on_the_wire() -> None:
-    for rank in run_ranks(2, step_on_the_wire, "code145"):
-        on_the_wire = 4 * sum(floats for _, floats in rank["events"])
-        assert sum(rank["counted"].values()) == on_the_wire
+def test_counted_bytes_equal_those_of_the_collectives() -> None:
+    for rank in run_ranks(2, record_step, "code145"):
+        sent_bytes = 4 * sum(floats for _, floats in rank["events"])
+        assert sum(rank["counted"].values()) == sent_bytes
         assert rank["counted"]["conv3", "forward"] == 4 * IMAGES * PER_TOWER["conv3"]
         assert rank["counted"]["conv3", "backward"] == 4 * IMAGES * PER_TOWER["conv3"]

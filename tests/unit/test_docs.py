@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Budget
-from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_MISTAKE
+from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_USER_ERROR
 from alexnet2012.ledger.claims import load_claims
 
 ROOT = Path(__file__).parents[2]
@@ -119,8 +119,8 @@ def test_exit_codes_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
     (section,) = re.findall(r"## Exit codes\n(.*?)\n## ", text, re.DOTALL)
     codes = {int(code): words for code, words in re.findall(r"^\| (\d+) \|(.*)", section, re.M)}
-    assert set(codes) == {0, EXIT_FAILURE, EXIT_MISTAKE, 128 + SIGINT, 128 + SIGTERM}
-    assert "mistake" in codes[EXIT_MISTAKE]
+    assert set(codes) == {0, EXIT_FAILURE, EXIT_USER_ERROR, 128 + SIGINT, 128 + SIGTERM}
+    assert "mistake" in codes[EXIT_USER_ERROR]
     assert "Ctrl-C" in codes[128 + SIGINT]
 
 

@@ -23,7 +23,7 @@ from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.store import Store
 from alexnet2012.diagnostics import machine_checks
 from alexnet2012.diagnostics.machine_checks import GIB, Finding, Severity
-from alexnet2012.distributed.mesh import _leave_alone, single_process, uses_gpus
+from alexnet2012.distributed.mesh import _warn_on_cpu, single_process, uses_gpus
 from alexnet2012.distributed.process_env import TORCHRUN, rank_env
 from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.nn.alexnet import AlexNet
@@ -94,12 +94,12 @@ def test_all_processes_of_a_machine_use_gpus_or_none_does(
 ) -> None:
     with_gpus(monkeypatch, gpus)
     if used is None:
-        with pytest.raises(ConfigError, match="2 processes need a GPU each and 1 are visible"):
+        with pytest.raises(ConfigError, match="2 processes need 2 GPUs, 1 is visible; use cpu"):
             uses_gpus(Device(kind), processes)
         return
     assert uses_gpus(Device(kind), processes) is used
-    left_alone = kind == "auto" and 0 < gpus < processes
-    assert ("GPUs are left alone: 1 for 2 processes" in caplog.text) == left_alone
+    on_cpu = kind == "auto" and 0 < gpus < processes
+    assert ("running on the CPU: 2 processes need 2 GPUs, 1 is visible" in caplog.text) == on_cpu
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_all_processes_of_a_machine_use_gpus_or_none_does(
         ({"RANK": "1"}, 1),  # left by a job system
     ],
 )
-def test_one_process_of_a_run_says_once_that_gpus_are_left_alone(
+def test_one_process_of_a_run_warns_once_that_it_runs_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     process: dict[str, str],
@@ -123,14 +123,14 @@ def test_one_process_of_a_run_says_once_that_gpus_are_left_alone(
         monkeypatch.setenv(key, value)
     for _ in range(2):
         assert not uses_gpus(Device.auto, 2)
-    assert caplog.text.count("GPUs are left alone") == times
+    assert caplog.text.count("running on the CPU") == times
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """A machine of so many, on which nothing was said yet."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    _leave_alone.cache_clear()
+    _warn_on_cpu.cache_clear()
 
 
 @pytest.mark.parametrize(

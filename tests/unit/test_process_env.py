@@ -1,4 +1,4 @@
-"""Variables that a job system leaves in every container make no rank of a process."""
+"""Variables that a job system sets in every container do not make a process a rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.store import Store
 from alexnet2012.distributed import rendezvous
 from alexnet2012.distributed.process_env import (
-    PROCESSES_HERE,
+    LOCAL_PROCESSES,
     TORCHRUN,
     ProcessInfo,
     current_process,
@@ -27,36 +27,36 @@ from alexnet2012.distributed.process_env import (
     under_torchrun,
 )
 
-LEFT = {
+JOB_ENV = {
     "RANK": "1",
     "LOCAL_RANK": "1",
     "WORLD_SIZE": "4",
     "LOCAL_WORLD_SIZE": "4",
     "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "1",  # where nobody listens
+    "MASTER_PORT": "1",  # no process listens on it
 }
 
 
 @pytest.fixture(autouse=True)
 def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in (*LEFT, *rank_env(0, 2, ""), TORCHRUN):
+    for key in (*JOB_ENV, *rank_env(0, 2, ""), TORCHRUN):
         monkeypatch.delenv(key, raising=False)
 
 
 @pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a container of a job."""
-    for key, value in LEFT.items():
+def job_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a job's container."""
+    for key, value in JOB_ENV.items():
         monkeypatch.setenv(key, value)
 
 
-@pytest.mark.usefixtures("left")
-def test_variables_count_beside_the_mark_of_who_starts_ranks(
+@pytest.mark.usefixtures("job_env")
+def test_rank_variables_count_only_with_the_variable_of_a_launcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert (launched_process(), current_process(), under_torchrun()) == (None, ProcessInfo(), False)
     assert local_processes(2) == 2
-    monkeypatch.setenv(PROCESSES_HERE, "3")
+    monkeypatch.setenv(LOCAL_PROCESSES, "3")
     assert local_processes(2) == 3
     with monkeypatch.context() as patch:
         patch.setenv(TORCHRUN, "id")
@@ -72,17 +72,18 @@ def test_variables_count_beside_the_mark_of_who_starts_ranks(
 
 
 @pytest.mark.parametrize(
-    ("mark", "rank", "times"), [({}, "1", 1), ({TORCHRUN: "i"}, "0", 1), ({TORCHRUN: "i"}, "1", 0)]
+    ("launcher", "rank", "times"),
+    [({}, "1", 1), ({TORCHRUN: "i"}, "0", 1), ({TORCHRUN: "i"}, "1", 0)],
 )
-def test_a_mistake_is_told_once(
-    mark: dict[str, str],
+def test_a_user_error_is_printed_once(
+    launcher: dict[str, str],
     rank: str,
     times: int,
-    left: None,
+    job_env: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for key, value in {**mark, "RANK": rank}.items():
+    for key, value in {**launcher, "RANK": rank}.items():
         monkeypatch.setenv(key, value)
 
     def application() -> None:
@@ -94,9 +95,9 @@ def test_a_mistake_is_told_once(
     assert capfd.readouterr().err == "alexnet2012: foo=bar: no such key\n" * times
 
 
-@pytest.mark.usefixtures("left")
+@pytest.mark.usefixtures("job_env")
 @pytest.mark.parametrize("name", ["train", "prepare", "predict", "doctor", "plan", "reproduce"])
-def test_every_command_says_its_errors_in_a_container_of_a_job(
+def test_every_command_prints_its_errors_in_a_container_of_a_job(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
@@ -105,32 +106,39 @@ def test_every_command_says_its_errors_in_a_container_of_a_job(
     assert ended.err.startswith("alexnet2012: foo: no such key")
 
 
-@pytest.mark.usefixtures("left")
+@pytest.mark.usefixtures("job_env")
 @pytest.mark.parametrize("mesh", ["one_process", "two_towers"])
-def test_a_run_there_starts_its_own_processes_and_meets_nobody_else(
+def test_a_run_in_a_container_of_a_job_starts_its_own_processes(
     mesh: str, monkeypatch: pytest.MonkeyPatch, photos_store: Store, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
-    words = (f"mesh={mesh}", f"data.store={photos_store.root}", f"hydra.run.dir={tmp_path / 'run'}")
-    succeed(module("train", *TINY, "max_steps=1", *words), tmp_path)
+    overrides = (
+        f"mesh={mesh}",
+        f"data.store={photos_store.root}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    succeed(module("train", *TINY, "max_steps=1", *overrides), tmp_path)
 
 
-@pytest.mark.usefixtures("left")
-def test_who_asks_to_join_others_that_are_not_there_is_told_so_soon(
+@pytest.mark.usefixtures("job_env")
+def test_joining_ranks_that_do_not_exist_fails_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rendezvous, "BY_HAND_S", 1)
+    monkeypatch.setattr(rendezvous, "NO_LAUNCHER_TIMEOUT_S", 1)
     began = time.monotonic()
-    with pytest.raises(RunError, match=r"^rank 1 of 4 did not meet the others at MASTER_ADDR=127"):
+    message = r"^rank 1 of 4 could not connect to the other ranks at MASTER_ADDR=127"
+    with pytest.raises(RunError, match=message):
         init_mesh(2, device="cpu")
     assert time.monotonic() - began < 10
     monkeypatch.delenv("MASTER_ADDR")
-    with pytest.raises(ConfigError, match="MASTER_ADDR=None: must be set beside WORLD_SIZE=4"):
+    with pytest.raises(
+        ConfigError, match="MASTER_ADDR=None: must be set together with WORLD_SIZE=4"
+    ):
         init_mesh(2, device="cpu")
 
 
-@pytest.mark.usefixtures("left")
-def test_who_waits_for_others_obeys_a_signal(
+@pytest.mark.usefixtures("job_env")
+def test_a_process_that_waits_for_other_ranks_handles_signals(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
@@ -145,7 +153,7 @@ exit_on_error(join)
     program, mark = start([sys.executable, "-c", code], tmp_path)
     assert program.stdout is not None
     assert program.stdout.readline() == "joins\n"
-    time.sleep(2)  # for it to wait
+    time.sleep(2)  # until it waits
     os.kill(program.pid, signal.SIGTERM)
     began = time.monotonic()
     ended = finish(program, mark)

@@ -28,7 +28,7 @@ from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.process_env import current_process
 from alexnet2012.distributed.watchdog.failure_report import (
     EXIT_FAILURE,
-    EXIT_MISTAKE,
+    EXIT_USER_ERROR,
     LostPeerError,
 )
 
@@ -91,7 +91,7 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
     try:
         application()
     except _IN_SETTINGS as error:
-        _end(explain(error, schema), EXIT_MISTAKE)
+        _end(explain(error, schema), EXIT_USER_ERROR)
     except LostPeerError:  # already reported
         sys.exit(EXIT_FAILURE)
     except RunError as error:
@@ -99,11 +99,11 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
     except OSError as error:
         if error.filename is None:
             raise
-        _end(f"{error.filename}: {error.strerror}", EXIT_MISTAKE)
+        _end(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except ValueError as error:
         if not str(error).startswith("Only one of --"):  # Hydra's error for -m with --cfg
             raise
-        _end(str(error), EXIT_MISTAKE)
+        _end(str(error), EXIT_USER_ERROR)
     except SignalException as error:
         end_interrupted(error.sigval)
     except KeyboardInterrupt:

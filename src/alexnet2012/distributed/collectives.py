@@ -1,12 +1,12 @@
-"""Exchanges of activations between towers, each with its gradient, and a count of their bytes.
+"""Collectives between towers, with their gradients, and a count of the bytes they send.
 
-There are two gathers with the same forward and different backwards. Before a *sharded* layer every
-tower multiplies the whole activation by its own kernels, so gradients are partial and are summed
-over the towers. Before *replicated* computation (the loss) every tower computes the same gradient,
-and a sum would count it T times.
+There are two all-gathers with the same forward and different backwards. Before a *sharded* layer
+every tower multiplies the full activation by its own kernels, so gradients are partial and are
+summed over the towers (reduce-scatter). Before *replicated* computation (the loss) every tower
+computes the same gradient, and a sum would count it T times.
 
 Shapes: N images, c = C/T channels or units of one tower, C of the whole network, T towers. Feature
-maps travel in channels-last layout, as they lie in memory.
+maps are sent in channels-last layout, which is their memory format.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from alexnet2012.utils.shard import Shard, padded_shard_size, shard_of
 
 @dataclass
 class Traffic:
-    """What this process sent and how long it took, by (layer, direction).
+    """Bytes this process sent and the seconds that took, by (layer, direction).
 
     Directions are ``forward`` and ``backward`` in training and ``inference`` without gradients.
-    On CUDA the seconds are only those to enqueue an exchange.
+    On CUDA the seconds cover only enqueueing the collective.
     """
 
     sent_bytes: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
@@ -44,7 +44,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Communicator:
-    """Connects one tower to its peers: a group of T processes, or None within a single process."""
+    """Connects one tower to its peers: a group of T processes, or None in a single process."""
 
     group: dist.ProcessGroup | None = None
     towers: int = 1
@@ -53,24 +53,24 @@ class Communicator:
     watchdog: Watchdog = field(default_factory=Watchdog)
 
     def all_gather(self, x: Tensor, layer: str, direction: str) -> list[Tensor]:
-        """[...] → every tower's [...], tower 0's first; the own one is ``x`` itself."""
+        """[...] → every tower's [...], tower 0's first; this tower's entry is ``x`` itself."""
         to_peers = x.contiguous().expand(self.towers - 1, *x.shape).contiguous()
         received = self._all_to_all(to_peers, layer, direction)
         return [*received[: self.tower], x, *received[self.tower :]]
 
     def reduce_scatter(self, shards: Sequence[Tensor], layer: str, direction: str) -> Tensor:
-        """One [...] for every tower → [...]: the sum over towers of what is for this one."""
+        """List of one [...] for each tower → [...]: the sum over towers of this tower's shard."""
         for_peers = [shard for tower, shard in enumerate(shards) if tower != self.tower]
-        one = len(for_peers) == 1
-        to_peers = for_peers[0].contiguous()[None] if one else torch.stack(for_peers)
+        single = len(for_peers) == 1
+        to_peers = for_peers[0].contiguous()[None] if single else torch.stack(for_peers)
         received = self._all_to_all(to_peers, layer, direction)
         total: Tensor = sum(received, shards[self.tower])
         return total
 
     def _all_to_all(self, to_peers: Tensor, layer: str, direction: str) -> Tensor:
-        """[T - 1, ...] → [T - 1, ...]: each peer's part, and theirs for this tower.
+        """[T - 1, ...] → [T - 1, ...]: send one tensor to each peer, receive one from each.
 
-        Nothing is sent to the own rank: for large maps that is faster than gloo's all_gather and
+        Sends nothing to its own rank: for large maps that is faster than gloo's all_gather and
         reduce_scatter.
         """
         received = torch.empty_like(to_peers)
@@ -84,7 +84,7 @@ class Communicator:
 
 
 def communicator_of(mesh: Mesh) -> Communicator:
-    """Between the towers of this rank's replica."""
+    """Communicator between the towers of this rank's replica."""
     return Communicator(mesh.tower_group, mesh.towers, mesh.tower, watchdog=mesh.watchdog)
 
 
@@ -108,36 +108,42 @@ class _AllGatherToSharded(torch.autograd.Function):
 
 
 class _AllGatherToReplicated(torch.autograd.Function):
+    """x = all_gather(x_shard).  Backward: g_shard = this tower's slice of g."""
+
     @staticmethod
     def forward(
         ctx: Any, x_shard: Tensor, comm: Communicator, layer: str, total: int, direction: str
     ) -> Tensor:
-        ctx.own = shard_of(total, comm.towers, comm.tower)
-        return gather_rows(x_shard.T, ctx.own, comm, layer, direction).T.contiguous()
+        ctx.shard = shard_of(total, comm.towers, comm.tower)
+        return gather_rows(x_shard.T, ctx.shard, comm, layer, direction).T.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad_full,) = grads
-        return grad_full[:, ctx.own.start : ctx.own.stop], None, None, None, None
+        return grad_full[:, ctx.shard.start : ctx.shard.stop], None, None, None, None
 
 
 def gather_rows(
-    x_shard: Tensor, own: Shard, comm: Communicator, layer: str, direction: str
+    x_shard: Tensor, shard: Shard, comm: Communicator, layer: str, direction: str
 ) -> Tensor:
-    """[own.size, ...] → [own.total, ...], no gradient. Uneven shares travel padded."""
+    """All-gather rows: [shard.size, ...] → [shard.total, ...], without a gradient.
+
+    Uneven shards are padded to the largest.
+    """
     if comm.towers == 1:
         return x_shard.clone(memory_format=torch.contiguous_format)
-    padded = x_shard.new_zeros((padded_shard_size(own.total, comm.towers), *x_shard.shape[1:]))
-    padded[: own.size] = x_shard
+    padded = x_shard.new_zeros((padded_shard_size(shard.total, comm.towers), *x_shard.shape[1:]))
+    padded[: shard.size] = x_shard
     gathered = torch.cat(comm.all_gather(padded, layer, direction))
-    return gathered[: own.total]  # only the last shares can be short
+    return gathered[: shard.total]  # only the last shards can be short
 
 
 def all_gather_to_sharded(x_shard: Tensor, comm: Communicator, layer: str) -> Tensor:
     """Gather the activations that a sharded layer reads.
 
-    Forward: [N, c, ...] → [N, C, ...], tower 0's channels first.
-    Backward: [N, C, ...] → [N, c, ...], the sum over towers of the own channels' gradient.
+    Forward (all-gather): [N, c, ...] → [N, C, ...], tower 0's channels first.
+    Backward (reduce-scatter): [N, C, ...] → [N, c, ...], the gradient of this tower's channels
+    summed over towers.
     """
     if comm.towers == 1:
         return x_shard
@@ -146,10 +152,10 @@ def all_gather_to_sharded(x_shard: Tensor, comm: Communicator, layer: str) -> Te
 
 
 def all_gather_to_replicated(x_shard: Tensor, comm: Communicator, layer: str, total: int) -> Tensor:
-    """What every tower then treats alike: the logits before the loss.
+    """Gather activations for computation that every tower repeats: the logits before the loss.
 
-    Forward: [N, c] → [N, total], tower 0's units first; shares may be uneven.
-    Backward: [N, total] → [N, c], the own slice, no sum and no traffic.
+    Forward (all-gather): [N, c] → [N, total], tower 0's units first; shards may be uneven.
+    Backward (slice): [N, total] → [N, c], this tower's units; no sum and no communication.
     """
     if comm.towers == 1:
         return x_shard
@@ -160,5 +166,5 @@ def all_gather_to_replicated(x_shard: Tensor, comm: Communicator, layer: str, to
 
 
 def direction() -> str:
-    """Of an exchange on the way forward, as it is counted."""
+    """Direction under which a forward exchange is counted: ``forward`` or ``inference``."""
     return "forward" if torch.is_grad_enabled() else "inference"

@@ -1,4 +1,4 @@
-"""What ranks must know alike: outcomes, errors, and what any of them wants done next."""
+"""Agreement between ranks: results, errors and control flags that every rank must see alike."""
 
 from __future__ import annotations
 
@@ -18,72 +18,77 @@ Value = TypeVar("Value")
 def gather_results(
     work: Callable[[], Value], mesh: Mesh, group: dist.ProcessGroup | None = None
 ) -> list[Value]:
-    """What ``work`` returns on each rank; where it fails on one, all raise alike. Collective."""
+    """Run ``work`` on every rank and return all results, rank 0's first. Collective.
+
+    If ``work`` raises on any rank, every rank raises that error. ``group``: use this process group
+    instead of the default one, without a flight record; needed on threads other than the main one.
+    """
     if mesh.world_size == 1:
         return [work()]
-    mine: tuple[Value | None, Exception | None]
+    result: tuple[Value | None, Exception | None]
     try:
-        mine = work(), None
+        result = work(), None
     except (OSError, ConfigError, RunError) as error:
-        mine = None, error
+        result = None, error
     if group is None:
-        every = mesh.gather_objects(mine, "outcome")
-    else:  # of another thread than the one whose exchanges are recorded
-        every = [mine] * mesh.world_size
-        dist.all_gather_object(every, mine, group=group)
-    for _, failure in every:
+        results = mesh.gather_objects(result, "results")
+    else:
+        results = [result] * mesh.world_size
+        dist.all_gather_object(results, result, group=group)
+    for _, failure in results:
         if failure is not None:
             raise failure
-    return [value for value, _ in every]
+    return [value for value, _ in results]
 
 
 def run_on_rank_0(
     work: Callable[[], Value], mesh: Mesh, group: dist.ProcessGroup | None = None
 ) -> Value:
-    """What ``work`` returns on rank 0, which alone does it; its error is everyone's. Collective."""
+    """Run ``work`` on rank 0; every rank returns its result or raises its error. Collective."""
     return gather_results(lambda: work() if mesh.rank == 0 else None, mesh, group)[0]  # type: ignore[return-value]
 
 
 class ControlFlags(NamedTuple):
-    """What a rank, or any rank, wants done between two steps."""
+    """Requests of one rank, or of all ranks combined, between two steps."""
 
-    signal: int = 0  # the signal that asks to leave
+    signal: int = 0  # number of a signal that asks the run to exit
     save: int = 0
-    failed: int = 0  # writing a checkpoint has
+    failed: int = 0  # writing a checkpoint has failed
 
 
 class FlagSync:
-    """The wishes of all ranks, by the time that each has made one more step.
+    """Combines the control flags of all ranks by an asynchronous all-reduce (max) at each step.
 
-    They travel while a step is computed: nobody waits for them, and all learn the same at the same
-    step. By gloo, on threads of its own, also where the towers exchange by NCCL.
+    The all-reduce overlaps with the next step, so no rank waits for it and all ranks see the same
+    flags at the same step, one step late. It always uses gloo, which runs it on its own threads,
+    even where the towers use NCCL.
     """
 
     def __init__(self, mesh: Mesh, timeout_s: int) -> None:
-        self._alone, self._watchdog = mesh.world_size == 1, mesh.watchdog
+        self._single, self._watchdog = mesh.world_size == 1, mesh.watchdog
         timeout = timedelta(seconds=timeout_s)
-        self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timeout)
-        self._sent: tuple[torch.Tensor, dist.Work] | None = None
+        self._group = None if self._single else dist.new_group(backend="gloo", timeout=timeout)
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
-    def __call__(self, mine: ControlFlags) -> ControlFlags:
-        """Tell the others; returns what all wished when this was last called. Collective."""
-        if self._alone:
-            return mine
-        known = self.finish()
-        wishes = torch.tensor(mine, dtype=torch.int32)
-        work = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
+    def __call__(self, flags: ControlFlags) -> ControlFlags:
+        """Send this rank's flags; returns the combined flags of the previous call. Collective."""
+        if self._single:
+            return flags
+        combined = self.finish()
+        tensor = torch.tensor(flags, dtype=torch.int32)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
         assert work is not None
-        self._sent = wishes, work
-        return known
+        self._pending = tensor, work
+        return combined
 
     def finish(self) -> ControlFlags:
-        """What is still under way."""
-        if self._sent is None:
+        """Wait for the pending all-reduce and return its flags; no flags if none is pending."""
+        if self._pending is None:
             return ControlFlags()
-        wishes, work = self._sent
+        tensor, work = self._pending
         try:
             work.wait()
         except RuntimeError as error:
-            raise self._watchdog.lost(error) from error
-        self._sent = None
-        return ControlFlags(*wishes.tolist())
+            raise self._watchdog.explain(error) from error
+        self._pending = None
+        return ControlFlags(*tensor.tolist())

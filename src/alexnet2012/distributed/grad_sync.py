@@ -1,6 +1,6 @@
-"""Data parallelism: each tower's gradients are summed over its replicas during backward.
+"""Data parallelism: gradients are summed over replicas by all-reduces that overlap with backward.
 
-No gradient is summed over towers.
+Each tower sums with the same tower of the other replicas; gradients are never summed over towers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from alexnet2012.distributed.mesh import Mesh
 
 
 class GradientSync:
-    """All-reduces each gradient as soon as autograd has accumulated it, fc8's first.
+    """Starts the all-reduce of each gradient as soon as autograd has accumulated it, fc8's first.
 
-    Every rank has the same graph and therefore the same order.
+    The graph is the same on every rank, and so is the order of the all-reduces.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh) -> None:
@@ -29,16 +29,16 @@ class GradientSync:
         self._pending.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
 
     def wait(self) -> None:
-        """Until every ``grad`` is the sum over replicas. Collective, after each backward."""
+        """Wait until every ``grad`` is the sum over replicas. Collective, after each backward."""
         if not self._pending:
             return
-        with self._mesh.watchdog.exchange("gradients", "sum"):
+        with self._mesh.watchdog.exchange("gradients", "all-reduce"):
             for work in self._pending:
                 work.wait()
         self._pending.clear()
 
     def reduce_loss(self, loss: Tensor) -> Tensor:
-        """Its sum over the replicas; the towers of one replica have the same. Collective."""
-        total = loss.clone()
+        """The loss summed over replicas, as a new tensor. Collective."""
+        total = loss.clone()  # the towers of one replica hold the same loss: no sum over towers
         self._mesh.sum_over_replicas([total], "loss")
         return total

@@ -1,8 +1,8 @@
-"""Hydra outside, processes inside: how every entry point starts.
+"""Launches the processes of a run on this machine and reports why one of them failed.
 
-``python -m alexnet2012.train`` composes one configuration and makes one run directory, then
-starts its processes through torch's elastic launcher. Under torchrun this process *is* one of
-them: then rank 0's configuration and directory are everyone's.
+``python -m alexnet2012.train`` composes the configuration and creates the run directory once, then
+starts its processes through torch's elastic launcher. Under torchrun this process is already one of
+them, and every rank uses rank 0's configuration and run directory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.process_env import local_processes, rank_env
 from alexnet2012.distributed.watchdog.diagnosis import RankRecord, exited
 from alexnet2012.distributed.watchdog.failure_report import (
-    AFTER_S,
     EXIT_FAILURE,
     FAILURES_DIR,
+    PEER_EXIT_DELAY_S,
     RECORD,
     LostPeerError,
     read_failures,
@@ -40,20 +40,20 @@ from alexnet2012.distributed.watchdog.failure_report import (
 )
 from alexnet2012.distributed.watchdog.flight_recorder import FlightRecord
 
-POLL_S = 0.1  # how soon the end of a rank is noticed
-START_METHOD = "spawn"  # CUDA stands no fork of a process that has used it
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+POLL_S = 0.1  # interval at which exited ranks are looked for
+START_METHOD = "spawn"  # CUDA does not support forking a process that has initialized it
+LOST_PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
-    """Run ``worker(*args)`` in ``processes`` new processes that find each other as under torchrun.
+    """Run ``worker(*args)`` in ``processes`` new processes with ranks, as torchrun does.
 
-    ``worker`` is a module's function; a single one runs right here. When one process fails the
-    others are ended.
+    ``worker`` must be a module-level function. With one process it runs in the calling process.
+    When one process fails, the others are terminated.
 
     Raises:
-        ConfigError: a process met a user's mistake.
-        RunError: a process failed; names its rank.
+        ConfigError: a process raised one.
+        RunError: a process failed; the message names its rank.
     """
     if processes == 1:
         try:
@@ -63,128 +63,130 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         except Exception as error:
             raise RunError("".join(traceback.format_exception(error))) from None
         return
-    with tempfile.TemporaryDirectory(
-        prefix="alexnet2012-"
-    ) as folder:  # which nobody else may enter
-        meeting = str(Path(folder, "meeting"))
+    with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:  # mode 0700
+        rendezvous_file = str(Path(folder, "rendezvous"))
         ranks = range(processes)
-        # Less than torch's launcher, whose agents meet over the network even when there is but one:
-        # it listens to all the world, unpickles what comes, and looks up the machine's own name.
-        # torch's own reports of a failure are long and lack the cause; ours follows.
+        # Not torchrun's agent: even on one machine it listens on all network interfaces, unpickles
+        # what it receives and resolves the host name.
+        # torch's failure reports are long and lack the cause, so they are muted; ours follows.
         logging.disable(logging.CRITICAL)
         try:
             context = start_processes(
                 "alexnet2012",
                 _guarded,
                 args=dict.fromkeys(ranks, (worker, folder, *args)),
-                envs={rank: rank_env(rank, processes, meeting) for rank in ranks},
-                logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay
+                envs={rank: rank_env(rank, processes, rendezvous_file) for rank in ranks},
+                logs_specs=DefaultLogsSpecs(
+                    log_dir=folder
+                ),  # torch leaves its default folder behind
                 start_method=START_METHOD,
             )
             codes = _exit_codes(context)
         finally:
             logging.disable(logging.NOTSET)
-        sent = {128 + signal.SIGTERM, 128 + signal.SIGINT}  # to the ranks alone
-        if codes and {*codes.values()} <= sent:
+        interrupted = {128 + signal.SIGTERM, 128 + signal.SIGINT}  # signals sent to ranks only
+        if codes and {*codes.values()} <= interrupted:
             raise SignalException("ended", signal.Signals(max(codes.values()) - 128))
         if codes:
-            raise _cause(codes, Path(folder))
+            raise _failure(codes, Path(folder))
 
 
 def _exit_codes(context: PContext) -> dict[int, int]:
-    """Of the ranks that failed, once none is left; a signal is passed on."""
+    """Exit codes of the failed ranks, once all have exited; signals are forwarded to the ranks."""
     try:
-        ended = context.wait(period=POLL_S)
+        result = context.wait(period=POLL_S)
     except SignalException as error:
         context.close(error.sigval)
         raise
     finally:
         context.close()
-    assert ended is not None
-    return {rank: failure.exitcode for rank, failure in ended.failures.items()}
+    assert result is not None
+    return {rank: failure.exitcode for rank, failure in result.failures.items()}
 
 
 def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
-    """In a new process: a share of the cores, and the cause of a failure where the parent looks."""
+    """Entry point of a new process: sets its threads, writes a failure report for the parent."""
     os.environ[FAILURES_DIR] = folder
     atexit.register(gc.freeze)  # as in exit_on_error
     exit_with_parent()
     set_threads(local_processes())
     try:
         worker(*args)
-    except SignalException as error:  # it has saved what there was to save
+    except SignalException as error:  # the worker has saved its state
         sys.stdout.flush()
         os._exit(128 + error.sigval)
     except BaseException as error:
         code = write_failure(error)
         sys.stdout.flush()
         if isinstance(error, LostPeerError):
-            time.sleep(AFTER_S)
-        # Not sys.exit: it would wait for threads, and a peer may be waiting in an exchange.
+            time.sleep(PEER_EXIT_DELAY_S)
+        # Not sys.exit: it would join threads, and one may be waiting in a collective.
         os._exit(code)
 
 
 def exit_with_parent() -> None:
-    """A launcher that is killed cannot end its ranks; the system then does."""
+    """Have the kernel kill this rank when its launcher dies, which cannot do so if it is killed."""
     die_with_parent()
-    parent = multiprocessing.parent_process()  # none under torchrun
-    if parent is not None and not parent.is_alive():  # it has ended already
+    parent = multiprocessing.parent_process()  # None under torchrun
+    if parent is not None and not parent.is_alive():  # died before the call above
         os._exit(EXIT_FAILURE)
 
 
 def die_with_parent() -> None:
-    """From now on, whatever ends the parent."""
+    """Have the kernel send SIGKILL to this process when its parent dies."""
     set_parent_death_signal = 1  # sys/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def _cause(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
-    """What began it: the peers of a failed rank fail too, in their next exchange."""
-    causes = read_failures(folder)
-    for cause in causes:
-        if cause.mistake:
-            key, value, remedy = cause.mistake
+def _failure(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
+    """The root cause: peers of a failed rank fail as well, in their next collective."""
+    failures = read_failures(folder)
+    for failure in failures:
+        if failure.config_error:
+            key, value, remedy = failure.config_error
             return ConfigError(key, value, remedy)
-    lost, ranks = next(((cause.text, cause.lost) for cause in causes if cause.lost), ("", []))
-    if not lost:  # whoever waited was ended before it could say so
-        lost, ranks = _position(folder, list(codes)), list(codes)
+    lost = [(failure.text, failure.lost) for failure in failures if failure.lost]
+    # A waiting rank may have been terminated before it could write its report.
+    diagnosis, ranks = lost[0] if lost else (_diagnosis(folder, list(codes)), list(codes))
     for rank in set(ranks) & set(codes):
-        lost = lost.replace(f"rank {rank} ended", f"rank {rank} ended by {_ending(codes[rank])}")
-    for cause in causes:
-        if not cause.lost and not any(words in cause.text for words in LOST_PEER):
-            unforeseen = cause.text.startswith("Traceback")
-            found = f"rank {cause.rank}: {cause.text}"
-            return RunError(f"{found}\n{lost}" if unforeseen and lost else found)
-    if lost:
-        return RunError(lost)
-    ends = ", ".join(f"rank {rank} ended by {_ending(code)}" for rank, code in codes.items())
-    return RunError(f"{ends} and left no message; was it killed?")
+        diagnosis = diagnosis.replace(f"rank {rank} exited", f"rank {rank} {_exit(codes[rank])}")
+    for failure in failures:
+        if not failure.lost and not any(error in failure.text for error in LOST_PEER_ERRORS):
+            unexpected = failure.text.startswith("Traceback")
+            message = f"rank {failure.rank}: {failure.text}"
+            return RunError(f"{message}\n{diagnosis}" if unexpected and diagnosis else message)
+    if diagnosis:
+        return RunError(diagnosis)
+    exits = ", ".join(f"rank {rank} {_exit(code)}" for rank, code in codes.items())
+    return RunError(f"{exits} without an error message")
 
 
-def _position(folder: Path, failed: Sequence[int]) -> str:
-    """Where those that failed stood, from the flight records; empty if there were none yet."""
+def _diagnosis(folder: Path, failed: Sequence[int]) -> str:
+    """Where the failed ranks were, from their flight records; empty if there are none yet."""
     files = sorted(folder.glob(f"*{RECORD}"), key=lambda file: int(file.stem))
-    parties = [RankRecord(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
-    others = [party for party in parties if party.rank not in failed]
-    texts = [exited(others[0], party).text for party in parties if party.rank in failed and others]
-    return "; ".join(texts)
+    records = [RankRecord(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
+    others = [record for record in records if record.rank not in failed]
+    lost = [record for record in records if record.rank in failed and others]
+    return "; ".join(exited(others[0], record).text for record in lost)
 
 
-def _ending(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+def _exit(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with code {code}"
 
 
-def set_threads(processes_here: int) -> None:
-    """Share the cores between the processes of this machine, however they were started."""
+def set_threads(local_processes: int) -> None:
+    """Give torch this process's share of the CPU cores of this machine."""
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // processes_here))
+    torch.set_num_threads(max(1, cores // local_processes))
 
 
 def reuse_memory() -> None:
-    """Keep freed memory in the process.
+    """Keep freed memory in the process. Has an effect with glibc only.
 
-    glibc hands large blocks back to the system at once, and every activation then pays for fresh
-    pages. Elsewhere than glibc nothing is changed.
+    By default glibc returns large blocks to the system at once, so that every activation pays for
+    fresh pages.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""The processes: which replica and which tower this one is, its device, and its groups."""
+"""The device mesh: replicas × towers, with this process's position, device and groups."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger("alexnet2012")
 class Mesh:
     """``replicas`` × ``towers`` processes; rank = replica · towers + tower.
 
-    A mesh of one process holds all the towers of the net and has no groups.
+    A mesh of one process holds all towers of the network and has no process groups.
     """
 
     device: torch.device
@@ -54,33 +54,33 @@ class Mesh:
 
     @property
     def tower_group(self) -> dist.ProcessGroup | None:
-        """The processes that share one net, or None where this one holds it whole."""
+        """The towers of this replica, or None if this process holds the whole network."""
         return self._group("tower") if self.towers > 1 else None
 
     @property
     def data_group(self) -> dist.ProcessGroup | None:
-        """The processes that hold the same tower of every replica, or None without replicas."""
+        """The same tower in every replica, or None without replicas."""
         return self._group("data") if self.replicas > 1 else None
 
     def _group(self, name: str) -> dist.ProcessGroup:
         assert self.device_mesh is not None
         return self.device_mesh.get_group(name)
 
-    def broadcast_object(self, value: object, what: str = "object") -> object:
-        """Rank 0's ``value`` on every rank."""
+    def broadcast_object(self, value: object, name: str = "object") -> object:
+        """Broadcast rank 0's ``value`` to every rank. Collective; ``name`` is for diagnoses."""
         if self.world_size == 1:
             return value
-        box = [value]
-        with self.watchdog.exchange(what, "broadcast"):
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+        objects = [value]
+        with self.watchdog.exchange(name, "broadcast"):
+            dist.broadcast_object_list(objects, src=0)
+        return objects[0]
 
-    def gather_objects(self, value: Any, what: str) -> list[Any]:
-        """Every rank's ``value`` on every rank, rank 0's first."""
+    def gather_objects(self, value: Any, name: str) -> list[Any]:
+        """All-gather ``value``, rank 0's first. Collective; ``name`` is for diagnoses."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        with self.watchdog.exchange(what, "gather"):
+        with self.watchdog.exchange(name, "all-gather"):
             dist.all_gather_object(values, value)
         return values
 
@@ -89,42 +89,42 @@ class Mesh:
             dist.barrier()
 
     def first_on_rank_0(self, work: Callable[[], None]) -> None:
-        """``work()`` on rank 0, for as long as it takes, while the others wait. Collective."""
+        """Run ``work()`` on rank 0, without a time limit, while the others wait. Collective."""
         if self.world_size > 1:
             self.watchdog.first_on_rank_0(work)
         else:
             work()
 
-    def sum_over_replicas(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Each tensor, in place, summed over the replicas. Collective."""
+    def sum_over_replicas(self, tensors: Iterable[Tensor], name: str) -> None:
+        """All-reduce each tensor over the replicas, in place. Collective."""
         if self.data_group is None:
             return
-        with self.watchdog.exchange(what, "sum"):
+        with self.watchdog.exchange(name, "all-reduce"):
             for tensor in tensors:
                 dist.all_reduce(tensor, group=self.data_group)
 
     def check_same(
-        self, what: str, value: dict[str, Any], remedy: str, *, within_replica: bool
+        self, name: str, value: dict[str, Any], remedy: str, *, within_replica: bool
     ) -> None:
-        """Fail on every rank alike, in the same words, unless ranks hold equal values.
+        """Check that ranks hold equal values; raises the same error on every rank. Collective.
 
-        ``within_replica`` compares the towers of each replica only.
+        ``within_replica``: compare the towers of each replica only.
 
         Raises:
-            RunError: names the rank that differs, and in what.
+            RunError: names the rank, the key and both values.
         """
         if self.world_size == 1:
             return
-        values = self.gather_objects(value, what)
+        values = self.gather_objects(value, name)
         size = self.towers if within_replica else self.world_size
-        for rank, there in enumerate(values):
+        for rank in range(self.world_size):
             first = rank - rank % size
-            for key, mine, other in _differences(values[first], there):
-                differ = f"{key} is {other} on rank {rank} and {mine} on rank {first}"
-                raise RunError(f"{what} differs: {differ}; {remedy}")
+            for key, expected, other in _differences(values[first], values[rank]):
+                difference = f"{key} is {other} on rank {rank} and {expected} on rank {first}"
+                raise RunError(f"{name} differs between ranks: {difference}; {remedy}")
 
     def close(self) -> None:
-        """Leave the process group, if one was joined."""
+        """Stop the watchdog and destroy the process group, if any."""
         self.watchdog.close()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -138,22 +138,22 @@ class Mesh:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave; after an error as one that fails, whose process has to end now.
+        """Close the mesh; after an error only mark this rank as failed, so its process must exit.
 
         NCCL would wait in ``destroy_process_group`` for peers that wait for this rank.
         """
-        if error is None or isinstance(error, SignalException):  # which all ranks leave by, saved
+        if error is None or isinstance(error, SignalException):  # raised on all ranks, after saving
             self.close()
         else:
             self.watchdog.close(failed=True)
 
 
 def single_process(device: Device = Device.auto) -> Mesh:
-    """A mesh of this process alone."""
-    on = _device(device, 0, current_process().local_world_size)
-    if on.type == "cuda":
-        torch.cuda.set_device(on)
-    return Mesh(device=on)
+    """A mesh of one process."""
+    torch_device = _device(device, 0, current_process().local_world_size)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    return Mesh(torch_device)
 
 
 def init_mesh(
@@ -163,45 +163,55 @@ def init_mesh(
     timeout_s: int = 300,
     stall_s: int = 20,
 ) -> Mesh:
-    """Join the processes that torchrun, or whoever set RANK and the like, started; or be alone.
+    """Join the process group and build the mesh; without one, a mesh of this process.
 
-    A rank that has not come to an exchange for ``timeout_s``, or that has shown no sign of life for
-    ``stall_s`` (stopped, or its machine lost), ends the others. In a process group that was joined
-    before nobody watches.
+    The process group is initialized from the variables of torchrun or any other launcher (RANK,
+    WORLD_SIZE, …). Its watchdog ends the run if a rank keeps others waiting for ``timeout_s``, or
+    shows no sign of life for ``stall_s`` (stopped, or its machine lost). A process group that is
+    already initialized is used without a watchdog.
 
     Raises:
-        ConfigError: the world size makes no replicas × towers mesh, or the device is missing.
-        RunError: the others could not be met.
+        ConfigError: the world size is no multiple of ``towers``, or the device is missing.
+        RunError: the other ranks could not be reached.
     """
-    kind, timeout, own = Device(device), timedelta(seconds=timeout_s), joining_process()
-    if own.world_size == 1:
+    kind, timeout, process = Device(device), timedelta(seconds=timeout_s), joining_process()
+    if process.world_size == 1:
         return single_process(kind)
-    rank, world_size, watchdog = own.rank, own.world_size, None
+    rank, world_size, watchdog = process.rank, process.world_size, None
     check_world_size(world_size, towers)
-    on = _device(kind, own.local_rank, own.local_world_size)
-    if on.type == "cuda":
-        torch.cuda.set_device(on)
+    torch_device = _device(kind, process.local_rank, process.local_world_size)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     if not dist.is_initialized():
-        backend = "nccl" if on.type == "cuda" else "gloo"
-        store = join_store(own, timeout_s)
+        backend = "nccl" if torch_device.type == "cuda" else "gloo"
+        store = join_store(process, timeout_s)
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
         own_store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]
         watchdog = Watchdog.start(own_store, rank, world_size, towers, stall_s, timeout_s)
-    # Towers are the inner dimension: the two that exchange activations sit on one machine.
+    # Towers are the inner dimension: the two that exchange activations are on one machine.
     ranks = torch.arange(world_size).view(-1, towers)
     groups = [_groups(of_group, timeout) for of_group in (ranks.T, ranks)]
     names = ("data", "tower")
-    device_mesh = DeviceMesh.from_group(groups, on.type, mesh=ranks, mesh_dim_names=names)
+    device_mesh = DeviceMesh.from_group(groups, torch_device.type, mesh=ranks, mesh_dim_names=names)
     replica, tower = divmod(rank, towers)
     return Mesh(
-        on, world_size // towers, replica, towers, tower, device_mesh, watchdog or Watchdog(rank)
+        torch_device,
+        world_size // towers,
+        replica,
+        towers,
+        tower,
+        device_mesh,
+        watchdog or Watchdog(rank),
     )
 
 
 def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """One for each row; returns this rank's. torch's ``init_device_mesh`` takes no timeout."""
+    """Create a group for each row of ``ranks``; returns this rank's.
+
+    torch's ``init_device_mesh`` takes no timeout.
+    """
     if len(ranks) == 1:
         assert dist.group.WORLD is not None
         return dist.group.WORLD
@@ -209,8 +219,8 @@ def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
     return group
 
 
-class _ToStandardError(logging.StreamHandler):  # type: ignore[type-arg]
-    """Whatever standard error is at the time: a live line steps aside for what is printed."""
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Logs to the current ``sys.stderr``, which a progress bar may have replaced meanwhile."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
@@ -218,48 +228,54 @@ class _ToStandardError(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def setup_logging(rank: int) -> None:
-    """Messages of rank 0 to standard error; the others only speak up with a warning."""
-    logging.basicConfig(format="%(message)s", handlers=[_ToStandardError()])
+    """Log rank 0's messages to standard error; of the other ranks only warnings."""
+    logging.basicConfig(format="%(message)s", handlers=[_StderrHandler()])
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-def uses_gpus(kind: Device, processes_here: int) -> bool:
-    """Whether so many processes of a machine use its GPUs: all have one of their own, or none.
+def uses_gpus(kind: Device, local_processes: int) -> bool:
+    """Whether the processes of this machine use its GPUs: each has one of its own, or none has.
 
     Raises:
-        ConfigError: they are asked for, and too few are visible.
+        ConfigError: ``kind`` is cuda and too few GPUs are visible.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind is Device.cuda and count < processes_here:
-        remedy = f"{processes_here} processes need a GPU each and {count} are visible; use cpu"
-        raise ConfigError("mesh.device", kind.value, f"{remedy}, or fewer processes")
-    if kind is Device.auto and 0 < count < processes_here:
-        _leave_alone(count, processes_here)
-    return kind is not Device.cpu and count >= processes_here
+    if kind is Device.cuda and count < local_processes:
+        remedy = f"{_gpu_shortage(count, local_processes)}; use cpu or fewer processes"
+        raise ConfigError("mesh.device", kind.value, remedy)
+    if kind is Device.auto and 0 < count < local_processes:
+        _warn_on_cpu(count, local_processes)
+    return kind is not Device.cpu and count >= local_processes
 
 
-@cache  # a start asks several times
-def _leave_alone(count: int, processes_here: int) -> None:
-    """Said by whoever starts the ranks of a run, or by the first of torchrun's."""
+@cache  # called several times while a run starts
+def _warn_on_cpu(count: int, local_processes: int) -> None:
+    """Warn in one process only: the one that launches the ranks, or torchrun's rank 0."""
     if current_process().rank == 0 and FAILURES_DIR not in os.environ:
-        log.warning(
-            "GPUs are left alone: %d for %d processes; mesh=one_process takes one for both towers",
-            *(count, processes_here),
-        )
+        shortage = _gpu_shortage(count, local_processes)
+        pronoun = "it" if count == 1 else "one"
+        log.warning("running on the CPU: %s; mesh=one_process uses %s", shortage, pronoun)
 
 
-def _device(kind: Device, local_rank: int, processes: int) -> torch.device:
-    if uses_gpus(kind, processes):
+def _gpu_shortage(count: int, local_processes: int) -> str:
+    needed = f"{local_processes} process{'es need' if local_processes > 1 else ' needs'}"
+    needed += f" {local_processes} GPU{'s' if local_processes > 1 else ''}"
+    return f"{needed}, {count} {'is' if count == 1 else 'are'} visible"
+
+
+def _device(kind: Device, local_rank: int, local_processes: int) -> torch.device:
+    if uses_gpus(kind, local_processes):
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
 
 
 def _differences(
-    here: dict[str, Any], there: dict[str, Any], prefix: str = ""
+    first: dict[str, Any], second: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(set(here) | set(there)):
-        mine, other = here.get(key), there.get(key)
-        if isinstance(mine, dict) and isinstance(other, dict):
-            yield from _differences(mine, other, f"{prefix}{key}.")
-        elif mine != other:
-            yield f"{prefix}{key}", mine, other
+    """Keys with unequal values, with both values; nested keys are joined by dots."""
+    for key in sorted(set(first) | set(second)):
+        expected, other = first.get(key), second.get(key)
+        if isinstance(expected, dict) and isinstance(other, dict):
+            yield from _differences(expected, other, f"{prefix}{key}.")
+        elif expected != other:
+            yield f"{prefix}{key}", expected, other

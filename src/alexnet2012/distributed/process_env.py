@@ -1,7 +1,7 @@
-"""What the environment says of this process: whether it is a rank, and which one.
+"""Reads this process's rank and world size from environment variables.
 
-Job systems set RANK and the like in every container, so by themselves they mean nothing: they count
-beside the mark of who starts ranks, which is torchrun or our own launcher.
+Job systems set RANK and similar variables in every container, so the variables alone do not make a
+process a rank: they count only together with a variable that torchrun or our launcher sets.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from alexnet2012.config.schema import ConfigError
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
-MEETING = "ALEXNET2012_MEETING"  # the file through which the ranks of one machine meet
-PROCESSES_HERE = "ALEXNET2012_PROCESSES_HERE"  # of a run that is checked before it is started
+RENDEZVOUS_FILE = "ALEXNET2012_RENDEZVOUS_FILE"  # rendezvous of the ranks of one machine
+# Processes per machine of a run that is checked before torchrun starts it.
+LOCAL_PROCESSES = "ALEXNET2012_LOCAL_PROCESSES"
 LOOPBACK = "lo"
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """One process among those that were started together; alone by default."""
+    """Rank of one process among those launched together; by default a single process."""
 
     rank: int = 0
     world_size: int = 1
@@ -28,9 +29,9 @@ class ProcessInfo:
 
 
 def launched_process() -> ProcessInfo | None:
-    """The place that torchrun or our launcher gave this process; none of another's."""
-    marked = TORCHRUN in os.environ or MEETING in os.environ
-    return _place() if marked and "RANK" in os.environ else None
+    """Rank that torchrun or our launcher assigned to this process, or None."""
+    launched = TORCHRUN in os.environ or RENDEZVOUS_FILE in os.environ
+    return _from_env() if launched and "RANK" in os.environ else None
 
 
 def under_torchrun() -> bool:
@@ -38,58 +39,58 @@ def under_torchrun() -> bool:
 
 
 def current_process() -> ProcessInfo:
-    """The same, and alone where nobody gave one."""
+    """As :func:`launched_process`, but a single process instead of None."""
     return launched_process() or ProcessInfo()
 
 
 def joining_process() -> ProcessInfo:
-    """For who asks to join: also as mpirun and the like have it, whoever set the variables.
+    """Rank of a process that joins explicitly: any launcher may have set the variables (mpirun).
 
     Raises:
-        ConfigError: there are others, and a variable that says which one this is is missing.
+        ConfigError: WORLD_SIZE is above 1 and RANK or LOCAL_RANK is missing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ProcessInfo()
     for key in ("RANK", "LOCAL_RANK"):
         require_env(key)
-    return _place()
+    return _from_env()
 
 
 def require_env(key: str) -> str:
-    """What is set under ``key`` where others are to be met.
+    """Value of an environment variable that a process group needs.
 
     Raises:
-        ConfigError: nothing is.
+        ConfigError: the variable is not set.
     """
     if value := os.environ.get(key):
         return value
     size = os.environ.get("WORLD_SIZE")
-    remedy = f"must be set beside WORLD_SIZE={size}; unset that for one process"
+    remedy = f"must be set together with WORLD_SIZE={size}; unset WORLD_SIZE to run one process"
     raise ConfigError(key, None, remedy)
 
 
-def rank_env(rank: int, processes: int, meeting: str) -> dict[str, str]:
-    """The variables of a rank of one machine, where only this machine can reach it."""
+def rank_env(rank: int, processes: int, rendezvous_file: str) -> dict[str, str]:
+    """Environment variables of a rank on one machine, reachable from this machine only."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        MEETING: meeting,
-        # By default both listen where the machine's own name leads, which may be nowhere.
+        RENDEZVOUS_FILE: rendezvous_file,
+        # By default both bind to the address of the host name, which may not resolve.
         "GLOO_SOCKET_IFNAME": LOOPBACK,
         "NCCL_SOCKET_IFNAME": LOOPBACK,
     }
 
 
-def local_processes(otherwise: int = 1) -> int:
-    """Those of this run on this machine; ``otherwise`` where this process starts them."""
-    if (own := launched_process()) is not None:
-        return own.local_world_size
-    return int(os.environ.get(PROCESSES_HERE, otherwise))
+def local_processes(default: int = 1) -> int:
+    """Processes of this run on this machine; ``default`` if they are not launched yet."""
+    if (process := launched_process()) is not None:
+        return process.local_world_size
+    return int(os.environ.get(LOCAL_PROCESSES, default))
 
 
-def _place() -> ProcessInfo:
+def _from_env() -> ProcessInfo:
     return ProcessInfo(
         int(os.environ["RANK"]),
         int(os.environ["WORLD_SIZE"]),

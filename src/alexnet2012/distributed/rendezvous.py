@@ -1,7 +1,7 @@
-"""How the ranks of a run find each other before they exchange anything.
+"""Rendezvous: how the ranks of a run find each other before their first collective.
 
-Those of one machine meet in a file of a private folder: no port is opened for it, and no name is
-looked up. Others meet over the network, where torchrun or MASTER_ADDR say.
+Ranks of one machine share a file in a private folder, which opens no port and resolves no name.
+Ranks of several machines connect over the network, to the address given by torchrun or MASTER_ADDR.
 """
 
 from __future__ import annotations
@@ -13,54 +13,63 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from alexnet2012.config.schema import RunError
-from alexnet2012.distributed.process_env import MEETING, ProcessInfo, launched_process, require_env
+from alexnet2012.distributed.process_env import (
+    RENDEZVOUS_FILE,
+    ProcessInfo,
+    launched_process,
+    require_env,
+)
 
-BY_HAND_S = 60  # at most, for variables that may have been left by another
+# Limit without a launcher: the variables may be left over from another job.
+NO_LAUNCHER_TIMEOUT_S = 60
 
 
-def join_store(own: ProcessInfo, timeout_s: float) -> dist.Store:
-    """What the ranks share, once all of them are there.
+def join_store(process: ProcessInfo, timeout_s: float) -> dist.Store:
+    """The store that all ranks share; returns once every rank has joined.
 
-    In a thread: torch waits in a way that no signal interrupts, and longer than it is told.
+    Joins on a thread: torch's wait ignores signals and may exceed its timeout.
 
     Raises:
-        RunError: they are not, in ``timeout_s`` or, without a launcher, :data:`BY_HAND_S`.
+        RunError: a rank did not join within ``timeout_s``, or within
+            :data:`NO_LAUNCHER_TIMEOUT_S` if no launcher started this process.
     """
-    limit_s = timeout_s if launched_process() else min(timeout_s, BY_HAND_S)
-    if MEETING in os.environ:
+    limit_s = timeout_s if launched_process() else min(timeout_s, NO_LAUNCHER_TIMEOUT_S)
+    if RENDEZVOUS_FILE in os.environ:
         where = "on this machine"
     else:
         where = (
             f"at MASTER_ADDR={require_env('MASTER_ADDR')}, MASTER_PORT={require_env('MASTER_PORT')}"
         )
-    found: list[dist.Store | Exception] = []
+    results: list[dist.Store | Exception] = []
 
-    def come() -> None:
+    def join() -> None:
         try:
-            found.append(_store(own, timedelta(seconds=limit_s)))
+            results.append(_store(process, timedelta(seconds=limit_s)))
         except Exception as error:
-            found.append(error)
+            results.append(error)
 
-    waiting = threading.Thread(target=come, name="meeting", daemon=True)
-    waiting.start()
-    waiting.join(limit_s)
-    if found and isinstance(found[0], dist.Store):
-        found[0].set_timeout(timedelta(seconds=timeout_s))
-        return found[0]
-    others = f"rank {own.rank} of {own.world_size} did not meet the others {where}"
-    why = f": {str(found[0]).splitlines()[0]}" if found else f" in {limit_s:.0f} s"
-    remedy = "" if launched_process() else "; unset WORLD_SIZE for one process"
-    raise RunError(f"{others}{why}{remedy}")
+    thread = threading.Thread(target=join, name="rendezvous", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    result = results[0] if results else None
+    if isinstance(result, dist.Store):
+        result.set_timeout(timedelta(seconds=timeout_s))
+        return result
+    message = f"rank {process.rank} of {process.world_size} could not connect to the other ranks"
+    why = f" within {limit_s:.0f} s" if result is None else f": {str(result).splitlines()[0]}"
+    remedy = "" if launched_process() else "; unset WORLD_SIZE to run one process"
+    raise RunError(f"{message} {where}{why}{remedy}")
 
 
-def _store(own: ProcessInfo, timeout: timedelta) -> dist.Store:
-    if file := os.environ.get(MEETING):
-        starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's, in the same file
-        store: dist.Store = dist.PrefixStore(f"start{starts}", dist.FileStore(file))
+def _store(process: ProcessInfo, timeout: timedelta) -> dist.Store:
+    if file := os.environ.get(RENDEZVOUS_FILE):
+        # torchrun's restarts use the same file.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store: dist.Store = dist.PrefixStore(f"start{restarts}", dist.FileStore(file))
         store.set_timeout(timeout)
     else:
-        meeting = dist.rendezvous("env://", own.rank, own.world_size, timeout=timeout)
-        store = dist.PrefixStore("ranks", next(meeting)[0])
-    store.set(f"present{own.rank}", "")
-    store.wait([f"present{rank}" for rank in range(own.world_size)], timeout)
+        rendezvous = dist.rendezvous("env://", process.rank, process.world_size, timeout=timeout)
+        store = dist.PrefixStore("ranks", next(rendezvous)[0])
+    store.set(f"present{process.rank}", "")
+    store.wait([f"present{rank}" for rank in range(process.world_size)], timeout)
     return store

@@ -46,7 +46,7 @@ def update_ratios(model: AlexNet, optimizer: PaperSGD, mesh: Mesh) -> dict[str, 
     ]
     squares = torch.stack(norms).double().square()  # [layers, 2]
     if mesh.tower_group is not None:
-        with mesh.watchdog.exchange("update ratios", "sum"):
+        with mesh.watchdog.exchange("update ratios", "all-reduce"):
             dist.all_reduce(squares, group=mesh.tower_group)
     return {
         name: math.sqrt(update / max(weight, 1e-300))

@@ -1,4 +1,4 @@
-"""A loss that is no longer a number: where it began."""
+"""Diagnosis of a diverged run: the first tensor that is not finite, and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ from alexnet2012.nn.alexnet import AlexNet
 
 
 class DivergedError(RunError):
-    """The loss is no longer a number."""
+    """The loss became NaN or infinite."""
 
 
 def diverged(
-    model: AlexNet, batch: Batch, run_dir: Path, step: int, loss: float, rate: float
+    model: AlexNet, batch: Batch, run_dir: Path, step: int, loss: float, lr: float
 ) -> DivergedError:
-    """What to say of a step's loss that is not finite, on every rank alike. Collective."""
+    """The error to raise for a loss that is not finite, the same on every rank. Collective."""
     where = first_not_finite(model, batch)
 
-    def told() -> str:
-        saved = manifest.latest(run_dir)
-        before = "nothing was saved before" if saved is None else f"{saved} is from before"
-        remedy = f"{before}; lower schedule.rate={rate} in a new run"
-        return f"step {step}: the loss is {loss}, first not finite: {where}; {remedy}"
+    def message() -> str:
+        checkpoint = manifest.latest(run_dir)
+        last = "no checkpoint was saved" if checkpoint is None else f"last checkpoint: {checkpoint}"
+        remedy = f"start a new run with schedule.rate below {lr}"
+        return f"step {step}: loss is {loss}; first non-finite: {where}; {last}; {remedy}"
 
-    return DivergedError(run_on_rank_0(told, model.mesh))
+    return DivergedError(run_on_rank_0(message, model.mesh))
 
 
 @torch.no_grad()
 def first_not_finite(model: AlexNet, batch: Batch) -> str:
-    """What is not finite first on the way of a batch, on any rank. Collective.
+    """The first tensor of a forward pass that is not finite on any rank. Collective.
 
-    The forward pass is made again, with the weights as they are and other dropout masks.
+    Repeats the forward pass with the current weights and with other dropout masks.
     """
-    found: list[tuple[int, str]] = []
+    non_finite: list[tuple[int, str]] = []  # position in the forward pass, name
 
-    def note(place: int, what: str, *tensors: Tensor) -> None:
+    def check(position: int, name: str, *tensors: Tensor) -> None:
         if not all(bool(torch.isfinite(x).all()) for x in tensors):
-            found.append((place, what))
+            non_finite.append((position, name))
 
-    def watch(place: int, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def make_hook(index: int, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            note(3 * place, f"what {name} reads", *inputs)
-            note(3 * place + 1, f"{name}'s weights", *layer.parameters())
-            note(3 * place + 2, f"what {name} gives", output)
+            check(3 * index, f"input of {name}", *inputs)
+            check(3 * index + 1, f"parameters of {name}", *layer.parameters())
+            check(3 * index + 2, f"output of {name}", output)
 
         return hook
 
     layers = model.layers().items()
-    hooks = [m.register_forward_hook(watch(i, name)) for i, (name, m) in enumerate(layers)]
-    fused, model.fused = model.fused, False  # else layers give products without their biases
+    hooks = [m.register_forward_hook(make_hook(i, name)) for i, (name, m) in enumerate(layers)]
+    fused, model.fused = model.fused, False  # fused layers return outputs without their bias
     try:
         model(batch.images, batch.rows)
     finally:
         model.fused = fused
         for hook in hooks:
             hook.remove()
-    every = gather_results(lambda: min(found, default=None), model.mesh)
-    firsts = [first for first in every if first is not None]
-    if not firsts:
-        return "the loss itself, of logits that still are"
-    place, what = min(firsts)
-    ranks = [rank for rank, first in enumerate(every) if first is not None and first[0] == place]
-    everywhere = len(ranks) == model.mesh.world_size
-    return what if everywhere else f"{what} on rank {', '.join(map(str, ranks))}"
+    firsts = gather_results(lambda: min(non_finite, default=None), model.mesh)  # of each rank
+    earliest = min((first for first in firsts if first is not None), default=None)
+    if earliest is None:
+        return "the loss itself (all logits are finite)"
+    position, name = earliest
+    ranks = [rank for rank, first in enumerate(firsts) if first and first[0] == position]
+    on_all = len(ranks) == model.mesh.world_size
+    return name if on_all else f"{name} on rank {', '.join(map(str, ranks))}"

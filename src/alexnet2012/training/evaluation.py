@@ -1,6 +1,6 @@
-"""Top-1 and top-5 errors of a net, or of several averaged, with 1 or 10 views a picture.
+"""Top-1 and top-5 errors of a model, or of several averaged, with 1 or 10 views per image.
 
-Legend: N pictures, V views a picture, K classes.
+Shapes: N images, V views per image, K classes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def evaluate(
     models: Sequence[AlexNet],
     batches: Iterable[Batch],
     mesh: Mesh,
-    look: Callable[[Batch, Tensor], None] | None = None,
+    on_batch: Callable[[Batch, Tensor], None] | None = None,
 ) -> ErrorCounts:
-    """Errors of the averaged probabilities over views and models. Collective.
+    """Errors of the probabilities averaged over views and models. Collective.
 
-    ``look`` is shown each batch of this replica with its probabilities [N, K].
+    ``on_batch`` is called with each batch of this replica and its probabilities [N, K].
 
     Source: paper sec. 4.1 (ten views) and table 2 (ensembles).
     """
     training = [model.training for model in models]
     for model in models:
         model.eval()
-    totals = torch.zeros(4, dtype=torch.float64)  # pictures, top-1 errors, top-5 errors, loss
+    totals = torch.zeros(4, dtype=torch.float64)  # images, top-1 errors, top-5 errors, loss
     for batch in batches:
         count, views = batch.images.shape[:2]
         images = batch.images.flatten(0, 1)
@@ -46,11 +46,11 @@ def evaluate(
         loss = F.nll_loss(probabilities.clamp_min(1e-30).log(), batch.labels, reduction="sum")
         counts = (count, errors[1], errors[max(errors)], float(loss))
         totals += torch.tensor(counts, dtype=torch.float64)
-        if look is not None:
-            look(batch, probabilities)
+        if on_batch is not None:
+            on_batch(batch, probabilities)
     for model, was_training in zip(models, training, strict=True):
         model.train(was_training)
     totals = totals.to(mesh.device)
     mesh.sum_over_replicas([totals], "errors")
-    pictures, top1, top5, total_loss = totals.tolist()
-    return ErrorCounts(int(pictures), top1, top5, total_loss / pictures)
+    num_images, top1, top5, total_loss = totals.tolist()
+    return ErrorCounts(int(num_images), top1, top5, total_loss / num_images)

@@ -1,4 +1,4 @@
-"""Running sums of a training run: losses and errors, and where its seconds went."""
+"""Running sums over a training run: loss and errors, throughput and time."""
 
 from __future__ import annotations
 
@@ -16,76 +16,76 @@ from alexnet2012.distributed.mesh import Mesh
 
 @dataclass
 class LossMeter:
-    """Of a stretch of training, on this replica."""
+    """Summed loss and top-1 errors over some steps, on this replica."""
 
     loss: float = 0.0
     errors: float = 0.0
-    pictures: float = 0.0
+    images: float = 0.0
 
-    def add(self, loss: float, errors: float, pictures: int) -> None:
+    def add(self, loss: float, errors: float, images: int) -> None:
         self.loss += loss
         self.errors += errors
-        self.pictures += pictures
+        self.images += images
 
     def by_replica(self, mesh: Mesh) -> list[list[float]]:
-        """The sums of each replica. Collective."""
+        """The sums of every replica, replica 0's first. Collective."""
         if mesh.data_group is None:
             return [list(astuple(self))]
-        own = torch.tensor(astuple(self), dtype=torch.float64, device=mesh.device)
-        every = own.new_empty((mesh.replicas, len(own)))
-        with mesh.watchdog.exchange("records", "gather"):
-            dist.all_gather_single(every.flatten(), own, group=mesh.data_group)
-        return [list(row) for row in every.tolist()]
+        sums = torch.tensor(astuple(self), dtype=torch.float64, device=mesh.device)
+        gathered = sums.new_empty((mesh.replicas, len(sums)))
+        with mesh.watchdog.exchange("meters", "all-gather"):
+            dist.all_gather_single(gathered.flatten(), sums, group=mesh.data_group)
+        return [list(row) for row in gathered.tolist()]
 
     @classmethod
     def restored(cls, saved: list[list[float]], mesh: Mesh) -> LossMeter:
-        """This replica's, or on the first one the sum of what another mesh has saved."""
+        """This replica's saved sums; after a change of mesh, replica 0 has the sums of all."""
         if len(saved) == mesh.replicas:
             return cls(*saved[mesh.replica])
         return cls(*map(sum, zip(*saved, strict=True))) if mesh.replica == 0 else cls()
 
     def means(self, mesh: Mesh) -> dict[str, float]:
-        """Over the pictures of all replicas. Collective."""
-        loss, errors, pictures = map(sum, zip(*self.by_replica(mesh), strict=True))
-        return {"loss": loss / pictures, "train_error_pct": 100 * errors / pictures}
+        """Mean loss and error over the images of all replicas. Collective."""
+        loss, errors, images = map(sum, zip(*self.by_replica(mesh), strict=True))
+        return {"loss": loss / images, "train_error_pct": 100 * errors / images}
 
 
 @dataclass
 class Lap:
-    """Since the last look: steps, pictures of all replicas, and where the seconds went."""
+    """Steps since the last call of :meth:`ThroughputMeter.pace`, with their images and times."""
 
     steps: int = 0
-    pictures: int = 0
+    images: int = 0  # of all replicas
     train_s: float = 0.0
     input_wait_s: float = 0.0
-    exchange_s: float = 0.0  # when it began, as the traffic counts
+    exchange_s: float = 0.0  # total of the traffic counter at the beginning of the lap
 
 
 @dataclass
 class ThroughputMeter:
-    """Seconds of training (without validation), and of it waiting for input; pictures seen."""
+    """Seconds of training (without validation), the part spent waiting for input; images seen."""
 
     train_s: float = 0.0
     input_wait_s: float = 0.0
-    first_batch_s: float | None = None  # not among them: pipelines start up once
-    pictures: int = 0  # of all replicas
-    own_pictures: int = 0  # of this one
-    _since: float = 0.0  # the last reading of the clock
+    first_batch_s: float | None = None  # not in the above: pipelines start up once
+    images: int = 0  # of all replicas
+    local_images: int = 0  # of this replica
+    _since: float = 0.0  # last reading of the clock
     _last: Lap = field(default_factory=Lap)
 
     def start(self) -> None:
-        """Training begins, or goes on."""
+        """Start the clock: training begins or continues."""
         self._since = time.perf_counter()
 
     def lap(self) -> None:
-        """What passed since the clock was last read was training."""
+        """Count the time since the last reading of the clock as training."""
         now = time.perf_counter()
         self.train_s += now - self._since
         self._last.train_s += now - self._since
         self._since = now
 
     def waited(self) -> None:
-        """A batch has come; since :meth:`lap` or :meth:`start` it was waited for."""
+        """A batch has arrived: count the time since the last reading as waiting for input."""
         seconds = time.perf_counter() - self._since
         if self.first_batch_s is None:
             self.first_batch_s = seconds
@@ -96,13 +96,14 @@ class ThroughputMeter:
             self._last.input_wait_s += seconds
 
     def trained(self, batch: Batch) -> None:
-        self.pictures += batch.rows.total
-        self.own_pictures += batch.rows.size
+        """Count one step and its images."""
+        self.images += batch.rows.total
+        self.local_images += batch.rows.size
         self._last.steps += 1
-        self._last.pictures += batch.rows.total
+        self._last.images += batch.rows.total
 
     def pace(self, traffic: Traffic) -> dict[str, float]:
-        """Milliseconds of a step, and images/s, since this was last asked for."""
+        """Milliseconds per step, and images per second, since the previous call."""
         self.lap()
         last, exchanged_s = self._last, traffic.training_seconds()
         self._last = Lap(exchange_s=exchanged_s)
@@ -111,22 +112,24 @@ class ThroughputMeter:
             "step_time_ms": 1000 * last.train_s / steps,
             "input_wait_ms": 1000 * last.input_wait_s / steps,
             "exchange_ms": 1000 * (exchanged_s - last.exchange_s) / steps,
-            "images_per_s": last.pictures / max(last.train_s, 1e-9),
+            "images_per_s": last.images / max(last.train_s, 1e-9),
         }
 
     def timings(self, traffic: Traffic) -> dict[str, float]:
+        """Throughput and shares of the training time, over the whole run."""
         trained_s = max(self.train_s, 1e-9)
         return {
-            "images_per_s": self.pictures / trained_s,
+            "images_per_s": self.images / trained_s,
             "input_wait_pct": 100 * self.input_wait_s / trained_s,
             "first_batch_s": self.first_batch_s or 0.0,
             "exchange_pct": 100 * traffic.training_seconds() / trained_s,
         }
 
     def summary(self, traffic: Traffic, towers: int) -> dict[str, Any]:
-        """Timings, and bytes by layer and direction, over all towers, while it trained."""
-        counted: dict[str, dict[str, float]] = {}
+        """Timings, and bytes sent per training image by all towers, by layer and direction."""
+        bytes_per_image: dict[str, dict[str, float]] = {}
         for (layer, direction), sent in traffic.sent_bytes.items():
-            if direction != "inference" and self.own_pictures:
-                counted.setdefault(layer, {})[direction] = sent * towers / self.own_pictures
-        return {"exchange_bytes_per_image": counted, **self.timings(traffic)}
+            if direction != "inference" and self.local_images:
+                per_image = sent * towers / self.local_images
+                bytes_per_image.setdefault(layer, {})[direction] = per_image
+        return {"exchange_bytes_per_image": bytes_per_image, **self.timings(traffic)}

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT in training: a wish to leave; SIGINT again leaves at once."""
+"""SIGTERM and SIGINT during training: save and exit; a second SIGINT exits at once."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# A terminal tells every process of its group, and torch's launcher then passes on what it was told.
-SAME_S = 1.0
+# A terminal signals every process of its group, and torch's launcher forwards the signal once more.
+DUPLICATE_WITHIN_S = 1.0
 
 
 class SignalWatcher:
-    """While it is entered, ``number`` is the signal that asked to leave, 0 before there was one."""
+    """Context manager that catches signals: ``number`` is the first one received, 0 if none."""
 
     number = 0
 
     def __init__(self) -> None:
-        self._former: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
         self._first_s = 0.0
 
     def __enter__(self) -> SignalWatcher:
-        if threading.current_thread() is threading.main_thread():  # no other may
+        # Python allows only the main thread to install handlers.
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background
-                    self._former[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as in background jobs
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -35,12 +36,12 @@ class SignalWatcher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == self.number == signal.SIGINT and now - self._first_s > SAME_S:
+        if number == self.number == signal.SIGINT and now - self._first_s > DUPLICATE_WITHIN_S:
             os._exit(128 + number)
         if not self.number:
             self.number, self._first_s = number, now

@@ -1,4 +1,4 @@
-"""One training step, from a batch to updated weights."""
+"""One training step: forward, backward, gradient all-reduce over replicas, optimizer update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alexnet2012.utils.shard import Shard
 
 
 class StepOutput(NamedTuple):
-    """What a step says of its batch, on the host."""
+    """Loss and errors of one step, on the host."""
 
     global_loss: float  # cross-entropy summed over the global batch, the same on every rank
     loss: float  # summed over this replica's images
@@ -26,10 +26,10 @@ class StepOutput(NamedTuple):
 
 
 class TrainStep:
-    """Forward, backward and update. Collective: call it with a batch on every rank.
+    """Forward, backward and update. Collective: every rank calls it with its batch.
 
-    Gradients are of the mean loss over the global batch. ``gather_logits``: whether every tower
-    gathers the logits of all classes for the loss, or towers exchange four numbers an image.
+    Gradients are those of the mean loss over the global batch. ``gather_logits``: all-gather the
+    logits of all classes for the loss; otherwise towers exchange four numbers per image.
     """
 
     def __init__(self, model: AlexNet, optimizer: PaperSGD, *, gather_logits: bool = True) -> None:
@@ -42,42 +42,42 @@ class TrainStep:
             self._run = GraphedStep(model, self._forward_backward)
 
     def __call__(self, batch: Batch) -> StepOutput:
-        """A global loss that is not finite leaves the weights as they are."""
+        """Train on one batch; the weights are unchanged if the global loss is not finite."""
         loss, errors = self._run(batch.images, batch.labels, batch.rows)
         global_loss = loss
         if self._data_parallel:
             self._grad_sync.wait()
             global_loss = self._grad_sync.reduce_loss(loss)
         numbers = start_copy_to_host(global_loss, loss, errors)
-        self.optimizer.step(loss=global_loss)  # on a GPU it is enqueued before the loss is known
+        self.optimizer.step(loss=global_loss)  # enqueued on a GPU before the host has read the loss
         return StepOutput(*numbers())
 
     def _forward_backward(
         self, images: Tensor, labels: Tensor, rows: Shard
     ) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S], [n] → summed loss [], top-1 errors []; gradients are in ``grad``."""
+        """[n, 3, S, S], [n] → summed loss [], top-1 errors []; sets ``grad`` of the parameters."""
         model = self.model
         if self.gather_logits:
             loss, errors = loss_and_errors(model(images, rows), labels)
         else:
-            own_logits = model.own_logits(model.features(images, rows))
-            loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.comm)
+            logits_shard = model.own_logits(model.features(images, rows))
+            loss, errors = split_loss_and_errors(logits_shard, labels, model.fc8.rows, model.comm)
         model.zero_grad()
-        (loss / rows.total).backward()  # so replicas with fewer rows weigh less
+        (loss / rows.total).backward()  # of the global batch: replicas with fewer rows weigh less
         return loss.detach(), errors
 
 
 def keep_gradients_in_bf16(model: AlexNet) -> None:
-    """Give float32 weights gradients of bf16 where their products are of bf16."""
-    if model.fused and model.mesh.replicas == 1:  # sums over replicas need more digits
+    """Keep gradients of float32 weights in bf16 if the forward pass computes in bf16."""
+    if model.fused and model.mesh.replicas == 1:  # sums over replicas need more precision
         for layer in model.layers().values():
             layer.weight.grad_dtype = model.types.activations
 
 
 def start_copy_to_host(*numbers: Tensor) -> Callable[[], list[float]]:
-    """Copy numbers from the device; the function that is returned waits for them.
+    """Start an asynchronous copy of scalars to the host; the returned function waits for it.
 
-    On a GPU the copy is asynchronous: work that is enqueued later is not waited for.
+    It does not wait for GPU work that is enqueued after this call.
     """
     stacked = torch.stack([number.double() for number in numbers])
     if not stacked.is_cuda:

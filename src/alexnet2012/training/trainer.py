@@ -41,11 +41,11 @@ from alexnet2012.utils.metrics import ErrorCounts
 
 
 class Trainer:
-    """Holds what one run needs; :meth:`run` trains to the end and returns the summary.
+    """The state of one run: model, optimizer, data, meters and checkpoints.
 
     Raises:
-        ConfigError: the store or the checkpoint does not go with the configuration, or another
-            process trains in the run directory.
+        ConfigError: the store or the checkpoint does not match the configuration, or the run
+            directory is in use by another process.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, run_dir: Path) -> None:
@@ -55,7 +55,7 @@ class Trainer:
             run_on_rank_0(lambda: self._closing.enter_context(lock_run_dir(run_dir)).name, mesh)
             self.store, self._resumed = check_run(config, run_dir, mesh)
             self._build()
-            self._closing = self._closing.pop_all()  # all went well: not before the run has ended
+            self._closing = self._closing.pop_all()  # no error so far: close after the run
 
     def _build(self) -> None:
         config, mesh = self.config, self.mesh
@@ -75,7 +75,7 @@ class Trainer:
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
         self.progress = Progress.at_start(config, self.store, code)
-        self.sums = LossMeter()  # since the last record
+        self.sums = LossMeter()  # since the last logged step
         self.epoch_sums = LossMeter()
         self.throughput = ThroughputMeter()
         if self._resumed is not None:
@@ -83,22 +83,26 @@ class Trainer:
         elif config.init_from is not None:
             folder = manifest.find_valid(Path(config.init_from), mesh)
             checkpoint.load_pretrained(folder, self.model, config.init_layers)
-            log.info("starting from the layers of %s", config.init_from)
-        self._saver = CheckpointManager(config.checkpoint, self.run_dir, mesh, self.progress.step)
-        self._exchange = FlagSync(mesh, config.mesh.timeout_s)
-        self._interrupts = SignalWatcher()
-        self._due = False  # a checkpoint, by the clock
+            log.info("initialized layers from %s", config.init_from)
+        self._checkpoints = CheckpointManager(
+            config.checkpoint, self.run_dir, mesh, self.progress.step
+        )
+        self._flag_sync = FlagSync(mesh, config.mesh.timeout_s)
+        self._signals = SignalWatcher()
+        self._checkpoint_requested = False  # by rank 0's clock
         self._reporter = Reporter()
-        shown = self.store.split("val", config.data.limit), self.store.classes
-        self._watch = TrainStats(self.model, self.optimizer, mesh, *shown)
+        val_split = self.store.split("val", config.data.limit)
+        self._train_stats = TrainStats(
+            self.model, self.optimizer, mesh, val_split, self.store.classes
+        )
 
     def run(self) -> dict[str, Any]:
-        """Train, validate, save; returns what summary.json holds. Collective.
+        """Train to the end, with validation and checkpoints; returns the summary. Collective.
 
         Raises:
             DivergedError: the loss became NaN or infinite.
             RunError: a checkpoint could not be written.
-            SignalException: SIGTERM or SIGINT came; the state is saved.
+            SignalException: SIGTERM or SIGINT was received; the state is saved.
         """
         with self._closing as stack:
             self._start(stack)
@@ -106,16 +110,16 @@ class Trainer:
                 epoch = self.progress.epoch
                 train_error_pct = self.train_epoch(epoch)
                 self._finish_epoch(epoch, train_error_pct)
-            self._saver.wait()
+            self._checkpoints.wait()
             text = json.dumps(self.progress.summary, indent=1, sort_keys=True) + "\n"
             run_on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
         return self.progress.summary
 
     def train_epoch(self, epoch: int) -> float:
-        """Train to the end of an epoch, if it is not there yet; its training error, per cent."""
-        lr = self._rates(epoch)
+        """Train to the end of an epoch; returns its training error in percent. Collective."""
+        lr = self._learning_rates(epoch)
         first_step = self.progress.step - epoch * self.train_loader.steps_per_epoch
-        last = min(self._end_of(epoch), self.total_steps)
+        last = min(self._end_step(epoch), self.total_steps)
         if first_step == 0:
             self.epoch_sums = LossMeter()
         if self.progress.step < last:
@@ -130,164 +134,173 @@ class Trainer:
                 output = self.train_step(batch)
                 self._after_step(epoch, batch, output, lr)
                 if self.progress.step == last:
-                    break  # what is wished now waits for the epoch's records
-                self._heed_wishes()
+                    break  # validate and log before the next flag sync
+                self._sync_flags()
                 self.throughput.lap()
             self.throughput.lap()
             if self.progress.step % self.config.tracking.log_every_steps:
-                self._record_training(epoch, lr)  # what is left of the epoch
+                self._log_training(epoch, lr)  # the remaining steps of the epoch
             self._reporter.epoch(self.progress.step, epoch, self.epoch_sums.means(self.mesh))
         return self.epoch_sums.means(self.mesh)["train_error_pct"]
 
     def _start(self, stack: ExitStack) -> None:
-        """Compare the ranks, open the records, heed signals. Collective."""
+        """Check that ranks agree, open the metric logs, install signal handlers. Collective."""
         remedy = "start every rank with the same command, code and data"
-        same = {**to_plain(self.config), **versions(), "store": self.store.fingerprint}
-        self.mesh.check_same("what runs", same, remedy, within_replica=False)
+        setup = {**to_plain(self.config), **versions(), "store": self.store.fingerprint}
+        self.mesh.check_same("configuration or code", setup, remedy, within_replica=False)
         self.mesh.watchdog.folder = self.run_dir
         if self.progress.summary is not None:
             log.info(
-                "nothing to do: %d steps are done; raise schedule.epochs, or see evaluate",
+                "this run finished at step %d; raise schedule.epochs to train longer",
                 self.progress.step,
             )
             return
         settings = self.progress.settings
         run_on_rank_0(lambda: init_run_dir(self.run_dir, settings, self._resumed), self.mesh)
-        told = self.config.tracking, self.run_dir, self.progress, self.total_steps
-        self._reporter = stack.enter_context(Reporter.here(*told, self.mesh))
-        self._watch.wanted = self._reporter.viewed
-        stack.enter_context(self._interrupts)
+        reporter = Reporter.here(
+            self.config.tracking, self.run_dir, self.progress, self.total_steps, self.mesh
+        )
+        self._reporter = stack.enter_context(reporter)
+        self._train_stats.wanted = self._reporter.viewed
+        stack.enter_context(self._signals)
 
     @property
     def total_steps(self) -> int:
         steps = self.config.schedule.epochs * self.train_loader.steps_per_epoch
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
-    def _end_of(self, epoch: int) -> int:
+    def _end_step(self, epoch: int) -> int:
         return (epoch + 1) * self.train_loader.steps_per_epoch
 
-    def _rates(self, epoch: int) -> LearningRates:
+    def _learning_rates(self, epoch: int) -> LearningRates:
         errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
         return learning_rates(self.config.schedule, epoch, errors, batch_size)
 
     def _finish_epoch(self, epoch: int, train_error_pct: float) -> None:
-        """Validate and save where it is due; after the last epoch make the summary."""
-        whole = self.progress.step == self._end_of(epoch)  # not cut short by max_steps
-        enough = self.config.stop_at_train_error_pct
-        ended = self.progress.step >= self.total_steps
-        ended |= whole and enough is not None and train_error_pct <= enough
-        if ended or (epoch + whole) % self.config.eval_every_epochs == 0:
+        """Validate and checkpoint where due; sets the summary after the last epoch."""
+        complete = self.progress.step == self._end_step(epoch)  # not cut short by max_steps
+        target_pct = self.config.stop_at_train_error_pct
+        finished = self.progress.step >= self.total_steps
+        finished |= complete and target_pct is not None and train_error_pct <= target_pct
+        if finished or (epoch + complete) % self.config.eval_every_epochs == 0:
             errors = self._validate(epoch)
             self.progress.top1_error_pct = errors.top1_error_pct
-            if whole:
+            if complete:
                 self.progress.validation_errors.append(errors.top1_error_pct)
-        self.progress.epoch += whole
-        if ended:
+        self.progress.epoch += complete
+        if finished:
             self.progress.summary = self._summary(errors)
-        if self._saves_after(ended=ended, whole=whole):
+        if self._checkpoint_due(finished=finished, complete=complete):
             self._save()
 
     def _before_step(self, batch: Batch) -> None:
-        self.mesh.watchdog.own.record.step = self.progress.step + 1
+        self.mesh.watchdog.this_rank.record.step = self.progress.step + 1
         due = self.progress.step % self.config.data.check_every_steps == 0
         if due and self.mesh.towers > 1:
             remedy = "all towers must read the same store with the same seed and library versions"
-            what = f"the batch of step {self.progress.step + 1}"
+            name = f"batch of step {self.progress.step + 1}"
             digest = {"CRC-32": content_digest(batch.images)}
-            self.mesh.check_same(what, digest, remedy, within_replica=True)
+            self.mesh.check_same(name, digest, remedy, within_replica=True)
 
     def _after_step(self, epoch: int, batch: Batch, output: StepOutput, lr: LearningRates) -> None:
         if not math.isfinite(output.global_loss):
             with suppress(RunError):
-                self._saver.wait()
+                self._checkpoints.wait()
             step = self.progress.step + 1
             loss = output.global_loss
             raise diverged(self.model, batch, self.run_dir, step, loss, lr.weight)
         self.progress.step += 1
-        for sums in (self.sums, self.epoch_sums):
-            sums.add(output.loss, output.errors, batch.rows.size)
+        for meter in (self.sums, self.epoch_sums):
+            meter.add(output.loss, output.errors, batch.rows.size)
         self.throughput.trained(batch)
         self._reporter.advanced(epoch, batch.rows.total)
         if self.progress.step % self.config.tracking.log_every_steps == 0:
-            self._record_training(epoch, lr)
+            self._log_training(epoch, lr)
 
-    def _record_training(self, epoch: int, now: LearningRates) -> None:
+    def _log_training(self, epoch: int, lr: LearningRates) -> None:
         means = self.sums.means(self.mesh)
         self.sums = LossMeter()
         pace = self.throughput.pace(self.model.comm.traffic)
         step = self.progress.step
-        self._reporter.training(step, epoch, means, now, pace, self._watch.ratios())
+        self._reporter.training(step, epoch, means, lr, pace, self._train_stats.ratios())
 
     def _validate(self, epoch: int) -> ErrorCounts:
         self._reporter.validating()
-        batches = self._heeding(self.val_loader.batches())
-        errors = evaluate([self.model], batches, self.mesh, self._watch.look)
+        batches = self._with_flag_sync(self.val_loader.batches())
+        errors = evaluate([self.model], batches, self.mesh, self._train_stats.look)
         timings = self.throughput.timings(self.model.comm.traffic)
         step, views = self.progress.step, self.config.eval_views
         self._reporter.validation(step, epoch, views, errors, timings)
-        self._reporter.pictures(step, self._watch.pictures())
+        self._reporter.pictures(step, self._train_stats.pictures())
         return errors
 
-    def _heeding(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _with_flag_sync(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            self._heed_wishes(training=False)
+            self._sync_flags(training=False)
             yield batch
 
-    def _heed_wishes(self, *, training: bool = True) -> None:
-        """Save, or save and leave, if any rank wished so a step ago. Collective."""
-        wished = self._exchange(
+    def _sync_flags(self, *, training: bool = True) -> None:
+        """Checkpoint, or checkpoint and exit, if a rank asked for it a step ago. Collective."""
+        flags = self._flag_sync(
             ControlFlags(
-                signal=self._interrupts.number,
-                save=self.mesh.rank == 0 and self._saver.due_by_clock(),
-                failed=self._saver.failed,
+                signal=self._signals.number,
+                save=self.mesh.rank == 0 and self._checkpoints.due_by_clock(),
+                failed=self._checkpoints.failed,
             )
         )
-        if wished.failed:
-            self._saver.wait()
-        self._due |= bool(wished.save)
-        if training and (self._due or self._saver.due_by_step(self.progress.step)):
+        if flags.failed:
+            self._checkpoints.wait()
+        self._checkpoint_requested |= bool(flags.save)
+        if training and (
+            self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
+        ):
             self._save()
-        if wished.signal:
+        if flags.signal:
             if self.config.checkpoint.wanted:
-                if self._saver.last_step != self.progress.step:
+                if self._checkpoints.last_step != self.progress.step:
                     self._save()
-                self._saver.wait()
-                log.info("step %d is saved: the same command goes on there", self.progress.step)
-            raise SignalException("ended", Signals(wished.signal))
+                self._checkpoints.wait()
+                step = self.progress.step
+                log.info("checkpoint saved at step %d; repeat the command to resume", step)
+            raise SignalException("ended", Signals(flags.signal))
 
     def _save(self) -> None:
         self.progress.epoch_sums = self.epoch_sums.by_replica(self.mesh)
         self.progress.sums = self.sums.by_replica(self.mesh)
         self.progress.records = self._reporter.written()
-        self._due = False
-        self._saver.wait()  # else two copies of the state would be under way
+        self._checkpoint_requested = False
+        self._checkpoints.wait()  # at most one copy of the state in memory
         mean_image = self.store.mean_image
-        self._saver.save(TrainingState.of(self.model, self.optimizer, self.progress, mean_image))
+        self._checkpoints.save(
+            TrainingState.of(self.model, self.optimizer, self.progress, mean_image)
+        )
 
-    def _saves_after(self, *, ended: bool, whole: bool) -> bool:
-        every = self.config.checkpoint.every_epochs
-        by_epoch = every is not None and whole and self.progress.epoch % every == 0
-        due = self._due or self._saver.due_by_step(self.progress.step)
-        return self.config.checkpoint.wanted and (ended or by_epoch or due)
+    def _checkpoint_due(self, *, finished: bool, complete: bool) -> bool:
+        interval = self.config.checkpoint.every_epochs
+        by_epoch = interval is not None and complete and self.progress.epoch % interval == 0
+        due = self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
+        return self.config.checkpoint.wanted and (finished or by_epoch or due)
 
     def _resume(self, folder: Path) -> None:
-        found = checkpoint.load(folder, self.model, self.optimizer)
-        if self.mesh.rank == 0 and found.code != self.progress.code:
-            log.warning("saved by %s, taken up by %s", found.code, self.progress.code)
-        self.epoch_sums = LossMeter.restored(found.epoch_sums, self.mesh)
-        self.sums = LossMeter.restored(found.sums, self.mesh)
-        here = folder.resolve().parent.parent == self.run_dir.resolve()  # the records of the run
-        ended = found.step >= self.total_steps or found.settings == self.progress.settings
+        saved = checkpoint.load(folder, self.model, self.optimizer)
+        if self.mesh.rank == 0 and saved.code != self.progress.code:
+            log.warning(
+                "checkpoint was saved by %s; resuming with %s", saved.code, self.progress.code
+            )
+        self.epoch_sums = LossMeter.restored(saved.epoch_sums, self.mesh)
+        self.sums = LossMeter.restored(saved.sums, self.mesh)
+        same_run = folder.resolve().parent.parent == self.run_dir.resolve()
+        finished = saved.step >= self.total_steps or saved.settings == self.progress.settings
         self.progress = replace(
             self.progress,
-            step=found.step,
-            epoch=found.epoch,
-            validation_errors=found.validation_errors,
-            top1_error_pct=found.top1_error_pct,
-            records=found.records if here else {},
-            summary=found.summary if ended else None,
+            step=saved.step,
+            epoch=saved.epoch,
+            validation_errors=saved.validation_errors,
+            top1_error_pct=saved.top1_error_pct,
+            records=saved.records if same_run else {},
+            summary=saved.summary if finished else None,
         )
-        log.info("going on from %s: epoch %d, step %d", folder, found.epoch, found.step)
+        log.info("resuming from %s: epoch %d, step %d", folder, saved.epoch, saved.step)
 
     def _summary(self, errors: ErrorCounts) -> dict[str, Any]:
         return {

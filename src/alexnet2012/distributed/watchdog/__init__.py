@@ -1,1 +1,1 @@
-"""Notices hung and failed ranks and says which collective each one is in."""
+"""Detects hung and failed ranks and reports which collective each rank is in."""

@@ -1,4 +1,4 @@
-"""What the flight records of two ranks say of each other: who did not come, and to what."""
+"""Diagnoses from the flight records of two ranks: which rank failed, and at which collective."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 from alexnet2012.distributed.watchdog.flight_recorder import FlightEntry, FlightRecord
 
+SAME_CODE = "check that both ranks run the same code"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why a run cannot go on: one line that every rank tells, and the ranks at fault."""
+    """Why a run cannot continue: one line, the same on every rank, and the ranks at fault."""
 
     text: str
     ranks: list[int]
@@ -17,77 +19,89 @@ class Diagnosis:
 
 @dataclass
 class RankRecord:
-    """A rank and its record, which may be a second old: of the other tower, elsewhere."""
+    """A rank and its flight record.
+
+    ``stale``: the rank is a tower on another machine, so its record may be a second old.
+    """
 
     rank: int
     record: FlightRecord
-    old: bool = field(default=False, kw_only=True)
+    stale: bool = field(default=False, kw_only=True)
 
 
-def out_of_step(one: RankRecord, other: RankRecord) -> Diagnosis | None:
-    """Two towers that mean different exchanges where they should meet, if they do."""
-    for mine in one.record.exchanges():
-        theirs = other.record.at(mine.number)
-        if theirs is not None and not mine.alike(theirs):
-            return _difference((one, mine), (other, theirs))
+def out_of_step(first: RankRecord, second: RankRecord) -> Diagnosis | None:
+    """The first collective on which two towers disagree, or None."""
+    for entry in first.record.exchanges():
+        other = second.record.at(entry.number)
+        if other is not None and not entry.matches(other):
+            return _mismatch((first, entry), (second, other))
     return None
 
 
 def exited(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
-    """Of a rank whose process is no more, or has left the run."""
-    return Diagnosis(f"rank {lost.rank} ended: it {_position(waiting, lost)}", [lost.rank])
+    """Diagnosis for a rank whose process has ended or has left the run."""
+    return Diagnosis(f"rank {lost.rank} exited: it {_position(waiting, lost)}", [lost.rank])
 
 
 def silent(waiting: RankRecord, lost: RankRecord, silent_s: float) -> Diagnosis:
-    """Of a rank whose watchdog is silent, too."""
-    found = f"rank {lost.rank} has shown no sign of life for {silent_s:g} s"
-    found += " (it was stopped, or its machine is lost)"
-    return Diagnosis(f"{found}: it {_position(waiting, lost)}", [lost.rank])
+    """Diagnosis for a rank whose watchdog has stopped beating."""
+    symptom = f"rank {lost.rank} has shown no sign of life for {silent_s:g} s"
+    cause = "it was stopped, or its machine is down"
+    return Diagnosis(f"{symptom} ({cause}): it {_position(waiting, lost)}", [lost.rank])
 
 
 def late(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
-    """Of a rank that lives and does not come."""
-    found = f"rank {lost.rank} lives and lets others wait: it {_position(waiting, lost)}"
-    return Diagnosis(f"{found}; if it has reason to be slow, raise mesh.timeout_s", [lost.rank])
+    """Diagnosis for a rank that is alive but does not reach the collective."""
+    position = _position(waiting, lost, alive=True)
+    remedy = f"if rank {lost.rank} is expected to be slow, raise mesh.timeout_s"
+    return Diagnosis(f"rank {lost.rank} is alive but {position}; {remedy}", [lost.rank])
 
 
-def _position(waiting: RankRecord, lost: RankRecord) -> str:
-    """Where a rank stands, as seen by one that may be waiting for it."""
-    own, last = waiting.record.last(), lost.record.last()
-    if lost.old and own is not None and (last is None or last.number < own.number):
-        last = waiting.record.at(own.number - 1)  # which was made, so it took part
+def _position(waiting: RankRecord, lost: RankRecord, *, alive: bool = False) -> str:
+    """Where ``lost`` is in its sequence of collectives, as seen by ``waiting``."""
+    expected, last = waiting.record.last(), lost.record.last()
+    if lost.stale and expected is not None and (last is None or last.number < expected.number):
+        # The waiting rank has completed this one, so the lost rank took part in it.
+        last = waiting.record.at(expected.number - 1)
     if last is not None and not last.ended:
-        return f"was in {_at(last)}"
-    done = "it had made no exchange" if last is None else f"its last was {_at(last)}"
-    if own is None or own.ended:
-        return f"was not waited for; {done}"
-    return f"did not come to {_at(own)}, where rank {waiting.rank} waits; {done}"
+        return f"{'is still' if alive else 'was'} in {_at(last)}"
+    history = (
+        f"rank {lost.rank} had run no collective"
+        if last is None
+        else f"rank {lost.rank}'s last collective was {_at(last)}"
+    )
+    if expected is None or expected.ended:
+        return f"{'has' if alive else 'had'} no rank waiting for it; {history}"
+    reached = "has not reached" if alive else "did not reach"
+    return f"{reached} {_at(expected)}; rank {waiting.rank} is waiting; {history}"
 
 
 def _at(exchange: FlightEntry) -> str:
     return f"{exchange.name} (step {exchange.step})"
 
 
-def _difference(
-    one: tuple[RankRecord, FlightEntry], other: tuple[RankRecord, FlightEntry]
+def _mismatch(
+    first: tuple[RankRecord, FlightEntry], second: tuple[RankRecord, FlightEntry]
 ) -> Diagnosis:
-    ranks = [one[0].rank, other[0].rank]
-    for (party, came), (peer, went) in ((one, other), (other, one)):
-        # What followed the exchange before, when it was made the last time.
-        if came.name != went.name and came.name == _usual(party.record, came.number):
-            text = f"rank {peer.rank} skipped {_at(came)} and came to {_at(went)}"
-            return Diagnosis(text, [peer.rank])
-    (party, came), (peer, went) = one, other
-    if came.name == went.name and came.step == went.step:
-        text = f"to {_at(came)} rank {party.rank} brings {came.sent_bytes} bytes"
-        text += f", rank {peer.rank} {went.sent_bytes}"
+    ranks = [first[0].rank, second[0].rank]
+    for (regular, expected), (skipping, called) in ((first, second), (second, first)):
+        # A rank is right if it calls what followed the preceding collective last time.
+        if expected.name != called.name and expected.name == _usual(
+            regular.record, expected.number
+        ):
+            text = f"rank {skipping.rank} skipped {_at(expected)} and called {_at(called)}"
+            return Diagnosis(text, [skipping.rank])
+    (one, entry), (two, other) = first, second
+    if entry.name == other.name and entry.step == other.step:
+        text = f"{_at(entry)}: rank {one.rank} sends {entry.sent_bytes} bytes"
+        text += f", rank {two.rank} sends {other.sent_bytes} bytes"
     else:
-        text = f"rank {party.rank} came to {_at(came)}, rank {peer.rank} to {_at(went)}"
-    return Diagnosis(f"{text}: do both run the same code?", ranks)
+        text = f"rank {one.rank} called {_at(entry)}, rank {two.rank} called {_at(other)}"
+    return Diagnosis(f"{text}; {SAME_CODE}", ranks)
 
 
 def _usual(record: FlightRecord, number: int) -> str | None:
-    """The name that came after that of the exchange before ``number``, last time."""
+    """Name of the collective that followed the predecessor of ``number`` the last time it ran."""
     before = record.at(number - 1)
     for earlier in reversed(record.exchanges()):
         if before is not None and earlier.number < number - 1 and earlier.name == before.name:

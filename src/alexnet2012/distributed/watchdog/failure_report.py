@@ -1,4 +1,4 @@
-"""Why a process of a run ended: told to the launcher that started it, or on standard error."""
+"""Reports why a process failed: to the launcher that started it, or on standard error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pathlib import Path
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.process_env import current_process
 
-FAILURES_DIR = "ALEXNET2012_CAUSES"  # the folder where our own launcher looks for them
-RECORD = ".flight"  # suffix of a rank's flight record there
-AFTER_S = 1.0  # torch's launcher says how a rank ended of the first only: not who lost a peer
+FAILURES_DIR = "ALEXNET2012_FAILURES_DIR"  # the folder where our launcher reads the reports
+RECORD = ".flight"  # suffix of a rank's flight record in that folder
+# torch's launcher reports the exit code of the first process only, so a rank that lost a peer exits
+# after it.
+PEER_EXIT_DELAY_S = 1.0
 EXIT_FAILURE = 1
-EXIT_MISTAKE = 2
+EXIT_USER_ERROR = 2
 
 
 class LostPeerError(RunError):
-    """Another rank is gone or does something else; ``ranks`` are at fault. Has been told."""
+    """Another rank exited or runs another collective; ``ranks`` are at fault. Already reported."""
 
     def __init__(self, text: str, ranks: list[int]) -> None:
         super().__init__(text)
@@ -29,36 +31,36 @@ class LostPeerError(RunError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a rank left behind when it could not go on."""
+    """The failure report of one rank."""
 
     rank: int
     text: str
-    mistake: list[str] | None = None  # key, value and remedy of a ConfigError
-    lost: list[int] | None = None  # the ranks that it lost, where it did not fail by itself
+    config_error: list[str] | None = None  # key, value and remedy of a ConfigError
+    lost: list[int] | None = None  # ranks at fault, if this rank did not fail by itself
 
 
 def write_failure(error: BaseException, rank: int | None = None) -> int:
-    """Tell whoever started this process, and return the code to end with."""
+    """Write this process's failure report; returns its exit code."""
     text = str(error) if isinstance(error, RunError) else "".join(traceback.format_exception(error))
-    cause = Failure(
+    failure = Failure(
         rank=current_process().rank if rank is None else rank,
         text=text.strip(),
-        mistake=[error.key, str(error.value), error.remedy]
+        config_error=[error.key, str(error.value), error.remedy]
         if isinstance(error, ConfigError)
         else None,
         lost=error.ranks if isinstance(error, LostPeerError) else None,
     )
     if folder := os.environ.get(FAILURES_DIR):
-        path = Path(folder, f"{cause.rank}.json")
-        path.with_suffix(".writing").write_text(json.dumps(asdict(cause)), encoding="utf-8")
+        path = Path(folder, f"{failure.rank}.json")
+        path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
         path.with_suffix(".writing").replace(path)
     else:
-        sys.stderr.write(f"alexnet2012: {cause.text}\n")
+        sys.stderr.write(f"alexnet2012: {failure.text}\n")
         sys.stderr.flush()
-    return EXIT_MISTAKE if cause.mistake else EXIT_FAILURE
+    return EXIT_USER_ERROR if failure.config_error else EXIT_FAILURE
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """What the ranks left, lowest first."""
+    """Failure reports of all ranks that wrote one, lowest rank first."""
     files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
     return [Failure(**json.loads(file.read_text(encoding="utf-8"))) for file in files]

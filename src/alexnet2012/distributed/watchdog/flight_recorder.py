@@ -1,7 +1,7 @@
-"""The flight record: what a process exchanged last, legible to others after it has died.
+"""Flight recorder: the last collectives of a process, readable by others even after it has died.
 
-A ring of the last exchanges, in memory that the processes of a machine share: the record of one
-that was killed, stopped or has crashed is as good as a living one's.
+The record is a ring buffer in memory shared by the processes of a machine, so the record of a
+process that crashed, was killed or was stopped can still be read.
 """
 
 from __future__ import annotations
@@ -10,40 +10,52 @@ import struct
 import time
 from typing import Any, NamedTuple
 
-KEPT = 64  # exchanges; a step of the paper's net has ten
-_HEAD = struct.Struct("<QQQ")  # exchanges begun, beats of the watchdog, how it left
-_LEFT, _FAILED = 1, 2
+KEPT = 64  # exchanges; a training step of the paper's network has ten
+_HEAD = struct.Struct("<QQQ")  # exchanges begun, watchdog beats, how the process closed
+_CLOSED, _FAILED = 1, 2
 _ENTRY = struct.Struct("<QQQ32s16sdd")
-_ALIKE, _ENDED = 72, 80  # where in an entry: the end of what is alike on all ranks, the time
+_MATCHING, _ENDED = 72, 80  # offsets in an entry: end of the fields equal on all ranks, end time
 SIZE = _HEAD.size + KEPT * _ENTRY.size
+# The collective that towers run, by direction; elsewhere the direction is the collective itself.
+_TOWER_COLLECTIVES = {
+    "forward": "all-gather",
+    "backward": "reduce-scatter",
+    "inference": "all-gather",
+    "input": "all-gather",
+}
 
 
 class FlightEntry(NamedTuple):
-    """One exchange, alike on all that took part but for the times."""
+    """One collective; all fields but the times are equal on every rank that takes part."""
 
-    number: int  # from 1, over the life of the process
+    number: int  # from 1, over the lifetime of the process
     step: int
     sent_bytes: int  # to each peer
     layer: str
     direction: str
-    began: float  # seconds since 1970
-    ended: float  # 0 while under way; on CUDA when it was handed over
+    began: float  # Unix time in seconds
+    ended: float  # 0 while in progress; on CUDA the time when it was enqueued
 
     @property
     def name(self) -> str:
-        return self.layer if self.layer == self.direction else f"{self.layer} {self.direction}"
+        """The collective and its operand: ``all-gather conv3 forward``, ``all-reduce loss``."""
+        collective = _TOWER_COLLECTIVES.get(self.direction)
+        if collective is None:
+            return f"{self.direction} {self.layer}"
+        operand = self.layer if self.layer == self.direction else f"{self.layer} {self.direction}"
+        return f"{collective} {operand}"
 
-    def alike(self, other: FlightEntry) -> bool:
-        """Whether two ranks mean the same exchange."""
+    def matches(self, other: FlightEntry) -> bool:
+        """Whether two ranks are in the same collective."""
         return self[:5] == other[:5]
 
 
 class FlightRecord:
-    """Written by the process that it is of, read by any; ``memory`` has SIZE bytes."""
+    """Flight record in ``memory`` (SIZE bytes): written by its process, read by any other."""
 
     def __init__(self, memory: Any = None) -> None:
         self.memory = bytearray(SIZE) if memory is None else memory
-        self.step = 0  # that the next exchanges belong to
+        self.step = 0  # training step of the next exchanges
         self._begun = 0
 
     def begin(self, layer: str, direction: str, sent_bytes: int) -> None:
@@ -59,18 +71,19 @@ class FlightRecord:
     def beat(self) -> None:
         struct.pack_into("<Q", self.memory, 8, self.beats + 1)
 
-    def leave(self, *, failed: bool = False) -> None:
-        """This process has done its part, and that it ends is no fault; or it has failed."""
-        struct.pack_into("<Q", self.memory, 16, _FAILED if failed else _LEFT)
+    def close(self, *, failed: bool = False) -> None:
+        """Mark that this process finished, so its exit is no fault, or that it has ``failed``."""
+        struct.pack_into("<Q", self.memory, 16, _FAILED if failed else _CLOSED)
 
-    def differs(self, other: FlightRecord) -> bool:
-        """Whether another record has another exchange in the place of this one's last."""
+    def mismatches(self, other: FlightRecord) -> bool:
+        """Whether ``other`` holds a different collective under this record's last number."""
         start = _offset(self._begun)
-        mine, theirs = (r.memory[start : start + _ALIKE] for r in (self, other))
+        mine, theirs = (r.memory[start : start + _MATCHING] for r in (self, other))
         return mine != theirs and mine[:8] == theirs[:8] and other.begun >= self._begun
 
     @property
     def begun(self) -> int:
+        """Number of exchanges begun."""
         return self._head(0)
 
     @property
@@ -78,8 +91,8 @@ class FlightRecord:
         return self._head(1)
 
     @property
-    def left(self) -> bool:
-        return self._head(2) == _LEFT
+    def closed(self) -> bool:
+        return self._head(2) == _CLOSED
 
     @property
     def failed(self) -> bool:
@@ -98,10 +111,10 @@ class FlightRecord:
         return self.at(self.begun)
 
     def exchanges(self) -> list[FlightEntry]:
-        """All that are kept, oldest first."""
+        """All exchanges still in the ring, oldest first."""
         begun = self.begun
-        kept = (self.at(number) for number in range(max(1, begun - KEPT + 1), begun + 1))
-        return [exchange for exchange in kept if exchange is not None]
+        entries = (self.at(number) for number in range(max(1, begun - KEPT + 1), begun + 1))
+        return [entry for entry in entries if entry is not None]
 
     def _head(self, index: int) -> int:
         value: int = _HEAD.unpack_from(self.memory, 0)[index]

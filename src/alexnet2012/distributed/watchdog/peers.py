@@ -1,4 +1,4 @@
-"""Another rank as a watchdog sees it: its process, its record, how long it has been silent."""
+"""A watchdog's view of another rank: its process, flight record and time since the last beat."""
 
 from __future__ import annotations
 
@@ -11,59 +11,60 @@ from typing import Any
 from alexnet2012.distributed.watchdog.diagnosis import RankRecord
 from alexnet2012.distributed.watchdog.flight_recorder import SIZE, FlightRecord
 
-TICK_S = 1.0  # between two beats of a watchdog
+BEAT_INTERVAL_S = 1.0
 
 
 @dataclass
 class Peer(RankRecord):
-    """Another rank. Its record is mapped on the same machine, and sent by another."""
+    """Another rank. Its record is memory-mapped on the same machine, and received from another."""
 
-    same_net: bool  # a tower of this replica
-    near: bool  # on this machine
+    same_replica: bool  # a tower of this rank's replica
+    same_machine: bool
     pid: int
-    started: str  # ticks after boot: with the pid it names a process for good
+    started: str  # clock ticks after boot; with the pid it identifies a process uniquely
     beats: int = 0
     silent_s: float = 0.0
-    behind_s: float = 0.0  # how long this process has been at an exchange that it has not begun
+    behind_s: float = 0.0  # time since this rank began an exchange that the peer has not begun
 
     @classmethod
-    def at(cls, address: dict[str, Any], rank: int, *, same_net: bool) -> Peer:
-        """The rank that told its :func:`address`."""
+    def at(cls, address: dict[str, Any], rank: int, *, same_replica: bool) -> Peer:
+        """The rank that published ``address``, as :func:`address` returns it."""
         pid, started, fd = (address[key] for key in ("pid", "started", "fd"))
-        near = address["machine"] == _machine()
-        record = FlightRecord(_mapped(pid, fd) if near else bytearray(SIZE))
-        return cls(rank, record, same_net, near, pid, started, old=same_net and not near)
+        same_machine = address["machine"] == _machine()
+        record = FlightRecord(_map_record(pid, fd) if same_machine else bytearray(SIZE))
+        stale = same_replica and not same_machine
+        return cls(rank, record, same_replica, same_machine, pid, started, stale=stale)
 
     def dead(self) -> bool:
-        """Known for certain on this machine only."""
-        return self.near and _started(self.pid) != self.started
+        """Whether the process has ended; known with certainty on the same machine only."""
+        return self.same_machine and _start_time(self.pid) != self.started
 
     def quiet(self) -> bool:
-        """Elsewhere, and two beats are missing."""
-        return not self.near and self.silent_s > 2.5 * TICK_S
+        """Whether a peer on another machine has missed two beats."""
+        return not self.same_machine and self.silent_s > 2.5 * BEAT_INTERVAL_S
 
-    def listen(self, elapsed_s: float, begun: int) -> None:
-        """Once a tick: whether its watchdog has shown itself, and it has begun as much as we."""
+    def update(self, elapsed_s: float, begun: int) -> None:
+        """Update ``silent_s`` and ``behind_s``, once a beat; this rank has begun ``begun``."""
         beats = self.record.beats
         self.silent_s = 0.0 if beats != self.beats else self.silent_s + elapsed_s
         self.beats = beats
-        waited_for = self.same_net and self.record.begun < begun
-        self.behind_s = self.behind_s + elapsed_s if waited_for else 0.0
+        is_behind = self.same_replica and self.record.begun < begun
+        self.behind_s = self.behind_s + elapsed_s if is_behind else 0.0
 
 
 def address(fd: int) -> dict[str, Any]:
-    """Where peers find this process and its record, which is open as ``fd``."""
+    """How peers find this process and its flight record, which is open as ``fd``."""
     pid = os.getpid()
-    return {"pid": pid, "started": _started(pid), "machine": _machine(), "fd": fd}
+    return {"pid": pid, "started": _start_time(pid), "machine": _machine(), "fd": fd}
 
 
-def _mapped(pid: int, fd: int) -> mmap.mmap:
+def _map_record(pid: int, fd: int) -> mmap.mmap:
     with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
         return mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
 
 
-def _started(pid: int) -> str:
-    """When a process was started; nothing if it is no more."""
+def _start_time(pid: int) -> str:
+    """Start time of a process in clock ticks after boot; empty if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *rest = file.read().rsplit(")", 1)[1].split()
@@ -73,6 +74,6 @@ def _started(pid: int) -> str:
 
 
 def _machine() -> str:
-    """Where process ids and memory are shared."""
+    """Identifies the scope in which process ids and memory are shared: boot and pid namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -1,8 +1,8 @@
-"""The watchdog of a rank: no rank waits for long for one that will not come.
+"""Watchdog: ends every rank of a run soon after one of them has failed, hung or diverged.
 
-Every exchange is written to a flight record, and compared with the other tower's before it is made.
-A thread shows once a second that its process lives, and looks at the others. Whoever finds that
-something is wrong says so first; all ranks take that for the cause, and end.
+Each collective is written to a flight record and compared with the other tower's before it runs. A
+thread beats once a second to show that its process is alive, and checks the other ranks. The first
+rank to find a fault publishes its diagnosis; all ranks report it and exit.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from alexnet2012.distributed.watchdog.diagnosis import (
     silent,
 )
 from alexnet2012.distributed.watchdog.failure_report import (
-    AFTER_S,
     EXIT_FAILURE,
     FAILURES_DIR,
+    PEER_EXIT_DELAY_S,
     RECORD,
     LostPeerError,
     write_failure,
 )
 from alexnet2012.distributed.watchdog.flight_recorder import SIZE, FlightRecord
-from alexnet2012.distributed.watchdog.peers import TICK_S, Peer, address
+from alexnet2012.distributed.watchdog.peers import BEAT_INTERVAL_S, Peer, address
 
-STORE_TIMEOUT_S = 2.0  # the store may be with the rank that has stopped
-CLEARED_UP_WITHIN_S = 5.0  # what became of a peer is known when an exchange with it has failed
-LATE = 0.95  # of the exchanges' own limit: torch ends the process that waits
-GRACE_S = 10.0  # for a rank to end by itself once it has been told why
-VERDICT = "verdict"  # in the store
+STORE_TIMEOUT_S = 2.0  # the store may be on the rank that has stopped
+DIAGNOSE_WITHIN_S = 5.0  # after a collective has failed, the cause shows up within this time
+LATE_FRACTION = 0.95  # of timeout_s: just before torch ends the process that waits
+GRACE_S = 10.0  # for a rank to exit by itself once it has raised the diagnosis
+VERDICT = "verdict"  # key in the store
 RECORDS = "flight.json"  # in the run directory
 
 
 class Watchdog:
-    """One for each process of a run; one that was not started only keeps the record."""
+    """The watchdog of one process; unless it is started it only keeps the flight record."""
 
     def __init__(self, rank: int = 0) -> None:
-        self.own = RankRecord(rank, FlightRecord())
+        self.this_rank = RankRecord(rank, FlightRecord())
         self.peers: list[Peer] = []
-        self.folder: Path | None = None  # for the records, when something is wrong
+        self.folder: Path | None = None  # where the flight records are written after a fault
         self._store: dist.Store | None = None
         self._stall_s, self._timeout_s = 0.0, math.inf
-        self._left = threading.Event()
-        self._telling = threading.Lock()
-        self._told: LostPeerError | None = None
-        self._exchanging = _Exchanging(self)
+        self._closed = threading.Event()
+        self._reporting = threading.Lock()
+        self._reported: LostPeerError | None = None
+        self._recorded_exchange = _RecordedExchange(self)
 
     @classmethod
     def start(
@@ -77,190 +77,205 @@ class Watchdog:
         stall_s: float,
         timeout_s: float,
     ) -> Watchdog:
-        """Meet the other ranks in ``store`` and keep an eye on them. Collective."""
+        """Find the other ranks through ``store`` and start watching them. Collective."""
         self = cls(rank)
         self._store, self._stall_s, self._timeout_s = store, stall_s, timeout_s
-        fd = _memory(rank)
+        fd = _record_file(rank)
         os.ftruncate(fd, SIZE)
-        self.own.record.memory = mmap.mmap(fd, SIZE)
+        self.this_rank.record.memory = mmap.mmap(fd, SIZE)
         store.set(f"rank{rank}", json.dumps(address(fd)))
-        for other in (r for r in range(world_size) if r != rank):
-            same_net = other // towers == rank // towers
-            there = json.loads(store.get(f"rank{other}"))
-            self.peers.append(Peer.at(there, other, same_net=same_net))
+        for peer_rank in (r for r in range(world_size) if r != rank):
+            same_replica = peer_rank // towers == rank // towers
+            peer_address = json.loads(store.get(f"rank{peer_rank}"))
+            self.peers.append(Peer.at(peer_address, peer_rank, same_replica=same_replica))
         store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-        atexit.register(self.close)  # who leaves without a word is taken for killed
+        atexit.register(self.close)  # a process that exits without closing counts as killed
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watchdog:
-        return self  # a copy of a net has the same process
+        return self  # a copy of a model lives in the same process
 
-    def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> _Exchanging:
-        """``with watchdog.exchange(…):`` around a collective.
+    def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> _RecordedExchange:
+        """Context manager around a collective: ``with watchdog.exchange("conv3", "forward"):``.
 
         Raises:
-            LostPeerError: another tower makes another exchange, or one has ended.
+            LostPeerError: another tower runs a different collective, or a rank has exited.
         """
-        record = self.own.record
+        record = self.this_rank.record
         record.begin(layer, direction, sent_bytes)
         for peer in self.peers:
-            if peer.same_net and record.differs(peer.record) and (found := self._different()):
-                raise self._tell(found)
-        return self._exchanging
+            if (
+                peer.same_replica
+                and record.mismatches(peer.record)
+                and (diagnosis := self._find_mismatch())
+            ):
+                raise self._report(diagnosis)
+        return self._recorded_exchange
 
-    def lost(self, error: Exception) -> Exception:
-        """What stands behind a failed exchange, told; the error itself if nothing is found."""
-        # Or it is a launcher's SIGTERM, which may arrive before the news that it is about.
-        of_torch = isinstance(error, RuntimeError)
-        until = time.monotonic() + (CLEARED_UP_WITHIN_S if of_torch else 0)
+    def explain(self, error: Exception) -> Exception:
+        """The reported cause of a failed collective; ``error`` itself if no rank is at fault."""
+        # A launcher's SIGTERM raises in a collective, too; it must not wait for a diagnosis.
+        from_torch = isinstance(error, RuntimeError)
+        deadline = time.monotonic() + (DIAGNOSE_WITHIN_S if from_torch else 0)
         while self.peers:
-            if found := self._given() or self._different() or self._ended(failed=of_torch):
-                return self._tell(found)
+            if diagnosis := (
+                self._published() or self._find_mismatch() or self._find_exited(failed=from_torch)
+            ):
+                return self._report(diagnosis)
             if "timed out" in str(error).lower():
                 slowest = min(self.peers, key=lambda peer: peer.record.begun)
-                return self._tell(late(self.own, slowest))
-            if time.monotonic() >= until:
+                return self._report(late(self.this_rank, slowest))
+            if time.monotonic() >= deadline:
                 break
             time.sleep(0.02)
         return error
 
     def first_on_rank_0(self, work: Callable[[], None]) -> None:
-        """``work()`` on rank 0, for as long as it takes, while the others wait. Collective."""
-        if self.own.rank == 0:
+        """Run ``work()`` on rank 0, without a time limit, while the others wait. Collective."""
+        if self.this_rank.rank == 0:
             work()
         if self._store is None:
             dist.barrier()
-        elif self.own.rank == 0:
+        elif self.this_rank.rank == 0:
             self._store.set("worked", "")
         else:
             while not self._store.check(["worked"]):
                 time.sleep(0.1)
 
     def close(self, *, failed: bool = False) -> None:
-        """This rank has done its part, or it has ``failed`` and its process ends."""
-        if not self._left.is_set():
-            self._left.set()
-            self.own.record.leave(failed=failed)
+        """Stop watching: this rank has finished, or it has ``failed`` and its process exits."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self.this_rank.record.close(failed=failed)
             with suppress(RuntimeError):
                 self._send()
 
     def _watch(self) -> None:
-        looked = time.monotonic()
-        while not self._left.wait(TICK_S):
-            self.own.record.beat()
+        checked_at = time.monotonic()
+        while not self._closed.wait(BEAT_INTERVAL_S):
+            self.this_rank.record.beat()
             try:
                 self._send()
                 self._receive()
-            except RuntimeError:  # the store is gone, and with it those of other machines
-                if not self._waiting():
+            except RuntimeError:  # the store is gone, and the records of other machines with it
+                if not self._in_collective():
                     continue
-            # At most a few ticks: this process may have been stopped meanwhile, with all others.
-            elapsed_s = min(time.monotonic() - looked, STORE_TIMEOUT_S + 2 * TICK_S)
-            looked = time.monotonic()
+            # Capped: this process may itself have been stopped meanwhile, with all the others.
+            limit_s = STORE_TIMEOUT_S + 2 * BEAT_INTERVAL_S
+            elapsed_s = min(time.monotonic() - checked_at, limit_s)
+            checked_at = time.monotonic()
             for peer in self.peers:
-                peer.listen(elapsed_s, self.own.record.begun)
-            looks = (self._given, self._different, self._ended, self._silent, self._late)
-            if found := next(filter(None, (look() for look in looks)), None):
-                self._end(found)
+                peer.update(elapsed_s, self.this_rank.record.begun)
+            checks = (
+                self._published,
+                self._find_mismatch,
+                self._find_exited,
+                self._find_silent,
+                self._find_late,
+            )
+            if diagnosis := next(filter(None, (check() for check in checks)), None):
+                self._end_process(diagnosis)
 
-    def _end(self, found: Diagnosis) -> None:
-        """End this process: its main thread may hang in an exchange, out of reach."""
-        ends_by_itself = self._told is not None
-        with suppress(OSError):  # the folder of causes has gone with its launcher
-            self._tell(found)
+    def _end_process(self, diagnosis: Diagnosis) -> None:
+        """Exit from this thread: the main thread may hang in a collective and cannot raise."""
+        main_thread_raised = self._reported is not None
+        with suppress(OSError):  # the launcher has exited and removed the folder
+            self._report(diagnosis)
         for peer in self.peers:
-            if peer.near and peer.silent_s >= self._stall_s and not peer.dead():
-                os.kill(peer.pid, signal.SIGKILL)  # a launcher's SIGTERM reaches none that stopped
-        time.sleep(GRACE_S if ends_by_itself else AFTER_S)
+            if peer.same_machine and peer.silent_s >= self._stall_s and not peer.dead():
+                os.kill(peer.pid, signal.SIGKILL)  # a stopped process ignores a launcher's SIGTERM
+        time.sleep(GRACE_S if main_thread_raised else PEER_EXIT_DELAY_S)
         os._exit(EXIT_FAILURE)
 
-    def _tell(self, found: Diagnosis) -> LostPeerError:
-        with self._telling:
-            if self._told is None:
-                agreed, first = self._agree(found)
-                self._told = LostPeerError(agreed.text, agreed.ranks)
-                if first:
+    def _report(self, diagnosis: Diagnosis) -> LostPeerError:
+        with self._reporting:
+            if self._reported is None:
+                agreed, is_first = self._agree(diagnosis)
+                self._reported = LostPeerError(agreed.text, agreed.ranks)
+                if is_first:
                     self._write_records(agreed)
-                if first or FAILURES_DIR in os.environ:
-                    write_failure(self._told, self.own.rank)
-            return self._told
+                if is_first or FAILURES_DIR in os.environ:
+                    write_failure(self._reported, self.this_rank.rank)
+            return self._reported
 
-    def _agree(self, found: Diagnosis) -> tuple[Diagnosis, bool]:
-        """The verdict that was found first by any rank, and whether it is this one."""
-        mine = json.dumps([self.own.rank, asdict(found)])
+    def _agree(self, diagnosis: Diagnosis) -> tuple[Diagnosis, bool]:
+        """The diagnosis that any rank published first, and whether it is this rank's."""
+        mine = json.dumps([self.this_rank.rank, asdict(diagnosis)])
         with suppress(RuntimeError):
             assert self._store is not None
             first = self._store.compare_set(VERDICT, "", mine).decode()
             return Diagnosis(**json.loads(first)[1]), first == mine
-        return found, True
+        return diagnosis, True
 
-    def _given(self) -> Diagnosis | None:
+    def _published(self) -> Diagnosis | None:
+        """The diagnosis that a rank has published, if any."""
         with suppress(RuntimeError):
             if self._store is not None and self._store.check([VERDICT]):
                 return Diagnosis(**json.loads(self._store.get(VERDICT))[1])
         return None
 
-    def _different(self) -> Diagnosis | None:
+    def _find_mismatch(self) -> Diagnosis | None:
         for peer in self.peers:
-            if peer.same_net and out_of_step(self.own, peer):
-                time.sleep(0.01)  # it may just be writing
-                if found := out_of_step(self.own, peer):
-                    return found
+            if peer.same_replica and out_of_step(self.this_rank, peer):
+                time.sleep(0.01)  # the peer may be writing its record right now
+                if diagnosis := out_of_step(self.this_rank, peer):
+                    return diagnosis
         return None
 
-    def _ended(self, *, failed: bool = False) -> Diagnosis | None:
-        """Of a peer; once an exchange has ``failed`` one that has left or is quiet will do."""
+    def _find_exited(self, *, failed: bool = False) -> Diagnosis | None:
+        """``failed``: a collective has failed, so a peer that closed or is quiet is the cause."""
         for peer in self.peers:
-            dead = peer.dead()  # asked first: who leaves says so before it ends
-            if peer.record.left:
+            dead = peer.dead()  # checked first: a process marks its record before it exits
+            if peer.record.closed:
                 lost = failed
-            else:  # NCCL's exchanges do not fail: who waits in one learns of a failed peer here
+            else:  # NCCL collectives do not fail: a rank that waits in one learns of it this way
                 signs = (failed, peer.record.failed, peer.quiet())
                 lost = dead or sum(signs) >= 2
             if lost:
-                return exited(self.own, peer)
+                return exited(self.this_rank, peer)
         return None
 
-    def _late(self) -> Diagnosis | None:
-        """Before NCCL, which would end the process that waits, without a word of whom for."""
+    def _find_late(self) -> Diagnosis | None:
+        """Fires before NCCL's timeout, which ends the process without naming the late rank."""
         for peer in self.peers:
-            if peer.behind_s >= LATE * self._timeout_s:
-                return late(self.own, peer)
+            if peer.behind_s >= LATE_FRACTION * self._timeout_s:
+                return late(self.this_rank, peer)
         return None
 
-    def _silent(self) -> Diagnosis | None:
+    def _find_silent(self) -> Diagnosis | None:
         for peer in self.peers:
-            if peer.silent_s >= self._stall_s and not peer.record.left:
-                return silent(self.own, peer, self._stall_s)
+            if peer.silent_s >= self._stall_s and not peer.record.closed:
+                return silent(self.this_rank, peer, self._stall_s)
         return None
 
-    def _waiting(self) -> bool:
-        last = self.own.record.last()
+    def _in_collective(self) -> bool:
+        last = self.this_rank.record.last()
         return last is not None and not last.ended
 
     def _send(self) -> None:
-        if self._store is not None and not all(peer.near for peer in self.peers):
-            self._store.set(f"record{self.own.rank}", bytes(self.own.record.memory).hex())
+        if self._store is not None and not all(peer.same_machine for peer in self.peers):
+            memory = bytes(self.this_rank.record.memory)
+            self._store.set(f"record{self.this_rank.rank}", memory.hex())
 
     def _receive(self) -> None:
         for peer in self.peers:
             key = f"record{peer.rank}"
-            if self._store is not None and not peer.near and self._store.check([key]):
+            if self._store is not None and not peer.same_machine and self._store.check([key]):
                 peer.record.memory[:] = bytes.fromhex(self._store.get(key).decode())
 
-    def _write_records(self, found: Diagnosis) -> None:
+    def _write_records(self, diagnosis: Diagnosis) -> None:
         if self.folder is None:
             return
-        parties = sorted([self.own, *self.peers], key=lambda party: party.rank)
-        ranks = {p.rank: [e._asdict() for e in p.record.exchanges()] for p in parties}
-        text = json.dumps({"verdict": found.text, "exchanges": ranks}, indent=1)
+        ranks = sorted([self.this_rank, *self.peers], key=lambda rank: rank.rank)
+        entries = {r.rank: [entry._asdict() for entry in r.record.exchanges()] for r in ranks}
+        text = json.dumps({"verdict": diagnosis.text, "exchanges": entries}, indent=1)
         with suppress(OSError):
             (self.folder / RECORDS).write_text(text + "\n", encoding="utf-8")
 
 
-class _Exchanging:
-    """Around a collective; the record has begun it before."""
+class _RecordedExchange:
+    """Context of a collective that the flight record has already begun."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
@@ -275,15 +290,15 @@ class _Exchanging:
         traceback: TracebackType | None,
     ) -> None:
         if error is None:
-            self._watchdog.own.record.end()
+            self._watchdog.this_rank.record.end()
         elif isinstance(error, Exception) and not isinstance(error, RunError):
-            found = self._watchdog.lost(error)
-            if found is not error and isinstance(error, RuntimeError):
-                raise found from error
+            cause = self._watchdog.explain(error)
+            if cause is not error and isinstance(error, RuntimeError):
+                raise cause from error
 
 
-def _memory(rank: int) -> int:
-    """A file for the record: where our own launcher looks, else one that goes when all have."""
+def _record_file(rank: int) -> int:
+    """File for the flight record: in our launcher's folder, else anonymous memory."""
     if folder := os.environ.get(FAILURES_DIR):
         return os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
     return os.memfd_create("alexnet2012")

@@ -1,4 +1,4 @@
-"""Ranks know alike what one of them wishes, and fail alike where one of them fails."""
+"""Control flags and errors of one rank reach all ranks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from alexnet2012.distributed.consensus import ControlFlags, FlagSync, gather_res
 from alexnet2012.distributed.mesh import init_mesh
 
 
-def wish_and_fail() -> dict[str, Any]:
+def sync_and_fail() -> dict[str, Any]:
     mesh = init_mesh(2, device="cpu")
-    exchange = FlagSync(mesh, timeout_s=30)
+    flag_sync = FlagSync(mesh, timeout_s=30)
 
     def fail_on_rank_1() -> int:
         if mesh.rank == 1:
@@ -33,21 +33,21 @@ def wish_and_fail() -> dict[str, Any]:
         ControlFlags(),
     ]
     return {
-        "known": [tuple(exchange(mine)) for mine in steps] + [tuple(exchange.finish())],
-        "values": gather_results(lambda: mesh.rank, mesh),
-        "of rank 0": run_on_rank_0(lambda: mesh.rank, mesh),
+        "flags": [tuple(flag_sync(flags)) for flags in steps] + [tuple(flag_sync.finish())],
+        "results": gather_results(lambda: mesh.rank, mesh),
+        "rank 0": run_on_rank_0(lambda: mesh.rank, mesh),
         "error": error_of(lambda: gather_results(fail_on_rank_1, mesh)),
-        "still": run_on_rank_0(lambda: "there", mesh),
+        "after error": run_on_rank_0(lambda: "works", mesh),
     }
 
 
-def test_wishes_are_known_to_all_at_the_next_step_and_errors_are_everyones() -> None:
-    none, wished = tuple(ControlFlags()), tuple(ControlFlags(signal=15, save=1))
-    for rank in run_ranks(2, wish_and_fail):
+def test_flags_reach_all_ranks_one_step_later_and_errors_are_raised_on_all() -> None:
+    none, combined = tuple(ControlFlags()), tuple(ControlFlags(signal=15, save=1))
+    for rank in run_ranks(2, sync_and_fail):
         assert rank == {
-            "known": [none, none, wished, none, none],
-            "values": [0, 1],
-            "of rank 0": 0,
+            "flags": [none, none, combined, none, none],
+            "results": [0, 1],
+            "rank 0": 0,
             "error": "key=value: remedy",
-            "still": "there",
+            "after error": "works",
         }
