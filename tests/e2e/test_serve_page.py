@@ -18,7 +18,7 @@ from serving import serving
 from alexnet2012.inference.activations import Inspection, inspect_image
 from alexnet2012.inference.images import stored_pixels
 from alexnet2012.inference.trained_model import TrainedModel
-from alexnet2012.serve import Server
+from alexnet2012.inference.web.server import Server
 
 Open = Callable[..., Any]
 GIVE = """([data, name, kind]) => {
@@ -89,7 +89,7 @@ def picture(photos_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked(net: TrainedModel, picture: Path) -> Inspection:
+def inspection(net: TrainedModel, picture: Path) -> Inspection:
     return inspect_image(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), 10)
 
 
@@ -97,13 +97,16 @@ def give(page: Any, data: bytes, name: str, kind: str = "drop") -> None:
     page.evaluate(GIVE, [base64.b64encode(data).decode(), name, kind])
 
 
-def guesses(page: Any) -> list[str]:
-    page.wait_for_selector("#guesses li")
-    return [re.sub(r"\s+", " ", text) for text in page.locator("#guesses li").all_inner_texts()]
+def predictions(page: Any) -> list[str]:
+    page.wait_for_selector("#predictions li")
+    return [re.sub(r"\s+", " ", text) for text in page.locator("#predictions li").all_inner_texts()]
 
 
-def in_words(looked: Inspection) -> list[str]:
-    return [f"{guess.name} {100 * guess.probability:.1f}%" for guess in looked.guesses]
+def as_text(inspection: Inspection) -> list[str]:
+    return [
+        f"{prediction.name} {100 * prediction.probability:.1f}%"
+        for prediction in inspection.predictions
+    ]
 
 
 def colours(page: Any, tower: int) -> np.ndarray[Any, Any]:
@@ -123,17 +126,17 @@ def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
-    open_page: Open, net: TrainedModel, picture: Path, looked: Inspection, scheme: str
+    open_page: Open, net: TrainedModel, picture: Path, inspection: Inspection, scheme: str
 ) -> None:
     page = open_page(color_scheme=scheme)
     give(page, picture.read_bytes(), "my coffee.jpg")
-    assert guesses(page) == in_words(looked)
+    assert predictions(page) == as_text(inspection)
     assert "my coffee.jpg" in page.inner_text("#status")
     page.check("input[value=all]")
-    for stage, found in (("handed_on", looked.handed_on), ("result", looked.results)):
+    for stage, found in (("handed_on", inspection.handed_on), ("result", inspection.results)):
         page.check(f"input[value={stage}]")
         for layer in ("conv1", "conv3", "fc6", "fc8"):
-            x = (found if layer.startswith("conv") else looked.handed_on)[layer]
+            x = (found if layer.startswith("conv") else inspection.handed_on)[layer]
             x = x.reshape(len(x), *(x.shape[1:] or (1, 1)))
             for tower, part in enumerate(np.split(x, 2)):
                 shape = [*part.shape, int(layer.startswith("conv"))]
@@ -148,12 +151,12 @@ def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
 def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server) -> None:
     page = open_page()
     joins = page.locator(".join").all()
-    layers = server.desk.about["layers"]
+    layers = server.session.description["layers"]
     assert len(joins) == len(layers) + 1
     for join, layer in zip(joins, layers, strict=False):
         crosses = layer["name"] in ("conv3", "fc6", "fc7", "fc8")
         assert join.locator(".crossing").count() == 2 * crosses
-        words = f"{layer['crossing_bytes']:,} bytes cross" if crosses else ""
+        words = f"{layer['crossing_bytes']:,} bytes exchanged" if crosses else ""
         assert "".join(join.locator(".bytes").all_inner_texts()) == words
     assert joins[-1].locator(".crossing").count() == 2  # the logits
     assert page.locator("img.kernels").count() == 2
@@ -161,14 +164,14 @@ def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server)
 
 @pytest.mark.parametrize("way", ["chosen", "pasted"])
 def test_a_picture_can_be_chosen_or_pasted(
-    open_page: Open, picture: Path, looked: Inspection, way: str
+    open_page: Open, picture: Path, inspection: Inspection, way: str
 ) -> None:
     page = open_page()
     if way == "chosen":
         page.set_input_files("#file", picture)
     else:
         give(page, picture.read_bytes(), "image.png", "paste")
-    assert guesses(page) == in_words(looked)
+    assert predictions(page) == as_text(inspection)
 
 
 def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
@@ -182,7 +185,7 @@ def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert page.evaluate(outline) == "solid"
     page.keyboard.press("Enter")
-    guesses(page)
+    predictions(page)
     assert page.locator("[data-photo=astronaut]").get_attribute("aria-pressed") == "true"
     for _ in range(16):
         page.keyboard.press("Tab")
@@ -204,25 +207,25 @@ def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
 def test_a_click_enlarges_the_map_under_the_pointer(open_page: Open, picture: Path) -> None:
     page = open_page()
     give(page, picture.read_bytes(), "coffee.jpg")
-    guesses(page)
+    predictions(page)
     page.check("input[value=all]")
     canvas = page.locator("[data-layer=conv3][data-tower='1'] canvas")
     box, columns = canvas.bounding_box(), int(canvas.get_attribute("data-columns"))
     canvas.click(position={"x": box["width"] * 1.5 / columns, "y": 3})
     first = page.evaluate(
-        "JSON.parse(document.getElementById('net').textContent).layers[2].rows[1][0]"
+        "JSON.parse(document.getElementById('model').textContent).layers[2].rows[1][0]"
     )
     assert page.inner_text("#loupe-title") == f"conv3, kernel {first + 1}, tower 1"
     assert not page.locator("#loupe-kernel").is_visible()
 
 
 def test_what_cannot_be_used_is_said_and_the_next_picture_works(
-    open_page: Open, picture: Path, looked: Inspection
+    open_page: Open, picture: Path, inspection: Inspection
 ) -> None:
     page = open_page()
     for data, words in (
         (b"some words", "not a picture of a known format"),
-        (picture.read_bytes()[:900], "cannot be used as a picture"),
+        (picture.read_bytes()[:900], "The image cannot be used"),
         (b"", "the file is empty"),
     ):
         give(page, data, "notes <b>.txt")
@@ -230,17 +233,17 @@ def test_what_cannot_be_used_is_said_and_the_next_picture_works(
         alert.wait_for()
         assert alert.inner_text().startswith("notes <b>.txt: ")
         assert alert.get_attribute("role") == "alert"
-    assert page.locator("#guesses li").count() == 0
+    assert page.locator("#predictions li").count() == 0
     give(page, picture.read_bytes(), "coffee.jpg")
-    assert guesses(page) == in_words(looked)
+    assert predictions(page) == as_text(inspection)
     assert not page.locator("#problem").is_visible()
     page.evaluate("""() => {
       const text = new DataTransfer();
       text.setData("text/plain", "words");
       document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: text, bubbles: true}));
     }""")
-    assert "no picture in what was dropped" in page.inner_text("#problem")
-    assert guesses(page) == in_words(looked)
+    assert "No image file was dropped" in page.inner_text("#problem")
+    assert predictions(page) == as_text(inspection)
 
 
 @pytest.mark.parametrize("width", [375, 900, 1280])
@@ -251,15 +254,15 @@ def test_the_page_fits_before_and_after_a_picture(
     scroll_width = "document.documentElement.scrollWidth"
     assert page.evaluate(scroll_width) <= width
     give(page, picture.read_bytes(), "a-name-without-any-space-" * 4 + ".jpg")
-    guesses(page)
+    predictions(page)
     assert page.evaluate(scroll_width) <= width
 
 
 def test_everything_has_a_name_and_guesses_are_announced(open_page: Open, picture: Path) -> None:
     page = open_page()
     give(page, picture.read_bytes(), "coffee.jpg")
-    guesses(page)
-    assert page.locator("#guesses").locator("xpath=ancestor::*[@aria-live]").count() == 1
+    predictions(page)
+    assert page.locator("#predictions").locator("xpath=ancestor::*[@aria-live]").count() == 1
     nameless = """() => [...document.querySelectorAll("img, button, input, canvas[role]")]
       .filter((e) => !(e.alt || e.getAttribute("aria-label") || e.textContent.trim()
         || e.closest("label") || e.querySelector("img[alt]"))).map((e) => e.outerHTML)"""
@@ -277,7 +280,7 @@ def test_the_program_says_where_it_is_and_ends_at_an_interrupt(
     program, mark = start(words, tmp_path)
     assert program.stdout is not None
     line = program.stdout.readline()
-    found = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)
+    found = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) \(press Ctrl-C to stop\)\n", line)
     assert found is not None
     headers = {"Origin": found[1].rstrip("/")}
     data = picture.read_bytes()

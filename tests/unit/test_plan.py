@@ -26,6 +26,7 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import LayerOp, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
+from alexnet2012.diagnostics.training_plan import plan_training
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.ledger.measurements import EXCHANGED_FLOATS
@@ -49,7 +50,7 @@ from alexnet2012.nn.flops import LayerAudit, audit
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES
-from alexnet2012.plan import plan, run
+from alexnet2012.plan import run
 from alexnet2012.utils.shard import Shard, padded_shard_size
 
 CLASSES, ROWS = 11, 2  # classes that two towers cannot share evenly
@@ -286,29 +287,29 @@ def config_of(*overrides: str) -> PlanConfig:
 
 
 def test_two_of_the_papers_cards_hold_the_net_and_need_no_longer_than_the_paper_says() -> None:
-    found = plan(config_of("card=gtx580"))
-    assert sum(found["memory_bytes"].values()) < 1e9 * found["memory_of_card_gb"]
-    assert 1 < found["days_for_90_epochs_of_1_2_m"] < 5  # "five to six days"; this is a bound
-    assert {speed["source"] for speed in found["speeds"]} == {"data sheet", "not given"}
+    costs = plan_training(config_of("card=gtx580"))
+    assert sum(costs["memory_bytes"].values()) < 1e9 * costs["memory_of_card_gb"]
+    assert 1 < costs["days_for_90_epochs_of_1_2_m"] < 5  # "five to six days"; this is a bound
+    assert {speed["source"] for speed in costs["speeds"]} == {"data sheet", "not given"}
 
 
 def test_what_is_given_counts_for_more_than_a_data_sheet() -> None:
     given = ("tflops=2", "node_link_gbps=8", "link_gbps=4", "link_latency_us=3", "nodes=2")
-    found = plan(config_of("card=h100", *given, *TINY))
-    values = {speed["name"]: (speed["value"], speed["source"]) for speed in found["speeds"]}
+    costs = plan_training(config_of("card=h100", *given, *TINY))
+    values = {speed["name"]: (speed["value"], speed["source"]) for speed in costs["speeds"]}
     assert values == {
         "arithmetic": (2, "given"),
         "memory": (3350, "data sheet"),
         "link within a machine": (8, "given"),
         "link between machines": (4, "given"),
-        "a message's latency": (3, "given"),
+        "message latency": (3, "given"),
     }
 
 
 def test_the_towers_of_a_machine_share_its_link_to_the_others() -> None:
     def gradients_ms(*overrides: str) -> float:
         common = ("tflops=1", "link_gbps=1", "node_link_gbps=1", "link_latency_us=0", *TINY)
-        milliseconds: float = plan(config_of(*common, *overrides))["step_ms"]["gradients"]
+        milliseconds: float = plan_training(config_of(*common, *overrides))["step_ms"]["gradients"]
         return milliseconds
 
     on_two_machines = gradients_ms("nodes=2", "gpus=2")
@@ -334,7 +335,7 @@ def test_the_towers_of_a_machine_share_its_link_to_the_others() -> None:
 )
 def test_what_cannot_be_planned_is_refused_with_its_key(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan(config_of(*overrides))
+        plan_training(config_of(*overrides))
     assert error.value.key == key
     assert "\n" not in str(error.value)
 
@@ -347,12 +348,12 @@ def test_a_measured_plan_is_printed_in_80_columns_and_as_json(
     run(config_of(*overrides), tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("measured here" in line for line in lines)
+    assert any("measured on this machine" in line for line in lines)
     run(config_of(*overrides, "json=true"), tmp_path)
-    found = json.loads(capsys.readouterr().out)
-    parts = [found["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
-    assert found["step_ms"]["total"] == pytest.approx(sum(parts))
-    assert found["images_per_s"] == pytest.approx(4 / (sum(parts) / 1e3))
-    timed = [layer for layer in found["layers"] if layer["layer"] != "logits"]
+    costs = json.loads(capsys.readouterr().out)
+    parts = [costs["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
+    assert costs["step_ms"]["total"] == pytest.approx(sum(parts))
+    assert costs["images_per_s"] == pytest.approx(4 / (sum(parts) / 1e3))
+    timed = [layer for layer in costs["layers"] if layer["layer"] != "logits"]
     assert all(ms > 0 for layer in timed for ms in layer["step_ms"].values())
-    assert found["efficiency_pct"] == pytest.approx(100)
+    assert costs["efficiency_pct"] == pytest.approx(100)

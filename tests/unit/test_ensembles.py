@@ -1,4 +1,4 @@
-"""What is said of several nets' views, ensembles, colours and look-alikes follows from numbers."""
+"""Measurements of views, ensembles, kernel colours and nearest neighbours over several seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.inference.nearest import BLOCK, nearest
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims, verdict
 from alexnet2012.ledger.ensembles import (
     Pair,
@@ -19,7 +20,7 @@ from alexnet2012.ledger.ensembles import (
     seed_measurements,
     views_measurement,
 )
-from alexnet2012.ledger.nearest_neighbours import BLOCK, lookalikes_measurement, nearest
+from alexnet2012.ledger.nearest_neighbours import lookalikes_measurement
 from alexnet2012.utils.metrics import jackknife_interval, mean_interval
 
 HOW = (Scale.reduced, "tiny", "…")
