@@ -1,4 +1,4 @@
-"""The page of alexnet2012.serve in a browser: dropped, chosen, pasted, by keyboard, on a phone."""
+"""The page of alexnet2012.serve in a browser: uploads, keyboard use, small screens, errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GIVE = """([data, name, kind]) => {
     : new ClipboardEvent("paste", {clipboardData: given, bubbles: true});
   document.body.dispatchEvent(event);
 }"""
-# Numbers of a canvas as the middle of what each is drawn as: [maps, height, width, RGB].
+# Reads the colour at the centre of each value of a canvas: [maps, height, width, RGB].
 READ = """([layer, tower, count, height, width, gap]) => {
   const at = `[data-layer=${layer}][data-tower="${tower}"]`;
   const canvas = document.querySelector(`${at} canvas, canvas${at}`);
@@ -61,7 +61,7 @@ def server(net: TrainedModel) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(browser: Any, server: Server) -> Iterator[Open]:
-    """Opens the page; at the end nothing has been complained of, and only the server asked."""
+    """Opens the page; at the end checks for console errors and requests to other servers."""
     complaints: list[str] = []
     asked: list[str] = []
     pages = []
@@ -78,7 +78,7 @@ def open_page(browser: Any, server: Server) -> Iterator[Open]:
     yield opened
     for page in pages:
         page.close()
-    # What a browser says by itself of an answer that is an error.
+    # Browsers log error responses themselves.
     assert [words for words in complaints if "status of 4" not in words] == []
     assert [url for url in asked if not url.startswith((server.address, "data:"))] == []
 
@@ -110,14 +110,14 @@ def as_text(inspection: Inspection) -> list[str]:
 
 
 def colours(page: Any, tower: int) -> np.ndarray[Any, Any]:
-    """Zero, the tower's colour, that of its peak, and that below zero: [4, RGB]."""
+    """The colours of zero, the tower, its peak, and negative values: [4, RGB]."""
     names = ["--zero", f"--tower-{tower}", f"--peak-{tower}", "--below"]
     read = "(name) => getComputedStyle(document.documentElement).getPropertyValue(name)"
     return np.array([list(bytes.fromhex(page.evaluate(read, n).strip()[1:])) for n in names])
 
 
 def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]) -> Any:
-    """What a number must look like: [...] → [..., RGB]."""
+    """The expected colours of values: [...] → [..., RGB]."""
     part = np.round(255 * np.sqrt(np.abs(numbers) / peak))[..., None] / 255
     up = np.where(part < 0.6, of[0] + (of[1] - of[0]) * part / 0.6,
                   of[1] + (of[2] - of[1]) * (part - 0.6) / 0.4)  # fmt: skip
@@ -125,7 +125,7 @@ def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
+def test_a_dropped_image_is_classified_and_canvases_show_the_activations(
     open_page: Open, net: TrainedModel, picture: Path, inspection: Inspection, scheme: str
 ) -> None:
     page = open_page(color_scheme=scheme)
@@ -148,7 +148,7 @@ def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
     assert (int(background[4:].split(",")[0]) < 60) == (scheme == "dark")
 
 
-def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server) -> None:
+def test_exchanges_are_shown_between_the_layers(open_page: Open, server: Server) -> None:
     page = open_page()
     joins = page.locator(".join").all()
     layers = server.session.description["layers"]
@@ -163,7 +163,7 @@ def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server)
 
 
 @pytest.mark.parametrize("way", ["chosen", "pasted"])
-def test_a_picture_can_be_chosen_or_pasted(
+def test_an_image_can_be_chosen_or_pasted(
     open_page: Open, picture: Path, inspection: Inspection, way: str
 ) -> None:
     page = open_page()
@@ -174,7 +174,7 @@ def test_a_picture_can_be_chosen_or_pasted(
     assert predictions(page) == as_text(inspection)
 
 
-def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
+def test_the_page_can_be_used_by_keyboard(open_page: Open) -> None:
     page = open_page(reduced_motion="reduce")
     focused = "document.activeElement.dataset.photo ?? document.activeElement.id"
     page.keyboard.press("Tab")
@@ -219,7 +219,7 @@ def test_a_click_enlarges_the_map_under_the_pointer(open_page: Open, picture: Pa
     assert not page.locator("#loupe-kernel").is_visible()
 
 
-def test_what_cannot_be_used_is_said_and_the_next_picture_works(
+def test_an_unusable_file_is_reported_and_the_next_image_works(
     open_page: Open, picture: Path, inspection: Inspection
 ) -> None:
     page = open_page()
@@ -247,7 +247,7 @@ def test_what_cannot_be_used_is_said_and_the_next_picture_works(
 
 
 @pytest.mark.parametrize("width", [375, 900, 1280])
-def test_the_page_fits_before_and_after_a_picture(
+def test_the_page_fits_the_screen_before_and_after_an_upload(
     open_page: Open, picture: Path, width: int
 ) -> None:
     page = open_page(width)
@@ -258,7 +258,9 @@ def test_the_page_fits_before_and_after_a_picture(
     assert page.evaluate(scroll_width) <= width
 
 
-def test_everything_has_a_name_and_guesses_are_announced(open_page: Open, picture: Path) -> None:
+def test_elements_have_accessible_names_and_predictions_are_announced(
+    open_page: Open, picture: Path
+) -> None:
     page = open_page()
     give(page, picture.read_bytes(), "coffee.jpg")
     predictions(page)
@@ -273,7 +275,7 @@ def test_everything_has_a_name_and_guesses_are_announced(open_page: Open, pictur
     assert levels[:3] == ["H2", "H2", "H2"] and set(levels[3:]) == {"H3"}
 
 
-def test_the_program_says_where_it_is_and_ends_at_an_interrupt(
+def test_the_program_prints_its_address_and_stops_on_an_interrupt(
     saved_run: Path, tmp_path: Path, picture: Path
 ) -> None:
     words = module("serve", f"checkpoint={saved_run}", "port=0", "device=cpu")
@@ -284,7 +286,7 @@ def test_the_program_says_where_it_is_and_ends_at_an_interrupt(
     assert found is not None
     headers = {"Origin": found[1].rstrip("/")}
     data = picture.read_bytes()
-    with requests.Session() as browser:  # which leaves its connection open
+    with requests.Session() as browser:  # keeps its connection open
         answer = browser.post(found[1] + "look", data, headers=headers, timeout=30)
         assert answer.status_code == 200
         program.send_signal(signal.SIGINT)

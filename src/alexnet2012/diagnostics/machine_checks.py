@@ -188,8 +188,8 @@ def normalisation(mesh: Mesh) -> Finding:
         message = " ".join(str(error).split())
         remedy = "Triton needs a C compiler and the Python headers: install gcc and python3-dev"
         return Finding("normalisation", Severity.wrong, message, remedy)
-    kernels = "Triton kernels" if mesh.device.type == "cuda" else "on the CPU"
-    return ok("normalisation", f"forward and backward run, {kernels}")
+    where = "with Triton kernels" if mesh.device.type == "cuda" else "on the CPU"
+    return ok("normalisation", f"forward and backward run {where}")
 
 
 def memory() -> Finding:

@@ -14,6 +14,11 @@ STEP_PARTS = {
     "update": "weight update",
     "total": "total",
 }
+MEMORY_ITEMS = {
+    "weights as activations": "weights in the type of activations",
+    "activations kept for backward": "activations saved for backward",
+    "draws of dropout": "random numbers of dropout",
+}
 
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
@@ -72,7 +77,7 @@ def _memory(plan: dict[str, Any]) -> Table:
     table = _table("One process: memory", "item", "MB")
     memory = plan["memory_bytes"]
     for item, size in memory.items():
-        table.add_row(item, f"{size / 1e6:,.1f}")
+        table.add_row(MEMORY_ITEMS.get(item, item), f"{size / 1e6:,.1f}")
     table.add_section()
     card_gb, total = plan["memory_of_card_gb"], sum(memory.values())
     label = "total"
