@@ -27,13 +27,13 @@ from alexnet2012 import AlexNet
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.schema import PlanConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.diagnostics.step_timer import Laps, time_steps
+from alexnet2012.diagnostics.step_timer import LayerTimer, time_steps
 
 PRECISIONS = ("fp32", "bf16")
 REST = "what follows"
 
 
-class Products(Laps):
+class Products(LayerTimer):
     """The clock is read, besides, where a product ends and what follows it begins."""
 
     def __init__(self, net: AlexNet) -> None:

@@ -20,7 +20,7 @@ from record import given, keep, show
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.schema import MeshConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.plan import plan
+from alexnet2012.diagnostics.training_plan import plan_training
 
 ON_GPU = torch.cuda.is_available()
 ARM = Arm(OURS, 1, "bf16") if ON_GPU else Arm(OURS, 2, "fp32")
@@ -37,7 +37,7 @@ def predicted(batch: int) -> float:
         mesh=MeshConfig(towers=ARM.processes),
         recipe=load_recipe("paper"),
     )
-    rate: float = plan(config)["images_per_s"]
+    rate: float = plan_training(config)["images_per_s"]
     return rate
 
 

@@ -1,4 +1,4 @@
-"""Caffe's files, written by protobuf itself from the messages of caffe.proto, and a NumPy forward.
+"""Writes Caffe's files with protobuf, from messages of caffe.proto; and a forward pass in NumPy.
 
 Shares no code with ``alexnet2012``. Field numbers and types are copied from BVLC/caffe's
 src/caffe/proto/caffe.proto; the forward pass is Caffe's layers as their .cpp files compute them.
@@ -77,7 +77,7 @@ def _pool(file: Any) -> Any:
 
 
 def caffemodel(layers: list[dict[str, Any]], *, old: bool) -> bytes:
-    """A net of layers as in a prototxt, with ``blobs``; ``old`` writes V1 layers, as in 2013."""
+    """A model with layers as in a prototxt, and their ``blobs``; ``old``: V1 layers (2013)."""
     classes = _classes()
     net = classes["c.Net"](name="AlexNet")
     for layer in layers:
@@ -147,7 +147,7 @@ def alexnet_layers(
              "blobs": blobs((count, channels // group, kernel, kernel))}
         )  # fmt: skip
         layers.append({"name": f"relu{number}", "type": "ReLU"})
-        # alpha is far larger than bvlc's .0001, so that normalisation matters with few kernels.
+        # alpha is far larger than the .0001 of bvlc_alexnet, so that LRN matters with few kernels.
         norm = {"name": f"norm{number}", "type": "LRN",
                 "lrn_param": {"local_size": 5, "alpha": 0.01, "beta": 0.75}}  # fmt: skip
         pool = {"name": f"pool{number}", "type": "Pooling",
@@ -175,7 +175,7 @@ def alexnet_layers(
 
 
 def forward(layers: list[dict[str, Any]], bgr: Array) -> Array:
-    """Caffe's forward pass at test: [N, 3, S, S], BGR less the mean → [N, K], float64."""
+    """Caffe's forward pass in test mode: [N, 3, S, S], BGR minus the mean → [N, K], float64."""
     x = bgr.astype(np.float64)
     for layer in layers:
         kind = layer["type"]

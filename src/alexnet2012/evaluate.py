@@ -1,6 +1,7 @@
-"""Errors of a trained net: ``python -m alexnet2012.evaluate checkpoint=RUN [views=10] …``.
+"""Evaluate a trained model: ``python -m alexnet2012.evaluate checkpoint=RUN [views=10] …``.
 
-Several checkpoints make an ensemble whose probabilities are averaged.
+Prints top-1 and top-5 errors on the validation images. Several checkpoints form an ensemble, whose
+probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from alexnet2012.utils.metrics import error_interval_pct
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:
     errors = evaluate_checkpoints(config)
-    views = "1 view" if config.views == 1 else f"{config.views} views averaged"
+    views = "1 view" if config.views == 1 else f"average of {config.views} views"
     table = Table()
-    for heading in ("", "error, %", "95% interval"):
+    for heading in ("", "error (%)", "95% interval"):
         table.add_column(heading, justify="right")
     for name, count in (("top-1", errors.top1_errors), ("top-5", errors.top5_errors)):
         low, high = error_interval_pct(count, errors.pictures)
         table.add_row(name, f"{100 * count / errors.pictures:.2f}", f"{low:.2f} – {high:.2f}")
     console = Console()
-    console.print(f"{errors.pictures:,} validation pictures, {views}", highlight=False)
+    console.print(f"{errors.pictures:,} validation images, {views}", highlight=False)
     console.print(table)
     if config.out is not None:
-        found = {
+        document = {
             "checkpoint": config.checkpoint,
             "views": config.views,
             **errors.summary(),
         }
         Path(config.out).expanduser().write_text(
-            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+            json.dumps(document, indent=1) + "\n", encoding="utf-8"
         )
 
 

@@ -1,9 +1,7 @@
-"""Last hidden activations: ``python -m alexnet2012.features checkpoint=RUN FOLDER out=FILE.npy``.
+"""Extract features: ``python -m alexnet2012.features checkpoint=RUN FOLDER out=FILE.npy``.
 
-FILE.npy is [M, 4096], a row a picture, as fc8 reads them (after dropout's factor), centre view;
-FILE.npy.json names the pictures and the net.
-
-Legend: M pictures, U hidden units.
+FILE.npy is float32 [M, U]: the last hidden activations of M images (centre crop), as fc8 reads
+them after the scaling of dropout. FILE.npy.json lists the images and identifies the model.
 """
 
 from __future__ import annotations
@@ -16,24 +14,29 @@ from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import FeaturesConfig
 from alexnet2012.config.schema import RunError
 from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.features import Features, activations_of, digest
+from alexnet2012.inference.features import Features, compute_features, digest
 from alexnet2012.inference.images import collect_images, find_images
 from alexnet2012.inference.trained_model import load_trained
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
-    """Raises RunError: some pictures cannot be used; the file holds the others."""
+    """Write the features of all usable images.
+
+    Raises:
+        ConfigError: the model or an image does not exist, or none of the images can be used.
+        RunError: some images cannot be used; the file holds the others.
+    """
     reuse_memory()
     names = find_images(config.images)
-    given = Path(config.checkpoint).expanduser()
-    given = (manifest.latest(given) or given).absolute()
-    net = load_trained(given, config.device)
-    used, activations, rejected = activations_of(net, names, config)
+    checkpoint = Path(config.checkpoint).expanduser()
+    checkpoint = (manifest.latest(checkpoint) or checkpoint).absolute()
+    trained = load_trained(checkpoint, config.device)
+    used, activations, rejected = compute_features(trained, names, config)
     out = Path(config.out).expanduser()
-    Features(activations.numpy(), used, str(given), digest(net)).save(out)
-    print(f"{out}: {len(used)} pictures, {activations.shape[1]} activations each")
+    Features(activations.numpy(), used, str(checkpoint), digest(trained)).save(out)
+    print(f"{out}: {len(used)} images, {activations.shape[1]} activations each")
     if rejected:
-        raise RunError(f"{len(rejected)} of {len(names)} pictures could not be used")
+        raise RunError(f"{len(rejected)} of {len(names)} images could not be used")
 
 
 def main() -> None:

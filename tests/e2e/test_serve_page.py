@@ -1,4 +1,4 @@
-"""The page of alexnet2012.serve in a browser: dropped, chosen, pasted, by keyboard, on a phone."""
+"""The page of alexnet2012.serve in a browser: uploads, keyboard use, small screens, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving import serving
 from alexnet2012.inference.activations import Inspection, inspect_image
 from alexnet2012.inference.images import stored_pixels
 from alexnet2012.inference.trained_model import TrainedModel
-from alexnet2012.serve import Server
+from alexnet2012.inference.web.server import Server
 
 Open = Callable[..., Any]
 GIVE = """([data, name, kind]) => {
@@ -30,7 +30,7 @@ GIVE = """([data, name, kind]) => {
     : new ClipboardEvent("paste", {clipboardData: given, bubbles: true});
   document.body.dispatchEvent(event);
 }"""
-# Numbers of a canvas as the middle of what each is drawn as: [maps, height, width, RGB].
+# Reads the colour at the centre of each value of a canvas: [maps, height, width, RGB].
 READ = """([layer, tower, count, height, width, gap]) => {
   const at = `[data-layer=${layer}][data-tower="${tower}"]`;
   const canvas = document.querySelector(`${at} canvas, canvas${at}`);
@@ -61,7 +61,7 @@ def server(net: TrainedModel) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(browser: Any, server: Server) -> Iterator[Open]:
-    """Opens the page; at the end nothing has been complained of, and only the server asked."""
+    """Opens the page; at the end checks for console errors and requests to other servers."""
     complaints: list[str] = []
     asked: list[str] = []
     pages = []
@@ -78,7 +78,7 @@ def open_page(browser: Any, server: Server) -> Iterator[Open]:
     yield opened
     for page in pages:
         page.close()
-    # What a browser says by itself of an answer that is an error.
+    # Browsers log error responses themselves.
     assert [words for words in complaints if "status of 4" not in words] == []
     assert [url for url in asked if not url.startswith((server.address, "data:"))] == []
 
@@ -89,7 +89,7 @@ def picture(photos_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked(net: TrainedModel, picture: Path) -> Inspection:
+def inspection(net: TrainedModel, picture: Path) -> Inspection:
     return inspect_image(net, stored_pixels(picture.read_bytes(), len(net.mean_image)), 10)
 
 
@@ -97,24 +97,27 @@ def give(page: Any, data: bytes, name: str, kind: str = "drop") -> None:
     page.evaluate(GIVE, [base64.b64encode(data).decode(), name, kind])
 
 
-def guesses(page: Any) -> list[str]:
-    page.wait_for_selector("#guesses li")
-    return [re.sub(r"\s+", " ", text) for text in page.locator("#guesses li").all_inner_texts()]
+def predictions(page: Any) -> list[str]:
+    page.wait_for_selector("#predictions li")
+    return [re.sub(r"\s+", " ", text) for text in page.locator("#predictions li").all_inner_texts()]
 
 
-def in_words(looked: Inspection) -> list[str]:
-    return [f"{guess.name} {100 * guess.probability:.1f}%" for guess in looked.guesses]
+def as_text(inspection: Inspection) -> list[str]:
+    return [
+        f"{prediction.name} {100 * prediction.probability:.1f}%"
+        for prediction in inspection.predictions
+    ]
 
 
 def colours(page: Any, tower: int) -> np.ndarray[Any, Any]:
-    """Zero, the tower's colour, that of its peak, and that below zero: [4, RGB]."""
+    """The colours of zero, the tower, its peak, and negative values: [4, RGB]."""
     names = ["--zero", f"--tower-{tower}", f"--peak-{tower}", "--below"]
     read = "(name) => getComputedStyle(document.documentElement).getPropertyValue(name)"
     return np.array([list(bytes.fromhex(page.evaluate(read, n).strip()[1:])) for n in names])
 
 
 def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]) -> Any:
-    """What a number must look like: [...] → [..., RGB]."""
+    """The expected colours of values: [...] → [..., RGB]."""
     part = np.round(255 * np.sqrt(np.abs(numbers) / peak))[..., None] / 255
     up = np.where(part < 0.6, of[0] + (of[1] - of[0]) * part / 0.6,
                   of[1] + (of[2] - of[1]) * (part - 0.6) / 0.4)  # fmt: skip
@@ -122,18 +125,18 @@ def painted(numbers: np.ndarray[Any, Any], peak: float, of: np.ndarray[Any, Any]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
-    open_page: Open, net: TrainedModel, picture: Path, looked: Inspection, scheme: str
+def test_a_dropped_image_is_classified_and_canvases_show_the_activations(
+    open_page: Open, net: TrainedModel, picture: Path, inspection: Inspection, scheme: str
 ) -> None:
     page = open_page(color_scheme=scheme)
     give(page, picture.read_bytes(), "my coffee.jpg")
-    assert guesses(page) == in_words(looked)
+    assert predictions(page) == as_text(inspection)
     assert "my coffee.jpg" in page.inner_text("#status")
     page.check("input[value=all]")
-    for stage, found in (("handed_on", looked.handed_on), ("result", looked.results)):
+    for stage, found in (("handed_on", inspection.handed_on), ("result", inspection.results)):
         page.check(f"input[value={stage}]")
         for layer in ("conv1", "conv3", "fc6", "fc8"):
-            x = (found if layer.startswith("conv") else looked.handed_on)[layer]
+            x = (found if layer.startswith("conv") else inspection.handed_on)[layer]
             x = x.reshape(len(x), *(x.shape[1:] or (1, 1)))
             for tower, part in enumerate(np.split(x, 2)):
                 shape = [*part.shape, int(layer.startswith("conv"))]
@@ -145,33 +148,33 @@ def test_a_dropped_picture_is_guessed_and_both_towers_draw_the_nets_own_numbers(
     assert (int(background[4:].split(",")[0]) < 60) == (scheme == "dark")
 
 
-def test_what_crosses_stands_between_the_towers(open_page: Open, server: Server) -> None:
+def test_exchanges_are_shown_between_the_layers(open_page: Open, server: Server) -> None:
     page = open_page()
     joins = page.locator(".join").all()
-    layers = server.desk.about["layers"]
+    layers = server.session.description["layers"]
     assert len(joins) == len(layers) + 1
     for join, layer in zip(joins, layers, strict=False):
         crosses = layer["name"] in ("conv3", "fc6", "fc7", "fc8")
         assert join.locator(".crossing").count() == 2 * crosses
-        words = f"{layer['crossing_bytes']:,} bytes cross" if crosses else ""
+        words = f"{layer['crossing_bytes']:,} bytes exchanged" if crosses else ""
         assert "".join(join.locator(".bytes").all_inner_texts()) == words
     assert joins[-1].locator(".crossing").count() == 2  # the logits
     assert page.locator("img.kernels").count() == 2
 
 
 @pytest.mark.parametrize("way", ["chosen", "pasted"])
-def test_a_picture_can_be_chosen_or_pasted(
-    open_page: Open, picture: Path, looked: Inspection, way: str
+def test_an_image_can_be_chosen_or_pasted(
+    open_page: Open, picture: Path, inspection: Inspection, way: str
 ) -> None:
     page = open_page()
     if way == "chosen":
         page.set_input_files("#file", picture)
     else:
         give(page, picture.read_bytes(), "image.png", "paste")
-    assert guesses(page) == in_words(looked)
+    assert predictions(page) == as_text(inspection)
 
 
-def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
+def test_the_page_can_be_used_by_keyboard(open_page: Open) -> None:
     page = open_page(reduced_motion="reduce")
     focused = "document.activeElement.dataset.photo ?? document.activeElement.id"
     page.keyboard.press("Tab")
@@ -182,7 +185,7 @@ def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert page.evaluate(outline) == "solid"
     page.keyboard.press("Enter")
-    guesses(page)
+    predictions(page)
     assert page.locator("[data-photo=astronaut]").get_attribute("aria-pressed") == "true"
     for _ in range(16):
         page.keyboard.press("Tab")
@@ -204,25 +207,25 @@ def test_all_can_be_done_by_keyboard(open_page: Open) -> None:
 def test_a_click_enlarges_the_map_under_the_pointer(open_page: Open, picture: Path) -> None:
     page = open_page()
     give(page, picture.read_bytes(), "coffee.jpg")
-    guesses(page)
+    predictions(page)
     page.check("input[value=all]")
     canvas = page.locator("[data-layer=conv3][data-tower='1'] canvas")
     box, columns = canvas.bounding_box(), int(canvas.get_attribute("data-columns"))
     canvas.click(position={"x": box["width"] * 1.5 / columns, "y": 3})
     first = page.evaluate(
-        "JSON.parse(document.getElementById('net').textContent).layers[2].rows[1][0]"
+        "JSON.parse(document.getElementById('model').textContent).layers[2].rows[1][0]"
     )
     assert page.inner_text("#loupe-title") == f"conv3, kernel {first + 1}, tower 1"
     assert not page.locator("#loupe-kernel").is_visible()
 
 
-def test_what_cannot_be_used_is_said_and_the_next_picture_works(
-    open_page: Open, picture: Path, looked: Inspection
+def test_an_unusable_file_is_reported_and_the_next_image_works(
+    open_page: Open, picture: Path, inspection: Inspection
 ) -> None:
     page = open_page()
     for data, words in (
         (b"some words", "not a picture of a known format"),
-        (picture.read_bytes()[:900], "cannot be used as a picture"),
+        (picture.read_bytes()[:900], "The image cannot be used"),
         (b"", "the file is empty"),
     ):
         give(page, data, "notes <b>.txt")
@@ -230,36 +233,38 @@ def test_what_cannot_be_used_is_said_and_the_next_picture_works(
         alert.wait_for()
         assert alert.inner_text().startswith("notes <b>.txt: ")
         assert alert.get_attribute("role") == "alert"
-    assert page.locator("#guesses li").count() == 0
+    assert page.locator("#predictions li").count() == 0
     give(page, picture.read_bytes(), "coffee.jpg")
-    assert guesses(page) == in_words(looked)
+    assert predictions(page) == as_text(inspection)
     assert not page.locator("#problem").is_visible()
     page.evaluate("""() => {
       const text = new DataTransfer();
       text.setData("text/plain", "words");
       document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: text, bubbles: true}));
     }""")
-    assert "no picture in what was dropped" in page.inner_text("#problem")
-    assert guesses(page) == in_words(looked)
+    assert "No image file was dropped" in page.inner_text("#problem")
+    assert predictions(page) == as_text(inspection)
 
 
 @pytest.mark.parametrize("width", [375, 900, 1280])
-def test_the_page_fits_before_and_after_a_picture(
+def test_the_page_fits_the_screen_before_and_after_an_upload(
     open_page: Open, picture: Path, width: int
 ) -> None:
     page = open_page(width)
     scroll_width = "document.documentElement.scrollWidth"
     assert page.evaluate(scroll_width) <= width
     give(page, picture.read_bytes(), "a-name-without-any-space-" * 4 + ".jpg")
-    guesses(page)
+    predictions(page)
     assert page.evaluate(scroll_width) <= width
 
 
-def test_everything_has_a_name_and_guesses_are_announced(open_page: Open, picture: Path) -> None:
+def test_elements_have_accessible_names_and_predictions_are_announced(
+    open_page: Open, picture: Path
+) -> None:
     page = open_page()
     give(page, picture.read_bytes(), "coffee.jpg")
-    guesses(page)
-    assert page.locator("#guesses").locator("xpath=ancestor::*[@aria-live]").count() == 1
+    predictions(page)
+    assert page.locator("#predictions").locator("xpath=ancestor::*[@aria-live]").count() == 1
     nameless = """() => [...document.querySelectorAll("img, button, input, canvas[role]")]
       .filter((e) => !(e.alt || e.getAttribute("aria-label") || e.textContent.trim()
         || e.closest("label") || e.querySelector("img[alt]"))).map((e) => e.outerHTML)"""
@@ -270,18 +275,18 @@ def test_everything_has_a_name_and_guesses_are_announced(open_page: Open, pictur
     assert levels[:3] == ["H2", "H2", "H2"] and set(levels[3:]) == {"H3"}
 
 
-def test_the_program_says_where_it_is_and_ends_at_an_interrupt(
+def test_the_program_prints_its_address_and_stops_on_an_interrupt(
     saved_run: Path, tmp_path: Path, picture: Path
 ) -> None:
     words = module("serve", f"checkpoint={saved_run}", "port=0", "device=cpu")
     program, mark = start(words, tmp_path)
     assert program.stdout is not None
     line = program.stdout.readline()
-    found = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)
+    found = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) \(press Ctrl-C to stop\)\n", line)
     assert found is not None
     headers = {"Origin": found[1].rstrip("/")}
     data = picture.read_bytes()
-    with requests.Session() as browser:  # which leaves its connection open
+    with requests.Session() as browser:  # keeps its connection open
         answer = browser.post(found[1] + "look", data, headers=headers, timeout=30)
         assert answer.status_code == 200
         program.send_signal(signal.SIGINT)

@@ -124,7 +124,7 @@ def test_a_training_in_a_terminal_fits_80_columns_and_warns_of_nothing(
     assert [word for word in ("warn", "deprecat", "error:", "traceback") if word in text] == []
     evaluation = module("evaluate", f"checkpoint={tmp_path / 'run'}", "views=10", "device=cpu")
     lines = lines_of(in_terminal(evaluation, tmp_path), tmp_path)
-    assert lines[0] == "48 validation pictures, 10 views averaged"
+    assert lines[0] == "48 validation images, average of 10 views"
     assert max(map(len, lines)) <= 80
     assert "warn" not in " ".join(lines).lower()
 

@@ -1,4 +1,4 @@
-"""The doctor: what is wrong is found, with a remedy, and nothing else is."""
+"""The checks of the doctor find faults, and name a remedy for each."""
 
 from __future__ import annotations
 
@@ -34,24 +34,22 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_the_tested_versions_are_ok_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(check().level is Severity.ok for check in machine_checks.versions())
-    for here, level in (("2.12.1", Severity.wrong), ("2.14.0+cu130", Severity.warning)):
-        monkeypatch.setattr(machine_checks, "version", lambda _, here=here: here)
-        found = machine_checks.installed("torch")
-        assert (found.level, found.said) == (level, here)
-        assert "pip install" in found.remedy
+    assert all(check().level is Severity.ok for check in machine_checks.package_versions())
+    for installed, level in (("2.12.1", Severity.wrong), ("2.14.0+cu130", Severity.warning)):
+        monkeypatch.setattr(machine_checks, "version", lambda _, installed=installed: installed)
+        finding = machine_checks.package_version("torch")
+        assert (finding.level, finding.message) == (level, installed)
+        assert "pip install" in finding.remedy
 
 
-def test_a_pipeline_of_dali_really_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dali_check_compares_with_another_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = single_process()
     assert machine_checks.dali(mesh).level is Severity.ok
-    monkeypatch.setattr(
-        machine_checks, "decode_jpeg", lambda encoded: 0
-    )  # another decoder's opinion
+    monkeypatch.setattr(machine_checks, "decode_jpeg", lambda encoded: 0)  # a different result
     assert machine_checks.dali(mesh).level is Severity.wrong
 
 
-def test_its_help_says_what_it_takes(
+def test_help_refers_to_the_settings_of_train(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["doctor", "--help"])
@@ -59,7 +57,7 @@ def test_its_help_says_what_it_takes(
     assert "Settings: python -m alexnet2012.train --help" in capsys.readouterr().out
 
 
-def test_normalisation_is_tried_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_normalisation_check_runs_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = single_process()
     assert machine_checks.normalisation(mesh).level is Severity.ok
 
@@ -67,9 +65,9 @@ def test_normalisation_is_tried_forward_and_backward(monkeypatch: pytest.MonkeyP
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(machine_checks, "local_response_norm", without_a_compiler)
-    found = machine_checks.normalisation(mesh)
-    assert (found.level, found.said) == (Severity.wrong, "Failed to find C compiler")
-    assert "python3-dev" in found.remedy
+    finding = machine_checks.normalisation(mesh)
+    assert (finding.level, finding.message) == (Severity.wrong, "Failed to find C compiler")
+    assert "python3-dev" in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -137,28 +135,28 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     ("free", "level"),
     [(100 * GIB, Severity.ok), (2 * GIB, Severity.warning), (1000, Severity.wrong)],
 )
-def test_room_is_weighed(
+def test_free_disk_space_decides_the_severity(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, level: Severity
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
-    found = machine_checks.disk(tmp_path / "runs" / "not there yet")
-    assert found.level is level
-    assert bool(found.remedy) == (level is not Severity.ok)
+    finding = machine_checks.disk(tmp_path / "runs" / "not there yet")
+    assert finding.level is level
+    assert bool(finding.remedy) == (level is not Severity.ok)
 
 
-def test_a_folder_that_cannot_be_written_is_wrong() -> None:
-    found = machine_checks.disk(Path("/proc/runs"))
-    assert found.level is Severity.wrong
-    assert "hydra.run.dir" in found.remedy
+def test_an_unwritable_folder_is_wrong() -> None:
+    finding = machine_checks.disk(Path("/proc/runs"))
+    assert finding.level is Severity.wrong
+    assert "hydra.run.dir" in finding.remedy
 
 
-def test_a_store_is_counted_and_a_changed_file_is_found(
+def test_a_store_is_verified_and_a_changed_file_is_found(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    found = machine_checks.store(photos_store.root)
-    assert (found.level, found.said.split(";")[0]) == (
+    finding = machine_checks.store(photos_store.root)
+    assert (finding.level, finding.message.split(";")[0]) == (
         Severity.ok,
-        "96 train and 48 val pictures of 16 classes",
+        "96 train and 48 val images of 16 classes",
     )
     assert machine_checks.store(tmp_path / "none").level is Severity.warning
     root = tmp_path / "store"
@@ -167,35 +165,36 @@ def test_a_store_is_counted_and_a_changed_file_is_found(
     data = bytearray(victim.read_bytes())
     data[-3] ^= 1
     victim.write_bytes(data)
-    assert str(victim) in machine_checks.store(root).said
+    assert str(victim) in machine_checks.store(root).message
     (root / "train.tsv").write_text("")
     assert "do not belong together" in machine_checks.store(root).remedy
 
 
-def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path) -> None:
+def test_a_checkpoint_is_verified_and_a_truncated_one_is_found(tmp_path: Path) -> None:
     net = AlexNet("paper", 2, model=ModelConfig(width=1 / 24, input_size=64))
     folder = tmp_path / "run" / "checkpoints" / "step-0000003"
     optimizer = PaperSGD(net, load_recipe("paper").optimizer)
     mean = np.zeros((8, 8, 3), np.float32)
     checkpoint.save(folder, TrainingState.of(net, optimizer, Progress(3, 1), mean), net.mesh)
     assert (
-        machine_checks.saved(tmp_path / "run").said == "step-0000003: step 3, all as it was written"
+        machine_checks.checkpoint(tmp_path / "run").message
+        == "step-0000003: step 3, checksums verified"
     )
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    assert f"{file.name} has another checksum" in machine_checks.saved(folder).said
-    assert machine_checks.saved(tmp_path).level is Severity.wrong
+    assert f"{file.name} has another checksum" in machine_checks.checkpoint(folder).message
+    assert machine_checks.checkpoint(tmp_path).level is Severity.wrong
 
 
-def test_a_check_that_cannot_be_made_has_found_something() -> None:
+def test_an_exception_in_a_check_is_a_finding() -> None:
     def broken() -> Finding:
-        raise OSError("no such luck")
+        raise OSError("disk on fire")
 
-    found = machine_checks.found(broken)
-    assert (found.level, found.said) == (Severity.wrong, "no such luck")
+    finding = machine_checks.run_check(broken)
+    assert (finding.level, finding.message) == (Severity.wrong, "disk on fire")
 
 
-def test_the_doctor_tells_every_check_and_ends_with_1_if_something_is_wrong(
+def test_the_doctor_reports_every_check_and_exits_with_1_on_a_fault(
     photos_store: Store, tmp_path: Path
 ) -> None:
     command = printed("python -m alexnet2012.doctor data=store data.store=STORE checkpoint=RUN")
@@ -204,9 +203,11 @@ def test_the_doctor_tells_every_check_and_ends_with_1_if_something_is_wrong(
     words = [places.get(word, word) for word in command]
     ended = run([*words, "mesh.device=cpu", "--json"], tmp_path)
     assert (ended.code, ended.err, ended.left) == (1, "", [])
-    found = {row["check"]: row for row in json.loads(ended.out)}
-    wrong = [name for name, row in found.items() if row["level"] == "wrong"]
+    by_check = {row["check"]: row for row in json.loads(ended.out)}
+    wrong = [name for name, row in by_check.items() if row["level"] == "wrong"]
     assert wrong == ["checkpoint"]
-    assert {"device", "torch", "DALI", "store", "disk", "commit", "exchange of conv3"} <= set(found)
-    assert "MB/s" in found["exchange of conv3"]["said"]
+    assert {"device", "torch", "DALI", "store", "disk", "commit", "exchange of conv3"} <= {
+        *by_check
+    }
+    assert "MB/s" in by_check["exchange of conv3"]["said"]
     assert list(tmp_path.iterdir()) == []

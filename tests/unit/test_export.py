@@ -1,4 +1,4 @@
-"""One file of both towers gives the logits of the net, and says what it needs to be used.
+"""Exported files reproduce the logits of the model, and carry the metadata to use them.
 
 Tolerance: 1e-5 of the largest logit, float32 sums in another order.
 """
@@ -21,9 +21,9 @@ from alexnet2012.config.inference_schema import ExportConfig
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, ModelConfig, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
-from alexnet2012.export import export
 from alexnet2012.export import run as export_run
 from alexnet2012.inference.evaluate import evaluate_checkpoints
+from alexnet2012.inference.export import export
 from alexnet2012.inference.onnx_graph import _Graph
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.nn.alexnet import AlexNet
@@ -31,8 +31,8 @@ from alexnet2012.nn.alexnet import AlexNet
 RELATIVE = 1e-5
 
 
-def seen_in_the_store(net: TrainedModel, store: Store) -> tuple[Tensor, Tensor]:
-    """What training reads of validation pictures [N, 3, S, S], and their pixels before the mean."""
+def preprocessed(net: TrainedModel, store: Store) -> tuple[Tensor, Tensor]:
+    """Validation images as training preprocesses them [N, 3, S, S], and the same plus the mean."""
     size, margin = net.model.config.input_size, store.size - net.model.config.input_size
     loader = EvalLoader(
         store, store.split("val", 1), net.model.recipe.augment,
@@ -44,23 +44,23 @@ def seen_in_the_store(net: TrainedModel, store: Store) -> tuple[Tensor, Tensor]:
     return images, (images + mean).round()
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    return float((found - expected).abs().max() / expected.abs().max()) < RELATIVE
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return float((actual - expected).abs().max() / expected.abs().max()) < RELATIVE
 
 
 @pytest.fixture(scope="module")
 def logits(net: TrainedModel, photos_store: Store) -> Tensor:
     with torch.no_grad():
-        return net.model(seen_in_the_store(net, photos_store)[0])
+        return net.model(preprocessed(net, photos_store)[0])
 
 
-def test_safetensors_holds_public_names_and_is_read_back_whole(
+def test_safetensors_holds_public_names_and_can_be_loaded(
     net: TrainedModel, saved_run: Path, photos_store: Store, logits: Tensor, tmp_path: Path
 ) -> None:
     out = tmp_path / "a folder" / "net.safetensors"
     export_run(ExportConfig(str(saved_run), ExportFormat.safetensors, str(out)), tmp_path)
     (tmp_path / "any file").touch()
-    assert out.stat().st_mode == (tmp_path / "any file").stat().st_mode  # who may read it
+    assert out.stat().st_mode == (tmp_path / "any file").stat().st_mode  # the usual permissions
     with safe_open(out, framework="pt") as file:
         names = set(file.keys())
         note = json.loads(file.metadata()["alexnet2012"])
@@ -70,30 +70,30 @@ def test_safetensors_holds_public_names_and_is_read_back_whole(
     assert names == {*net.model.full_shapes(), "mean_image"}
     assert note["recipe"]["name"] == "code145"
     assert tuple(note["classes"]) == photos_store.classes
-    assert str(photos_store.root) not in json.dumps(note)  # nothing of the machine it comes from
-    back = load_trained(out, Device.cpu)
+    assert str(photos_store.root) not in json.dumps(note)  # no paths of this machine
+    loaded = load_trained(out, Device.cpu)
     with torch.no_grad():
-        assert torch.equal(back.model(seen_in_the_store(net, photos_store)[0]), logits)
-    assert np.array_equal(back.mean_image, photos_store.mean_image)
+        assert torch.equal(loaded.model(preprocessed(net, photos_store)[0]), logits)
+    assert np.array_equal(loaded.mean_image, photos_store.mean_image)
     of_the_file = evaluate_checkpoints(
         EvaluateConfig(str(out), str(photos_store.root), views=1, device=Device.cpu)
     )
     of_the_run = evaluate_checkpoints(EvaluateConfig(str(saved_run), views=1, device=Device.cpu))
     assert of_the_file == of_the_run
-    with pytest.raises(ConfigError, match="does not say what it was trained on; set store="):
+    with pytest.raises(ConfigError, match="does not record its training data; set store="):
         evaluate_checkpoints(EvaluateConfig(str(out), device=Device.cpu))
 
 
-def test_onnx_takes_pixels_and_gives_the_logits_for_any_number_of_pictures(
+def test_onnx_takes_pixels_and_gives_the_logits_for_any_batch_size(
     net: TrainedModel, photos_store: Store, logits: Tensor, tmp_path: Path
 ) -> None:
     out = tmp_path / "net.onnx"
     export(net, ExportFormat.onnx, out)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    pixels = seen_in_the_store(net, photos_store)[1].numpy()
+    pixels = preprocessed(net, photos_store)[1].numpy()
     for count in (1, 16):
-        (found,) = session.run(["logits"], {"images": pixels[:count]})
-        assert close(torch.from_numpy(found), logits[:count])
+        (outputs,) = session.run(["logits"], {"images": pixels[:count]})
+        assert close(torch.from_numpy(outputs), logits[:count])
     note = json.loads(session.get_modelmeta().custom_metadata_map["alexnet2012"])
     assert tuple(note["classes"]) == photos_store.classes
     graph = onnx.load(out).graph
@@ -114,20 +114,22 @@ def test_onnx_takes_pixels_and_gives_the_logits_for_any_number_of_pictures(
         ("paper", "bf16"),
     ],
 )
-def test_every_kind_of_net_becomes_the_same_graph(recipe: str, change: str, tmp_path: Path) -> None:
+def test_every_recipe_and_precision_exports_to_an_equivalent_graph(
+    recipe: str, change: str, tmp_path: Path
+) -> None:
     size = 32 if recipe == "cifar4" else 64
     config = ModelConfig(width=1.0 if recipe == "cifar4" else 0.04, input_size=size)
     if change == "tanh":
         config.activation = type(config.activation).tanh
-    made = AlexNet(recipe, 5, model=config).recipe
+    changed = AlexNet(recipe, 5, model=config).recipe
     if change == "no crosslinks":
-        for layer in (*made.convs.values(), *made.hidden.values()):
+        for layer in (*changed.convs.values(), *changed.hidden.values()):
             layer.reads_both_towers = False
-    made.lrn_across_towers = change == "across towers"
-    made.lrn.alpha = 1.0  # on nets this small the usual one would hardly be felt
+    changed.lrn_across_towers = change == "across towers"
+    changed.lrn.alpha = 1.0  # the usual value has little effect in a model this small
     mean = np.random.default_rng(0).uniform(90, 130, (size + 8, size + 8, 3)).astype(np.float32)
     precision = {"float64": "fp64", "bf16": "bf16"}.get(change, "fp32")
-    model = AlexNet(made, 5, model=config, precision=precision).eval()
+    model = AlexNet(changed, 5, model=config, precision=precision).eval()
     net = TrainedModel(model, tuple("abcde"), mean, None)
     assert export(net, ExportFormat.onnx, tmp_path / "net.onnx") < RELATIVE
 
@@ -139,26 +141,26 @@ def test_torch_export_takes_pixels_and_gives_the_logits(
     export(net, ExportFormat.torch, out)
     extra = {"alexnet2012.json": ""}
     graph = torch.export.load(out, extra_files=extra).module()
-    pixels = seen_in_the_store(net, photos_store)[1]
+    pixels = preprocessed(net, photos_store)[1]
     for count in (1, 16):
         assert close(graph(pixels[:count]).detach(), logits[:count])
     assert tuple(json.loads(extra["alexnet2012.json"])["classes"]) == photos_store.classes
 
 
-def test_a_file_with_other_logits_is_not_written(
+def test_a_file_with_different_logits_is_not_written(
     net: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Graph, "_local_response_norm", lambda graph, x, norm: x)
     out = tmp_path / "net.onnx"
-    out.write_text("what was there before")
+    out.write_text("existing content")
     with pytest.raises(RunError, match="its logits differ"):
         export(net, ExportFormat.onnx, out)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
-    assert out.read_text() == "what was there before"
+    assert out.read_text() == "existing content"
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "foreign", "classes"])
-def test_a_file_that_is_no_exported_net_is_refused(
+def test_a_file_that_is_not_an_exported_model_is_refused(
     damage: str, net: TrainedModel, tmp_path: Path
 ) -> None:
     out = tmp_path / "net.safetensors"
@@ -173,5 +175,8 @@ def test_a_file_that_is_no_exported_net_is_refused(
     else:
         out.write_bytes(data.replace(b'\\"brick\\", ', b"           "))
     assert out.read_bytes() != data
-    with pytest.raises(ConfigError, match=r"checkpoint=.*net\.safetensors: is no net that"):
+    with pytest.raises(
+        ConfigError,
+        match=r"checkpoint=.*net\.safetensors: is not a safetensors file",
+    ):
         load_trained(out)

@@ -1,4 +1,4 @@
-"""The model of cost: bytes and memory against what torch counts, times against sums by hand."""
+"""The cost model: bytes and memory against torch's counts, times against hand calculations."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import LayerOp, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
+from alexnet2012.diagnostics.training_plan import plan_training
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.ledger.measurements import EXCHANGED_FLOATS
@@ -49,7 +50,7 @@ from alexnet2012.nn.flops import LayerAudit, audit
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES
-from alexnet2012.plan import plan, run
+from alexnet2012.plan import run
 from alexnet2012.utils.shard import Shard, padded_shard_size
 
 CLASSES, ROWS = 11, 2  # classes that two towers cannot share evenly
@@ -125,7 +126,7 @@ def forward(net: AlexNet, rows: int, replicas: int = 1) -> Tensor:
         (512, 2, Precision.fp32),
     ],
 )
-def test_planned_bytes_are_those_that_torch_counts(
+def test_predicted_bytes_equal_those_that_torch_counts(
     replicas: int, towers: int, precision: Precision
 ) -> None:
     types = DTYPES[precision]
@@ -160,7 +161,7 @@ def test_planned_bytes_are_those_that_torch_counts(
     }
 
 
-def test_the_full_nets_exchanges_are_those_of_the_papers_figure() -> None:
+def test_exchanges_of_the_full_size_model_are_those_of_figure_2() -> None:
     plans = layer_costs(load_recipe("paper"), audit(AlexNet("paper")), Layout(128, 1, 2))
     both_towers = {cost.name: 2 * cost.sent_bytes["forward"] for cost in plans if cost.sent_bytes}
     assert both_towers == {n: 4 * f for n, f in EXCHANGED_FLOATS.items()} | {"logits": 4 * 1000}
@@ -190,7 +191,7 @@ def kept_by_torch(recipe: str, towers: int, precision: Precision) -> int:
     ("recipe", "towers"),
     [("paper", 1), ("paper", 2), ("code145", 1), ("code145", 2), ("code146", 2), ("cifar4", 1)],
 )
-def test_planned_activations_are_those_that_torch_keeps(recipe: str, towers: int) -> None:
+def test_predicted_activations_equal_those_that_torch_saves(recipe: str, towers: int) -> None:
     for precision in Precision:
         types = DTYPES[precision]
         sizes = types.activations.itemsize, types.parameters.itemsize
@@ -205,14 +206,14 @@ def test_planned_activations_are_those_that_torch_keeps(recipe: str, towers: int
         assert kept == kept_by_torch(recipe, towers, precision)
 
 
-def test_a_map_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_map_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cost_model.KEPT, LayerOp.activation, SavedForBackward())
     kept = ROWS * sum(cost.kept_bytes for cost in planned("paper", Layout(ROWS)))
     assert kept < kept_by_torch("paper", 1, Precision.fp32)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
-def test_planned_memory_is_nearly_the_peak_that_torch_tracks(recipe: str) -> None:
+def test_predicted_memory_is_close_to_the_peak_that_torch_tracks(recipe: str) -> None:
     rows = 16
     net = net_on(Mesh(torch.device("cpu")), recipe)
     optimizer = PaperSGD(net, net.recipe.optimizer)
@@ -232,7 +233,7 @@ def test_planned_memory_is_nearly_the_peak_that_torch_tracks(recipe: str) -> Non
     assert 0.75 < together / peak["Total"] < 1
 
 
-def test_a_process_draws_dropout_for_its_own_units_and_pictures() -> None:
+def test_a_process_draws_dropout_only_for_its_own_units_and_images() -> None:
     few, many = (
         memory_bytes(planned("paper", layout), layout)["draws of dropout"]
         for layout in (Layout(ROWS, 1, 2), Layout(512 * ROWS, 512, 2))
@@ -249,14 +250,14 @@ LAYERS = [
 ]  # fmt: skip
 
 
-def test_arithmetic_alone_bounds_the_time_where_no_memory_rate_is_given() -> None:
+def test_only_arithmetic_bounds_the_time_without_a_memory_rate() -> None:
     work = bounded_work(LAYERS, Layout(batch=8, replicas=2), Peaks(1000.0))
     # 4 pictures, 2 operations a multiply-add; conv1 needs no gradient of the images.
     assert work.layers == {"conv1": (4.0, 4.0), "fc8": (2.4, 4.8)}
     assert work.update_s == 0
 
 
-def test_a_slow_memory_bounds_products_and_all_other_steps() -> None:
+def test_slow_memory_bounds_products_and_elementwise_steps() -> None:
     work = bounded_work(LAYERS, Layout(batch=4), Peaks(1e9, 100.0))
     product = 4 * (4 * 30 + 10) / 100  # float32: operands of 4 pictures, and weights
     steps = 4 * 4 * 40 / 100
@@ -274,7 +275,7 @@ def test_a_steps_time_is_the_sum_of_its_parts() -> None:
     assert time.total_s == pytest.approx(10.5 + exchanges + gradients)
 
 
-def test_efficiency_is_lost_to_exchanges_and_to_updates_of_every_replica() -> None:
+def test_exchanges_and_the_updates_of_replicas_reduce_efficiency() -> None:
     assert efficiency(StepTime(8.0, 2.0, 0.0, 0.0), Layout(4)) == 1
     assert efficiency(StepTime(8.0, 2.0, 0.0, 0.0), Layout(4, towers=2)) == 1
     assert efficiency(StepTime(8.0, 2.0, 0.0, 10.0), Layout(4, towers=2)) == 0.5
@@ -285,30 +286,30 @@ def config_of(*overrides: str) -> PlanConfig:
     return compose_config("plan", PlanConfig, overrides)[0]
 
 
-def test_two_of_the_papers_cards_hold_the_net_and_need_no_longer_than_the_paper_says() -> None:
-    found = plan(config_of("card=gtx580"))
-    assert sum(found["memory_bytes"].values()) < 1e9 * found["memory_of_card_gb"]
-    assert 1 < found["days_for_90_epochs_of_1_2_m"] < 5  # "five to six days"; this is a bound
-    assert {speed["source"] for speed in found["speeds"]} == {"data sheet", "not given"}
+def test_two_gtx_580_fit_the_model_and_the_bound_is_below_the_papers_time() -> None:
+    costs = plan_training(config_of("card=gtx580"))
+    assert sum(costs["memory_bytes"].values()) < 1e9 * costs["memory_of_card_gb"]
+    assert 1 < costs["days_for_90_epochs_of_1_2_m"] < 5  # "five to six days"; this is a bound
+    assert {speed["source"] for speed in costs["speeds"]} == {"data sheet", "not given"}
 
 
-def test_what_is_given_counts_for_more_than_a_data_sheet() -> None:
+def test_given_speeds_override_the_data_sheet() -> None:
     given = ("tflops=2", "node_link_gbps=8", "link_gbps=4", "link_latency_us=3", "nodes=2")
-    found = plan(config_of("card=h100", *given, *TINY))
-    values = {speed["name"]: (speed["value"], speed["source"]) for speed in found["speeds"]}
+    costs = plan_training(config_of("card=h100", *given, *TINY))
+    values = {speed["name"]: (speed["value"], speed["source"]) for speed in costs["speeds"]}
     assert values == {
         "arithmetic": (2, "given"),
         "memory": (3350, "data sheet"),
         "link within a machine": (8, "given"),
         "link between machines": (4, "given"),
-        "a message's latency": (3, "given"),
+        "message latency": (3, "given"),
     }
 
 
-def test_the_towers_of_a_machine_share_its_link_to_the_others() -> None:
+def test_the_towers_of_a_machine_share_its_link() -> None:
     def gradients_ms(*overrides: str) -> float:
         common = ("tflops=1", "link_gbps=1", "node_link_gbps=1", "link_latency_us=0", *TINY)
-        milliseconds: float = plan(config_of(*common, *overrides))["step_ms"]["gradients"]
+        milliseconds: float = plan_training(config_of(*common, *overrides))["step_ms"]["gradients"]
         return milliseconds
 
     on_two_machines = gradients_ms("nodes=2", "gpus=2")
@@ -332,9 +333,9 @@ def test_the_towers_of_a_machine_share_its_link_to_the_others() -> None:
         (["model.input_size=8", "card=h100"], "model.input_size"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_with_its_key(overrides: list[str], key: str) -> None:
+def test_an_impossible_plan_is_refused_and_the_key_is_named(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan(config_of(*overrides))
+        plan_training(config_of(*overrides))
     assert error.value.key == key
     assert "\n" not in str(error.value)
 
@@ -347,12 +348,12 @@ def test_a_measured_plan_is_printed_in_80_columns_and_as_json(
     run(config_of(*overrides), tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("measured here" in line for line in lines)
+    assert any("measured on this machine" in line for line in lines)
     run(config_of(*overrides, "json=true"), tmp_path)
-    found = json.loads(capsys.readouterr().out)
-    parts = [found["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
-    assert found["step_ms"]["total"] == pytest.approx(sum(parts))
-    assert found["images_per_s"] == pytest.approx(4 / (sum(parts) / 1e3))
-    timed = [layer for layer in found["layers"] if layer["layer"] != "logits"]
+    costs = json.loads(capsys.readouterr().out)
+    parts = [costs["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
+    assert costs["step_ms"]["total"] == pytest.approx(sum(parts))
+    assert costs["images_per_s"] == pytest.approx(4 / (sum(parts) / 1e3))
+    timed = [layer for layer in costs["layers"] if layer["layer"] != "logits"]
     assert all(ms > 0 for layer in timed for ms in layer["step_ms"].values())
-    assert found["efficiency_pct"] == pytest.approx(100)
+    assert costs["efficiency_pct"] == pytest.approx(100)

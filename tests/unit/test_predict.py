@@ -1,4 +1,4 @@
-"""Guesses for any picture are those of the same picture in a store; bad ones stop nobody."""
+"""Predictions equal those for the same image in a store; unusable images are reported."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, P
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
+from alexnet2012.inference.features import Features
 from alexnet2012.inference.images import collect_images, find_images
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.utils.text import printable
 
-Say = Callable[..., dict]  # type: ignore[type-arg]
+Predict = Callable[..., dict]  # type: ignore[type-arg]
 
 
 @pytest.fixture
 def album(photos_folder: Path, tmp_path: Path) -> Path:
-    """A folder with what people have: odd names, a folder within, a text, a broken picture."""
+    """A folder of images with unusual names, a subfolder, a text file and a broken image."""
     album = tmp_path / "my album"
     (album / "rocks & bricks").mkdir(parents=True)
     (album / ".hidden").mkdir()
@@ -52,22 +53,22 @@ def album(photos_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def say(saved_run: Path, capsys: pytest.CaptureFixture[str]) -> Say:
-    """What ``predict --json`` prints."""
+def predict_json(saved_run: Path, capsys: pytest.CaptureFixture[str]) -> Predict:
+    """Runs ``predict --json``, and returns its output."""
 
-    def said(*pictures: object, checkpoint: object = saved_run, **others: object) -> dict:  # type: ignore[type-arg]
+    def run(*pictures: object, checkpoint: object = saved_run, **others: object) -> dict:  # type: ignore[type-arg]
         given = [str(name) for name in pictures]
         config = PredictConfig(checkpoint, given, json=True, device=Device.cpu, **others)  # type: ignore[arg-type]
         predict.run(config, Path())
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    return said
+    return run
 
 
 def probabilities_in_the_store(
     net: TrainedModel, store: Store, views: int
 ) -> dict[str, torch.Tensor]:
-    """By name in the source: DALI's pictures through the net, views averaged."""
+    """By name in the source: probabilities for images loaded by DALI, averaged over views."""
     loader = EvalLoader(
         store, store.split("val", 1), net.model.recipe.augment,
         input_size=net.model.config.input_size, views=views, batch_size=8,
@@ -83,35 +84,35 @@ def probabilities_in_the_store(
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_guesses_are_those_of_the_same_picture_in_a_store(
-    net: TrainedModel, photos_store: Store, photos_folder: Path, say: Say, views: int
+def test_predictions_equal_those_for_the_same_image_in_a_store(
+    net: TrainedModel, photos_store: Store, photos_folder: Path, predict_json: Predict, views: int
 ) -> None:
     in_store = probabilities_in_the_store(net, photos_store, views)
     pictures = [photos_folder / name for name in in_store]
-    said = say(*pictures, views=views, guesses=16, batch_size=70)
-    assert said["views"] == views and said["rejected"] == []
-    assert len(said["pictures"]) == len(in_store) == 16
-    for one in said["pictures"]:
-        expected = in_store[str(Path(one["image"]).relative_to(photos_folder))]
-        found = {guess["class"]: guess["probability"] for guess in one["guesses"]}
-        assert [found[name] for name in net.classes] == pytest.approx(expected.tolist(), abs=1e-6)
-        assert list(found.values()) == sorted(found.values(), reverse=True)
+    output = predict_json(*pictures, views=views, guesses=16, batch_size=70)
+    assert output["views"] == views and output["rejected"] == []
+    assert len(output["pictures"]) == len(in_store) == 16
+    for image in output["pictures"]:
+        expected = in_store[str(Path(image["image"]).relative_to(photos_folder))]
+        by_class = {guess["class"]: guess["probability"] for guess in image["guesses"]}
+        assert [by_class[c] for c in net.classes] == pytest.approx(expected.tolist(), abs=1e-6)
+        assert list(by_class.values()) == sorted(by_class.values(), reverse=True)
 
 
-def test_a_broken_picture_is_named_and_the_others_go_on(
+def test_a_broken_image_is_reported_and_the_others_are_classified(
     saved_run: Path, album: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     sheet = tmp_path / "new" / "sheet.html"
     config = PredictConfig(
         str(saved_run), str(album), json=True, sheet=str(sheet), device=Device.cpu
     )
-    with pytest.raises(RunError, match=r"^1 of 4 pictures could not be used$"):
+    with pytest.raises(RunError, match=r"^1 of 4 images could not be used$"):
         predict.run(config, tmp_path)
     out, err = capsys.readouterr()
-    said = json.loads(out)
-    names = [Path(one["image"]).name for one in said["pictures"]]
+    output = json.loads(out)
+    names = [Path(image["image"]).name for image in output["pictures"]]
     assert names == ["café = 1.JPG", "late \udcff\n.jpg", "<b>brick ${x}.jpg"]
-    assert [Path(one["image"]).name for one in said["rejected"]] == ["broken.jpg"]
+    assert [Path(image["image"]).name for image in output["rejected"]] == ["broken.jpg"]
     assert len(err.splitlines()) == 1
     assert err.startswith(f"alexnet2012: {album}/broken.jpg: ")
     page = sheet.read_text(encoding="utf-8")
@@ -121,7 +122,7 @@ def test_a_broken_picture_is_named_and_the_others_go_on(
     assert "http" not in page and "<script" not in page
 
 
-def test_the_terminal_shows_bars_within_80_columns(
+def test_the_terminal_output_fits_in_80_columns(
     saved_run: Path, album: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = [str(album / "café = 1.JPG")]
@@ -132,36 +133,38 @@ def test_the_terminal_shows_bars_within_80_columns(
     assert max(map(len, out.splitlines()[1:])) <= 80
 
 
-def test_several_nets_are_averaged_whatever_sizes_they_read(
-    net: TrainedModel, saved_run: Path, photos_folder: Path, say: Say, tmp_path: Path
+def test_an_ensemble_averages_models_with_different_image_sizes(
+    net: TrainedModel, saved_run: Path, photos_folder: Path, predict_json: Predict, tmp_path: Path
 ) -> None:
     picture = photos_folder / "val" / "clock" / "0000.jpg"
     from alexnet2012.checkpoint import io as checkpoint
-    from alexnet2012.checkpoint import manifest as saves
+    from alexnet2012.checkpoint import manifest
     from alexnet2012.checkpoint.manifest import to_plain
     from alexnet2012.checkpoint.state import TrainingState
     from alexnet2012.nn.alexnet import AlexNet
 
     other = AlexNet("paper", 16, model=net.model.config, seed=9)
-    progress = saves.read_progress(saved_run / "checkpoints" / "step-0000007")
+    progress = manifest.read_progress(saved_run / "checkpoints" / "step-0000007")
     progress.settings["recipe"] = to_plain(other.recipe)
     mean_image = np.full((96, 96, 3), 120, np.float32)
     snapshot = TrainingState.of(other, None, progress, mean_image)
     checkpoint.save(tmp_path / "other", snapshot, other.mesh)
     nets = [str(saved_run), str(tmp_path / "other")]
 
-    def found(checkpoint: object) -> np.ndarray:  # type: ignore[type-arg]
-        (one,) = say(picture, checkpoint=checkpoint, guesses=16)["pictures"]
-        by_class = {guess["class"]: guess["probability"] for guess in one["guesses"]}
+    def probabilities(checkpoint: object) -> np.ndarray:  # type: ignore[type-arg]
+        (image,) = predict_json(picture, checkpoint=checkpoint, guesses=16)["pictures"]
+        by_class = {guess["class"]: guess["probability"] for guess in image["guesses"]}
         return np.array([by_class[name] for name in net.classes])
 
-    assert found(nets) == pytest.approx((found(nets[0]) + found(nets[1])) / 2, abs=1e-9)
-    assert abs(found(nets[0]) - found(nets[1])).max() > 1e-3
+    assert probabilities(nets) == pytest.approx(
+        (probabilities(nets[0]) + probabilities(nets[1])) / 2, abs=1e-9
+    )
+    assert abs(probabilities(nets[0]) - probabilities(nets[1])).max() > 1e-3
     progress.classes = [*progress.classes[1:], "another"]
     snapshot = TrainingState.of(other, None, progress, mean_image)
     checkpoint.save(tmp_path / "else", snapshot, other.mesh)
     with pytest.raises(ConfigError, match=r"checkpoint=.*else: was trained on other classes than"):
-        found([*nets, str(tmp_path / "else")])
+        probabilities([*nets, str(tmp_path / "else")])
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -178,18 +181,22 @@ def server(album: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_addresses_are_fetched_and_a_dead_one_is_named(
-    saved_run: Path, album: Path, server: str, say: Say, capsys: pytest.CaptureFixture[str]
+def test_urls_are_downloaded_and_a_dead_url_is_reported(
+    saved_run: Path,
+    album: Path,
+    server: str,
+    predict_json: Predict,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    here, there = str(album / "café = 1.JPG"), f"{server}/caf%C3%A9%20=%201.JPG?size=1"
-    of_file, of_address = (one["guesses"] for one in say(here, there)["pictures"])
-    assert of_file == of_address
+    file, url = str(album / "café = 1.JPG"), f"{server}/caf%C3%A9%20=%201.JPG?size=1"
+    of_file, of_url = (image["guesses"] for image in predict_json(file, url)["pictures"])
+    assert of_file == of_url
     gone, nowhere, text = f"{server}/gone.jpg", "http://127.0.0.1:9/a.jpg", f"{server}/notes.txt"
     with pytest.raises(RunError, match="3 of 4"):
-        say(gone, here, nowhere, text)
+        predict_json(gone, file, nowhere, text)
     reasons = capsys.readouterr().err.splitlines()
     assert [line.split(": ", 2)[1] for line in reasons] == [gone, nowhere, text]
-    assert "the server answers 404" in reasons[0]
+    assert "the server answered 404" in reasons[0]
     assert "cannot be reached" in reasons[1]
     assert "not a picture" in reasons[2]
 
@@ -198,13 +205,13 @@ def test_addresses_are_fetched_and_a_dead_one_is_named(
     ("images", "words"),
     [
         ("nowhere.jpg", "images=nowhere.jpg: does not exist"),
-        ([], "names none"),
+        ([], "no image is given"),
         ("~nobody.jpg", "images=~nobody.jpg: does not exist"),
-        ("EMPTY", "a folder without pictures"),
-        ("BROKEN", "none of the pictures can be used"),
+        ("EMPTY", "the folder contains no images"),
+        ("BROKEN", "none of the images can be used"),
     ],
 )
-def test_a_mistake_in_what_is_named_is_told(
+def test_a_mistake_in_the_image_names_is_reported(
     images: object, words: str, saved_run: Path, album: Path, tmp_path: Path
 ) -> None:
     empty = tmp_path / "empty"
@@ -216,35 +223,35 @@ def test_a_mistake_in_what_is_named_is_told(
 
 
 def read_back(words: list[str]) -> object:
-    """What Hydra and OmegaConf make of the pictures."""
+    """The images as Hydra and OmegaConf parse them."""
     (override,) = OverridesParser.create().parse_overrides(collect_images(words))
-    made = OmegaConf.create({"images": override.value()})
-    return OmegaConf.to_container(made, resolve=True)["images"]  # type: ignore[index,call-overload]
+    config = OmegaConf.create({"images": override.value()})
+    return OmegaConf.to_container(config, resolve=True)["images"]  # type: ignore[index,call-overload]
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0="), min_size=1))
 @example("\\")
 @example('\\\\" ${oc.env:HOME} \\${x} [a, {b: c}]\\')
-def test_any_name_reaches_the_program_as_it_was_given(name: str) -> None:
+def test_any_file_name_reaches_the_program_unchanged(name: str) -> None:
     words = [f"dir/{name}", f"http://host/?x={name}"]
     assert read_back(words) == words
     assert printable(name).isprintable()
 
 
-def test_bare_words_become_the_pictures_and_json_a_setting() -> None:
+def test_bare_words_become_images_and_json_a_setting() -> None:
     words = ["checkpoint=RUN", "it's (1), [2] ${x}.jpg", "--json", "http://host/?id=1", "views=1"]
     config, _ = compose_config("predict", PredictConfig, collect_images(words))
     assert config.images == ["it's (1), [2] ${x}.jpg", "http://host/?id=1"]
     assert (config.json, config.views, config.checkpoint) == (True, 1, "RUN")
 
 
-def test_hydras_own_flags_are_no_pictures() -> None:
+def test_hydra_flags_are_not_taken_for_images() -> None:
     words = ["--cfg", "job", "checkpoint=RUN", "images=a.jpg"]
     assert collect_images(words) == words
 
 
-def test_features_are_rows_of_the_last_hidden_layer_and_find_the_picture_itself(
+def test_features_are_last_hidden_activations_and_an_image_is_nearest_to_itself(
     net: TrainedModel, saved_run: Path, album: Path, photos_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -253,63 +260,63 @@ def test_features_are_rows_of_the_last_hidden_layer_and_find_the_picture_itself(
         FeaturesConfig(str(saved_run), str(photos_folder / "val"), str(out), device=Device.cpu),
         tmp_path,
     )
-    found = features.Features.load(out)
-    assert found.activations.shape == (48, net.model.layers()["fc7"].rows.total)
-    assert found.files == find_images(str(photos_folder / "val"))
-    with torch.no_grad():  # fc8 reads them: they give the logits
-        logits = net.model.fc8(torch.from_numpy(found.activations[:1]))
+    loaded = Features.load(out)
+    assert loaded.activations.shape == (48, net.model.layers()["fc7"].rows.total)
+    assert loaded.files == find_images(str(photos_folder / "val"))
+    with torch.no_grad():  # the features are the input of fc8
+        logits = net.model.fc8(torch.from_numpy(loaded.activations[:1]))
     capsys.readouterr()
     config = PredictConfig(
-        str(saved_run), found.files[0], views=1, guesses=1, json=True, device=Device.cpu
+        str(saved_run), loaded.files[0], views=1, guesses=1, json=True, device=Device.cpu
     )
     predict.run(config, tmp_path)
-    (one,) = json.loads(capsys.readouterr().out)["pictures"]
+    (image,) = json.loads(capsys.readouterr().out)["pictures"]
     best = F.softmax(logits[0].double(), 0).max(0)
-    assert one["guesses"] == [
+    assert image["guesses"] == [
         {"class": net.classes[best.indices], "probability": pytest.approx(float(best.values))}
     ]
 
-    query = NearestConfig(str(out), [found.files[20]], count=3, json=True, device=Device.cpu)
+    query = NearestConfig(str(out), [loaded.files[20]], count=3, json=True, device=Device.cpu)
     nearest.run(query, tmp_path)
     (answer,) = json.loads(capsys.readouterr().out)["pictures"]
-    apart = np.linalg.norm(found.activations - found.activations[20], axis=1)
-    assert answer["nearest"] == [found.files[i] for i in np.argsort(apart, kind="stable")[:3]]
-    assert answer["distances"] == pytest.approx(np.sort(apart)[:3].tolist(), rel=1e-4, abs=1e-4)
+    distances = np.linalg.norm(loaded.activations - loaded.activations[20], axis=1)
+    assert answer["nearest"] == [loaded.files[i] for i in np.argsort(distances, kind="stable")[:3]]
+    assert answer["distances"] == pytest.approx(np.sort(distances)[:3].tolist(), rel=1e-4, abs=1e-4)
     query.json = False
     nearest.run(query, tmp_path)
-    assert found.files[20] in capsys.readouterr().out.replace("\n", "")
+    assert loaded.files[20] in capsys.readouterr().out.replace("\n", "")
 
 
-def test_features_of_another_net_or_with_another_list_are_refused(
+def test_features_of_another_model_or_with_a_wrong_list_are_refused(
     saved_run: Path, net: TrainedModel, photos_folder: Path, tmp_path: Path
 ) -> None:
     out, picture = tmp_path / "features.npy", str(photos_folder / "val" / "moon")
     config = FeaturesConfig(str(saved_run), picture, str(out), device=Device.cpu)
     features.run(config, tmp_path)
     from alexnet2012.config.enums import ExportFormat
-    from alexnet2012.export import export
+    from alexnet2012.inference.export import export
 
     net_file, other = tmp_path / "net.safetensors", tmp_path / "other.safetensors"
     export(net, ExportFormat.safetensors, net_file)
     nearest.run(NearestConfig(str(out), picture, str(net_file), device=Device.cpu), tmp_path)
-    other.write_bytes(net_file.read_bytes()[:-4] + b"\0\0\0\x3f")  # one weight is another
-    with pytest.raises(ConfigError, match=r"other\.safetensors: is another net than that of"):
+    other.write_bytes(net_file.read_bytes()[:-4] + b"\0\0\0\x3f")  # changes one weight
+    with pytest.raises(ConfigError, match=r"other\.safetensors: is not the model that computed"):
         nearest.run(NearestConfig(str(out), picture, str(other), device=Device.cpu), tmp_path)
     np.save(out, np.zeros((2, 3), np.float32))
-    with pytest.raises(ConfigError, match="its rows are not those of its list"):
+    with pytest.raises(ConfigError, match="the number of rows differs"):
         nearest.run(NearestConfig(str(out), picture, device=Device.cpu), tmp_path)
     with pytest.raises(ConfigError, match=r"features=.*nowhere.npy: cannot be read"):
         nearest.run(NearestConfig(str(tmp_path / "nowhere.npy"), picture), tmp_path)
 
 
-def test_the_program_says_nothing_but_its_answer(saved_run: Path, album: Path) -> None:
+def test_the_program_prints_nothing_but_its_result(saved_run: Path, album: Path) -> None:
     words = module("predict", f"checkpoint={saved_run}", "café = 1.JPG", "--json", "device=cpu")
     ended = succeed(words, album)
     assert json.loads(ended.out)["pictures"][0]["image"] == "café = 1.JPG"
     assert ended.err == ""
 
 
-def test_a_net_is_loaded_with_the_rounding_it_was_trained_with(
+def test_loading_restores_the_tf32_setting_of_training(
     saved_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's own default

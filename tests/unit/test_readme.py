@@ -31,9 +31,9 @@ from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import home
 from alexnet2012.data.sources import photos
 from alexnet2012.data.sources.download import PUBLISHED
+from alexnet2012.inference.web.server import Server
 from alexnet2012.ledger.report.render import claims_table, summary_table
 from alexnet2012.ledger.results import load_reproduction
-from alexnet2012.serve import Server
 
 # What makes a command one of seconds, by its module; trainings have made_small() besides.
 SMALL = {

@@ -1,4 +1,4 @@
-"""The server of the page: what it answers, and what it refuses while it goes on."""
+"""The server of the page: its responses, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from alexnet2012 import serve
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import ServeConfig
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.inference.activations import inspect_image, packed
+from alexnet2012.inference.activations import inspect_image, pack_inspection
 from alexnet2012.inference.images import stored_pixels
 from alexnet2012.inference.trained_model import TrainedModel
-from alexnet2012.serve import MAX_UPLOAD_BYTES, ModelSession, Server
+from alexnet2012.inference.web import server as web_server
+from alexnet2012.inference.web.server import MAX_UPLOAD_BYTES, ModelSession, Server
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +58,17 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
 
 
-def test_a_picture_is_answered_with_what_the_net_makes_of_it(
+def test_an_image_is_answered_with_its_inspection(
     server: Server, net: TrainedModel, picture: bytes
 ) -> None:
     answer = post(server, picture)
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/octet-stream")
-    assert answer.content == packed(
+    assert answer.content == pack_inspection(
         inspect_image(net, stored_pixels(picture, len(net.mean_image)), 1)
     )
 
 
-def test_the_page_is_whole_and_lets_nothing_else_in(server: Server) -> None:
+def test_the_page_is_self_contained_and_its_policy_blocks_other_content(server: Server) -> None:
     answer = requests.get(server.address, timeout=30)
     page, policy = answer.text, answer.headers["Content-Security-Policy"]
     assert answer.status_code == 200
@@ -88,11 +89,11 @@ def test_the_page_is_whole_and_lets_nothing_else_in(server: Server) -> None:
     [
         (b"", "the file is empty"),
         (b"no picture", "not a picture of a known format"),
-        (b"BROKEN", "cannot be used as a picture"),
+        (b"BROKEN", "The image cannot be used: "),
         (b"BOMB", "12000 × 12000 pixels are more than"),
     ],
 )
-def test_what_is_no_picture_is_told_and_the_server_goes_on(
+def test_an_unusable_image_is_reported_and_the_server_continues(
     server: Server, picture: bytes, data: bytes, words: str
 ) -> None:
     data = {b"BROKEN": picture[:900], b"BOMB": bomb()}.get(data, data)
@@ -102,11 +103,11 @@ def test_what_is_no_picture_is_told_and_the_server_goes_on(
     assert post(server, picture).status_code == 200
 
 
-def test_an_upload_that_is_too_large_is_refused_unread(server: Server, picture: bytes) -> None:
+def test_a_too_large_upload_is_refused(server: Server, picture: bytes) -> None:
     answer = post(server, bytes(MAX_UPLOAD_BYTES + 1))
     assert (answer.status_code, answer.text) == (
         413,
-        "67,108,865 bytes are more than 67,108,864.\n",
+        "67,108,865 bytes exceed the limit of 67,108,864.\n",
     )
     assert post(server, picture).status_code == 200
 
@@ -125,7 +126,7 @@ def test_an_upload_that_is_too_large_is_refused_unread(server: Server, picture: 
         ({"Host": "[::1]:8012", "Origin": "http://[::1]:8012"}, 200),
     ],
 )
-def test_only_the_page_itself_under_a_name_of_this_machine_is_answered(
+def test_only_requests_of_the_page_to_this_machine_are_answered(
     server: Server, picture: bytes, headers: dict[str, str], code: int
 ) -> None:
     assert post(server, picture, **headers).status_code == code
@@ -148,7 +149,7 @@ def test_only_the_page_itself_under_a_name_of_this_machine_is_answered(
         ("//[", 404),
     ],
 )
-def test_nothing_but_the_page_and_its_photographs_is_given_out(
+def test_only_the_page_and_its_photographs_can_be_fetched(
     server: Server, path: str, code: int
 ) -> None:
     connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
@@ -156,7 +157,7 @@ def test_nothing_but_the_page_and_its_photographs_is_given_out(
     assert connection.getresponse().status == code
 
 
-def test_a_request_that_is_none_is_refused_in_a_sentence(server: Server, picture: bytes) -> None:
+def test_a_malformed_request_is_refused_with_one_sentence(server: Server, picture: bytes) -> None:
     def raw(text: str) -> bytes:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
             client.sendall(text.encode())
@@ -167,13 +168,13 @@ def test_a_request_that_is_none_is_refused_in_a_sentence(server: Server, picture
     assert b" 411 " in raw(start + "\r\n")
     assert b" 411 " in raw(start + f"Content-Length: {'9' * 5000}\r\n\r\n")
     assert b" 411 " in raw(start + "Content-Length: -1\r\n\r\n")
-    assert b"did not arrive whole" in raw(start + "Content-Length: 10\r\n\r\n12345")
+    assert b"The upload is incomplete" in raw(start + "Content-Length: 10\r\n\r\n12345")
     assert b" 421 " in raw("GET / HTTP/1.1\r\n\r\n")
     assert b"text/plain" in raw("BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert post(server, picture, path="elsewhere").status_code == 404
 
 
-def test_an_error_of_the_servers_own_is_shown_in_the_terminal_and_it_goes_on(
+def test_an_internal_error_is_shown_in_the_terminal_and_the_server_continues(
     server: Server,
     picture: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,14 +184,14 @@ def test_an_error_of_the_servers_own_is_shown_in_the_terminal_and_it_goes_on(
         raise RuntimeError("out of order")
 
     with monkeypatch.context() as patch:
-        patch.setattr(serve, "look", fail)
+        patch.setattr(web_server, "inspect_image", fail)
         answer = post(server, picture)
     assert answer.status_code == 500 and "out of order" not in answer.text
     assert post(server, picture).status_code == 200
     assert "RuntimeError: out of order" in capfd.readouterr().err
 
 
-def test_several_at_once_get_their_own_answers(server: Server, photos_folder: Path) -> None:
+def test_concurrent_requests_get_their_own_responses(server: Server, photos_folder: Path) -> None:
     files = sorted((photos_folder / "val").rglob("0000.jpg"))[:6]
     pictures = [file.read_bytes() for file in files]
     one_by_one = [post(server, data).content for data in pictures]
@@ -199,21 +200,23 @@ def test_several_at_once_get_their_own_answers(server: Server, photos_folder: Pa
         assert list(pool.map(lambda data: post(server, data).content, pictures)) == one_by_one
 
 
-def test_names_from_a_net_are_text_and_no_markup(net: TrainedModel, picture: bytes) -> None:
+def test_names_from_a_model_are_escaped(net: TrainedModel, picture: bytes) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     recipe = replace(net.model.recipe, name=evil)
     model = net.model
     old, model.recipe = model.recipe, recipe
     try:
-        desk = ModelSession(replace(net, classes=tuple(f"{evil}\n{i}" for i in range(16))), views=1)
-        page = desk.page("nonce").decode()
+        session = ModelSession(
+            replace(net, classes=tuple(f"{evil}\n{i}" for i in range(16))), views=1
+        )
+        page = session.page("nonce").decode()
     finally:
         model.recipe = old
     assert "<img src=x" not in page
     assert page.count("</script>") == 2
-    answer = desk.answer(picture)
+    answer = session.inspect(picture)
     head = json.loads(answer[4 : 4 + int.from_bytes(answer[:4], "little")])
-    assert head["guesses"][0]["name"].startswith(evil + "\\n")  # the page shows it as text
+    assert head["guesses"][0]["name"].startswith(evil + "\\n")  # the page inserts it as text
 
 
 @pytest.mark.parametrize(
@@ -224,34 +227,38 @@ def test_names_from_a_net_are_text_and_no_markup(net: TrainedModel, picture: byt
         ("0.0.0.0", "localhost", 200),
     ],
 )
-def test_an_address_is_taken_for_one_of_this_machine_only_where_all_are_served(
+def test_other_addresses_are_accepted_only_when_listening_on_all_of_them(
     net: TrainedModel, host: str, shown: str, stranger: int
 ) -> None:
     with Server(host, 0) as server:
         assert server.address == f"http://{shown}:{server.port}/"
         for name in ("localhost", "127.0.0.1", "::1"):
-            assert server.is_here(name)
+            assert server.accepts_host(name)
         for name in ("elsewhere.example", "", None):
-            assert not server.is_here(name)
-        assert server.is_here("192.0.2.1") == (stranger == 200)
+            assert not server.accepts_host(name)
+        assert server.accepts_host("192.0.2.1") == (stranger == 200)
 
 
 @pytest.mark.parametrize(
     ("host", "port", "line"),
     [
-        ("127.0.0.1", "TAKEN", r"port=\d+: is taken; use another, or port=0"),
-        ("no.such.host.invalid", "0", "host=no.such.host.invalid: is no address of this machine"),
-        ("192.0.2.1", "0", "host=192.0.2.1: is no address of this machine"),
-        ("a" * 70, "0", "host=a*: is no address of this machine"),
+        ("127.0.0.1", "IN USE", r"port=\d+: is in use; choose another, or port=0"),
+        (
+            "no.such.host.invalid",
+            "0",
+            "host=no.such.host.invalid: is not an address",
+        ),
+        ("192.0.2.1", "0", "host=192.0.2.1: is not an address of this machine"),
+        ("a" * 70, "0", "host=a*: is not an address of this machine"),
         ("127.0.0.1", "65536", "port=65536: must be at least 0 and at most 65535"),
         ("127.0.0.1", "-1", "port=-1: must be at least 0"),
         ("127.0.0.1", "0", "checkpoint=nowhere: "),
     ],
 )
-def test_a_mistake_is_told_with_its_remedy(
+def test_a_mistake_in_the_settings_is_reported_with_a_remedy(
     server: Server, tmp_path: Path, host: str, port: str, line: str
 ) -> None:
-    port = port.replace("TAKEN", str(server.port))
+    port = port.replace("IN USE", str(server.port))
     words = [f"host={host}", f"port={port}", "checkpoint=nowhere", "device=cpu"]
 
     def start() -> None:

@@ -1,4 +1,4 @@
-"""Every command of docs/use.md does what it says, run in the order of the page in one folder."""
+"""Runs every command of docs/use.md, in the order of the page and in one folder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import requests
 import torch
-from test_import import torchvision_alexnet
+from test_importers import torchvision_alexnet
 
 from alexnet2012.config.schema import PrepareConfig
 from alexnet2012.data.preparation.prepare import prepare
-from alexnet2012.serve import Server
+from alexnet2012.inference.web.server import Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "use.md"
 
 
 @pytest.fixture(scope="module")
 def folder(saved_run: Path, photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page takes for granted: runs, pictures, a store, and two files to be imported."""
+    """The files that the page assumes: runs, images, a store, and two model files to import."""
     folder = tmp_path_factory.mktemp("the page")
     for name in ("RUN", "RUN_B"):
         shutil.copytree(saved_run, folder / name)
@@ -55,10 +55,10 @@ def blocks(language: str) -> list[str]:
 
 
 def answered_once(server: Server) -> None:
-    """Opens the page, and interrupts the server as its user would."""
+    """Request the page once, then interrupt the server as Ctrl-C does."""
     worker = threading.Thread(target=ThreadingHTTPServer.serve_forever, args=(server,))
     worker.start()
-    assert "Drop a picture here" in requests.get(server.address, timeout=30).text
+    assert "Drop an image here" in requests.get(server.address, timeout=30).text
     server.shutdown()
     worker.join()
     raise KeyboardInterrupt
@@ -71,25 +71,25 @@ def test_every_command_of_the_page_works_as_printed(
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) == 16
     monkeypatch.setattr(Server, "serve_forever", answered_once)
-    said = {}
+    outputs = {}
     for command in commands:
         python, flag, name, *words = shlex.split(command)
         assert (python, flag) == ("python", "-m")
-        if name == "alexnet2012.serve":  # the port may be somebody's
+        if name == "alexnet2012.serve":  # the port may be in use
             words = [word for word in words if not word.startswith("port=")] + ["port=0"]
         monkeypatch.setattr(sys, "argv", [name, *words])
         import_module(name).main()
         out, err = capsys.readouterr()
         assert err == "", command
         assert out, command
-        said[command] = out
+        outputs[command] = out
     for file in ("sheet.html", "net.safetensors", "net.onnx", "net.pt2", "features.npy.json"):
         assert (folder / file).is_file()
-    (alike,) = (out for command, out in said.items() if command.endswith("npy cat.jpg"))
-    # The folder holds a copy of the picture.
-    assert alike.splitlines()[1].split(maxsplit=1) == ["0.00", "a folder/cats/0001.jpg"]
+    (neighbours,) = (out for command, out in outputs.items() if command.endswith("npy cat.jpg"))
+    # The folder contains a copy of the image.
+    assert neighbours.splitlines()[1].split(maxsplit=1) == ["0.00", "a folder/cats/0001.jpg"]
 
     (example,) = blocks("python")
-    found: dict[str, object] = {}
-    exec(example, found)
-    assert np.shape(found["logits"]) == (1, 16)  # type: ignore[arg-type]
+    namespace: dict[str, object] = {}
+    exec(example, namespace)
+    assert np.shape(namespace["logits"]) == (1, 16)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Checks and measurements of the machine."""
+"""Checks and timings of the machine, and predictions of training cost."""

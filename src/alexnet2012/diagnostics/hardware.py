@@ -1,4 +1,4 @@
-"""How fast a process and its links are: measured here, given, or as a data sheet says."""
+"""Speeds of processes and links: measured, given, or taken from a data sheet."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PlanConfig
-from alexnet2012.diagnostics.step_timer import Measured, measure, processes_here
+from alexnet2012.diagnostics.step_timer import MeasuredSpeeds, local_processes, measure
 from alexnet2012.nn.cost_model import LayerCost, Layout, Link, Peaks, Work, bounded_work
 
-GBPS = 1e9 / 8  # bytes in a second
-MEASURED, GIVEN, DATA_SHEET = "measured here", "given", "data sheet"
+GBPS = 1e9 / 8  # bytes per second
+MEASURED, GIVEN, DATA_SHEET = "measured on this machine", "given", "data sheet"
 
 
 class Card(NamedTuple):
-    """A GPU as its maker describes it: dense rates, and the link to its neighbours, one way."""
+    """Data sheet of a GPU: dense peak rates, and its link to other GPUs, per direction."""
 
     name: str
     memory_gb: float
@@ -28,7 +28,7 @@ class Card(NamedTuple):
 
 
 CARDS = {
-    # Two of them trained the paper's net. GeForce GTX 580 specifications, NVIDIA 2010; PCIe 2.0.
+    # The paper used two of these. GeForce GTX 580 specifications, NVIDIA 2010; PCIe 2.0.
     "gtx580": Card("GTX 580, 3 GB", 3, 192.4, 64, {"fp32": 1.581, "fp64": 0.198}),
     # NVIDIA A100 80GB SXM data sheet, 2021.
     "a100": Card(
@@ -38,7 +38,7 @@ CARDS = {
         2400,
         {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312},
     ),
-    # NVIDIA H100 SXM data sheet, 2023; without sparsity.
+    # NVIDIA H100 SXM data sheet, 2023, without sparsity.
     "h100": Card(
         "H100 80GB SXM",
         80,
@@ -51,7 +51,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """A number that a plan rests on, and where it is from."""
+    """A speed that a plan uses, and its source."""
 
     name: str
     value: float
@@ -61,7 +61,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What turns counts into times; ``table`` says where each number is from."""
+    """Speeds that convert counts to times; ``table`` lists each speed with its source."""
 
     work: Work
     tower_link: Link | None
@@ -74,63 +74,63 @@ def card_of(config: PlanConfig) -> Card | None:
 
 
 def check_speeds(config: PlanConfig) -> None:
-    """Whether all that is needed is given or can be had here; before any work.
+    """Check that every speed is given, in a data sheet, or can be measured on this machine.
 
     Raises:
-        ConfigError: names what is missing.
+        ConfigError: names the missing or superfluous setting.
     """
     if config.card is not None and config.card not in CARDS:
-        raise ConfigError("card", config.card, f"no such card; use one of {', '.join(CARDS)}")
-    card, measures = card_of(config), _measures(config)
+        raise ConfigError("card", config.card, f"unknown card; use one of {', '.join(CARDS)}")
+    card, is_measured = card_of(config), _is_measured(config)
     if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
-        remedy = f"{card.name} has no rate for it; give tflops=… or use one of "
+        remedy = f"the data sheet of {card.name} has no rate; set tflops=… or use one of "
         raise ConfigError("precision", config.precision, remedy + ", ".join(card.tflops))
-    if measures and config.mesh.device is Device.cuda and not torch.cuda.is_available():
+    if is_measured and config.mesh.device is Device.cuda and not torch.cuda.is_available():
         raise ConfigError(
-            "mesh.device", config.mesh.device, "no GPU is visible; use cpu, or give tflops=…"
+            "mesh.device", config.mesh.device, "no GPU is visible; use cpu, or set tflops=…"
         )
-    if measures and config.memory_gb_per_s is not None:
-        remedy = "goes with tflops=… or card=…; without them the layers are measured"
+    if is_measured and config.memory_gb_per_s is not None:
+        remedy = "needs tflops=… or card=…; without them the layers are measured"
         raise ConfigError("memory_gb_per_s", config.memory_gb_per_s, remedy)
     if config.link_gbps is None and config.nodes > 1:
-        remedy = "cannot be measured on one machine; give Gbit/s of a machine to the others"
+        remedy = "set the Gbit/s between machines, which cannot be measured on one machine"
         raise ConfigError("link_gbps", None, remedy)
     known = card is not None or config.node_link_gbps is not None or config.link_gbps is not None
-    if config.gpus > 1 and not known and not (measures and processes_here(config) > 1):
-        remedy = "is measured only along with layers on a CPU; give Gbit/s between processes"
+    if config.gpus > 1 and not known and not (is_measured and local_processes(config) > 1):
+        remedy = "set the Gbit/s between processes; it is measured only with layers on a CPU"
         raise ConfigError("link_gbps", None, remedy)
 
 
-def _measures(config: PlanConfig) -> bool:
+def _is_measured(config: PlanConfig) -> bool:
     return config.tflops is None and config.card is None
 
 
 def find_speeds(config: PlanConfig, costs: Sequence[LayerCost], layout: Layout) -> Speeds:
-    """Of layers, update and links; measures what is neither given nor on a data sheet."""
+    """Speeds of layers, update and links; measures those neither given nor in a data sheet."""
     card = card_of(config)
     table: list[Speed] = []
     measured = None
-    if _measures(config):
+    if _is_measured(config):
         measured = measure(config, layout)
         work = measured.work
         product_flops = 2 * layout.rows * sum(c.multiply_adds * (1 + c.products) for c in costs)
         rate = product_flops / work.layers_s / 1e12
-        table.append(Speed("layers, all of them", rate, "TFLOP/s", MEASURED))
-        table.append(Speed("update of the weights", 1e3 * work.update_s, "ms", MEASURED))
+        table.append(Speed("all layers", rate, "TFLOP/s", MEASURED))
+        table.append(Speed("weight update", 1e3 * work.update_s, "ms", MEASURED))
     else:
         work = bounded_work(costs, layout, _peaks(config, card, table))
     near, far = _links(config, card, measured, table)
     tower_link = near if config.gpus % layout.towers == 0 else far
     data_link = near if config.nodes == 1 else far
     if data_link is not None and config.nodes > 1:
-        # A ring for each tower of a machine leaves it by the same link.
+        # Each tower has its own ring, and the rings of a machine share its link.
         rings = min(config.gpus, layout.towers)
         data_link = Link(data_link.bytes_per_s / rings, data_link.latency_s)
     return Speeds(work, tower_link, data_link, table)
 
 
 def _peaks(config: PlanConfig, card: Card | None, table: list[Speed]) -> Peaks:
-    """Of one process; what is given counts for more than a data sheet."""
+    """Peak rates of one process; given rates override the data sheet."""
     flops, memory = config.tflops, config.memory_gb_per_s
     if card is not None:
         flops = flops or card.tflops[str(config.precision)]
@@ -146,19 +146,21 @@ def _peaks(config: PlanConfig, card: Card | None, table: list[Speed]) -> Peaks:
 
 
 def _links(
-    config: PlanConfig, card: Card | None, measured: Measured | None, table: list[Speed]
+    config: PlanConfig, card: Card | None, measured: MeasuredSpeeds | None, table: list[Speed]
 ) -> tuple[Link | None, Link | None]:
-    """Within a machine, and between machines."""
-    here = measured.link if measured else None
+    """The link within a machine, and the link between machines."""
+    measured_link = measured.link if measured else None
     latency_us, source = config.link_latency_us, GIVEN
     if latency_us is None:
-        latency_us, source = (1e6 * here.latency_s, MEASURED) if here else (0.0, "not given")
+        latency_us, source = (
+            (1e6 * measured_link.latency_s, MEASURED) if measured_link else (0.0, "not given")
+        )
     choices = (
         (config.node_link_gbps, GIVEN),
         (config.link_gbps if config.nodes == 1 else None, GIVEN),
         (card and card.link_gbps, DATA_SHEET),
-        (here and here.bytes_per_s / GBPS, MEASURED),
-        (config.link_gbps, "as link_gbps"),
+        (measured_link and measured_link.bytes_per_s / GBPS, MEASURED),
+        (config.link_gbps, "same as link_gbps"),
     )
     near_gbps, near_source = next((c for c in choices if c[0] is not None), (None, ""))
     if config.gpus > 1 and near_gbps is not None:
@@ -166,7 +168,7 @@ def _links(
     if config.nodes > 1 and config.link_gbps is not None:
         table.append(Speed("link between machines", config.link_gbps, "Gbit/s", GIVEN))
     if config.nodes * config.gpus > 1:
-        table.append(Speed("a message's latency", latency_us, "us", source))
+        table.append(Speed("message latency", latency_us, "us", source))
     near, far = (
         Link(gbps * GBPS, latency_us / 1e6) if gbps is not None else None
         for gbps in (near_gbps, config.link_gbps)

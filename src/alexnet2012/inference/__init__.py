@@ -1,1 +1,1 @@
-"""Trained models: loading, predicting, evaluating, exporting."""
+"""Inference: trained models, predictions, activations, features, export and import."""

@@ -1,7 +1,7 @@
-"""What a net makes of one picture, layer by layer, and the bytes in which a page reads it.
+"""Activations of one image in every layer, and the binary message that carries them to the page.
 
-Legend: K classes, P pixels a side of a stored picture, S of the input; a layer's result is maps
-[C, H, W] or units [U], of all towers, tower 0's first.
+Shapes: K classes, P pixels a side of a stored image, S pixels a side of the input. The output of a
+layer is C maps [C, H, W] or U units [U] of all towers, tower 0 first.
 """
 
 from __future__ import annotations
@@ -36,77 +36,81 @@ from alexnet2012.tracking.image_grids import kernel_pictures
 from alexnet2012.utils.shard import padded_shard_size, shard_of
 from alexnet2012.utils.text import printable
 
-GUESSES = 5
+TOP_K = 5
 KERNEL_COLUMNS = 12
 Array = npt.NDArray[np.float32]
-Stages = dict[str, Tensor]  # by layer
-_IN_WORDS = {
+LayerOutputs = dict[str, Tensor]  # by layer
+_OP_NAMES = {
     LayerOp.lrn: "LRN",
     LayerOp.spatial_norm: "spatial norm",
     LayerOp.max_pool: "max pool",
-    LayerOp.average_pool: "mean pool",
+    LayerOp.average_pool: "average pool",
 }
 
 
 @dataclass(frozen=True)
-class LayerActivations:
-    """A layer as it is whatever the picture."""
+class LayerDescription:
+    """A layer's shapes and exchanges, which do not depend on the image."""
 
     name: str
     kind: str  # conv or fc
-    reads: str  # image, own or both
-    rows: list[tuple[int, int]]  # by tower: its kernels or units, from and up to
-    then: list[str]  # what follows the product, in words and in order
-    result: tuple[int, ...]  # shape of the product alone
-    handed_on: tuple[int, ...]  # shape of what the next layer reads
-    crossing_bytes: int  # that the towers send each other before it, for one picture, forward
+    reads: str  # image, own (tower) or both (towers)
+    rows: list[tuple[int, int]]  # [start, stop) of each tower's kernels or units
+    then: list[str]  # names of the operations after the product, in order
+    result: tuple[int, ...]  # shape of the product
+    handed_on: tuple[int, ...]  # shape of the next layer's input
+    crossing_bytes: int  # exchanged between the towers before this layer, per image, forward
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One picture in one net: all numbers are of the centre view but the guesses."""
+    """Activations and predictions for one image.
 
-    pixels: npt.NDArray[np.uint8]  # [S, S, 3] of the centre view
-    image: Array  # [3, S, S] as the first layer reads it, the mean taken off
-    results: dict[str, Array]  # of each layer, before anything follows
-    handed_on: dict[str, Array]  # of each layer, as the next one reads it; fc8's are the logits
-    guesses: list[Prediction]  # likeliest first
-    owners: list[int]  # the tower that holds the row of each of them
+    Everything but the predictions, which average all views, is of the centre crop.
+    """
+
+    pixels: npt.NDArray[np.uint8]  # [S, S, 3]
+    image: Array  # [3, S, S], minus the mean image: the input of the first layer
+    results: dict[str, Array]  # by layer: the product, before activation, pooling and LRN
+    handed_on: dict[str, Array]  # by layer: the input of the next layer; for fc8, the logits
+    predictions: list[Prediction]  # best first
+    owners: list[int]  # for each prediction, the tower that holds the class
 
 
 @torch.no_grad()
-def inspect_image(net: TrainedModel, pixels: npt.NDArray[np.uint8], views: int) -> Inspection:
-    """What the net makes of a stored picture [P, P, 3]; the guesses are those of ``predict``."""
-    pictures = torch.from_numpy(pixels)[None]
-    image = net.views(pictures, 1)[:, 0]
-    results, handed_on = stages(net.model, image)
-    found = probabilities([net], {len(pixels): pictures}, views)[0]
-    guesses = top_predictions(net.classes, found, GUESSES)
-    rows = padded_shard_size(len(net.classes), net.model.recipe.towers)
+def inspect_image(trained: TrainedModel, pixels: npt.NDArray[np.uint8], views: int) -> Inspection:
+    """Run the model on a stored image, uint8 [P, P, 3]; predictions equal those of ``predict``."""
+    images = torch.from_numpy(pixels)[None]
+    image = trained.views(images, 1)[:, 0]
+    results, handed_on = layer_outputs(trained.model, image)
+    row = probabilities([trained], {len(pixels): images}, views)[0]
+    predictions = top_predictions(trained.classes, row, TOP_K)
+    rows = padded_shard_size(len(trained.classes), trained.model.recipe.towers)
     return Inspection(
-        centre(pictures[0], net.model.config.input_size).numpy(),
-        _plain(image[0]),
-        {name: _plain(x) for name, x in results.items()},
-        {name: _plain(x) for name, x in handed_on.items()},
-        guesses,
-        [guess.index // rows for guess in guesses],
+        centre(images[0], trained.model.config.input_size).numpy(),
+        _to_numpy(image[0]),
+        {name: _to_numpy(x) for name, x in results.items()},
+        {name: _to_numpy(x) for name, x in handed_on.items()},
+        predictions,
+        [prediction.index // rows for prediction in predictions],
     )
 
 
 @torch.no_grad()
-def stages(model: AlexNet, image: Tensor) -> tuple[Stages, Stages]:
-    """Results and what is handed on, by layer, of an image [1, 3, S, S] in a whole net.
+def layer_outputs(model: AlexNet, image: Tensor) -> tuple[LayerOutputs, LayerOutputs]:
+    """Each layer's product, and each layer's output after pooling and so on, for one image.
 
-    What a layer hands on is what the next one was called with: what follows a convolution is
-    plain functions, at which nothing can be hooked.
+    ``image`` is [1, 3, S, S]; the model must hold all towers. The output of a layer is taken from
+    the input of the next one, because the operations after a convolution are plain functions,
+    which take no hooks.
     """
-    assert model.mesh.towers == 1, "look at the whole net"
-    results: Stages = {}
-    read: Stages = {}
+    assert model.mesh.towers == 1, "activations need a model that holds all towers"
+    results: LayerOutputs = {}
+    inputs: LayerOutputs = {}
 
     def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            read[name], results[name] = inputs[0][0], output[0]
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            inputs[name], results[name] = args[0][0], output[0]
 
         return hook
 
@@ -116,7 +120,7 @@ def stages(model: AlexNet, image: Tensor) -> tuple[Stages, Stages]:
     finally:
         for handle in handles:
             handle.remove()
-    handed_on = {name: read[following] for name, following in pairwise(results)}
+    handed_on = {name: inputs[following] for name, following in pairwise(results)}
     for name in model.recipe.convs:
         if handed_on[name].dim() == 1:  # flattened for a fully connected layer
             maps = len(results[name])
@@ -125,11 +129,11 @@ def stages(model: AlexNet, image: Tensor) -> tuple[Stages, Stages]:
     return results, {**handed_on, list(results)[-1]: logits}
 
 
-def describe_layers(net: TrainedModel) -> tuple[list[LayerActivations], int]:
-    """The net's layers, and the bytes that cross so that every tower has all logits."""
-    model, recipe = net.model, net.model.recipe
+def describe_layers(trained: TrainedModel) -> tuple[list[LayerDescription], int]:
+    """The layers of the model, and the bytes exchanged to give every tower all logits."""
+    model, recipe = trained.model, trained.model.recipe
     blank = torch.zeros(1, 3, *2 * [model.config.input_size], device=model.mesh.device)
-    results, handed_on = stages(model, blank)
+    results, handed_on = layer_outputs(model, blank)
     parameters, activations = (kind.itemsize for kind in model.types)
     layout = Layout(
         1, towers=recipe.towers, activation_bytes=activations, parameter_bytes=parameters
@@ -138,22 +142,22 @@ def describe_layers(net: TrainedModel) -> tuple[list[LayerActivations], int]:
     crossing = {
         name: cost.sent_bytes.get("forward", 0) * recipe.towers for name, cost in costs.items()
     }
-    layers: list[LayerActivations] = []
+    layers: list[LayerDescription] = []
     for name, result in results.items():
         conv, hidden = recipe.convs.get(name), recipe.hidden.get(name)
-        own = conv or hidden
-        both = own is None or own.reads_both_towers
+        config = conv or hidden
+        both = config is None or config.reads_both_towers
         activation = str(model.config.activation).replace("relu", "ReLU")
-        then = [_IN_WORDS.get(step, activation) for step in conv.after] if conv else []
+        then = [_OP_NAMES.get(step, activation) for step in conv.after] if conv else []
         if hidden:
-            then = [activation, f"times {1 - recipe.dropout_rate:g} for dropout"]
-        parts = [shard_of(len(result), recipe.towers, tower) for tower in range(recipe.towers)]
+            then = [activation, f"scaled by {1 - recipe.dropout_rate:g} for dropout"]
+        shards = [shard_of(len(result), recipe.towers, tower) for tower in range(recipe.towers)]
         layers.append(
-            LayerActivations(
+            LayerDescription(
                 name,
                 "conv" if conv else "fc",
                 "image" if not layers else "both" if both else "own",
-                [(part.start, part.stop) for part in parts],
+                [(shard.start, shard.stop) for shard in shards],
                 then,
                 tuple(result.shape),
                 tuple(handed_on[name].shape),
@@ -163,17 +167,17 @@ def describe_layers(net: TrainedModel) -> tuple[list[LayerActivations], int]:
     return layers, crossing["logits"]
 
 
-def describe_net(net: TrainedModel, views: int) -> dict[str, Any]:
-    """What the page is told of a net before there is any picture."""
-    layers, logits_bytes = describe_layers(net)
-    model, recipe = net.model, net.model.recipe
+def describe_model(trained: TrainedModel, views: int) -> dict[str, Any]:
+    """The JSON description of the model that the page is built from."""
+    layers, logits_bytes = describe_layers(trained)
+    model, recipe = trained.model, trained.model.recipe
     first = model.layers()[layers[0].name].weight
     return {
         "recipe": recipe.name,
         "towers": recipe.towers,
         "width": model.config.width,
         "input_size": model.config.input_size,
-        "classes": len(net.classes),
+        "classes": len(trained.classes),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "views": views,
         "norm_crosses": recipe.lrn_across_towers and recipe.towers > 1,
@@ -185,47 +189,52 @@ def describe_net(net: TrainedModel, views: int) -> dict[str, Any]:
     }
 
 
-def packed(looked: Inspection) -> bytes:
-    """A JSON text, its length before it as four bytes, and all numbers behind it as float32.
+def pack_inspection(inspection: Inspection) -> bytes:
+    """The message to the page: length of the JSON (uint32), JSON, all activations as float32.
 
-    Everything is little endian, and the numbers begin at a multiple of four. Per layer the JSON
-    says where among the numbers its ``result`` and what it ``handed_on`` begin.
+    All numbers are little endian, and the activations start at a multiple of four bytes. For each
+    layer the JSON holds the offsets of ``result`` and ``handed_on`` among the activations.
     """
     arrays: list[Array] = []
-    places: dict[str, dict[str, int]] = {name: {} for name in looked.results}
+    offsets: dict[str, dict[str, int]] = {name: {} for name in inspection.results}
     count = 0
-    for stage, found in (("result", looked.results), ("handed_on", looked.handed_on)):
-        for name, array in found.items():
-            places[name][stage] = count
+    for stage, outputs in (("result", inspection.results), ("handed_on", inspection.handed_on)):
+        for name, array in outputs.items():
+            offsets[name][stage] = count
             arrays.append(array)
             count += array.size
-    guesses = [
+    predictions = [
         {
-            "name": printable(guess.name),
-            "probability": guess.probability if math.isfinite(guess.probability) else None,
+            "name": printable(prediction.name),
+            "probability": prediction.probability
+            if math.isfinite(prediction.probability)
+            else None,
             "tower": tower,
         }
-        for guess, tower in zip(looked.guesses, looked.owners, strict=True)
+        for prediction, tower in zip(inspection.predictions, inspection.owners, strict=True)
     ]
-    pictures = {"seen": _png(looked.pixels), "less_mean": _png(_shown(looked.image))}
-    head = json.dumps({**pictures, "guesses": guesses, "places": places}).encode()
+    images = {
+        "seen": _png_data_uri(inspection.pixels),
+        "less_mean": _png_data_uri(_visible(inspection.image)),
+    }
+    head = json.dumps({**images, "guesses": predictions, "places": offsets}).encode()
     head += b" " * (-len(head) % 4)
     numbers = b"".join(array.astype("<f4").tobytes() for array in arrays)
     return len(head).to_bytes(4, "little") + head + numbers
 
 
-def _shown(image: Array) -> npt.NDArray[np.uint8]:
-    """[3, S, S] less the mean as a picture [S, S, 3]: zero is mid grey, at half contrast."""
+def _visible(image: Array) -> npt.NDArray[np.uint8]:
+    """A mean-subtracted input [3, S, S] as RGB [S, S, 3]: zero is mid grey, contrast is halved."""
     levels: npt.NDArray[np.uint8] = np.clip(np.nan_to_num(image) / 2 + 128, 0, 255).astype(np.uint8)
     return levels.transpose(1, 2, 0)
 
 
-def _plain(x: Tensor) -> Array:
+def _to_numpy(x: Tensor) -> Array:
     array: Array = x.float().cpu().contiguous().numpy()
     return array
 
 
-def _png(pixels: npt.NDArray[np.uint8]) -> str:
+def _png_data_uri(pixels: npt.NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Errors of saved checkpoints on a store; several checkpoints make an ensemble."""
+"""Top-1 and top-5 errors of checkpoints on a store; several checkpoints form an ensemble."""
 
 from __future__ import annotations
 
@@ -19,60 +19,64 @@ from alexnet2012.utils.metrics import ErrorCounts
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
-    """Errors on the validation pictures of the store.
+    """Count top-1 and top-5 errors on the validation images of the store.
 
     Raises:
-        ConfigError: a checkpoint that is none, or that was trained on other classes.
+        ConfigError: a path holds no model, or the models and the store do not match.
     """
     reuse_memory()
-    nets = load_ensemble(config.checkpoint, config.device)
-    store, split = _validation_pictures(config, nets[0])
+    models = load_ensemble(config.checkpoint, config.device)
+    store, split = _validation_split(config, models[0])
     paths = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
-    _check_alike(paths, nets, store)
+    _check_compatible(paths, models, store)
+    first = models[0].model
     loader = EvalLoader(
-        replace(store, mean_image=nets[0].mean_image),
+        replace(store, mean_image=models[0].mean_image),
         split,
-        nets[0].model.recipe.augment,
-        input_size=nets[0].model.config.input_size,
+        first.recipe.augment,
+        input_size=first.config.input_size,
         views=config.views,
         batch_size=max(1, config.batch_size // config.views),
-        place=LoaderPlacement(device=nets[0].model.mesh.device, threads=config.decode_threads),
+        place=LoaderPlacement(device=first.mesh.device, threads=config.decode_threads),
     )
-    mesh = nets[0].model.mesh
-    return evaluate([net.model for net in nets], loader.batches(), mesh)
+    return evaluate([trained.model for trained in models], loader.batches(), first.mesh)
 
 
-def _validation_pictures(config: EvaluateConfig, net: TrainedModel) -> tuple[Store, Split]:
-    """Those of the given store, or of what the net was trained on."""
+def _validation_split(config: EvaluateConfig, trained: TrainedModel) -> tuple[Store, Split]:
+    """The validation images of ``config.store``, or else of the model's training data."""
     if config.store is not None:
         store = Store.open(Path(config.store))
         return store, store.split("val")
-    if net.data is None or net.data.store is None:
-        remedy = "does not say what it was trained on; set store=…"
+    if trained.data is None or trained.data.store is None:
+        remedy = "does not record its training data; set store=…"
         raise ConfigError("checkpoint", config.checkpoint, remedy)
-    store = Store.open(Path(net.data.store)).narrowed(net.data.first_classes)
-    return store, store.split("val", net.data.limit)
+    store = Store.open(Path(trained.data.store)).narrowed(trained.data.first_classes)
+    return store, store.split("val", trained.data.limit)
 
 
-def _check_alike(paths: Sequence[object], nets: Sequence[TrainedModel], store: Store) -> None:
-    """Refuse nets that cannot be shown the same pictures."""
-    first = nets[0].model
-    for path, net in zip(paths, nets, strict=True):
-        if net.classes != store.classes:
-            remedy = f"was trained on other classes than those of {store.root}; set store=…"
+def _check_compatible(
+    paths: Sequence[object], models: Sequence[TrainedModel], store: Store
+) -> None:
+    """Refuse models that cannot be evaluated on the same batches."""
+    first = models[0].model
+    for path, trained in zip(paths, models, strict=True):
+        if trained.classes != store.classes:
+            remedy = f"its classes differ from those of {store.root}; set store=…"
             raise ConfigError("checkpoint", path, remedy)
-        if len(net.mean_image) != store.size:
-            remedy = f"was trained on pictures of {len(net.mean_image)} pixels, {store.root} has "
-            raise ConfigError("checkpoint", path, f"{remedy}{store.size}; set store=…")
-        augment = net.model.recipe.augment
-        alike = (
-            net.model.config.input_size == first.config.input_size
-            and net.model.precision is first.precision
+        if len(trained.mean_image) != store.size:
+            size = len(trained.mean_image)
+            remedy = f"was trained on images of {size} pixels, and {store.root} has {store.size}"
+            raise ConfigError("checkpoint", path, f"{remedy}; set store=…")
+        augment = trained.model.recipe.augment
+        compatible = (
+            trained.model.config.input_size == first.config.input_size
+            and trained.model.precision is first.precision
             and augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
-            and np.array_equal(net.mean_image, nets[0].mean_image)
+            and np.array_equal(trained.mean_image, models[0].mean_image)
         )
-        if not alike:
+        if not compatible:
             remedy = (
-                f"differs from {paths[0]} in input size, precision, recipe or training pictures"
+                f"differs from {paths[0]} in input size, precision, recipe or training images; "
+                "the models of an ensemble must agree"
             )
-            raise ConfigError("checkpoint", path, f"{remedy}; an ensemble needs them alike")
+            raise ConfigError("checkpoint", path, remedy)

@@ -1,6 +1,6 @@
-"""Last hidden activations of images, and the two files that hold them.
+"""Last hidden activations of images, and the pair of files that stores them.
 
-Legend: M images, U hidden units.
+Shapes: M images, U hidden units.
 """
 
 from __future__ import annotations
@@ -27,65 +27,76 @@ from alexnet2012.utils.text import printable
 
 @dataclass(frozen=True)
 class Features:
-    """Activations of pictures, and whose they are."""
+    """Activations of images, with the names of the images and the model that produced them."""
 
     activations: npt.NDArray[np.float32]  # [M, U]
     files: list[str]  # [M]
     checkpoint: str
-    net: str  # a digest of its parameters
+    model_digest: str  # see :func:`digest`
 
     def save(self, path: Path) -> None:
-        """Both files, each whole or not at all."""
+        """Write ``path`` (.npy) and ``path``.json, each atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing = path.with_name(f".{path.name}.writing")
-        with writing.open("wb") as file:
+        temporary = path.with_name(f".{path.name}.writing")
+        with temporary.open("wb") as file:
             np.save(file, self.activations)
-        os.replace(writing, path)
-        about = {"checkpoint": self.checkpoint, "net": self.net, "files": self.files}
-        writing.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        os.replace(writing, _about(path))
+        os.replace(temporary, path)
+        index = {"checkpoint": self.checkpoint, "net": self.model_digest, "files": self.files}
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, _index_path(path))
 
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Raises ConfigError: there are none, or the two files do not belong together."""
+        """Read both files back.
+
+        Raises:
+            ConfigError: a file is missing or damaged, or the two do not match.
+        """
         try:
-            about = json.loads(_about(path).read_text(encoding="utf-8"))
-            found = cls(np.load(path, allow_pickle=False), **about)
-            if found.activations.ndim != 2 or len(found.activations) != len(found.files):
-                raise ValueError("its rows are not those of its list")
-        except (OSError, EOFError, ValueError, TypeError) as error:
-            remedy = f"cannot be read ({error}); python -m alexnet2012.features writes such files"
+            index = json.loads(_index_path(path).read_text(encoding="utf-8"))
+            activations = np.load(path, allow_pickle=False)
+            features = cls(activations, index["files"], index["checkpoint"], index["net"])
+            if activations.ndim != 2 or len(activations) != len(features.files):
+                raise ValueError("the number of rows differs from the number of files listed")
+        except (OSError, EOFError, KeyError, ValueError, TypeError) as error:
+            remedy = f"cannot be read ({error}); create it with python -m alexnet2012.features"
             raise ConfigError("features", path, remedy) from error
-        return found
+        return features
 
 
-def activations_of(
-    net: TrainedModel, names: Sequence[str], config: FeaturesConfig | NearestConfig
+def compute_features(
+    trained: TrainedModel, names: Sequence[str], config: FeaturesConfig | NearestConfig
 ) -> tuple[list[str], Tensor, list[RejectedImage]]:
-    """Names of the pictures that could be used, their activations [M, U], and the others."""
-    size = len(net.mean_image)
+    """The names of the usable images, their activations [M, U], and the rejected images.
+
+    Rejected images are also reported on standard error.
+
+    Raises:
+        ConfigError: no image can be used.
+    """
+    size = len(trained.mean_image)
     used: list[str] = []
     rows: list[Tensor] = []
     rejected: list[RejectedImage] = []
     for batch in decode_images(names, [size], config.batch_size, config.decode_threads):
-        for one in batch.rejected:
-            print(printable(f"alexnet2012: {one.image}: {one.reason}"), file=sys.stderr)
+        for image, reason in batch.rejected:
+            print(printable(f"alexnet2012: {image}: {reason}"), file=sys.stderr)
         rejected += batch.rejected
         used += batch.names
         if batch.names:
-            rows.append(last_hidden(net, batch.pixels[size]).float())
+            rows.append(last_hidden(trained, batch.pixels[size]).float())
     if not rows:
-        raise ConfigError("images", config.images, "none of the pictures can be used")
+        raise ConfigError("images", config.images, "none of the images can be used")
     return used, torch.cat(rows), rejected
 
 
-def digest(net: TrainedModel) -> str:
-    """SHA-256 of the parameters: tells nets apart that lie at the same place."""
-    found = hashlib.sha256(net.mean_image.tobytes())
-    for name, parameter in sorted(net.model.full_state_dict().items()):
-        found.update(name.encode() + parameter.cpu().numpy().tobytes())
-    return found.hexdigest()
+def digest(trained: TrainedModel) -> str:
+    """SHA-256 of the parameters and the mean image; a path may later hold another model."""
+    sha = hashlib.sha256(trained.mean_image.tobytes())
+    for name, parameter in sorted(trained.model.full_state_dict().items()):
+        sha.update(name.encode() + parameter.cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
-def _about(path: Path) -> Path:
+def _index_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")

@@ -1,10 +1,12 @@
-"""Pictures that somebody names: files, folders and addresses, as a store would keep them.
+"""Load the images named by a user (files, folders, URLs) with the preprocessing of a store.
 
-Legend: n pictures of a batch, P pixels a side of a stored picture.
+Shapes: n images of a batch, P pixels a side of a stored image.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ import numpy.typing as npt
 import requests
 import torch
 from hydra._internal.utils import get_args_parser
+from PIL import Image
 from torch import Tensor
 
 from alexnet2012.config.compose import quoted
@@ -26,13 +29,13 @@ from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.data.preparation.decode import store_picture
 from alexnet2012.data.sources.base import MAX_FILE_BYTES, PICTURE_SUFFIXES, Entry
 
-TIMEOUTS_S = (10.0, 30.0)  # to connect, to wait for more
-DOWNLOAD_S = 120.0  # for a whole picture
+TIMEOUTS_S = (10.0, 30.0)  # to connect, and between two chunks
+DOWNLOAD_S = 120.0  # for a whole image
 _SCHEMES = ("http://", "https://")
 
 
 class RejectedImage(NamedTuple):
-    """A picture that cannot be used, and why."""
+    """An image that cannot be used, and the reason."""
 
     image: str
     reason: str
@@ -40,7 +43,7 @@ class RejectedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """A batch of pictures, and those that fell out of it."""
+    """A batch of decoded images, and the rejected ones of the same batch."""
 
     names: list[str]
     pixels: dict[int, Tensor]  # by P: uint8 [n, P, P, 3]
@@ -48,129 +51,147 @@ class DecodedBatch:
 
 
 def collect_images(words: Sequence[str]) -> list[str]:
-    """Command-line words as Hydra reads them: bare names are ``images=…``, ``--json`` is a setting.
+    """Turn bare file names on the command line into ``images=[…]``, and ``--json`` into a setting.
 
-    So a shell's ``*.jpg`` works, whatever the files are called.
+    A shell's ``*.jpg`` then works for any file name: Hydra alone would read some as overrides.
     """
     words = ["json=true" if word == "--json" else word for word in words]
     overrides = get_args_parser().parse_known_args(words)[0].overrides
-    bare = [word for word in overrides if "=" not in word or _is_address(word) or _exists(word)]
-    others = [word for word in words if word not in bare]
-    return [*others, f"images=[{','.join(map(quoted, bare))}]"] if bare else others
+    images = [word for word in overrides if "=" not in word or _is_url(word) or _exists(word)]
+    others = [word for word in words if word not in images]
+    return [*others, f"images=[{','.join(map(quoted, images))}]"] if images else others
 
 
 def find_images(images: Any) -> list[str]:
-    """The names of all pictures: files, what lies in folders at any depth, addresses.
+    """The names of all images: files, image files at any depth of folders, and URLs.
 
     Raises:
-        ConfigError: a path that is not there, or a folder without pictures.
+        ConfigError: a path does not exist, or a folder contains no images.
     """
-    found: list[str] = []
+    names: list[str] = []
     for given in images if isinstance(images, list) else [images]:
-        # Of os.path, as Path's raises for a ~ that is no user's but part of a name.
+        # os.path and not Path.expanduser, which raises if a leading ~ names no user.
         name, path = str(given), Path(os.path.expanduser(str(given)))  # noqa: PTH111
-        if _is_address(name):
-            found.append(name)
+        if _is_url(name):
+            names.append(name)
         elif path.is_dir():
-            inside = [
+            files = [
                 str(file)
                 for file in sorted(path.rglob("*"))
                 if file.suffix.lower() in PICTURE_SUFFIXES
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
                 and file.is_file()
             ]
-            if not inside:
+            if not files:
                 kinds = " ".join(sorted(PICTURE_SUFFIXES))
-                raise ConfigError("images", name, f"a folder without pictures ({kinds})")
-            found += inside
+                raise ConfigError("images", name, f"the folder contains no images ({kinds})")
+            names += files
         elif path.is_file():
-            found.append(str(path))
+            names.append(str(path))
         else:
-            raise ConfigError("images", name, "does not exist; give files, folders or addresses")
-    if not found:
-        raise ConfigError("images", images, "names none; give files, folders or addresses")
-    return found
+            raise ConfigError("images", name, "does not exist; give files, folders or URLs")
+    if not names:
+        raise ConfigError("images", images, "no image is given; give files, folders or URLs")
+    return names
 
 
 def decode_images(
     names: Sequence[str], sizes: Sequence[int], batch_size: int, threads: int | None
 ) -> Iterator[DecodedBatch]:
-    """Batches of the pictures, each at every size P of ``sizes``, as a store would keep it.
+    """Decode images in batches, each image at every size P in ``sizes``.
 
-    ``threads``: None for one a core.
+    Args:
+        threads: decoding threads; None for one per core.
     """
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(names), batch_size):
-            part = names[start : start + batch_size]
-            outcomes = list(pool.map(partial(_decode, sizes=sizes), part))
-            good = [(n, o) for n, o in zip(part, outcomes, strict=True) if not isinstance(o, str)]
+            batch = names[start : start + batch_size]
+            results = list(pool.map(partial(_decode, sizes=sizes), batch))
+            decoded = [
+                (name, result)
+                for name, result in zip(batch, results, strict=True)
+                if not isinstance(result, str)
+            ]
             yield DecodedBatch(
-                [name for name, _ in good],
+                [name for name, _ in decoded],
                 {
-                    size: torch.from_numpy(np.stack([pixels[size] for _, pixels in good]))
+                    size: torch.from_numpy(np.stack([pixels[size] for _, pixels in decoded]))
                     for size in sizes
-                    if good
+                    if decoded
                 },
                 [
-                    RejectedImage(n, o)
-                    for n, o in zip(part, outcomes, strict=True)
-                    if isinstance(o, str)
+                    RejectedImage(name, result)
+                    for name, result in zip(batch, results, strict=True)
+                    if isinstance(result, str)
                 ],
             )
 
 
 def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """What a store would keep of the bytes of a picture file: [P, P, 3].
+    """Decode an image file to the pixels that a store would hold: uint8 [P, P, 3].
 
     Raises:
-        ValueError: why they are no usable picture, in one line.
+        ValueError: the image cannot be used; the message is a one-line reason.
     """
     return store_picture(data, size, PrepareConfig().quality).pixels
 
 
+def jpeg_data_uri(pixels: Tensor, side: int = 96) -> str:
+    """A thumbnail of ``side`` × ``side`` pixels as a JPEG data URI; ``pixels``: uint8 [P, P, 3]."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels.cpu().numpy())
+    image.resize((side, side), Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
-    """The pixels by size, or why there are none."""
+    """The pixels by size, or the reason why the image is rejected."""
     try:
-        data = _downloaded(name) if _is_address(name) else Entry(name, 0, name).read()
+        data = _download(name) if _is_url(name) else Entry(name, 0, name).read()
         return {size: stored_pixels(data, size) for size in sizes}
     except requests.RequestException as error:
-        return _plainly(error)
+        return _request_failure(error)
     except OSError as error:
         return str(error.strerror or error)
     except ValueError as error:
         return str(error)
 
 
-def _downloaded(address: str) -> bytes:
-    """Raises ValueError or a RequestException: the server refuses, sends too much or too slowly."""
-    until = time.monotonic() + DOWNLOAD_S
-    with requests.get(address, stream=True, timeout=TIMEOUTS_S) as response:
+def _download(url: str) -> bytes:
+    """The body of a URL.
+
+    Raises:
+        ValueError: an HTTP error, or a body that is too large or too slow.
+        RequestException: the server cannot be reached.
+    """
+    deadline = time.monotonic() + DOWNLOAD_S
+    with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
         if not response.ok:
-            raise ValueError(f"the server answers {response.status_code} {response.reason}")
+            raise ValueError(f"the server answered {response.status_code} {response.reason}")
         data = bytearray()
         for chunk in response.iter_content(1 << 16):
             data += chunk
             if len(data) > MAX_FILE_BYTES:
-                raise ValueError(f"more than {MAX_FILE_BYTES:,} bytes")
-            if time.monotonic() > until:
-                raise ValueError(f"did not arrive within {DOWNLOAD_S:.0f} s")
+                raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"the download took longer than {DOWNLOAD_S:.0f} s")
         return bytes(data)
 
 
-def _plainly(error: requests.RequestException) -> str:
+def _request_failure(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
-        return "the server does not answer"
+        return "the server did not respond in time"
     if isinstance(error, requests.ConnectionError):
-        return "no network, or the server cannot be reached"
+        return "the server cannot be reached, or there is no network"
     return " ".join(str(error).split())
 
 
-def _is_address(word: str) -> bool:
+def _is_url(word: str) -> bool:
     return word.lower().startswith(_SCHEMES)
 
 
 def _exists(word: str) -> bool:
     try:
         return Path(word).exists()
-    except (OSError, ValueError):  # too long for a name, say
+    except (OSError, ValueError):  # for example, longer than a file name may be
         return False

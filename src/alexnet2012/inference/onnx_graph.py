@@ -1,10 +1,10 @@
-"""A net as an ONNX graph, operator by operator; the only import of onnx.
+"""Build the ONNX graph of a model operator by operator; the only module that imports onnx.
 
-Every operator of the net is one of ONNX's own, so nothing is traced: the graph stays as small as
-figure 2, its constants have the public names, and normalisation is the operator that runtimes
-know, not sums of shifted maps.
+The graph is built rather than traced, because ONNX has an operator for every operation of the
+network: the graph stays small, its constants keep the public parameter names, and normalisation is
+ONNX's LRN operator, which runtimes optimise.
 
-Legend: N images, S pixels a side, K classes.
+Shapes: N images, S pixels a side of the input, K classes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from alexnet2012.nn.layers import (
     overhang_pixels,
 )
 
-OPSET, IR_VERSION = 18, 10  # of 2022 and 2024: old enough for the runtimes in use
+OPSET, IR_VERSION = 18, 10  # released in 2022 and 2024; current runtimes support both
 
 
 def onnx_model(
-    model: AlexNet, mean: npt.NDArray[np.float32], note: str, version: str
+    model: AlexNet, mean: npt.NDArray[np.float32], metadata: str, version: str
 ) -> onnx.ModelProto:
-    """``images`` [N, 3, S, S], RGB, grey levels 0-255 → ``logits`` [N, K], float32.
+    """An ONNX model: ``images`` [N, 3, S, S], RGB values 0-255 → ``logits`` [N, K], float32.
 
     Args:
         mean: [3, S, S], subtracted in the graph.
-        note: what else there is to know of the net, kept among the metadata.
+        metadata: JSON text, stored in the model under the key ``alexnet2012``.
     """
     graph = _Graph(model)
     x = graph.add("Sub", ["images", graph.constant("mean_image", mean)])
@@ -47,14 +47,14 @@ def onnx_model(
         x = graph.convolution(name, conv, x, size)
         size = sizes[name]
     x = graph.add("Flatten", [x], axis=1)
-    kept = np.float32(1 - model.recipe.dropout_rate)
+    keep_probability = np.float32(1 - model.recipe.dropout_rate)
     for name in model.recipe.hidden:
         x = graph.activation(graph.linear(name, x))
-        x = graph.add("Mul", [x, graph.constant(f"{name}.kept", kept)])
+        x = graph.add("Mul", [x, graph.constant(f"{name}.kept", keep_probability)])
     x = graph.linear("fc8", x)
     graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
     side = model.config.input_size
-    made = helper.make_model(
+    proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "alexnet2012",
@@ -67,13 +67,13 @@ def onnx_model(
         producer_name="alexnet2012",
         producer_version=version,
     )
-    helper.set_model_props(made, {"alexnet2012": note})
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    helper.set_model_props(proto, {"alexnet2012": metadata})
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
 class _Graph:
-    """Nodes and constants of a graph that grows; every method returns the name of its output."""
+    """Collects the nodes and constants of a graph; every method returns the name of its output."""
 
     def __init__(self, model: AlexNet) -> None:
         self.model = model
@@ -92,15 +92,15 @@ class _Graph:
     def convolution(self, name: str, conv: ConvConfig, x: str, size: int) -> str:
         layer = self.model.get_submodule(name)
         assert isinstance(layer, ColumnParallelConv2d)
-        far = conv.padding
+        end = conv.padding
         if conv.overhang:
-            far += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
-        pads = [conv.padding, conv.padding, far, far]
+            end += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
+        pads = [conv.padding, conv.padding, end, end]
         strides = [conv.stride, conv.stride]
         inputs = [x, *self._parameters(name)]
         x = self.add("Conv", inputs, pads=pads, strides=strides, group=layer.groups)
         for step in conv.after:
-            x = self._after(step, x)
+            x = self._layer_op(step, x)
         return x
 
     def linear(self, name: str, x: str) -> str:
@@ -109,15 +109,15 @@ class _Graph:
         weight, bias = self._parameters(name)
         if layer.groups == 1:
             return self.add("Gemm", [x, weight, bias], transB=1)
-        parts = [self._parts(tensor, layer.groups, axis) for tensor, axis in
-                 ((x, 1), (weight, 0), (bias, 0))]  # fmt: skip
-        towers = [self.add("Gemm", part, transB=1) for part in zip(*parts, strict=True)]
+        splits = [self._split(tensor, layer.groups, axis) for tensor, axis in
+                  ((x, 1), (weight, 0), (bias, 0))]  # fmt: skip
+        towers = [self.add("Gemm", inputs, transB=1) for inputs in zip(*splits, strict=True)]
         return self.add("Concat", towers, axis=1)
 
     def activation(self, x: str) -> str:
         return self.add("Relu" if self.model.config.activation is Activation.relu else "Tanh", [x])
 
-    def _after(self, step: LayerOp, x: str) -> str:
+    def _layer_op(self, step: LayerOp, x: str) -> str:
         recipe = self.model.recipe
         window = {
             "kernel_shape": [recipe.pool.size] * 2,
@@ -133,21 +133,21 @@ class _Graph:
         return self.add("MaxPool" if step is LayerOp.max_pool else "AveragePool", [x], **window)
 
     def _local_response_norm(self, x: str, norm: NormConfig) -> str:
-        # ONNX divides alpha by the window.
+        # ONNX divides alpha by the window size.
         alpha = norm.alpha if norm.divide_by_window else norm.alpha * norm.size
         settings = {"size": norm.size, "alpha": alpha, "beta": norm.beta, "bias": norm.k}
         towers = 1 if self.model.recipe.lrn_across_towers else self.model.towers_here
-        parts = [self.add("LRN", [part], **settings) for part in self._parts(x, towers, 1)]
+        parts = [self.add("LRN", [part], **settings) for part in self._split(x, towers, 1)]
         return self.add("Concat", parts, axis=1) if towers > 1 else parts[0]
 
     def _spatial_norm(self, x: str, norm: NormConfig) -> str:
-        border, names = norm.size // 2, f"norm_{len(self.nodes)}"
+        border, prefix = norm.size // 2, f"norm_{len(self.nodes)}"
         alpha = norm.alpha if norm.divide_by_window else norm.alpha * norm.size**2
         mean = self.add("AveragePool", [self.add("Mul", [x, x])], kernel_shape=[norm.size] * 2,
                         pads=[border] * 4, count_include_pad=1)  # fmt: skip
-        scaled = self.add("Mul", [mean, self.constant(f"{names}.alpha", np.float32(alpha))])
-        sums = self.add("Add", [scaled, self.constant(f"{names}.k", np.float32(norm.k))])
-        power = self.constant(f"{names}.power", np.float32(-norm.beta))
+        scaled = self.add("Mul", [mean, self.constant(f"{prefix}.alpha", np.float32(alpha))])
+        sums = self.add("Add", [scaled, self.constant(f"{prefix}.k", np.float32(norm.k))])
+        power = self.constant(f"{prefix}.power", np.float32(-norm.beta))
         return self.add("Mul", [x, self.add("Pow", [sums, power])])
 
     def _parameters(self, name: str) -> tuple[str, str]:
@@ -157,7 +157,7 @@ class _Graph:
         )
         return weight, bias
 
-    def _parts(self, x: str, count: int, axis: int) -> list[str]:
+    def _split(self, x: str, count: int, axis: int) -> list[str]:
         if count == 1:
             return [x]
         outputs = [f"{x}_tower_{tower}" for tower in range(count)]

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from alexnet2012.data.store import Store
+from alexnet2012.diagnostics.training_plan import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.results import Audit, AuditLayer, Evaluation, ExchangeTraffic, TrainingRun
 from alexnet2012.nn.alexnet import AlexNet
@@ -24,8 +25,6 @@ from alexnet2012.utils.shard import padded_shard_size
 # Floats that the two towers send each other per image: the paper's fig. 2, half of each map or
 # layer crossing each way. The logits' gradient is an own slice and sends nothing.
 EXCHANGED_FLOATS = {"conv3": 2 * 21_632, "fc6": 2 * 4_608, "fc7": 2 * 2_048, "fc8": 2 * 2_048}
-PAPER_TRAINING_IMAGES = 1_200_000  # sec. 2
-PAPER_EPOCHS = 90  # sec. 5
 
 
 def audit_measurements(command: str) -> tuple[Audit, list[Measurement]]:

@@ -21,13 +21,12 @@ from alexnet2012.config.schema import EvaluateConfig
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.tower_feed import LoaderPlacement
+from alexnet2012.inference.nearest import NEAREST, nearest
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.results import Lookalikes, PredictedImage
 
-NEAREST = 6  # paper fig. 4
 SHUFFLES = 1000
-BLOCK = 4096  # rows whose distances are held at once
 GUESSES, GUESSED, QUERIES = 5, 8, 5  # guesses a picture; pictures on the left and on the right
 
 
@@ -62,26 +61,6 @@ def seen(
         probabilities.append(F.softmax(model.fc8(activations), dim=1).cpu())
         labels.append(batch.labels.cpu())
     return HiddenActivations(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
-
-
-def nearest(queries: Tensor, among: Tensor, count: int = NEAREST) -> Tensor:
-    """Indices of the rows of [M, U] nearest to each of [N, U], nearest first: [N, count].
-
-    In blocks: of ImageNet's pictures all distances at once would be half a terabyte.
-    """
-    return torch.cat([_nearest(block.double(), among, count) for block in queries.split(BLOCK)])
-
-
-def _nearest(queries: Tensor, among: Tensor, count: int) -> Tensor:
-    distances = queries.new_empty(len(queries), 0)
-    indices = torch.empty(len(queries), 0, dtype=torch.long)
-    for first in range(0, len(among), BLOCK):
-        block = torch.cdist(queries, among[first : first + BLOCK].double())
-        near = block.topk(min(count, block.shape[1]), largest=False)
-        distances = torch.cat([distances, near.values], dim=1)
-        indices = torch.cat([indices, near.indices + first], dim=1)
-    order = distances.argsort(dim=1, stable=True)[:, :count]
-    return indices.gather(1, order)
 
 
 def lookalikes_measurement(

@@ -1,1 +1,1 @@
-"""Readers of other programs' model files."""
+"""Readers of the model files of Caffe and torchvision."""

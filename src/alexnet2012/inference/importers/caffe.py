@@ -1,7 +1,9 @@
-"""Caffe's files: nets (``.caffemodel``) and mean images (``.binaryproto``).
+"""Read Caffe's models (``.caffemodel``) and mean images (``.binaryproto``).
 
-Both are protocol buffers. The few fields that matter here are read by their numbers, old layers
-(V1, of the published bvlc_alexnet) and new ones alike; Source: caffe.proto of BVLC/caffe.
+Both are protocol buffers, whose fields are looked up by number. Layers may be V1LayerParameter
+messages, as in the published bvlc_alexnet, or LayerParameter messages.
+
+Source: caffe.proto of BVLC/caffe.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ import numpy.typing as npt
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import NormConfig, PoolConfig
 from alexnet2012.inference.importers.protobuf import Message
-from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedNet
+from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedModel
 
 MAX_INPUT_SIZE = 1024
-INPUT_SIZE = 227  # of bvlc_alexnet, where a file does not say
+INPUT_SIZE = 227  # of bvlc_alexnet; the default if a file does not specify it
 Blob = npt.NDArray[np.float32]
 
 
-class _Numbers(NamedTuple):
-    """Of the fields of a layer."""
+class _FieldNumbers(NamedTuple):
+    """Numbers of the fields of a layer message."""
 
     name: int
     kind: int
@@ -39,14 +41,14 @@ class _Numbers(NamedTuple):
     data: int
 
 
-_OLD = _Numbers(4, 5, 6, 10, 12, 17, 18, 19, 30, 36, 11)  # V1LayerParameter
-_NEW = _Numbers(1, 2, 7, 106, 108, 117, 118, 121, 123, 100, 107)  # LayerParameter
-_OLD_KINDS = {
+_V1 = _FieldNumbers(4, 5, 6, 10, 12, 17, 18, 19, 30, 36, 11)  # V1LayerParameter
+_CURRENT = _FieldNumbers(1, 2, 7, 106, 108, 117, 118, 121, 123, 100, 107)  # LayerParameter
+_V1_TYPES = {
     1: "Accuracy", 4: "Convolution", 5: "Data", 6: "Dropout", 12: "ImageData", 14: "InnerProduct",
     15: "LRN", 17: "Pooling", 18: "ReLU", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split",
     23: "TanH", 29: "MemoryData",
 }  # fmt: skip
-_NO_PART_OF_THE_NET = {
+_IGNORED_TYPES = {
     "Accuracy", "Data", "DummyData", "ImageData", "Input", "MemoryData", "Softmax",
     "SoftmaxWithLoss", "Split",
 }  # fmt: skip
@@ -54,45 +56,45 @@ _NO_PART_OF_THE_NET = {
 
 @dataclass(frozen=True)
 class CaffeLayer:
-    """A layer of either generation."""
+    """A layer message of either version."""
 
     message: Message
-    numbers: _Numbers
+    fields: _FieldNumbers
 
     @property
     def kind(self) -> str:
-        if self.numbers is _NEW:
-            return self.message.text(self.numbers.kind)
-        number = self.message.integer(self.numbers.kind, 0)
-        return _OLD_KINDS.get(number, f"type {number}")
+        if self.fields is _CURRENT:
+            return self.message.text(self.fields.kind)
+        number = self.message.integer(self.fields.kind, 0)
+        return _V1_TYPES.get(number, f"type {number}")
 
     @property
     def name(self) -> str:
-        return self.message.text(self.numbers.name)
+        return self.message.text(self.fields.name)
 
-    def settings(self, of: str) -> Message:
-        return self.message.message(getattr(self.numbers, of))
+    def settings(self, name: str) -> Message:
+        return self.message.message(getattr(self.fields, name))
 
     def blobs(self) -> list[Blob]:
-        return [_values(blob) for blob in self.message.messages(self.numbers.blobs)]
+        return [_values(blob) for blob in self.message.messages(self.fields.blobs)]
 
 
-def read_caffemodel(data: bytes) -> ImportedNet:
-    """The net of a ``.caffemodel``, its colours in the order RGB.
+def read_caffemodel(data: bytes) -> ImportedModel:
+    """The model in a ``.caffemodel``, with input channels reordered from BGR to RGB.
 
     Raises:
-        ValueError: no such file, or a net with layers that no recipe has.
+        ValueError: not a ``.caffemodel``, or the model has a layer that recipes do not support.
     """
     net = Message(memoryview(data))
-    layers = [CaffeLayer(message, _OLD) for message in net.messages(2)]
-    layers += [CaffeLayer(message, _NEW) for message in net.messages(100)]
-    parts = [layer for layer in layers if layer.kind not in _NO_PART_OF_THE_NET]
-    if not any(layer.blobs() for layer in parts):
-        raise ValueError("holds no layers with weights")
+    layers = [CaffeLayer(message, _V1) for message in net.messages(2)]
+    layers += [CaffeLayer(message, _CURRENT) for message in net.messages(100)]
+    used = [layer for layer in layers if layer.kind not in _IGNORED_TYPES]
+    if not any(layer.blobs() for layer in used):
+        raise ValueError("contains no layers with weights")
     convolutions: list[ImportedConv] = []
     linears: list[tuple[Blob, Blob]] = []
     pools, norms, rates, activations = [], [], [], []
-    for layer in parts:
+    for layer in used:
         kind = layer.kind
         if kind == "Convolution" and not linears:
             convolutions.append(_convolution(layer, first=not convolutions))
@@ -105,7 +107,7 @@ def read_caffemodel(data: bytes) -> ImportedNet:
             continue
         if kind in ("ReLU", "TanH"):
             if layer.settings("relu").number(1, 0.0) != 0:
-                raise ValueError(f"layer {layer.name}: a leaky ReLU, which no recipe has")
+                raise ValueError(f"layer {layer.name}: leaky ReLU is not supported")
             activations.append(Activation.relu if kind == "ReLU" else Activation.tanh)
             step = LayerOp.activation
         elif kind == "Pooling":
@@ -115,7 +117,7 @@ def read_caffemodel(data: bytes) -> ImportedNet:
             norms.append(_norm(layer))
             step = LayerOp.lrn
         else:
-            raise ValueError(f"layer {layer.name}: {kind}, which no recipe has")
+            raise ValueError(f"layer {layer.name}: {kind} is not supported")
         if not linears:
             if not convolutions:
                 raise ValueError(f"layer {layer.name}: {kind} before the first convolution")
@@ -124,49 +126,51 @@ def read_caffemodel(data: bytes) -> ImportedNet:
         elif step is not LayerOp.activation:
             raise ValueError(f"layer {layer.name}: {kind} after a fully connected layer")
     if len(activations) != len(convolutions) + max(len(linears) - 1, 0):
-        raise ValueError("not every layer but the last is followed by one ReLU or TanH")
+        raise ValueError("every layer but the last must be followed by exactly one ReLU or TanH")
     scale, mean = _transform(layers)
     if convolutions:
         convolutions[0] = replace(convolutions[0], weight=convolutions[0].weight * scale)
-    return ImportedNet(
+    return ImportedModel(
         convolutions,
         linears,
-        activation=_only(activations, Activation.relu, "activations"),
-        dropout_rate=_only(rates, 0.0, "dropout ratios"),
+        activation=_single(activations, Activation.relu, "activation functions"),
+        dropout_rate=_single(rates, 0.0, "dropout ratios"),
         input_size=_checked_size(_input_size(net, layers)),
-        pool=_only(pools, PoolConfig(size=3, stride=2), "pooling windows"),
-        lrn=_only(norms, NormConfig(5, 1.0, 0.75, 1.0, True), "normalisations"),
+        pool=_single(pools, PoolConfig(size=3, stride=2), "pooling windows"),
+        lrn=_single(norms, NormConfig(5, 1.0, 0.75, 1.0, True), "LRN settings"),
         mean=mean,
     )
 
 
 def read_mean_image(data: bytes) -> Blob:
-    """The mean image of a ``.binaryproto``: float32 [P, P, 3], RGB.
+    """The mean image in a ``.binaryproto``: float32 [P, P, 3], RGB; P pixels a side.
 
     Raises:
-        ValueError: it holds no picture of three colours.
+        ValueError: the file does not hold a square image of three channels.
     """
     blob = Message(memoryview(data))
     values = _values(blob)
     side = round((len(values) / 3) ** 0.5)
     if side == 0 or len(values) != 3 * side**2:
-        raise ValueError(f"holds {len(values):,} numbers, which make no square of three colours")
+        raise ValueError(f"has {len(values):,} values, which do not form a square RGB image")
     return np.ascontiguousarray(values.reshape(3, side, side)[::-1].transpose(1, 2, 0))
 
 
 def _convolution(layer: CaffeLayer, first: bool) -> ImportedConv:
     settings = layer.settings("convolution")
-    for number, what in ((9, "pad_h"), (11, "kernel_h"), (13, "stride_h")):
+    for number, name in ((9, "pad_h"), (11, "kernel_h"), (13, "stride_h")):
         if settings.integers(number):
-            raise ValueError(f"layer {layer.name}: has {what}; only square kernels are read")
+            raise ValueError(
+                f"layer {layer.name}: {name} is set, and only square kernels are supported"
+            )
     if settings.integer(18, 1) != 1:
-        raise ValueError(f"layer {layer.name}: dilated, which no recipe is")
+        raise ValueError(f"layer {layer.name}: dilated convolution is not supported")
     kernels, size = settings.integer(1, 0), settings.integer(4, 0)
     weight, bias = _weight_and_bias(layer, kernels, (size, size))
     if first:
         if weight.shape[1] != 3:
-            raise ValueError(f"layer {layer.name}: reads {weight.shape[1]} channels, not 3")
-        weight = weight[:, ::-1]  # Caffe reads pictures as BGR
+            raise ValueError(f"layer {layer.name}: has {weight.shape[1]} input channels, not 3")
+        weight = weight[:, ::-1]  # Caffe reads images as BGR
     return ImportedConv(
         weight,
         bias,
@@ -178,15 +182,15 @@ def _convolution(layer: CaffeLayer, first: bool) -> ImportedConv:
 
 
 def _linear(layer: CaffeLayer) -> tuple[Blob, Blob]:
-    # Rows read maps flattened channel, row, column, as here.
+    # Maps are flattened in the order channel, row, column, as in this package.
     return _weight_and_bias(layer, layer.settings("linear").integer(1, 0), ())
 
 
 def _weight_and_bias(layer: CaffeLayer, rows: int, kernel: tuple[int, ...]) -> tuple[Blob, Blob]:
     blobs = layer.blobs()
-    each = rows * int(np.prod(kernel))
-    if not blobs or each == 0 or len(blobs[0]) % each:
-        raise ValueError(f"layer {layer.name}: its weights are not those of {rows} outputs")
+    size = rows * int(np.prod(kernel))  # of one input channel
+    if not blobs or size == 0 or len(blobs[0]) % size:
+        raise ValueError(f"layer {layer.name}: its weights do not fit {rows} outputs")
     bias = blobs[1] if len(blobs) > 1 else np.zeros(rows, np.float32)
     if len(bias) != rows:
         raise ValueError(f"layer {layer.name}: has {len(bias)} biases for {rows} outputs")
@@ -197,7 +201,7 @@ def _pooling(layer: CaffeLayer) -> tuple[PoolConfig, LayerOp]:
     settings = layer.settings("pooling")
     method = settings.integer(1, 0)
     if method > 1 or settings.integer(4, 0) or settings.integer(2, 0) == 0:
-        raise ValueError(f"layer {layer.name}: only square pools without a border are read")
+        raise ValueError(f"layer {layer.name}: only square pooling without padding is supported")
     pool = PoolConfig(size=settings.integer(2, 0), stride=settings.integer(3, 1))
     return pool, (LayerOp.max_pool, LayerOp.average_pool)[method]
 
@@ -205,7 +209,7 @@ def _pooling(layer: CaffeLayer) -> tuple[PoolConfig, LayerOp]:
 def _norm(layer: CaffeLayer) -> NormConfig:
     settings = layer.settings("lrn")
     if settings.integer(4, 0):
-        raise ValueError(f"layer {layer.name}: normalises within maps; only across maps is read")
+        raise ValueError(f"layer {layer.name}: only LRN across channels is supported")
     return NormConfig(
         size=settings.integer(1, 5),
         alpha=settings.number(2, 1.0),
@@ -218,7 +222,7 @@ def _norm(layer: CaffeLayer) -> NormConfig:
 def _transform(
     layers: Sequence[CaffeLayer],
 ) -> tuple[np.float32, tuple[float, float, float] | None]:
-    """What the data layer multiplies pixels with, and the mean colour that it subtracts, RGB."""
+    """The data layer's scale of pixel values, and the mean colour that it subtracts (R, G, B)."""
     for layer in layers:
         settings = layer.settings("transform")
         mean = settings.floats(5)
@@ -232,7 +236,7 @@ def _transform(
 
 
 def _input_size(net: Message, layers: Sequence[CaffeLayer]) -> int:
-    """Pixels a side: the crop of a data layer, or the shape of an input."""
+    """Pixels a side of the input: the crop of a data layer, or the shape of an input layer."""
     for layer in layers:
         crop = layer.settings("transform").integer(3, 0) or layer.settings("data").integer(5, 0)
         if layer.kind in ("Data", "ImageData") and crop:
@@ -246,15 +250,15 @@ def _input_size(net: Message, layers: Sequence[CaffeLayer]) -> int:
 
 
 def _checked_size(size: int) -> int:
-    if not 1 <= size <= MAX_INPUT_SIZE:  # a damaged number would be a net of any size
-        raise ValueError(f"reads pictures of {size} pixels; 1 to {MAX_INPUT_SIZE} can be")
+    if not 1 <= size <= MAX_INPUT_SIZE:  # a corrupt value could ask for any amount of memory
+        raise ValueError(f"has an input of {size} pixels; 1 to {MAX_INPUT_SIZE} are supported")
     return size
 
 
-def _only(values: Sequence[Any], default: Any, what: str) -> Any:
+def _single(values: Sequence[Any], default: Any, name: str) -> Any:
     different = [value for i, value in enumerate(values) if value not in values[:i]]
     if len(different) > 1:
-        raise ValueError(f"has different {what}: {', '.join(map(str, different))}")
+        raise ValueError(f"has several {name}: {', '.join(map(str, different))}; one is supported")
     return different[0] if different else default
 
 

@@ -1,7 +1,4 @@
-"""Somebody else's net, brought to the terms of a recipe.
-
-Legend: C classes, P pixels a side of a stored picture.
-"""
+"""Convert a model of another framework to a recipe and an :class:`AlexNet` with its weights."""
 
 from __future__ import annotations
 
@@ -25,14 +22,14 @@ from alexnet2012.config.schema import (
 )
 from alexnet2012.nn.alexnet import AlexNet
 
-IMAGENET_MEAN = (123.68, 116.78, 103.94)  # R, G, B, grey levels: of ILSVRC 2012's training pictures
+IMAGENET_MEAN = (123.68, 116.78, 103.94)  # R, G, B, 0-255: ILSVRC 2012's training images
 
 
 @dataclass(frozen=True)
 class ImportedConv:
-    """A convolution of a foreign net."""
+    """A convolution, with the operations that follow it."""
 
-    weight: npt.NDArray[np.float32]  # [kernels, channels of a group, H, W]
+    weight: npt.NDArray[np.float32]  # [kernels, channels per group, H, W]
     bias: npt.NDArray[np.float32]
     stride: int
     padding: int
@@ -41,49 +38,51 @@ class ImportedConv:
 
 
 @dataclass(frozen=True)
-class ImportedNet:
-    """What a file holds of a net, in RGB."""
+class ImportedModel:
+    """A model as read from a file; the first convolution takes RGB."""
 
     convolutions: Sequence[ImportedConv]
-    linears: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]  # weight and bias
+    linears: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]  # (weight, bias)
     activation: Activation
-    dropout_rate: float  # as most trainers have it: what is kept is scaled up in training
+    dropout_rate: float  # with the usual scaling: kept activations are scaled up in training
     input_size: int
     pool: PoolConfig
-    lrn: NormConfig  # over all maps, whatever their groups
-    mean: tuple[float, float, float] | None = None  # R, G, B; None: the file does not say
+    lrn: NormConfig  # across all maps, regardless of groups
+    mean: tuple[float, float, float] | None = None  # R, G, B; None if not in the file
 
     @property
     def num_classes(self) -> int:
         return len(self.linears[-1][1])
 
 
-def as_alexnet(net: ImportedNet, base: RecipeConfig, name: str) -> AlexNet:
-    """The net of a recipe like it, with its weights; what only training needs is ``base``'s.
+def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNet:
+    """Build the equivalent model; settings that only training uses come from ``base``.
 
     Raises:
-        ValueError: no recipe has such a net.
+        ValueError: no recipe can describe the model.
     """
-    convs = [f"conv{i}" for i in range(1, len(net.convolutions) + 1)]
-    if not 1 <= len(convs) <= 6 or len(net.linears) != 3:
+    convs = [f"conv{i}" for i in range(1, len(imported.convolutions) + 1)]
+    if not 1 <= len(convs) <= 6 or len(imported.linears) != 3:
         raise ValueError(
-            f"it has {len(convs)} convolutions and {len(net.linears)} fully connected layers, "
-            "and an AlexNet has five and three"
+            f"has {len(convs)} convolutions and {len(imported.linears)} fully connected layers; "
+            "1 to 6 and 3 are supported"
         )
-    groups = {conv.groups for conv in net.convolutions}
+    groups = {conv.groups for conv in imported.convolutions}
     towers = max(groups)
     if not groups <= {1, towers}:
-        raise ValueError(f"its convolutions have {sorted(groups)} groups; all but 1 must be equal")
+        raise ValueError(
+            f"its convolutions have {sorted(groups)} groups; all grouped ones need the same number"
+        )
     layers: dict[str, ConvConfig | LinearConfig] = {}
     for number in range(1, 7):
         layer = f"conv{number}"
-        like = getattr(base, layer)
+        defaults = getattr(base, layer)
         if number > len(convs):
-            layers[layer] = replace(like, present=False)
+            layers[layer] = replace(defaults, present=False)
             continue
-        conv = net.convolutions[number - 1]
+        conv = imported.convolutions[number - 1]
         layers[layer] = replace(
-            like,
+            defaults,
             present=True,
             kernels=len(conv.weight),
             kernel_size=conv.weight.shape[2],
@@ -93,40 +92,41 @@ def as_alexnet(net: ImportedNet, base: RecipeConfig, name: str) -> AlexNet:
             reads_both_towers=number > 1 and conv.groups == 1,
             after=list(conv.after),
         )
-    for layer, (weight, _) in zip(("fc6", "fc7"), net.linears, strict=False):
-        like = getattr(base, layer)
-        layers[layer] = replace(like, present=True, units=len(weight), reads_both_towers=True)
+    for layer, (weight, _) in zip(("fc6", "fc7"), imported.linears, strict=False):
+        defaults = getattr(base, layer)
+        layers[layer] = replace(defaults, present=True, units=len(weight), reads_both_towers=True)
     recipe = replace(
         base,
         name=name,
-        input_size=net.input_size,
+        input_size=imported.input_size,
         towers=towers,
-        lrn=net.lrn,
+        lrn=imported.lrn,
         lrn_across_towers=True,
-        pool=net.pool,
-        dropout_rate=net.dropout_rate,
+        pool=imported.pool,
+        dropout_rate=imported.dropout_rate,
         **layers,  # type: ignore[arg-type]
     )
-    config = ModelConfig(activation=net.activation, input_size=net.input_size)
+    config = ModelConfig(activation=imported.activation, input_size=imported.input_size)
     try:
-        model = AlexNet(recipe, net.num_classes, model=config)
-        model.load_full_state_dict(_state(net, convs))
+        model = AlexNet(recipe, imported.num_classes, model=config)
+        model.load_full_state_dict(_state(imported, convs))
     except ConfigError as error:
         raise ValueError(str(error)) from error
     return model
 
 
-def _state(net: ImportedNet, convs: Sequence[str]) -> Mapping[str, Tensor]:
+def _state(imported: ImportedModel, convs: Sequence[str]) -> Mapping[str, Tensor]:
     parameters = {
-        name: (conv.weight, conv.bias) for name, conv in zip(convs, net.convolutions, strict=True)
+        name: (conv.weight, conv.bias)
+        for name, conv in zip(convs, imported.convolutions, strict=True)
     }
-    kept = np.float32(1 - net.dropout_rate)
-    for name, (weight, bias) in zip(("fc6", "fc7", "fc8"), net.linears, strict=True):
-        # Here dropout scales down at test and leaves training alone, so what is read after it
-        # weighs more: twice, at one half, which is exact.
-        parameters[name] = (weight if name == "fc6" else weight / kept, bias)
+    keep_probability = np.float32(1 - imported.dropout_rate)
+    for name, (weight, bias) in zip(("fc6", "fc7", "fc8"), imported.linears, strict=True):
+        # In this package dropout scales activations down at test and leaves training alone, so
+        # weights that read dropped-out activations are larger: by two at a rate of 0.5, exactly.
+        parameters[name] = (weight if name == "fc6" else weight / keep_probability, bias)
     return {
         f"{name}.{part}": torch.from_numpy(np.array(values))
-        for name, both in parameters.items()
-        for part, values in zip(("weight", "bias"), both, strict=True)
+        for name, pair in parameters.items()
+        for part, values in zip(("weight", "bias"), pair, strict=True)
     }

@@ -1,8 +1,8 @@
-"""A state dict named as torchvision's AlexNet names it.
+"""Read state dicts that use the parameter names of torchvision's AlexNet.
 
-torchvision's is a later net (Krizhevsky 2014): one tower, 64-192-384-256-256 kernels, no
-normalisation, pixels scaled to unit variance. Any numbers of kernels and units are taken; two
-towers are not, as their normalisation has constants that no state dict holds.
+torchvision's AlexNet is the network of Krizhevsky 2014: one tower, 64-192-384-256-256 kernels, no
+normalisation, and pixels scaled to unit variance. Any numbers of kernels and units are accepted.
+Models of two towers are not: a state dict does not hold the constants of their normalisation.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import NormConfig, PoolConfig
-from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedNet
+from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedModel
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # R, G, B of pixels in [0, 1]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # R, G, B, of pixels in [0, 1]
 INPUT_SIZE = 224
-# Kernel size, stride, padding, and whether a pool follows.
+# Kernel size, stride, padding, and whether max pooling follows.
 _CONVOLUTIONS = {
     "features.0": (11, 4, 2, True),
     "features.3": (5, 1, 2, True),
@@ -36,35 +36,36 @@ _LINEARS = ("classifier.1", "classifier.4", "classifier.6")
 
 
 def read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a ``.pth`` or ``.safetensors`` file; nothing else in it is unpickled.
+    """Load the tensors of a ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the file does not hold a state dict.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        what = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ValueError(f"cannot be read as tensors ({what[0]})") from error
-    if isinstance(found, dict):
-        found = found.get("state_dict", found)
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError("holds no state dict")
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ValueError(f"cannot be loaded as tensors ({reason[0]})") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError("does not contain a state dict")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
-def from_state_dict(state: Mapping[str, Tensor]) -> ImportedNet:
-    """The net of a state dict, its pixels on the 0-255 scale.
+def from_state_dict(state: Mapping[str, Tensor]) -> ImportedModel:
+    """The model of a state dict, with conv1 rescaled for pixel values 0-255.
 
     Raises:
-        ValueError: other names, or shapes that make no such net; names the first.
+        ValueError: names the first parameter whose name or shape does not fit.
     """
     names = {f"{layer}.{part}" for layer in (*_CONVOLUTIONS, *_LINEARS) for part in _PARTS}
-    if odd := sorted(names ^ set(state)):
-        what = "is missing" if odd[0] in names else "is not among torchvision's"
-        raise ValueError(f"{odd[0]} {what}; only state dicts named as its alexnet are read")
+    if differing := sorted(names ^ set(state)):
+        problem = "is missing" if differing[0] in names else "is not a parameter of it"
+        raise ValueError(
+            f"{differing[0]} {problem}; the parameter names must be those of torchvision's alexnet"
+        )
     arrays = {name: np.asarray(value.float().numpy()) for name, value in state.items()}
     channels = 3
     convolutions: list[ImportedConv] = []
@@ -80,14 +81,14 @@ def from_state_dict(state: Mapping[str, Tensor]) -> ImportedNet:
         linears.append(_checked(arrays, layer, (inputs,)))
         inputs = len(linears[-1][1])
     red, green, blue = (255 * value for value in MEAN)
-    return ImportedNet(
+    return ImportedModel(
         convolutions,
         linears,
         activation=Activation.relu,
         dropout_rate=0.5,
         input_size=INPUT_SIZE,
         pool=PoolConfig(size=3, stride=2),
-        lrn=NormConfig(5, 1.0, 0.75, 1.0, True),  # not used
+        lrn=NormConfig(5, 1.0, 0.75, 1.0, True),  # unused: no layer has LRN
         mean=(red, green, blue),
     )
 
@@ -95,10 +96,10 @@ def from_state_dict(state: Mapping[str, Tensor]) -> ImportedNet:
 def _checked(arrays: Mapping[str, Any], layer: str, row: tuple[int, ...]) -> tuple[Any, Any]:
     weight, bias = (arrays[f"{layer}.{part}"] for part in _PARTS)
     if weight.ndim != len(row) + 1 or weight.shape[1:] != row or bias.shape != weight.shape[:1]:
-        wanted = ", ".join(map(str, ("rows", *row)))
+        expected = ", ".join(map(str, ("rows", *row)))
         halves = weight.shape[1:2] == (row[0] // 2,) and weight.shape[2:] == row[1:]
-        towers = "; it reads half of the maps, as a net of two towers" if halves else ""
+        towers = "; it reads half of the maps, as in a model of two towers" if halves else ""
         raise ValueError(
-            f"{layer}.weight is {list(weight.shape)} and must be [{wanted}] here{towers}"
+            f"{layer}.weight has shape {list(weight.shape)} and must have [{expected}]{towers}"
         )
     return weight, bias

@@ -1,1 +1,1 @@
-"""Templates, style and script of the pages that show predictions."""
+"""HTTP server, templates, style and script of the pages that show predictions."""

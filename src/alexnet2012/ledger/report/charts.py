@@ -6,13 +6,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from alexnet2012.inference.images import jpeg_data_uri
 from alexnet2012.ledger.report.svg import (
     Curve,
     IntervalRow,
     ReferenceLine,
     forest,
     line_chart,
-    photo,
     two_towers,
 )
 from alexnet2012.ledger.results import Ablation, Reproduction, TrainingRuns
@@ -74,7 +74,7 @@ def lookalikes(reproduction: Reproduction) -> dict[str, Any] | None:
     found, pictures = reproduction.get("lookalikes"), reproduction.get("pictures")
     if found is None or pictures is None:
         return None
-    uris = (photo(picture) for picture in pictures)
+    uris = (jpeg_data_uri(picture) for picture in pictures)
     return {
         "guesses": [
             {

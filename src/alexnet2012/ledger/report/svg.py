@@ -6,7 +6,6 @@ Colours are CSS variables (``--ink``, ``--muted``, ``--rule``, ``--paper``, ``--
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
-from torch import Tensor
 
 # matplotlib knows no CSS: these stand for the variables until the SVG is written
 _STANDINS = {
@@ -146,14 +143,6 @@ def _style(alt: str) -> Any:
             "text.color": _STANDINS["ink"],
         }
     )
-
-
-def photo(pixels: Tensor, side: int = 96) -> str:
-    """A JPEG data URI of a picture, uint8 [P, P, 3]."""
-    buffer = io.BytesIO()
-    picture = Image.fromarray(pixels.cpu().numpy())
-    picture.resize((side, side), Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def two_towers(

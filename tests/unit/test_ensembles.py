@@ -1,4 +1,4 @@
-"""What is said of several nets' views, ensembles, colours and look-alikes follows from numbers."""
+"""Measurements of views, ensembles, kernel colours and nearest neighbours over several seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.inference.nearest import BLOCK, nearest
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims, verdict
 from alexnet2012.ledger.ensembles import (
     Pair,
@@ -19,7 +20,7 @@ from alexnet2012.ledger.ensembles import (
     seed_measurements,
     views_measurement,
 )
-from alexnet2012.ledger.nearest_neighbours import BLOCK, lookalikes_measurement, nearest
+from alexnet2012.ledger.nearest_neighbours import lookalikes_measurement
 from alexnet2012.utils.metrics import jackknife_interval, mean_interval
 
 HOW = (Scale.reduced, "tiny", "…")
@@ -46,7 +47,7 @@ def kernels(colourful: float, seed: int) -> Tensor:
         ((41, 42), (40, 41), None),  # two seeds say nothing
     ],
 )
-def test_views_are_compared_net_by_net(
+def test_views_are_compared_model_by_model(
     one: tuple[float, ...], ten: tuple[float, ...], agrees: bool | None
 ) -> None:
     found = views_measurement(pairs(*one), pairs(*ten), *HOW)
@@ -55,7 +56,7 @@ def test_views_are_compared_net_by_net(
     assert found.n_seeds == len(one)
 
 
-def test_an_ensemble_is_compared_with_each_of_its_nets() -> None:
+def test_an_ensemble_is_compared_with_each_of_its_models() -> None:
     def found(together: float, *without: float) -> Measurement:
         return ensemble_measurement(
             pairs(40, 41, 42, 41), Pair(together, 16), pairs(*without), *HOW
@@ -72,7 +73,7 @@ def test_an_ensemble_is_compared_with_each_of_its_nets() -> None:
     assert found(38, 44, 38, 38, 38).agrees is None
 
 
-def test_the_interval_of_what_seeds_make_together_holds_its_share() -> None:
+def test_the_jackknife_interval_has_its_nominal_coverage() -> None:
     """Of a plain mean the jackknife is Student's interval, so 95 of 100 hold the truth."""
     draws = np.random.default_rng(0).normal(size=(400, 5))
     held = 0
@@ -87,7 +88,7 @@ def test_the_interval_of_what_seeds_make_together_holds_its_share() -> None:
     assert jackknife_interval(3.0, [2.0]) is None
 
 
-def test_towers_part_in_colour_only_where_halves_of_a_whole_net_do_not() -> None:
+def test_tower_colour_difference_is_judged_against_halves_of_one_tower_models() -> None:
     apart, alike = ([kernels(c, seed) for seed in range(4)] for c in (1.0, 0.0))
     assert colour_measurement(apart, alike, *HOW).agrees is True
     assert colour_measurement(alike, apart, *HOW).agrees is False
@@ -97,7 +98,7 @@ def test_towers_part_in_colour_only_where_halves_of_a_whole_net_do_not() -> None
     assert colour_measurement(turned, alike, *HOW).agrees is True
 
 
-def test_one_seed_shows_its_views_and_two_an_ensemble(saved_run: Path, tmp_path: Path) -> None:
+def test_one_seed_measures_views_and_two_an_ensemble(saved_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no finished run of ablation=none"):
         seed_measurements(tmp_path, *HOW)
     for seed in ("0", "1"):
@@ -112,7 +113,7 @@ def test_one_seed_shows_its_views_and_two_an_ensemble(saved_run: Path, tmp_path:
     assert together.interval == pytest.approx((0, 0))
 
 
-def test_the_nearest_are_those_of_smallest_distance() -> None:
+def test_nearest_returns_the_smallest_distances() -> None:
     draw = np.random.default_rng(0)
     queries, among = draw.normal(size=(7, 20)), draw.normal(size=(50, 20))
     expected = np.stack([np.argsort(((among - query) ** 2).sum(1))[:6] for query in queries])
@@ -120,7 +121,7 @@ def test_the_nearest_are_those_of_smallest_distance() -> None:
     assert np.array_equal(found.numpy(), expected)
 
 
-def test_the_nearest_are_found_across_blocks() -> None:
+def test_nearest_searches_across_blocks() -> None:
     draw = torch.Generator().manual_seed(0)
     among = torch.randn(2 * BLOCK + 3, 4, generator=draw)
     queries = torch.randn(BLOCK + 2, 4, generator=draw)
@@ -140,7 +141,7 @@ def likeness(same: float, seed: int = 0) -> Measurement:
     return lookalikes_measurement(*map(torch.from_numpy, parts), *HOW)
 
 
-def test_likeness_is_judged_against_shuffled_labels() -> None:
+def test_neighbour_agreement_is_judged_against_shuffled_labels() -> None:
     found = likeness(0.5)
     assert found.agrees is True
     # Half are of the class, and a quarter of the others.
@@ -150,12 +151,12 @@ def test_likeness_is_judged_against_shuffled_labels() -> None:
     assert verdict(fig4, found).value == "measured at reduced scale"
 
 
-def test_neighbours_without_any_likeness_support_almost_nothing() -> None:
+def test_random_neighbours_rarely_support_the_claim() -> None:
     supported = sum(likeness(0.0, seed).agrees is True for seed in range(80))
     assert supported <= 8  # 1 in 40 is to be expected
 
 
-def test_unlike_neighbours_contradict() -> None:
+def test_neighbours_of_other_classes_contradict_the_claim() -> None:
     labels, of_neighbours = torch.arange(40) % 2, torch.arange(20) % 2
     neighbours = (1 - labels)[:, None] + 2 * torch.arange(6)  # all of the other class
     assert lookalikes_measurement(neighbours, labels, of_neighbours, *HOW).agrees is False

@@ -1,4 +1,4 @@
-"""What a plan measures on two processes: layers without their exchanges, and the link by itself."""
+"""The step timer on two processes: layers without their exchanges, and the link by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from alexnet2012.distributed.collectives import Traffic
 from alexnet2012.distributed.mesh import Mesh
 
 TINY = ModelConfig(width=0.04, input_size=64)
-EXCHANGES, DELAY_S = 9, 0.05  # of a step; of each, which then takes far longer than a tiny layer
+EXCHANGES, DELAY_S = 9, 0.05  # per step; added to each, far more than a tiny layer takes
 ON_LINK_S = 0.01  # far longer than a gather between two processes of a machine
 
 
@@ -37,11 +37,11 @@ def measure_with_slow_exchanges() -> dict[str, Any]:
     config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=TINY)
     dist.all_to_all_single = slow_exchange
     delay_s = ON_LINK_S
-    found: dict[str, Any] = {"link": time_link(mesh)}
+    timings: dict[str, Any] = {"link": time_link(mesh)}
     delay_s = DELAY_S
-    found["layers"] = time_steps(config, mesh, rows=2)
-    Traffic.training_seconds = lambda traffic: 0.0  # a clock that does not stand still
-    return found | {"with exchanges": time_steps(config, mesh, rows=2)}
+    timings["layers"] = time_steps(config, mesh, rows=2)
+    Traffic.training_seconds = lambda traffic: 0.0  # count exchanges
+    return timings | {"with exchanges": time_steps(config, mesh, rows=2)}
 
 
 def test_layers_are_timed_without_their_exchanges_and_the_link_with_them() -> None:
@@ -54,7 +54,7 @@ def test_layers_are_timed_without_their_exchanges_and_the_link_with_them() -> No
         assert rank["link"].latency_s > ON_LINK_S
 
 
-def test_where_memory_ends_fewer_pictures_are_timed(
+def test_fewer_images_are_timed_when_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     steps = step_timer.time_steps
@@ -68,5 +68,5 @@ def test_where_memory_ends_fewer_pictures_are_timed(
     monkeypatch.setattr(step_timer, "reuse_memory", lambda: None)  # tests share this process
     mesh = MeshConfig(device=Device.cpu)
     config = PlanConfig(classes=5, recipe=load_recipe("paper"), model=TINY, mesh=mesh)
-    step_timer.worker(config, 1, 9, tmp_path / "answer")
-    assert json.loads((tmp_path / "answer").read_text())["rows"] == 2
+    step_timer.worker(config, 1, 9, tmp_path / "output")
+    assert json.loads((tmp_path / "output").read_text())["rows"] == 2

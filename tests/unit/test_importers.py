@@ -1,7 +1,7 @@
-"""Nets of Caffe and torchvision give their own logits after the import.
+"""Imported models of Caffe and torchvision reproduce their original logits.
 
-Tolerance: float32 against float64, 1e-5 of the largest logit; the sibling tests show what each
-conversion is worth.
+Tolerance: float32 against float64, 1e-5 of the largest logit; further assertions show that each
+conversion matters.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def rgb_photos(size: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(photograph(name).resize((size, size))) for name in names])
 
 
-def relative(found: Any, expected: Any) -> float:
-    found, expected = np.asarray(found), np.asarray(expected)
-    return float(abs(found - expected).max() / abs(expected).max())
+def relative(actual: Any, expected: Any) -> float:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return float(abs(actual - expected).max() / abs(expected).max())
 
 
 def logits_of(net: TrainedModel, pictures: NDArray[np.uint8]) -> NDArray[Any]:
@@ -53,7 +53,7 @@ def logits_of(net: TrainedModel, pictures: NDArray[np.uint8]) -> NDArray[Any]:
 
 @pytest.mark.parametrize("old", [True, False], ids=["V1 layers", "new layers"])
 @pytest.mark.parametrize("pool_first", [False, True], ids=["bvlc_alexnet", "caffenet"])
-def test_a_caffemodel_gives_the_logits_of_caffes_own_arithmetic(
+def test_an_imported_caffemodel_reproduces_caffes_logits(
     old: bool, pool_first: bool, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
@@ -72,7 +72,7 @@ def test_a_caffemodel_gives_the_logits_of_caffes_own_arithmetic(
     crop = slice(14, 14 + 227)  # (256 - 227) // 2, as Caffe's data layer
     expected = caffe.forward(layers, bgr[:, :, crop, crop])
     assert relative(logits_of(net, pictures), expected) < RELATIVE
-    # Of each conversion: without it the logits are others.
+    # Without each conversion the logits differ.
     mirrored = logits_of(net, np.ascontiguousarray(pictures[..., ::-1]))
     assert relative(mirrored, expected) > 0.01
     net.model.recipe.lrn_across_towers = False
@@ -83,7 +83,7 @@ def test_a_caffemodel_gives_the_logits_of_caffes_own_arithmetic(
                     expected) > 1e-4  # fmt: skip
 
 
-def test_the_published_shapes_of_bvlc_alexnet_are_those_of_the_paper() -> None:
+def test_bvlc_alexnet_has_the_layer_shapes_of_the_paper() -> None:
     data = caffe.caffemodel(caffe.alexnet_layers(np.random.default_rng(0)), old=True)
     recipe = as_alexnet(read_caffemodel(data), PAPER, "caffe").recipe
     for name, conv in recipe.convs.items():
@@ -95,7 +95,7 @@ def test_the_published_shapes_of_bvlc_alexnet_are_those_of_the_paper() -> None:
     assert (recipe.lrn.k, recipe.lrn.divide_by_window) == (1.0, True)
 
 
-def test_windows_over_both_towers_need_both_in_one_process() -> None:
+def test_lrn_across_towers_needs_one_process() -> None:
     recipe = load_recipe("paper")
     recipe.lrn_across_towers = True
     with pytest.raises(ConfigError, match="lrn_across_towers=true: needs all maps in one process"):
@@ -111,22 +111,22 @@ def _changed(index: int, **settings: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "holds no layers with weights"),
-        (b"a text that is no protocol buffer", "protocol buffer|type than|ends early"),
-        (_changed(1)[:-200], "ends early"),
-        (_changed(2, type="Concat"), "layer relu1: type 3, which no recipe has"),
-        (_changed(2, relu_param={"negative_slope": 0.1}), "relu1: a leaky ReLU"),
-        (_changed(3, lrn_param={"norm_region": 1}), "norm1: normalises within maps"),
-        (_changed(3, lrn_param={"local_size": 3}), "different normalisations"),
+        (b"", "contains no layers with weights"),
+        (b"a text that is no protocol buffer", "protocol buffer|another type|is truncated"),
+        (_changed(1)[:-200], "is truncated"),
+        (_changed(2, type="Concat"), "layer relu1: type 3 is not supported"),
+        (_changed(2, relu_param={"negative_slope": 0.1}), "relu1: leaky ReLU is not supported"),
+        (_changed(3, lrn_param={"norm_region": 1}), "norm1: only LRN across channels"),
+        (_changed(3, lrn_param={"local_size": 3}), "several LRN settings"),
         (_changed(4, pooling_param={"kernel_size": 3, "stride": 2, "pad": 1}), "pool1: only"),
         (_changed(1, convolution_param={"num_output": 7, "kernel_size": [11]}), "conv1: its wei"),
         (_changed(5, convolution_param={"num_output": 12, "kernel_size": [5], "pad": [2]}),
          r"conv2.weight: is \(12, 4, 5, 5\), this net has \(12, 8, 5, 5\)"),
-        (_changed(0, transform_param={"crop_size": 10**9}), "reads pictures of 1000000000 pixels"),
-        (_changed(2, type="Data"), "not every layer but the last"),
+        (_changed(0, transform_param={"crop_size": 10**9}), "has an input of 1000000000 pixels"),
+        (_changed(2, type="Data"), "every layer but the last must be followed"),
     ],
 )  # fmt: skip
-def test_a_caffemodel_of_another_kind_is_refused_by_the_layer(
+def test_an_unsupported_caffemodel_is_refused_and_the_layer_is_named(
     data: bytes, words: str, tmp_path: Path
 ) -> None:
     source = tmp_path / "net.caffemodel"
@@ -165,7 +165,7 @@ def torchvision_logits(net: nn.ModuleDict, pictures: NDArray[np.uint8]) -> Tenso
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_state_dict_of_torchvision_gives_its_logits(suffix: str, tmp_path: Path) -> None:
+def test_an_imported_state_dict_reproduces_torchvisions_logits(suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9)
     source = tmp_path / f"alexnet{suffix}"
@@ -181,7 +181,7 @@ def test_a_state_dict_of_torchvision_gives_its_logits(suffix: str, tmp_path: Pat
         expected = torchvision_logits(theirs, pictures[:, 16:240, 16:240]).numpy()
     assert relative(logits_of(net, pictures), expected) < RELATIVE
     with torch.no_grad():
-        net.model.get_parameter("fc8.weight").div_(2)  # as it is in the file
+        net.model.get_parameter("fc8.weight").div_(2)  # undo the conversion
     assert relative(logits_of(net, pictures), expected) > 0.01
 
 
@@ -194,15 +194,15 @@ def _state(**changes: Tensor) -> dict[str, Tensor]:
     ("state", "words"),
     [
         (_state(features_3_weight=torch.zeros(10, 3, 5, 5)),
-         r"features.3.weight is \[10, 3, 5, 5\] and must be \[rows, 6, 5, 5\].*two towers"),
-        (_state(classifier_1_weight=torch.zeros(12, 99)), r"must be \[rows, 180\]"),
-        (_state(features_1_running_mean=torch.zeros(3)), "features.1.running.mean is not among"),
+         r"features.3.weight has shape \[10, 3, 5, 5\] and must .*6, 5, 5\].*two towers"),
+        (_state(classifier_1_weight=torch.zeros(12, 99)), r"must have \[rows, 180\]"),
+        (_state(features_1_running_mean=torch.zeros(3)), "features.1.running.mean is not a"),
         ({}, "classifier.1.bias is missing"),
-        (AlexNet, "cannot be read as tensors"),  # a pickled class
-        ([1], "holds no state dict"),
+        (AlexNet, "cannot be loaded as tensors"),  # a pickled class
+        ([1], "does not contain a state dict"),
     ],
 )  # fmt: skip
-def test_a_state_dict_of_another_net_is_refused_by_its_shapes(
+def test_a_state_dict_with_other_names_or_shapes_is_refused(
     state: Any, words: str, tmp_path: Path
 ) -> None:
     source = tmp_path / "net.pth"
@@ -211,13 +211,16 @@ def test_a_state_dict_of_another_net_is_refused_by_its_shapes(
         run(ImportConfig(str(source), str(tmp_path / "out")), tmp_path)
 
 
-def test_an_import_writes_over_nothing_and_checks_what_goes_with_the_net(tmp_path: Path) -> None:
+def test_an_import_overwrites_nothing_and_checks_its_settings(tmp_path: Path) -> None:
     source, out, text = (tmp_path / name for name in ("net.pth", "out", "classes.txt"))
     torch.save(_state(), source)
     text.write_text("cat\ndog\n")
     for config, words in (
-        (ImportConfig(str(source), str(tmp_path)), "is there already"),
-        (ImportConfig(str(source), str(out), classes=str(text)), "has 2 lines, and the net has 9"),
+        (ImportConfig(str(source), str(tmp_path)), "already exists"),
+        (
+            ImportConfig(str(source), str(out), classes=str(text)),
+            "lists 2 classes, and the model has",
+        ),
         (ImportConfig(str(source), str(out), mean=str(text)), "mean=.*classes.txt"),
         (ImportConfig(str(source), str(out), picture_size=200), "picture_size=200: must be at"),
     ):
