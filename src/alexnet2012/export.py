@@ -25,7 +25,7 @@ from alexnet2012.config.inference_schema import ExportConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import photograph
-from alexnet2012.data.ten_crop import centre
+from alexnet2012.data.ten_crop import centre_crop
 from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,
@@ -145,13 +145,13 @@ def _plain(net: TrainedModel) -> AlexNet:
 def _mean(net: TrainedModel) -> Tensor:
     """The centre of the mean image: [3, S, S]."""
     size = net.model.config.input_size
-    return centre(torch.from_numpy(net.mean_image), size).permute(2, 0, 1).contiguous()
+    return centre_crop(torch.from_numpy(net.mean_image), size).permute(2, 0, 1).contiguous()
 
 
 def _pixels(net: TrainedModel, pictures: Tensor) -> Tensor:
     """The centres of pictures as a graph takes them: uint8 [N, P, P, 3] → float32 [N, 3, S, S]."""
     size = net.model.config.input_size
-    crops = [centre(picture, size) for picture in pictures]
+    crops = [centre_crop(picture, size) for picture in pictures]
     return torch.stack(crops).permute(0, 3, 1, 2).float().contiguous()
 
 

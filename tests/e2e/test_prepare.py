@@ -47,7 +47,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     said = " ".join(succeed(preparation(source, store), store.parent).out.split())
     # 10% of 1500 and of 1501 names, `none.jpg` among those held out.
-    assert "2,701 training and 299 validation pictures of 2 classes" in said
+    assert "2,701 training and 299 validation images in 2 classes" in said
     assert "1 files rejected" in said
     return store
 
@@ -113,4 +113,4 @@ def test_a_program_without_a_guard_is_told_so_and_does_not_hang(
     )
     ended = run([sys.executable, str(program)], tmp_path)
     assert ended.code != 0
-    assert "must stand under `if __name__ == '__main__':`" in ended.err
+    assert "call prepare() under `if __name__ == '__main__':`" in ended.err

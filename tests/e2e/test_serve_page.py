@@ -221,7 +221,7 @@ def test_what_cannot_be_used_is_said_and_the_next_picture_works(
 ) -> None:
     page = open_page()
     for data, words in (
-        (b"some words", "not a picture of a known format"),
+        (b"some words", "not an image in a supported format"),
         (picture.read_bytes()[:900], "cannot be used as a picture"),
         (b"", "the file is empty"),
     ):

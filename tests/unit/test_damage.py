@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from alexnet2012.data.preparation.decode import read_picture
+from alexnet2012.data.preparation.decode import decode_image
 
 DJPEG = shutil.which("djpeg")
 ORIENTATION = 0x0112
@@ -71,7 +71,7 @@ def damaged_jpegs(draw: st.DrawFn) -> bytes:
 def read(data: bytes) -> Image.Image | None:
     """The picture, or None where it is rejected as it should be."""
     try:
-        return read_picture(data).picture
+        return decode_image(data).image
     except ValueError as error:
         reason = str(error)
     assert reason

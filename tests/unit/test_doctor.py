@@ -169,7 +169,7 @@ def test_a_store_is_counted_and_a_changed_file_is_found(
     victim.write_bytes(data)
     assert str(victim) in machine_checks.store(root).said
     (root / "train.tsv").write_text("")
-    assert "do not belong together" in machine_checks.store(root).remedy
+    assert "do not match their checksums" in machine_checks.store(root).remedy
 
 
 def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Downloads from a real server on this machine that behaves as badly as it is told to."""
 
+import errno
 import hashlib
 import multiprocessing
+import os
 import socket
 import struct
 import subprocess
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from alexnet2012.config.enums import NAMED_SOURCES
 from alexnet2012.config.schema import RunError
 from alexnet2012.data.sources import download
-from alexnet2012.data.sources.download import PUBLISHED, Published, fetch
+from alexnet2012.data.sources.download import REMOTE_FILES, RemoteFile, fetch
 from alexnet2012.utils.locks import locked
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
@@ -64,8 +66,8 @@ class Site:
     closing: threading.Event = field(default_factory=threading.Event)
     busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def published(self, content: bytes = CONTENT, size: int | None = None) -> Published:
-        return Published(f"{self.base}/a.tgz?x=1", "md5", hashlib.md5(content).hexdigest(), size)
+    def published(self, content: bytes = CONTENT, size: int | None = None) -> RemoteFile:
+        return RemoteFile(f"{self.base}/a.tgz?x=1", "md5", hashlib.md5(content).hexdigest(), size)
 
     def next_answer(self, asked: str | None) -> Answer:
         with self.busy:
@@ -191,7 +193,7 @@ def test_a_server_that_always_starts_over_and_drops_is_given_up(tmp_path: Path) 
 
 def test_another_range_than_asked_for_is_not_taken(tmp_path: Path) -> None:
     with serving(Answer(stop=1000), Answer(shift=-10)) as site:
-        with pytest.raises(RunError, match="answers 206"):
+        with pytest.raises(RunError, match="responded 206"):
             fetch(site.published(), tmp_path)
         assert (tmp_path / "a.tgz.part").read_bytes() == CONTENT[:1000]
 
@@ -221,7 +223,7 @@ def test_after_five_fruitless_tries_the_part_stays_and_the_next_call_goes_on(
         said = str(caught.value)
         assert "503" in said and "\n" not in said
         assert f"1000 of 200000 bytes are in {tmp_path / 'a.tgz.part'}" in said
-        assert "the same command goes on from there" in said
+        assert "run the same command again to resume" in said
         assert not (tmp_path / "a.tgz").exists()
 
         site.answers = [Answer()]
@@ -286,7 +288,7 @@ def test_a_file_of_another_size_is_refused_and_what_arrived_before_is_kept(
     length: int, tmp_path: Path
 ) -> None:
     page = Answer(body=bytes(length), ranges=False)  # say, of a network that wants a login first
-    said = f"has {length} bytes, not the {len(CONTENT)}"
+    said = f"has {length} bytes, expected {len(CONTENT)}"
     with serving(Answer(stop=5000), page) as site, pytest.raises(RunError, match=said):
         fetch(site.published(size=len(CONTENT)), tmp_path)
     assert (tmp_path / "a.tgz.part").read_bytes() == CONTENT[:5000]
@@ -328,16 +330,16 @@ def test_without_a_network_one_line_says_so_and_where_to_put_the_file(
         unused.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://{host.format(closed=unused.getsockname()[1])}/a.tgz"
         with pytest.raises(RunError, match="no network") as caught:
-            fetch(Published(url, "md5", "0" * 32), tmp_path)
+            fetch(RemoteFile(url, "md5", "0" * 32), tmp_path)
     said = str(caught.value)
     assert url in said and "\n" not in said
-    assert said.endswith(f"fetch the file elsewhere and put it at {tmp_path / 'a.tgz'}")
+    assert said.endswith(f"download the file elsewhere and put it at {tmp_path / 'a.tgz'}")
 
 
 def test_a_file_put_there_by_hand_is_verified_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = Published("http://nowhere.invalid/a.tgz", "sha256", hashlib.sha256(b"1").hexdigest())
+    file = RemoteFile("http://nowhere.invalid/a.tgz", "sha256", hashlib.sha256(b"1").hexdigest())
     (tmp_path / "a.tgz").write_bytes(b"1")
     assert fetch(file, tmp_path) == tmp_path / "a.tgz"
     with monkeypatch.context() as patch:
@@ -349,7 +351,7 @@ def test_a_file_put_there_by_hand_is_verified_once(
 def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(
     verified_before: bool, tmp_path: Path
 ) -> None:
-    file = Published("http://nowhere.invalid/a.tgz", "md5", hashlib.md5(b"1").hexdigest())
+    file = RemoteFile("http://nowhere.invalid/a.tgz", "md5", hashlib.md5(b"1").hexdigest())
     path = tmp_path / "a.tgz"
     if verified_before:
         path.write_bytes(b"1")
@@ -362,8 +364,8 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(RunError, match=f"cannot be kept in {tmp_path / 'file'}"):
-        fetch(PUBLISHED["cifar10"], tmp_path / "file")
+    with pytest.raises(RunError, match=f"cannot be written to {tmp_path / 'file'}"):
+        fetch(REMOTE_FILES["cifar10"], tmp_path / "file")
 
 
 def test_four_threads_at_once_download_once(tmp_path: Path) -> None:
@@ -433,13 +435,26 @@ def test_a_free_lock_is_taken_silently_and_let_go_after_an_error(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks_is_an_error_not_a_lock_that_outlives_its_holder(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=os.strerror(code)), locked(tmp_path / "lock"):
+        pytest.fail("the lock is held")
+
+
 def test_known_files_have_digests_of_their_algorithm_and_names_of_their_own() -> None:
-    for file in PUBLISHED.values():
+    for file in REMOTE_FILES.values():
         assert len(bytes.fromhex(file.digest)) == hashlib.new(file.algorithm).digest_size
         assert file.digest == file.digest.lower()
-    assert len({file.name for file in PUBLISHED.values()}) == len(PUBLISHED)
-    assert PUBLISHED["imagenette"].name == "imagenette2-320.tgz"
+    assert len({file.name for file in REMOTE_FILES.values()}) == len(REMOTE_FILES)
+    assert REMOTE_FILES["imagenette"].name == "imagenette2-320.tgz"
 
 
 def test_the_sources_known_by_name_are_the_embedded_one_and_the_published() -> None:
-    assert ("photos", *PUBLISHED) == NAMED_SOURCES
+    assert ("photos", *REMOTE_FILES) == NAMED_SOURCES

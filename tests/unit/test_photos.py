@@ -83,7 +83,7 @@ def test_a_rotated_window_stays_in_its_region(
         left, top, right, bottom = region
         largest = (min(right - left, bottom - top) - 7) / 1.16  # 1.16 > cos 10° + sin 10°
         width, height = wide * largest, high * largest
-        box = photos.window_box(region, width, height, degrees, at)
+        box = photos.crop_box(region, width, height, degrees, at)
         turn = np.radians(degrees)
         corners = [(x, y) for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
         for x, y in corners:
@@ -95,7 +95,7 @@ def test_a_rotated_window_stays_in_its_region(
 
 def test_a_window_too_large_for_its_region_is_refused() -> None:
     with pytest.raises(AssertionError):
-        photos.window_box((0, 0, 100, 100), 95, 95, 10.0, (0.0, 0.0))
+        photos.crop_box((0, 0, 100, 100), 95, 95, 10.0, (0.0, 0.0))
 
 
 def test_no_padding_shows_at_the_corners_of_a_turned_picture() -> None:
@@ -103,5 +103,5 @@ def test_no_padding_shows_at_the_corners_of_a_turned_picture() -> None:
     white = Image.new("RGB", (400, 400), "white")
     rng = np.random.default_rng(0)
     for _ in range(50):
-        picture = photos._picture(white, (0, 0, 150, 150), 120.0, rng)
+        picture = photos._random_crop(white, (0, 0, 150, 150), 120.0, rng)
         assert len(picture.getcolors(10**6) or []) == 1

@@ -30,7 +30,7 @@ from test_use_page import answered_once
 from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import home
 from alexnet2012.data.sources import photos
-from alexnet2012.data.sources.download import PUBLISHED
+from alexnet2012.data.sources.download import REMOTE_FILES
 from alexnet2012.ledger.report.render import claims_table, summary_table
 from alexnet2012.ledger.results import load_reproduction
 from alexnet2012.serve import Server
@@ -81,8 +81,8 @@ def imagenette_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     fake_imagenette(file, train_per_class=1, val_per_class=1)
     digest = hashlib.md5(file.read_bytes()).hexdigest()
-    published = replace(PUBLISHED["imagenette"], digest=digest)
-    monkeypatch.setitem(PUBLISHED, "imagenette", published)
+    published = replace(REMOTE_FILES["imagenette"], digest=digest)
+    monkeypatch.setitem(REMOTE_FILES, "imagenette", published)
 
 
 def what_make_runs(words: list[str]) -> list[str]:

@@ -87,7 +87,7 @@ def test_the_page_is_whole_and_lets_nothing_else_in(server: Server) -> None:
     ("data", "words"),
     [
         (b"", "the file is empty"),
-        (b"no picture", "not a picture of a known format"),
+        (b"no picture", "not an image in a supported format"),
         (b"BROKEN", "cannot be used as a picture"),
         (b"BOMB", "12000 × 12000 pixels are more than"),
     ],

@@ -73,8 +73,8 @@ def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are
         ((), "empty"),
         (("train/cat/1.jpg",), "no folder val/"),
         (("val/cat/1.jpg",), "no folder train/"),
-        ((*FOUR, "train/cow/notes.txt"), "'cow' has no pictures"),
-        (("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"), "'dog' has one picture"),
+        ((*FOUR, "train/cow/notes.txt"), "'cow' contains no images"),
+        (("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"), "'dog' contains one image"),
         (("readme.md",), "0 class"),
         ((*FOUR, "train/cow/1.jpg"), "cow is in train but not in val"),
         ((*FOUR, "val/cow/1.jpg"), "cow is in val but not in train"),
@@ -168,9 +168,9 @@ def test_a_file_that_is_too_large_or_too_short_gives_a_reason(
     monkeypatch.setattr("alexnet2012.data.sources.base.MAX_FILE_BYTES", 10)
     assert entry.read() == b"0123456789"
     monkeypatch.setattr("alexnet2012.data.sources.base.MAX_FILE_BYTES", 9)
-    with pytest.raises(ValueError, match="10 bytes are more than 9"):
+    with pytest.raises(ValueError, match="10 bytes exceeds the limit of 9"):
         entry.read()
-    with pytest.raises(ValueError, match="only 7 of 8 bytes are there"):
+    with pytest.raises(ValueError, match="truncated: 7 of 8 bytes"):
         entry._replace(offset=3, size=8).read()
     assert entry._replace(offset=3, size=2).read() == b"34"
 

@@ -182,7 +182,7 @@ def test_bad_files_are_named_counted_and_left_out(
     bad = ("gone.jpg", "notes.txt", "text.jpg", "truncated.jpg", "zero.jpg")
     assert sorted(rejects) == [f"train/cat/{name}" for name in bad]
     assert "Premature end" in rejects["train/cat/truncated.jpg"]["reason"]
-    assert "known format" in rejects["train/cat/text.jpg"]["reason"]
+    assert "supported format" in rejects["train/cat/text.jpg"]["reason"]
     assert "empty" in rejects["train/cat/zero.jpg"]["reason"]
     assert "No such file" in rejects["train/cat/gone.jpg"]["reason"]
     assert rejects["train/cat/zero.jpg"]["class"] == "train/cat"
@@ -199,7 +199,7 @@ def test_bad_files_are_named_counted_and_left_out(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines()[1:])) <= 80  # after where it lies
     said = " ".join(out.split())
-    assert "46 training and 9 validation pictures of 3 classes" in said
+    assert "46 training and 9 validation images in 3 classes" in said
     assert "1 png" in said
     assert "; 5 files rejected, see rejects.jsonl" in said
 
@@ -242,10 +242,10 @@ def test_a_class_without_any_usable_picture_is_an_error_and_leaves_nothing(
     source = make_source(tmp_path / "source", train=2, val=2)
     for path in (source / where / "dog").iterdir():
         path.write_text("not a picture")
-    with pytest.raises(ConfigError, match=f"no picture of {where}/dog") as caught:
+    with pytest.raises(ConfigError, match=f"no usable images in {where}/dog") as caught:
         prepare(settings(source, tmp_path / "out" / "store"), progress=False)
     assert caught.value.key == "data.source"
-    assert "known format" in str(caught.value)
+    assert "supported format" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -257,10 +257,10 @@ def test_a_store_that_is_there_is_opened_not_made_again(store: Store, source: Pa
 
 
 def test_a_store_of_other_settings_is_refused_with_both_values(store: Store, source: Path) -> None:
-    with pytest.raises(ConfigError, match=r"size=32, asked for was 48; remove it"):
+    with pytest.raises(ConfigError, match=r"size=32, but 48 was requested; remove it"):
         prepare(settings(source, store.root, size=48), progress=False)
     make_source(source.parent / "elsewhere")
-    with pytest.raises(ConfigError, match=r"source=.*source.*asked for was .*elsewhere"):
+    with pytest.raises(ConfigError, match=r"source=.*source.*but .*elsewhere was requested"):
         prepare(settings(source.parent / "elsewhere", store.root), progress=False)
 
 
@@ -268,7 +268,7 @@ def test_a_store_of_pictures_that_have_changed_since_is_refused(tmp_path: Path) 
     source = make_source(tmp_path / "source", train=2, val=1)
     prepare(settings(source, tmp_path / "store"), progress=False)
     picture(77).save(source / "train" / "owl" / "new.jpg")
-    with pytest.raises(ConfigError, match="other pictures than source holds now; remove it"):
+    with pytest.raises(ConfigError, match="other images than source now contains; remove it"):
         prepare(settings(source, tmp_path / "store"), progress=False)
 
 
@@ -279,7 +279,7 @@ def test_on_reject_fail_stops_at_the_first_and_names_it(tmp_path: Path) -> None:
         source=str(source), store=str(tmp_path / "out" / "store"), size=32, workers=1
     )
     strict.on_reject = OnReject.fail
-    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg for one: not a picture"):
+    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg: not an image"):
         prepare(strict, progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -296,7 +296,7 @@ def test_a_failure_of_the_machine_drops_no_picture(
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(RunError, match=r"Input/output error; what is done is kept"):
+    with pytest.raises(RunError, match=r"Input/output error; finished work is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
     failing = False
@@ -314,7 +314,7 @@ def test_on_reject_fail_also_means_what_lies_in_a_class_and_is_no_picture(tmp_pa
     prepare(strict, progress=False)
     (source / "val" / "dog" / "notes.txt").write_text("in a class")
     strict.store = str(tmp_path / "another")
-    with pytest.raises(ConfigError, match=r"on_reject=fail: val/dog/notes\.txt is no picture"):
+    with pytest.raises(ConfigError, match=r"on_reject=fail: val/dog/notes\.txt is not an image"):
         prepare(strict, progress=False)
 
 
@@ -324,16 +324,16 @@ def test_a_store_with_rejects_is_none_for_on_reject_fail(tmp_path: Path) -> None
     wanted = settings(source, tmp_path / "store")
     prepare(wanted, progress=False)
     wanted.on_reject = OnReject.fail
-    with pytest.raises(ConfigError, match=r"on_reject=fail, and .*rejects\.jsonl names some"):
+    with pytest.raises(ConfigError, match=r"on_reject=fail, but .*rejects\.jsonl lists rejected"):
         prepare(wanted, progress=False)
 
 
 @pytest.fixture
 def saving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job is saved, as in a preparation that takes its time."""
-    monkeypatch.setattr(prepare_module, "_PICTURES_PER_JOB", JOB)
-    monkeypatch.setattr(progress, "_PAUSE_S", 0)
-    monkeypatch.setattr(progress, "_SAVING_SHARE", math.inf)
+    monkeypatch.setattr(prepare_module, "_IMAGES_PER_JOB", JOB)
+    monkeypatch.setattr(progress, "_MIN_SAVE_INTERVAL_S", 0)
+    monkeypatch.setattr(progress, "_MAX_SAVE_FRACTION", math.inf)
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
@@ -367,11 +367,11 @@ def test_unfinished_work_of_another_source_or_size_is_refused_and_kept(
     begun: Path, source: Path, store: Store
 ) -> None:
     other = make_source(begun.parent / "other", train=2, val=1)
-    for wanted, said in (
+    for wanted, expected in (
         (settings(other, begun), "source"),
         (settings(source, begun, size=48), 32),
     ):
-        with pytest.raises(ConfigError, match=rf"partial is unfinished work of .*={said}"):
+        with pytest.raises(ConfigError, match=rf"partial is unfinished work with .*={expected}"):
             prepare(wanted, progress=False)
     made = prepare(settings(source, begun), progress=False)
     assert content(made.root) == content(store.root)
@@ -461,7 +461,7 @@ def test_pictures_that_change_while_they_are_prepared_are_refused(
 
     with monkeypatch.context() as patch:
         reading(patch, meddle)
-        with pytest.raises(ConfigError, match="has changed while it was prepared"):
+        with pytest.raises(ConfigError, match="changed during the preparation"):
             prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
     picture(6).save(first)
@@ -474,13 +474,13 @@ def test_a_folder_is_looked_through_twice_and_no_more(
     from alexnet2012.data.sources import folders
 
     looked: list[Path] = []
-    real = folders.Listing.__init__
+    real = folders.ImageFolder.__init__
 
-    def counted(listing: folders.Listing, root: Path, *rule: float) -> None:
+    def counted(folder: folders.ImageFolder, root: Path, *rule: float) -> None:
         looked.append(root)
-        real(listing, root, *rule)
+        real(folder, root, *rule)
 
-    monkeypatch.setattr(folders.Listing, "__init__", counted)
+    monkeypatch.setattr(folders.ImageFolder, "__init__", counted)
     prepare(settings(source, tmp_path / "store"), progress=False)
     assert len(looked) == 2  # before the work and after it
     prepare(settings(source, tmp_path / "store"), progress=False)
@@ -493,9 +493,9 @@ def test_a_store_outlives_its_source(tmp_path: Path) -> None:
     shutil.rmtree(source)
     again = prepare(settings(source, tmp_path / "store"), progress=False)
     assert again.fingerprint == made.fingerprint
-    with pytest.raises(ConfigError, match="size=32, asked for was 48"):
+    with pytest.raises(ConfigError, match="size=32, but 48 was requested"):
         prepare(settings(source, tmp_path / "store", size=48), progress=False)
-    with pytest.raises(ConfigError, match="source=source, asked for was elsewhere"):
+    with pytest.raises(ConfigError, match="source=source, but elsewhere was requested"):
         prepare(settings(tmp_path / "elsewhere", tmp_path / "store"), progress=False)
     with pytest.raises(ConfigError, match="does not exist"):
         prepare(settings(source, tmp_path / "another"), progress=False)
@@ -505,7 +505,7 @@ def test_a_store_among_its_own_pictures_is_refused(tmp_path: Path) -> None:
     split = make_source(tmp_path / "split", train=2, val=1)
     shutil.copytree(split / "train", tmp_path / "whole")
     for source, store in ((split, split / "train" / "s"), (tmp_path / "whole", "whole/s")):
-        with pytest.raises(ConfigError, match="lies among the pictures of"):
+        with pytest.raises(ConfigError, match="is inside the source folder"):
             prepare(settings(source, tmp_path / store), progress=False)
     prepare(settings(split, split / "store"), progress=False)  # beside train/ it does no harm
 
@@ -513,7 +513,7 @@ def test_a_store_among_its_own_pictures_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_store_is_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is no store"):
+    with pytest.raises(ConfigError, match="is not a store"):
         prepare(settings(source, tmp_path / "mine"), progress=False)
     assert content(tmp_path / "mine") == {"thesis.tex": b"years of work"}
 
@@ -575,7 +575,7 @@ def test_a_manifest_that_was_edited_is_noticed(
     file.write_text(json.dumps(manifest))
     assert Store.open(tmp_path / "store").classes == store.classes  # spaces say nothing
     file.write_text(json.dumps({**manifest, key: value}))
-    with pytest.raises(ConfigError, match="do not belong together"):
+    with pytest.raises(ConfigError, match="do not match their checksums"):
         Store.open(tmp_path / "store")
 
 
@@ -585,7 +585,7 @@ def test_a_store_of_another_version_says_so(store: Store, tmp_path: Path) -> Non
     manifest = json.loads(file.read_text())
     manifest["settings"]["format"] -= 1
     file.write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match="of another version of this program; remove it"):
+    with pytest.raises(ConfigError, match="incompatible version of alexnet2012; remove it"):
         Store.open(tmp_path / "store")
 
 
@@ -649,7 +649,7 @@ def test_a_picture_that_vanishes_is_no_reject(
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(RunError, match="No such file or directory; what is done is kept"):
+    with pytest.raises(RunError, match="No such file or directory; finished work is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
 
@@ -680,5 +680,7 @@ def test_a_mean_image_of_another_kind_is_noticed(source: Path, tmp_path: Path) -
 
 
 def test_a_place_that_cannot_be_written_is_named_with_a_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"data\.store=/proc/no/store: cannot be made \(No such"):
+    with pytest.raises(
+        ConfigError, match=r"data\.store=/proc/no/store: cannot be created \(No such"
+    ):
         prepare(PrepareConfig(store="/proc/no/store"), progress=False)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alexnet2012.config.enums import LayerOp
-from alexnet2012.data.ten_crop import centre
+from alexnet2012.data.ten_crop import centre_crop
 from alexnet2012.inference.trained_model import (
     Prediction,
     TrainedModel,
@@ -84,7 +84,7 @@ def inspect_image(net: TrainedModel, pixels: npt.NDArray[np.uint8], views: int) 
     guesses = top_predictions(net.classes, found, GUESSES)
     rows = padded_shard_size(len(net.classes), net.model.recipe.towers)
     return Inspection(
-        centre(pictures[0], net.model.config.input_size).numpy(),
+        centre_crop(pictures[0], net.model.config.input_size).numpy(),
         _plain(image[0]),
         {name: _plain(x) for name, x in results.items()},
         {name: _plain(x) for name, x in handed_on.items()},

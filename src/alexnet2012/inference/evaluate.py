@@ -36,7 +36,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
         input_size=nets[0].model.config.input_size,
         views=config.views,
         batch_size=max(1, config.batch_size // config.views),
-        place=LoaderPlacement(device=nets[0].model.mesh.device, threads=config.decode_threads),
+        placement=LoaderPlacement(device=nets[0].model.mesh.device, threads=config.decode_threads),
     )
     mesh = nets[0].model.mesh
     return evaluate([net.model for net in nets], loader.batches(), mesh)

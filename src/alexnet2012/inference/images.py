@@ -23,8 +23,8 @@ from torch import Tensor
 
 from alexnet2012.config.compose import quoted
 from alexnet2012.config.schema import ConfigError, PrepareConfig
-from alexnet2012.data.preparation.decode import store_picture
-from alexnet2012.data.sources.base import MAX_FILE_BYTES, PICTURE_SUFFIXES, Entry
+from alexnet2012.data.preparation.decode import convert_to_stored
+from alexnet2012.data.sources.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, Entry
 
 TIMEOUTS_S = (10.0, 30.0)  # to connect, to wait for more
 DOWNLOAD_S = 120.0  # for a whole picture
@@ -75,12 +75,12 @@ def find_images(images: Any) -> list[str]:
             inside = [
                 str(file)
                 for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in PICTURE_SUFFIXES
+                if file.suffix.lower() in IMAGE_SUFFIXES
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
                 and file.is_file()
             ]
             if not inside:
-                kinds = " ".join(sorted(PICTURE_SUFFIXES))
+                kinds = " ".join(sorted(IMAGE_SUFFIXES))
                 raise ConfigError("images", name, f"a folder without pictures ({kinds})")
             found += inside
         elif path.is_file():
@@ -125,7 +125,7 @@ def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: why they are no usable picture, in one line.
     """
-    return store_picture(data, size, PrepareConfig().quality).pixels
+    return convert_to_stored(data, size, PrepareConfig().quality).pixels
 
 
 def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:

@@ -26,7 +26,7 @@ from alexnet2012.checkpoint.manifest import config_of, to_plain
 from alexnet2012.config.compose import literal
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
-from alexnet2012.data.ten_crop import view_places, viewed
+from alexnet2012.data.ten_crop import extract_views, view_positions
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.precision import allow_tf32
@@ -48,10 +48,10 @@ class TrainedModel:
         """uint8 [N, P, P, 3] → what the net reads of them, [N, V, 3, S, S]."""
         size = self.model.config.input_size
         device = self.model.mesh.device
-        places = view_places(count, len(self.mean_image), size)
+        places = view_positions(count, len(self.mean_image), size)
         mean = torch.from_numpy(self.mean_image).to(device)
         augment = self.model.recipe.augment
-        return viewed(pictures.to(device), places, mean, augment, size)
+        return extract_views(pictures.to(device), places, mean, augment, size)
 
 
 @dataclass(frozen=True)

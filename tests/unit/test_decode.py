@@ -13,9 +13,9 @@ from PIL import Image
 from alexnet2012.data.preparation import decode
 from alexnet2012.data.preparation.decode import (
     MAX_PIXELS,
-    read_picture,
+    convert_to_stored,
+    decode_image,
     square_jpeg,
-    store_picture,
     sum_of_products,
 )
 
@@ -54,7 +54,7 @@ def test_exif_orientation_is_honoured(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
     data = encoded(stored, kind, exif=exif.tobytes(), **lossless.get(kind, {}))
-    found = np.asarray(read_picture(data).picture).astype(int)
+    found = np.asarray(decode_image(data).image).astype(int)
     assert found.shape == (40, 60, 3)
     assert np.abs(found - np.asarray(quadrants())).max() <= 4  # JPEG of quality 100
 
@@ -68,20 +68,20 @@ def test_other_kinds_of_pixels_become_rgb(mode: str, expected: tuple[int, int, i
     palette = Image.new("P", (20, 20), 100)
     palette.putpalette([level for level in range(256) for _ in range(3)])
     picture = palette if mode == "P" else Image.new(mode, (20, 20), colour)
-    found = read_picture(encoded(picture, "PNG")).picture
+    found = decode_image(encoded(picture, "PNG")).image
     assert found.mode == "RGB"
     assert np.abs(np.subtract(found.getpixel((10, 10)), expected)).max() <= 1
 
 
 def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
     picture = Image.fromarray(np.full((8, 8), 0x6543, np.uint16))
-    assert read_picture(encoded(picture, "PNG")).picture.getpixel((0, 0)) == (0x65,) * 3
+    assert decode_image(encoded(picture, "PNG")).image.getpixel((0, 0)) == (0x65,) * 3
 
 
 def test_cmyk_jpeg_reads_as_pillow_reads_it() -> None:
     data = encoded(quadrants().convert("CMYK"), "JPEG", quality=95)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    assert np.abs(np.asarray(read_picture(data).picture) - expected).max() <= 2
+    assert np.abs(np.asarray(decode_image(data).image) - expected).max() <= 2
     assert expected[5, 5, 0] > 200 > 50 > expected[5, 5, 1]  # red, not its inverse
 
 
@@ -103,7 +103,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     jpeg[size : size + 4] = struct.pack(">HH", 65_000, 65_000)
     for data in (bytes(jpeg), png_of(12_000, 12_000), png_of(100_000, 100_000)):
         with pytest.raises(ValueError, match=r"pixels|exceeds limit") as caught:
-            read_picture(data)
+            decode_image(data)
         assert "\n" not in str(caught.value)
     assert MAX_PIXELS < 12_000**2
 
@@ -115,7 +115,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
 )
 def test_bytes_that_are_no_picture_give_a_reason_of_one_line(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        read_picture(data)
+        decode_image(data)
     assert "\n" not in str(caught.value)
     assert "0x7" not in str(caught.value)  # no address in memory: reasons are compared
 
@@ -145,27 +145,27 @@ def test_the_stored_square_is_the_centre_of_the_picture() -> None:
 def test_what_is_odd_about_a_picture_is_told(
     kind: str, picture: Image.Image, traits: set[str]
 ) -> None:
-    stored = store_picture(encoded(picture, kind), 256, 95)
+    stored = convert_to_stored(encoded(picture, kind), 256, 95)
     assert stored.traits == traits
     assert np.array_equal(stored.pixels, simplejpeg.decode_jpeg(stored.jpeg))
 
 
 def test_a_picture_packed_once_is_read_and_twice_is_not() -> None:
     whole = encoded(quadrants(), "JPEG")
-    found = read_picture(gzip.compress(whole))
+    found = decode_image(gzip.compress(whole))
     assert found.traits == {"gzip"}
-    assert np.array_equal(found.picture, read_picture(whole).picture)
-    with pytest.raises(ValueError, match="packed more than once"):
-        read_picture(gzip.compress(gzip.compress(whole)))
+    assert np.array_equal(found.image, decode_image(whole).image)
+    with pytest.raises(ValueError, match="compressed more than once"):
+        decode_image(gzip.compress(gzip.compress(whole)))
 
 
 def test_what_unpacks_without_end_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     bitmap = encoded(quadrants(), "BMP")
-    monkeypatch.setattr(decode, "_MAX_UNPACKED_BYTES", len(bitmap))
-    read_picture(gzip.compress(bitmap))
-    monkeypatch.setattr(decode, "_MAX_UNPACKED_BYTES", len(bitmap) - 1)
+    monkeypatch.setattr(decode, "_MAX_DECOMPRESSED_BYTES", len(bitmap))
+    decode_image(gzip.compress(bitmap))
+    monkeypatch.setattr(decode, "_MAX_DECOMPRESSED_BYTES", len(bitmap) - 1)
     with pytest.raises(ValueError, match="truncated"):
-        read_picture(gzip.compress(bitmap))
+        decode_image(gzip.compress(bitmap))
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -174,10 +174,10 @@ def test_pixels_are_counted_to_the_last(monkeypatch: pytest.MonkeyPatch, more: i
     for kind in ("JPEG", "PNG"):
         data = encoded(quadrants(60, 40), kind)
         if more:
-            with pytest.raises(ValueError, match="60 × 40 pixels are more than"):
-                read_picture(data)
+            with pytest.raises(ValueError, match="60 × 40 pixels exceed the limit"):
+                decode_image(data)
         else:
-            read_picture(data)
+            decode_image(data)
 
 
 def test_running_out_of_memory_is_not_blamed_on_the_picture(
@@ -188,7 +188,7 @@ def test_running_out_of_memory_is_not_blamed_on_the_picture(
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg_header", exhausted)
     with pytest.raises(MemoryError):
-        read_picture(encoded(quadrants(), "JPEG"))
+        decode_image(encoded(quadrants(), "JPEG"))
 
 
 @pytest.mark.parametrize("side", [3, 32, 256, 300])
@@ -206,15 +206,15 @@ def test_a_broken_colour_profile_does_not_cost_the_picture() -> None:
     odd = whole[:2] + segment + whole[2:]
     with pytest.raises(ValueError, match="ICC"):
         simplejpeg.decode_jpeg_header(odd, strict=True)
-    assert np.array_equal(read_picture(odd).picture, read_picture(whole).picture)
+    assert np.array_equal(decode_image(odd).image, decode_image(whole).image)
     with pytest.raises(ValueError, match="Premature end"):  # what else is wrong is still seen
-        read_picture(odd[:-200])
+        decode_image(odd[:-200])
 
 
 def test_a_picture_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     progressive = encoded(quadrants(600, 600), "JPEG", progressive=True)
-    read_picture(progressive)
+    decode_image(progressive)
     last = progressive.rindex(b"\xff\xda")
     bomb = progressive[:-2] + progressive[last:-2] * 200 + progressive[-2:]
     with pytest.raises(ValueError, match="more than 100 scans"):
-        read_picture(bomb)
+        decode_image(bomb)

@@ -24,7 +24,7 @@ epochs = st.integers(0, 100)
 def positions(count: int, batch: int, replicas: int, first_step: int = 0) -> list[np.ndarray]:
     """Positions read at each step by all replicas, put together."""
     parts = [
-        augmentation.replica_parts(count, batch, r, replicas)[first_step:] for r in range(replicas)
+        augmentation.replica_steps(count, batch, r, replicas)[first_step:] for r in range(replicas)
     ]
     at = np.arange(count)
     return [np.concatenate([at[part] for part, _ in step]) for step in zip(*parts, strict=True)]
@@ -50,7 +50,7 @@ def test_rows_say_where_in_the_global_batch_a_replica_stands(
 ) -> None:
     for replica in range(replicas):
         for step, (at, rows) in enumerate(
-            augmentation.replica_parts(count, batch, replica, replicas)
+            augmentation.replica_steps(count, batch, replica, replicas)
         ):
             assert at.start == step * batch + rows.start
             assert at.stop - at.start == rows.size
@@ -70,7 +70,7 @@ def test_a_restart_reads_what_an_undisturbed_epoch_reads_from_there_on(
 
 
 def test_draws_of_a_slice_are_a_slice_of_the_draws() -> None:
-    whole = augmentation.draws(PAPER, 100, MARGIN, seed=3, epoch=1)
+    whole = augmentation.sample_params(PAPER, 100, MARGIN, seed=3, epoch=1)
     part = whole[17:40]
     assert len(part) == 23
     assert np.array_equal(part.crop_yx, whole.crop_yx[17:40])
@@ -81,13 +81,16 @@ def test_draws_of_a_slice_are_a_slice_of_the_draws() -> None:
 @pytest.mark.parametrize("kind", ["seed", "name", "epoch"])
 def test_streams_differ_in(kind: str) -> None:
     other = {"seed": (1, "a", 0), "name": (0, "b", 0), "epoch": (0, "a", 1)}[kind]
-    assert augmentation.stream(0, "a", 0).random() != augmentation.stream(*other).random()
+    assert (
+        augmentation.random_stream(0, "a", 0).random()
+        != augmentation.random_stream(*other).random()
+    )
 
 
 def test_a_stream_is_the_same_in_every_process() -> None:
     # A value written down once: it would change with Python's hash of strings, or with numpy's
     # generator, and then no run could be repeated.
-    assert augmentation.stream(0, "order", 0).integers(2**31, size=3).tolist() == [
+    assert augmentation.random_stream(0, "order", 0).integers(2**31, size=3).tolist() == [
         1949664952,
         2003482808,
         130549370,
@@ -97,7 +100,7 @@ def test_a_stream_is_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(("augment", "last"), [(PAPER, 31), (CODE, 32)], ids=["paper", "code145"])
 def test_crops_reach_every_position_evenly(augment: AugmentConfig, last: int) -> None:
     count = 40_000
-    yx = augmentation.draws(
+    yx = augmentation.sample_params(
         replace(augment, images_per_draw=1), count, MARGIN, seed=0, epoch=0
     ).crop_yx
     for axis in range(2):
@@ -110,19 +113,19 @@ def test_crops_reach_every_position_evenly(augment: AugmentConfig, last: int) ->
 
 
 def test_half_of_the_pictures_are_flipped() -> None:
-    flip = augmentation.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).flip
+    flip = augmentation.sample_params(PAPER, 40_000, MARGIN, seed=0, epoch=0).flip
     assert abs(flip.mean() - 0.5) < 6 * 0.5 / 200
 
 
 def test_alpha_has_the_standard_deviation_of_the_recipe() -> None:
-    alpha = augmentation.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).alpha
+    alpha = augmentation.sample_params(PAPER, 40_000, MARGIN, seed=0, epoch=0).alpha
     assert alpha.dtype == np.float32
     assert np.abs(alpha.std(axis=0) - 0.1).max() < 6 * 0.1 / np.sqrt(2 * 40_000)
     assert np.abs(alpha.mean(axis=0)).max() < 6 * 0.1 / 200
 
 
 def test_code145_shares_crop_and_flip_among_32_pictures_but_not_the_lighting() -> None:
-    drawn = augmentation.draws(CODE, 100, MARGIN, seed=0, epoch=0)
+    drawn = augmentation.sample_params(CODE, 100, MARGIN, seed=0, epoch=0)
     for start in (0, 32, 64, 96):
         group = drawn[start : start + 32]
         assert (group.crop_yx == group.crop_yx[0]).all()
@@ -133,22 +136,22 @@ def test_code145_shares_crop_and_flip_among_32_pictures_but_not_the_lighting() -
 
 def test_what_is_switched_off_is_not_drawn() -> None:
     off = replace(PAPER, crop=False, flip=False, lighting=False)
-    drawn = augmentation.draws(off, 10, MARGIN, seed=0, epoch=0)
+    drawn = augmentation.sample_params(off, 10, MARGIN, seed=0, epoch=0)
     assert (drawn.crop_yx == 16).all()
     assert not drawn.flip.any()
     assert not drawn.alpha.any()
 
 
 def test_switching_one_draw_off_leaves_the_others_as_they_were() -> None:
-    with_flip = augmentation.draws(PAPER, 50, MARGIN, seed=0, epoch=0)
-    without = augmentation.draws(replace(PAPER, flip=False), 50, MARGIN, seed=0, epoch=0)
+    with_flip = augmentation.sample_params(PAPER, 50, MARGIN, seed=0, epoch=0)
+    without = augmentation.sample_params(replace(PAPER, flip=False), 50, MARGIN, seed=0, epoch=0)
     assert np.array_equal(with_flip.crop_yx, without.crop_yx)
     assert np.array_equal(with_flip.alpha, without.alpha)
 
 
 @pytest.mark.parametrize("augment", [PAPER, CODE], ids=["paper", "code145"])
 def test_without_a_margin_there_is_one_position(augment: AugmentConfig) -> None:
-    assert not augmentation.draws(augment, 50, 0, seed=0, epoch=0).crop_yx.any()
+    assert not augmentation.sample_params(augment, 50, 0, seed=0, epoch=0).crop_yx.any()
 
 
 # What cuda-convnet2 stores for ImageNet: standard deviations and eigenvectors, largest last.

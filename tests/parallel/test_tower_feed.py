@@ -28,7 +28,7 @@ INPUT = 64
 BATCH, STEPS = 19, 6
 
 
-def place(split: bool) -> LoaderPlacement:
+def placement(split: bool) -> LoaderPlacement:
     mesh = init_mesh(2, device="cpu")
     comm = Communicator(mesh.tower_group, mesh.towers, mesh.tower) if split else None
     return LoaderPlacement(mesh.replica, mesh.replicas, threads=1, comm=comm)
@@ -57,7 +57,7 @@ def train_batches(root: str, recipe: str, split: bool, *cases: tuple[int, int]) 
         input_size=INPUT,
         batch_size=BATCH,
         seed=3,
-        place=place(split),
+        placement=placement(split),
     )
     found = []
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def eval_batches(root: str, recipe: str, split: bool, views: int) -> object:
         input_size=INPUT,
         views=views,
         batch_size=7,
-        place=place(split),
+        placement=placement(split),
     )
     first = told(list(loader.batches()))
     assert told(list(loader.batches())) == first
@@ -149,7 +149,7 @@ def test_a_file_that_a_tower_cannot_read_is_named_by_that_tower(
 
 
 def test_gpu_decoding_without_a_gpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.decoder=gpu: the pictures go to the cpu"):
+    with pytest.raises(ConfigError, match=r"data\.decoder=gpu: the images are needed on the cpu"):
         LoaderPlacement(decoder=Decoder.gpu)
     assert replace(LoaderPlacement(), decoder=Decoder.cpu).device == torch.device("cpu")
 

@@ -26,13 +26,13 @@ from alexnet2012.data.loaders import (
     Batch,
     EvalLoader,
     TrainLoader,
-    ahead,
     content_digest,
-    windows,
+    mean_crops,
+    prefetch,
 )
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.tower_feed import HERE, LoaderPlacement
+from alexnet2012.data.tower_feed import SINGLE_PROCESS, LoaderPlacement
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
@@ -58,10 +58,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def loader(
-    store: Store, augment: AugmentConfig = PAPER, place: LoaderPlacement = HERE, **others: int
+    store: Store,
+    augment: AugmentConfig = PAPER,
+    placement: LoaderPlacement = SINGLE_PROCESS,
+    **others: int,
 ) -> TrainLoader:
     options = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
-    return TrainLoader(store, store.split("train"), augment, **options, place=place)
+    return TrainLoader(store, store.split("train"), augment, **options, placement=placement)
 
 
 def decoded(path: str) -> np.ndarray:
@@ -85,7 +88,7 @@ def expected_training(
 ) -> np.ndarray:
     """The whole epoch, picture by picture: float64 [count, 3, S, S]."""
     count = len(split.paths)
-    drawn = augmentation.draws(augment, count, SIZE - INPUT, 5, epoch)
+    drawn = augmentation.sample_params(augment, count, SIZE - INPUT, 5, epoch)
     basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
     result = []
     for at, index in enumerate(augmentation.epoch_order(count, 5, epoch)):
@@ -118,11 +121,11 @@ def test_training_pictures_are_those_of_the_numpy_version(
 
 def test_the_mean_under_each_window_is_cut_and_flipped_alike_on_a_gpu() -> None:
     mean = torch.rand(SIZE, SIZE, 3)
-    drawn = augmentation.draws(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
+    drawn = augmentation.sample_params(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
     assert 0 < drawn.flip.sum() < 20
     yx, flips = torch.from_numpy(drawn.crop_yx), torch.from_numpy(drawn.flip)
     for window, (y, x), flip in zip(
-        windows(mean, yx, flips, INPUT), drawn.crop_yx, drawn.flip, strict=True
+        mean_crops(mean, yx, flips, INPUT), drawn.crop_yx, drawn.flip, strict=True
     ):
         expected = mean[y : y + INPUT, x : x + INPUT]
         assert torch.equal(window, expected.flip(1) if flip else expected)
@@ -150,7 +153,7 @@ def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
             done.append(f"make {number}")
             yield number
 
-    for number in ahead(batches(), cast("torch.cuda.Stream", Stream("side"))):
+    for number in prefetch(batches(), cast("torch.cuda.Stream", Stream("side"))):
         done.append(f"step {number}")
     waits = ["side waits for main", "main waits for side"]
     assert done == ["make 0", *waits, "make 1", "step 0", *waits, "step 1"]
@@ -225,7 +228,7 @@ def test_evaluation_reads_every_picture_once_in_order(
             input_size=INPUT,
             views=views,
             batch_size=4,
-            place=LoaderPlacement(replica=replica, replicas=replicas),
+            placement=LoaderPlacement(replica=replica, replicas=replicas),
         )
         for replica in range(replicas)
     ]
@@ -367,7 +370,7 @@ def test_a_picture_that_is_lost_or_spoilt_is_named(
         spoilt = {"cut": whole[:600], "text": b"not a picture", "another picture": another}
         path.write_bytes(spoilt[damage])
     used = loader(broken)
-    said = f"{path}: (cannot be read .*|is not as it was prepared); .*prepare it again"
+    said = f"{path}: (cannot be read .*|does not match its checksum); .*prepare it again"
     with pytest.raises(ConfigError, match=said) as caught:
         list(used.epoch(0))
     assert "\n" not in str(caught.value)
@@ -389,7 +392,7 @@ def test_every_picture_is_checked_and_in_evaluation_too(
             used = EvalLoader(
                 broken, split, PAPER, input_size=INPUT, views=1, batch_size=batch_size
             )
-            with pytest.raises(ConfigError, match=f"{path}: is not as it was prepared"):
+            with pytest.raises(ConfigError, match=f"{path}: does not match its checksum"):
                 list(used)
             path.write_bytes(whole)
 
