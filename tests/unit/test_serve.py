@@ -89,7 +89,7 @@ def test_the_page_is_whole_and_lets_nothing_else_in(server: Server) -> None:
         (b"", "the file is empty"),
         (b"no picture", "not an image in a supported format"),
         (b"BROKEN", "cannot be used as a picture"),
-        (b"BOMB", "12000 × 12000 pixels are more than"),
+        (b"BOMB", "12000 × 12000 pixels exceed the limit"),
     ],
 )
 def test_what_is_no_picture_is_told_and_the_server_goes_on(
