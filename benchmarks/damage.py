@@ -3,7 +3,7 @@
     python benchmarks/damage.py [pictures=500] [seed=0] [workers=2] [bad_inputs=…/bad-inputs.tar]
 
 Good JPEGs are made of scikit-image's photographs, and nine damaged copies of each. What
-``read_picture`` decodes must equal, to the bit, what ``djpeg -strict -memsrc`` makes of the same
+``decode_image`` decodes must equal, to the bit, what ``djpeg -strict -memsrc`` makes of the same
 bytes (Debian: libjpeg-turbo-progs), to which every warning is an error. Pillow, which ignores
 warnings, is the weaker second opinion, and the only one where djpeg is missing. Then all files,
 good and damaged, are prepared as one data set, and the store goes once through the training loader.
@@ -50,9 +50,9 @@ from record import given, keep, show
 
 from alexnet2012.config.schema import PrepareConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.data.augmentation import stream
+from alexnet2012.data.augmentation import random_stream
 from alexnet2012.data.loaders import TrainLoader
-from alexnet2012.data.preparation.decode import read_picture
+from alexnet2012.data.preparation.decode import decode_image
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.photos import CLASSES
 from alexnet2012.data.store import SPLITS
@@ -154,7 +154,7 @@ def judge(file: str, kind: str, data: bytes, undamaged: Image.Image | None = Non
     picture, reason, wrong, harm = None, "", "", None
     began = time.perf_counter()
     try:
-        picture = read_picture(data).picture
+        picture = decode_image(data).image
     except ValueError as error:
         reason = str(error)
         wrong = "" if reason and reason.isprintable() else "the reason is not one line"
@@ -189,12 +189,12 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 def damage_one(source: Path, seed: int, index: int) -> list[Verdict]:
     """A good JPEG and its damaged copies, written to the source folder and judged."""
-    good = good_jpeg(index, stream(seed, "good", index))
-    undamaged = read_picture(good).picture
+    good = good_jpeg(index, random_stream(seed, "good", index))
+    undamaged = decode_image(good).image
     turn, label = divmod(index, len(CLASSES))
     verdicts = []
     for number, kind in enumerate(KINDS):
-        data = damaged(good, kind, stream(seed, "damage", index, number))
+        data = damaged(good, kind, random_stream(seed, "damage", index, number))
         name = f"{index:04d}-{kind.replace(' ', '-')}.jpg"
         file = f"{'train' if turn % 5 else 'val'}/{list(CLASSES)[label % len(CLASSES)]}/{name}"
         (source / file).write_bytes(data)

@@ -79,7 +79,7 @@ class Pictures:
         """Apart from the rest: every loader does this, so it belongs to its first batch."""
         count = len(self.split.labels)
         self.paths = [self._listed[index] for index in augmentation.epoch_order(count, SEED, 0)]
-        draws = augmentation.draws(AUGMENT, count, P - S, SEED, 0)
+        draws = augmentation.sample_params(AUGMENT, count, P - S, SEED, 0)
         basis = augmentation.lighting_basis(self.store.rgb_covariance, AUGMENT.lighting_scale)
         self.yx, self.flip = draws.crop_yx, draws.flip  # corners in the square of P × P
         self.offsets = (draws.alpha @ basis.T).astype(np.float32)  # grey levels
@@ -93,7 +93,7 @@ def ours(pictures: Pictures, device: str = "cpu") -> Iterator[Tensor]:
     reuse_memory()  # as every training does
     sizes = {"input_size": S, "batch_size": BATCH, "seed": SEED}
     place = LoaderPlacement(threads=WORKERS, device=torch.device(device))
-    loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **sizes, place=place)
+    loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **sizes, placement=place)
     return (batch.images for batch in loader.epoch(0))
 
 
@@ -364,7 +364,10 @@ def write_originals(root: Path, count: int) -> None:
     photos = [Image.open(data / file).convert("RGB") for file in PHOTOS]
 
     def write(index: int) -> None:
-        rng, which = augmentation.stream(SEED, "benchmark pictures", index), index % len(PHOTOS)
+        rng, which = (
+            augmentation.random_stream(SEED, "benchmark pictures", index),
+            index % len(PHOTOS),
+        )
         left, top = rng.integers(np.array(photos[which].size) - (WIDTH, HEIGHT) + 1).tolist()
         # Each picture with a cast of its own, for grey photographs have no colour to decode.
         contrast, brightness = rng.uniform(0.8, 1.2, (3, 1)), rng.uniform(-20, 20, (3, 1))

@@ -1,7 +1,7 @@
-"""Small archives in the exact shape of the published ones: what readers of the real ones meet.
+"""Small archives with the exact structure of the published ones, for tests of their readers.
 
 Names, folders, the fields and dtypes of ``meta.mat``, label formats and their order are those of
-the originals; pictures are few and small, each class has colours of its own, so that a net can
+the originals; images are few and small, each class has colours of its own, so that a network can
 learn it. The same arguments give the same bytes. Where the order of a real archive's members is
 not documented it is shuffled here, so that a reader that trusts it fails.
 
@@ -44,14 +44,14 @@ IMAGENETTE_WORDS = {
 
 
 class Contents(TypedDict, total=False):
-    """What a fake data set holds. Picture names have no folder and are sorted."""
+    """The content of a fake data set. Image names are sorted and have no folder."""
 
     train: dict[str, list[str]]  # by WordNet id
     val: list[tuple[str, str]]  # name, WordNet id
     test: list[tuple[str, str]]  # 2010 only: the labels of 2012 were never published
     words: dict[str, str]  # by WordNet id
     ids: dict[str, int]  # the label files' numbers, from 1, by WordNet id
-    odd: dict[str, str]  # training picture → grey, cmyk, png or gzip
+    odd: dict[str, str]  # training image → grey, cmyk, png or gzip
     patched: list[str]  # 2010 only: blank in its archive, whole in patch_images.tar
 
 
@@ -59,7 +59,7 @@ class _Layout(NamedTuple):
     images: str
     devkit: str
     devkit_top: str
-    picture_parent: str  # of the validation and test pictures
+    image_parent: str  # of the validation and test images
 
 
 _LAYOUTS = {
@@ -84,7 +84,7 @@ def fake_ilsvrc2012(
 ) -> Contents:
     """Write ILSVRC2012_img_train.tar, _img_val.tar and _devkit_t12.tar.gz.
 
-    With ``oddities``, three pictures of the first class are what a few real ones are: a grey JPEG,
+    With ``oddities``, three images of the first class are what a few real ones are: a grey JPEG,
     a CMYK JPEG and a PNG, all named ``.JPEG``.
     """
     odd = ("grey", "cmyk", "png") if oddities else ()
@@ -104,8 +104,8 @@ def fake_ilsvrc2010(
 ) -> Contents:
     """Write ILSVRC2010_images_{train,val,test}.tar, the devkit, the test labels, patch_images.tar.
 
-    One picture of each set is blank and has its replacement in patch_images.tar. With
-    ``oddities``, three pictures of the first class are a grey JPEG, a CMYK JPEG and a JPEG packed
+    One image of each set is blank and has its replacement in patch_images.tar. With
+    ``oddities``, three images of the first class are a grey JPEG, a CMYK JPEG and a JPEG packed
     by gzip, as the real n02487347_1956.JPEG.
     """
     odd = ("grey", "cmyk", "gzip") if oddities else ()
@@ -142,7 +142,7 @@ def fake_imagenette(
     size: Size = (64, 48),
     seed: int = 0,
 ) -> Contents:
-    """Write imagenette2-320.tgz or a sibling; the folder inside is named as the file.
+    """Write imagenette2-320.tgz or a sibling; the folder inside is named after the file.
 
     Both of its sets draw on the training and the validation set of ILSVRC2012: names of both kinds.
     """
@@ -152,21 +152,21 @@ def fake_imagenette(
     train: dict[str, list[str]] = {}
     val: list[tuple[str, str]] = []
     table = ["path," + ",".join(f"noisy_labels_{n}" for n in (0, 1, 5, 25, 50)) + ",is_valid"]
-    pictures: list[Member] = []
+    images: list[Member] = []
     for wnid, pattern in zip(words, _patterns(rng, classes), strict=True):
         numbers = 1 + rng.choice(50_000, train_per_class + val_per_class, replace=False)
         for split, own in (("val", numbers[:val_per_class]), ("train", numbers[val_per_class:])):
             names = [f"ILSVRC2012_val_{own[0]:08d}.JPEG", *(f"{wnid}_{n}.JPEG" for n in own[1:])]
             for name in names:
                 path = f"{split}/{wnid}/{name}"
-                pictures.append((f"{top}/{path}", _jpeg(_pixels(rng, pattern, size))))
+                images.append((f"{top}/{path}", _jpeg(_pixels(rng, pattern, size))))
                 table.append(f"{path},{wnid},{wnid},{wnid},{wnid},{wnid},{split == 'val'}")
             if split == "train":
                 train[wnid] = sorted(names)
             else:
                 val += [(name, wnid) for name in names]
     csv: Member = (f"{top}/noisy_imagenette.csv", "\n".join([*table, ""]).encode())
-    _save_tar(file, [(top, None), csv, *pictures])
+    _save_tar(file, [(top, None), csv, *images])
     return {"train": train, "val": sorted(val), "words": words}
 
 
@@ -198,7 +198,7 @@ def _ilsvrc(
     patched = {train[wnids[-1]][0]} if year == 2010 else set()
     patches: list[Member] = []
 
-    def picture(split: str, name: str, wnid: str) -> bytes:
+    def image(split: str, name: str, wnid: str) -> bytes:
         whole = _jpeg(_pixels(rng, patterns[wnid], size))
         if name in patched:
             patches.append((f"patch_images/{split}/{name}", whole))
@@ -207,7 +207,7 @@ def _ilsvrc(
 
     def class_tar(wnid: str) -> bytes:
         out = io.BytesIO()
-        _write_tar(out, ((name, picture("train", name, wnid)) for name in train[wnid]))
+        _write_tar(out, ((name, image("train", name, wnid)) for name in train[wnid]))
         return out.getvalue()
 
     shuffled = (wnids[position] for position in _shuffle(rng, classes))
@@ -221,13 +221,13 @@ def _ilsvrc(
         ranks = rng.permutation(np.arange(count) % classes)
         labels[split] = [(name, wnids[rank]) for name, rank in zip(names, ranks, strict=True)]
         truth[split] = "".join(f"{ids[wnid]}\n" for _, wnid in labels[split]).encode()
-        parent = layout.picture_parent.format(split=split)
+        parent = layout.image_parent.format(split=split)
         members: list[Member] = [(parent.rstrip("/"), None)] if parent else []
         if year == 2010:
             patched.add(names[0])
         for position in _shuffle(rng, count):
             name, wnid = labels[split][position]
-            members.append((parent + name, picture(split, name, wnid)))
+            members.append((parent + name, image(split, name, wnid)))
         _save_tar(folder / layout.images.format(split=split), members)
 
     data = f"{layout.devkit_top}/data"
@@ -270,9 +270,9 @@ def _meta_mat(year: int, leaves: dict[int, tuple[str, str]], train_per_class: in
 
     fields = f"ILSVRC{year}_ID WNID words gloss num_children children wordnet_height".split()
     synsets = np.empty((len(rows), 1), [(f, object) for f in [*fields, "num_train_images"]])
-    for row, (number, wnid, words, children, height, pictures) in zip(synsets, rows, strict=True):
+    for row, (number, wnid, words, children, height, images) in zip(synsets, rows, strict=True):
         gloss = f"what isn't a {words}; a 'made-up' one"
-        sizes = _matlab([len(children)]), _matlab(children), _matlab([height]), _matlab([pictures])
+        sizes = _matlab([len(children)]), _matlab(children), _matlab([height]), _matlab([images])
         row[0] = (_matlab([number]), wnid, words, gloss, *sizes)
     variables: dict[str, Any] = {"synsets": synsets}
     if year == 2010:
@@ -295,12 +295,12 @@ def _shuffle(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def _patterns(rng: np.random.Generator, classes: int) -> NDArray[np.uint8]:
-    """A grid of 3×4 colours for each class: coarse enough to be seen after any crop."""
+    """A grid of 3×4 colours for each class: coarse enough to survive any crop."""
     return rng.integers(0, 256, (classes, 3, 4, 3), np.uint8)
 
 
 def _pixels(rng: np.random.Generator, pattern: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """One picture of a class, [H, W, 3]: colours off by up to 24 levels, noise of up to 12."""
+    """An image of a class, [H, W, 3]: colours vary by up to 24 levels, plus noise of up to 12."""
     colours = np.clip(pattern + rng.integers(-24, 25, pattern.shape), 0, 255).astype(np.uint8)
     smooth = np.asarray(Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC), np.int16)
     noisy = smooth + rng.integers(-12, 13, smooth.shape, np.int8)
@@ -311,12 +311,12 @@ def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB", colorsubsampling="420")
 
 
-def _odd(picture: bytes, kind: str) -> bytes:
+def _odd(image: bytes, kind: str) -> bytes:
     if kind == "gzip":
-        return gzip.compress(picture, mtime=0)
+        return gzip.compress(image, mtime=0)
     mode, form = {"grey": ("L", "JPEG"), "cmyk": ("CMYK", "JPEG"), "png": ("RGBA", "PNG")}[kind]
     out = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert(mode).save(out, form)
+    Image.open(io.BytesIO(image)).convert(mode).save(out, form)
     return out.getvalue()
 
 

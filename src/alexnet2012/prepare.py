@@ -1,6 +1,7 @@
-"""Make a store: ``python -m alexnet2012.prepare source=SOURCE store=STORE [size=256]``.
+"""Prepare a data set: ``python -m alexnet2012.prepare source=SOURCE store=STORE [size=256]``.
 
-SOURCE is `photos`, `cifar10`, `imagenette`, a folder, a tar, or the folder with ILSVRC's tars.
+SOURCE is `photos`, `cifar10`, `imagenette`, a folder of class folders, a tar, or a folder with
+ILSVRC's tars. STORE is the folder to create.
 """
 
 from __future__ import annotations

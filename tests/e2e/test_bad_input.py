@@ -79,7 +79,7 @@ def test_a_class_folder_without_pictures_is_refused_by_name(
     folder = pictures(tmp_path / "pictures", photos_folder)
     (folder / "train" / "owl").mkdir()
     (folder / "train" / "owl" / "notes.txt").touch()
-    refuse(f"data.source={folder}", words=("data.source=", "owl", "no pictures", "add some"))
+    refuse(f"data.source={folder}", words=("data.source=", "owl", "no images", "add images"))
 
 
 def test_a_class_of_damaged_pictures_is_refused_with_one_of_them(

@@ -1,4 +1,4 @@
-"""`prepare` as a person meets it: killed, interrupted, started twice."""
+"""`prepare` as a program: killed, interrupted, started twice."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from programs import finish, module, run, start, succeed
 
 from alexnet2012.data.store import Store
 
-PICTURES = 1500  # of each class
+IMAGES = 1500  # per class
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough pictures for a few seconds of work, and one that is none."""
+    """Enough images for a few seconds of work, and one file that is not an image."""
     root = tmp_path_factory.mktemp("many") / "source"
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
         pixels = rng.integers(0, 256, (200, 220, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / name / "0.jpg")
-        for index in range(1, PICTURES):
+        for index in range(1, IMAGES):
             os.link(root / name / "0.jpg", root / name / f"{index}.jpg")
-    (root / "dog" / "none.jpg").write_text("not a picture")
+    (root / "dog" / "none.jpg").write_text("not a image")
     return root
 
 
@@ -45,14 +45,14 @@ def content(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
-    said = " ".join(succeed(preparation(source, store), store.parent).out.split())
-    # 10% of 1500 and of 1501 names, `none.jpg` among those held out.
-    assert "2,701 training and 299 validation pictures of 2 classes" in said
-    assert "1 files rejected" in said
+    summary = " ".join(succeed(preparation(source, store), store.parent).out.split())
+    # 10% of 1500 and of 1501 names; `none.jpg` is in the validation split.
+    assert "2,701 training and 299 validation images in 2 classes" in summary
+    assert "1 files rejected" in summary
     return store
 
 
-def test_a_killed_preparation_goes_on_to_the_same_bytes(
+def test_a_killed_preparation_resumes_to_the_same_bytes(
     source: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     store, draw = tmp_path / "store", random.Random(0)
@@ -69,14 +69,14 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
             break
     succeed(preparation(source, store), tmp_path)
     assert content(store) == content(undisturbed)
-    assert resumed  # else nothing was taken up, and this test has tried nothing
+    assert resumed  # otherwise no preparation was resumed, and the test is void
     assert sorted(path.name for path in tmp_path.iterdir()) in (
         ["store"],
         [".store.lock", "store"],
     )
 
 
-# When its first worker is about to start, and when all are at work.
+# While the workers start, and while they work.
 @pytest.mark.parametrize("moment", ["store", "store/train.tsv"])
 def test_an_interrupted_preparation_says_so_and_leaves_no_process(
     source: Path, tmp_path: Path, moment: str
@@ -92,7 +92,9 @@ def test_an_interrupted_preparation_says_so_and_leaves_no_process(
     assert ended.left == []
 
 
-def test_two_that_want_one_store_share_it(source: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_preparations_of_one_store_share_the_work(
+    source: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     both = [start(preparation(source, store), tmp_path) for _ in range(2)]
     ended = [finish(*each) for each in both]
@@ -102,7 +104,7 @@ def test_two_that_want_one_store_share_it(source: Path, undisturbed: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_program_without_a_guard_is_told_so_and_does_not_hang(
+def test_a_program_without_a_main_guard_gets_an_error_and_does_not_hang(
     source: Path, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
@@ -113,4 +115,4 @@ def test_a_program_without_a_guard_is_told_so_and_does_not_hang(
     )
     ended = run([sys.executable, str(program)], tmp_path)
     assert ended.code != 0
-    assert "must stand under `if __name__ == '__main__':`" in ended.err
+    assert "call prepare() under `if __name__ == '__main__':`" in ended.err

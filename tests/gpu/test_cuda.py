@@ -61,7 +61,7 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
             input_size=64,
             batch_size=8,
             seed=0,
-            place=LoaderPlacement(device=torch.device(device)),
+            placement=LoaderPlacement(device=torch.device(device)),
         )
         return next(iter(loader.epoch(0))).images.cpu()
 

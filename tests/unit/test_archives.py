@@ -1,4 +1,4 @@
-"""Archives as they are published, read where they lie; and what is refused of them."""
+"""Published archives are read without unpacking; damaged and hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from fakes import fake_cifar10, fake_ilsvrc2010, fake_ilsvrc2012, fake_imagenette
 
 from alexnet2012.config.schema import ConfigError, PrepareConfig
-from alexnet2012.data.preparation.decode import read_picture
+from alexnet2012.data.preparation.decode import decode_image
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.base import ImageSource
 from alexnet2012.data.sources.registry import locate
@@ -23,12 +23,14 @@ FAKES = {"2012": fake_ilsvrc2012, "2010": fake_ilsvrc2010}
 
 
 def open_source(path: Path) -> ImageSource:
-    with locate(PrepareConfig(str(path), "unused")).open(Path("unused"), False) as found:
-        return found
+    with locate(PrepareConfig(str(path), "unused")).open(Path("unused"), False) as source:
+        return source
 
 
 @pytest.mark.parametrize("year", ["2012", "2010"])
-def test_every_picture_of_ilsvrc_gets_the_label_of_its_kit(tmp_path: Path, year: str) -> None:
+def test_every_ilsvrc_image_gets_the_label_of_the_development_kit(
+    tmp_path: Path, year: str
+) -> None:
     known = FAKES[year](tmp_path, classes=5, train_per_class=4, val=12, oddities=True)
     source = open_source(tmp_path)
     assert source.classes == tuple(sorted(known["train"]))
@@ -41,16 +43,16 @@ def test_every_picture_of_ilsvrc_gets_the_label_of_its_kit(tmp_path: Path, year:
     assert val == dict(known["val"])
     for split in ("train", "val"):
         for entry in source.entries(split):
-            read_picture(entry.read())
+            decode_image(entry.read())
 
 
-def test_blank_pictures_of_2010_are_replaced_by_their_patches(tmp_path: Path) -> None:
+def test_blank_images_of_2010_are_replaced_by_their_patches(tmp_path: Path) -> None:
     known = fake_ilsvrc2010(tmp_path, classes=3, train_per_class=3, val=6)
     assert known["patched"]
 
     def contrast(source: ImageSource) -> dict[str, float]:
         entries = [e for split in ("train", "val") for e in source.entries(split)]
-        pixels = {Path(e.name).name: np.asarray(read_picture(e.read()).picture) for e in entries}
+        pixels = {Path(e.name).name: np.asarray(decode_image(e.read()).image) for e in entries}
         return {name: float(levels.std()) for name, levels in pixels.items()}
 
     patched = contrast(open_source(tmp_path))
@@ -62,7 +64,7 @@ def test_blank_pictures_of_2010_are_replaced_by_their_patches(tmp_path: Path) ->
     assert all(plain[name] < 1 < patched[name] for name in changed)
 
 
-def test_ilsvrc_needs_no_disk_but_for_the_store(tmp_path: Path) -> None:
+def test_preparing_ilsvrc_writes_nothing_but_the_store(tmp_path: Path) -> None:
     tars = tmp_path / "tars"
     tars.mkdir()
     known = fake_ilsvrc2012(tars, classes=3, train_per_class=70, val=9)
@@ -75,12 +77,12 @@ def test_ilsvrc_needs_no_disk_but_for_the_store(tmp_path: Path) -> None:
     assert len(made.split("train").paths) == 210
     lines = (made.root / "val.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in lines]
-    found = {(json.loads(name), made.classes[int(label)]) for _, label, _, name in rows}
-    assert found == set(known["val"])
+    stored = {(json.loads(name), made.classes[int(label)]) for _, label, _, name in rows}
+    assert stored == set(known["val"])
 
 
 @pytest.mark.parametrize("name", ["img_val.tar", "devkit_t12.tar.gz"])
-def test_a_missing_part_of_ilsvrc_is_named(tmp_path: Path, name: str) -> None:
+def test_a_missing_ilsvrc_file_is_named(tmp_path: Path, name: str) -> None:
     fake_ilsvrc2012(tmp_path)
     (tmp_path / f"ILSVRC2012_{name}").unlink()
     with pytest.raises(ConfigError, match=f"not ILSVRC2012_{name}"):
@@ -91,7 +93,7 @@ def test_a_missing_part_of_ilsvrc_is_named(tmp_path: Path, name: str) -> None:
     "name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
 )
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
-def test_a_part_that_is_cut_short_is_named_before_work_starts(
+def test_a_truncated_ilsvrc_file_is_named_before_work_starts(
     tmp_path: Path, name: str, kept: float
 ) -> None:
     fake_ilsvrc2012(tmp_path, train_per_class=20, val=40)
@@ -116,7 +118,7 @@ def test_cifar10_is_read_from_the_archive_and_from_its_folder(tmp_path: Path) ->
             for entry in entries:
                 batch, index = entry.name.split("#")
                 assert entry.label == known[batch][int(index)]
-                assert read_picture(entry.read()).picture.size == (32, 32)
+                assert decode_image(entry.read()).image.size == (32, 32)
 
 
 def test_cifar10_planes_become_pixels(tmp_path: Path) -> None:
@@ -126,12 +128,12 @@ def test_cifar10_planes_become_pixels(tmp_path: Path) -> None:
         assert file is not None
         record = np.frombuffer(file.read(), np.uint8)[:3073]
     first = next(open_source(tmp_path / "cifar-10-binary.tar.gz").entries("val"))
-    pixels = np.asarray(read_picture(first.read()).picture)
+    pixels = np.asarray(decode_image(first.read()).image)
     assert np.array_equal(pixels.transpose(2, 0, 1).ravel(), record[1:])
 
 
 @pytest.mark.parametrize("suffix", ["tgz", "tar"])
-def test_an_archive_of_class_folders_is_read_packed_or_plain(tmp_path: Path, suffix: str) -> None:
+def test_an_archive_of_class_folders_may_be_compressed_or_not(tmp_path: Path, suffix: str) -> None:
     known = fake_imagenette(tmp_path / "imagenette2-320.tgz", classes=3)
     archive = tmp_path / f"imagenette2-320.{suffix}"
     if suffix == "tar":
@@ -145,11 +147,11 @@ def test_an_archive_of_class_folders_is_read_packed_or_plain(tmp_path: Path, suf
     assert source.classes == tuple(sorted(known["train"]))
     for split in ("train", "val"):
         entries = list(source.entries(split))
-        found = [(Path(entry.name).name, source.classes[entry.label]) for entry in entries]
+        images = [(Path(entry.name).name, source.classes[entry.label]) for entry in entries]
         train = [(name, wnid) for wnid, names in known["train"].items() for name in names]
-        assert sorted(found) == sorted(train if split == "train" else known["val"])
+        assert sorted(images) == sorted(train if split == "train" else known["val"])
         for entry in entries:
-            read_picture(entry.read())
+            decode_image(entry.read())
             assert (entry.data is None) == (suffix == "tar")
     assert [Path(name).name for name in source.strays] == ["noisy_imagenette.csv"]
 
@@ -184,7 +186,7 @@ def test_a_hostile_archive_is_refused_as_a_whole(tmp_path: Path, kind: str, mode
         for name in ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg"):
             tar.addfile(plain_member(name), io.BytesIO(b"abc"))
         tar.addfile(HOSTILE[kind](), io.BytesIO(b"abc"))
-    with pytest.raises(ConfigError, match="do not use it") as caught:
+    with pytest.raises(ConfigError, match="do not use this archive") as caught:
         open_source(archive)
     assert str(archive) in str(caught.value)
 
@@ -193,20 +195,20 @@ def test_hostile_members_in_the_tars_of_ilsvrc_are_refused(tmp_path: Path) -> No
     fake_ilsvrc2012(tmp_path)
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "a") as tar:
         tar.addfile(link("ILSVRC2012_val_00000009.JPEG", tarfile.SYMTYPE, "/etc/passwd"))
-    with pytest.raises(ConfigError, match="is no plain file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         open_source(tmp_path)
 
 
-def test_a_file_that_is_no_archive_is_told_what_would_be(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused_with_the_formats(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"PK")
-    with pytest.raises(ConfigError, match=r"no \.tar, \.tar\.gz"):
+    with pytest.raises(ConfigError, match=r"not one of \.tar, \.tar\.gz"):
         open_source(tmp_path / "pets.zip")
     (tmp_path / "pets.tgz").write_bytes(b"not packed at all")
-    with pytest.raises(ConfigError, match="get it again"):
+    with pytest.raises(ConfigError, match="download it again"):
         open_source(tmp_path / "pets.tgz")
 
 
-def test_a_changed_archive_is_another_source(tmp_path: Path) -> None:
+def test_a_changed_archive_has_another_identity(tmp_path: Path) -> None:
     def identity(path: Path) -> dict[str, object]:
         return locate(PrepareConfig(str(path), "unused")).identity
 
@@ -218,7 +220,7 @@ def test_a_changed_archive_is_another_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["patch_images.tar", "ILSVRC2010_devkit-1.0.tar.gz"])
-def test_every_tar_that_is_read_belongs_to_the_identity(tmp_path: Path, name: str) -> None:
+def test_every_tar_read_is_part_of_the_identity(tmp_path: Path, name: str) -> None:
     fake_ilsvrc2010(tmp_path)
     before = locate(PrepareConfig(str(tmp_path), "unused")).identity
     with (tmp_path / name).open("ab") as tar:
@@ -226,7 +228,7 @@ def test_every_tar_that_is_read_belongs_to_the_identity(tmp_path: Path, name: st
     assert locate(PrepareConfig(str(tmp_path), "unused")).identity != before
 
 
-def test_the_class_names_of_cifar10_belong_to_its_identity(tmp_path: Path) -> None:
+def test_the_class_names_of_cifar10_are_part_of_the_identity(tmp_path: Path) -> None:
     folder = unpacked_cifar10(tmp_path)
     before = locate(PrepareConfig(str(folder), "unused")).identity
     (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
@@ -240,28 +242,28 @@ def unpacked_cifar10(folder: Path, per_batch: int = 2) -> Path:
     return folder / "cifar-10-batches-bin"
 
 
-def spoil_cifar10(folder: Path, damage: str) -> str:
-    """Returns what must be said of it."""
+def damage_cifar10(folder: Path, damage: str) -> str:
+    """Damage a folder of CIFAR-10; returns a pattern of the expected message."""
     batch, names = folder / "data_batch_3.bin", folder / "batches.meta.txt"
     if damage == "a batch is missing":
         batch.unlink()
-        return r"data_batch_3\.bin is not there"
+        return r"data_batch_3\.bin is missing or empty"
     if damage == "a batch is empty":
         batch.write_bytes(b"")
-        return r"data_batch_3\.bin is not there"
+        return r"data_batch_3\.bin is missing or empty"
     if damage == "a record is cut":
         batch.write_bytes(batch.read_bytes()[:-1])
-        return "no whole number of 3073 byte records"
+        return "not a multiple of the record size, 3073"
     if damage == "a label is none":
         batch.write_bytes(b"\x0a" + batch.read_bytes()[1:])
         return r"data_batch_3\.bin: record 0 has label 10"
-    written, said = {
+    names_text, message = {
         "11 names": ("abcdefghijk", "11 classes, 11 of them"),
         "a name twice": ("abcdefghii", "10 classes, 9 of them"),
         "10 of 11 names": ("abcdefghiji", "11 classes, 10 of them"),
     }[damage]
-    names.write_text("\n".join(written))
-    return said
+    names.write_text("\n".join(names_text))
+    return message
 
 
 @pytest.mark.parametrize(
@@ -273,33 +275,33 @@ def spoil_cifar10(folder: Path, damage: str) -> str:
 )
 def test_damaged_batches_of_cifar10_are_refused(tmp_path: Path, damage: str) -> None:
     folder = unpacked_cifar10(tmp_path)
-    said = spoil_cifar10(folder, damage)
-    with pytest.raises(ConfigError, match=said):
+    message = damage_cifar10(folder, damage)
+    with pytest.raises(ConfigError, match=message):
         list(open_source(folder).entries("train"))
 
 
 def rewritten(path: Path, change: Callable[[list[tarfile.TarInfo]], None]) -> None:
-    """A tar with other members: of those that ``change`` leaves or adds, by their names."""
+    """Rewrite a tar after ``change`` has edited its list of members."""
     with tarfile.open(path) as tar:
-        found = tar.getmembers()
-        content = {member.name: tar.extractfile(member).read() for member in found}
-    last = content[found[-1].name]
-    change(found)
+        members = tar.getmembers()
+        content = {member.name: tar.extractfile(member).read() for member in members}
+    last = content[members[-1].name]
+    change(members)
     with tarfile.open(path, "w") as tar:
-        for member in found:
+        for member in members:
             data = content.get(member.name, last)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
 
 
 @pytest.mark.parametrize("change", ["twice", "one too few", "one too many", "without a number"])
-def test_validation_pictures_are_one_for_each_label(tmp_path: Path, change: str) -> None:
+def test_there_must_be_one_validation_image_per_label(tmp_path: Path, change: str) -> None:
     fake_ilsvrc2012(tmp_path, val=8)
 
     def apply(members: list[tarfile.TarInfo]) -> None:
         names = [member.name for member in members]
         at = names.index("ILSVRC2012_val_00000004.JPEG")
-        if change == "twice":  # and another is missing, so that their number is right
+        if change == "twice":  # and another is missing, so the count is right
             members[at].name = "ILSVRC2012_val_00000005.JPEG"
         elif change == "one too few":
             del members[at]
@@ -309,13 +311,17 @@ def test_validation_pictures_are_one_for_each_label(tmp_path: Path, change: str)
             members[at].name = "ILSVRC2012_val.JPEG"
 
     rewritten(tmp_path / "ILSVRC2012_img_val.tar", apply)
-    said = {"twice": "picture 5 twice", "one too few": "holds 7 pictures, .* 8 labels"}
-    with pytest.raises(ConfigError, match=said.get(change, "has no label in the development kit")):
+    messages = {"twice": "image 5 twice", "one too few": "contains 7 images, .* 8 labels"}
+    with pytest.raises(
+        ConfigError, match=messages.get(change, "has no label in the development kit")
+    ):
         open_source(tmp_path)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_training_pictures_are_as_many_as_the_kit_says(tmp_path: Path, change: int) -> None:
+def test_the_number_of_training_images_must_match_the_development_kit(
+    tmp_path: Path, change: int
+) -> None:
     fake_ilsvrc2012(tmp_path, classes=3, train_per_class=3)
     train = tmp_path / "ILSVRC2012_img_train.tar"
     with tarfile.open(train) as tar:
@@ -337,13 +343,14 @@ def test_training_pictures_are_as_many_as_the_kit_says(tmp_path: Path, change: i
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     with pytest.raises(
-        ConfigError, match=f"{class_tar} holds {3 + change} pictures, .* has 3; get it again"
+        ConfigError,
+        match=f"{class_tar} contains {3 + change} images, .* lists 3; download it again",
     ):
         list(open_source(tmp_path).entries("train"))
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_whether_a_tar_is_packed_is_seen_not_read_from_its_name(
+def test_compression_is_detected_from_content_not_from_the_name(
     tmp_path: Path, packed: bool
 ) -> None:
     path = tmp_path / ("pets.tar" if packed else "pets.tgz")
@@ -355,22 +362,22 @@ def test_whether_a_tar_is_packed_is_seen_not_read_from_its_name(
     entries = list(open_source(path).entries("train"))
     assert len(entries) == 10
     for entry in entries:
-        read_picture(entry.read())
+        decode_image(entry.read())
         assert (entry.data is not None) == packed
 
 
-def test_a_packed_training_tar_is_told_how_to_unpack(tmp_path: Path) -> None:
+def test_a_compressed_training_tar_is_refused_with_a_remedy(tmp_path: Path) -> None:
     fake_ilsvrc2012(tmp_path)
     for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_img_train.tar"):
         (tmp_path / name).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
-        if name == "ILSVRC2012_img_val.tar":  # read in passing
+        if name == "ILSVRC2012_img_val.tar":  # read sequentially
             for entry in open_source(tmp_path).entries("val"):
-                read_picture(entry.read())
-    with pytest.raises(ConfigError, match=r"img_train\.tar: is compressed; unpack it"):
+                decode_image(entry.read())
+    with pytest.raises(ConfigError, match=r"img_train\.tar: is compressed; decompress it"):
         open_source(tmp_path)
 
 
-def test_hidden_members_are_passed_over_unless_called_like_pictures(tmp_path: Path) -> None:
+def test_hidden_members_are_ignored_unless_named_like_images(tmp_path: Path) -> None:
     path = tmp_path / "pets.tar"
     plain_archive(path)
     with tarfile.open(path, "a") as tar:
@@ -391,7 +398,7 @@ def test_cifar10_class_names_cannot_leave_the_store(tmp_path: Path, name: str) -
 
 
 def plain_archive(path: Path) -> list[int]:
-    """Twelve small members; returns where their headers are."""
+    """Write a tar of twelve small members; returns the offsets of their headers."""
     with tarfile.open(path, "w") as tar:
         for split in ("train", "val"):
             for name in ("cat", "dog"):
@@ -421,7 +428,7 @@ def test_an_archive_whose_headers_are_damaged_does_not_end_early(
             list(open_source(path).entries("val"))
 
 
-def test_a_packed_archive_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_archive_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     fake_imagenette(tmp_path / "pets.tgz", classes=2)
     data = bytearray((tmp_path / "pets.tgz").read_bytes())
     data[-8] ^= 1  # gzip's CRC-32 of everything
@@ -430,7 +437,7 @@ def test_a_packed_archive_with_a_wrong_checksum_is_refused(tmp_path: Path) -> No
         open_source(tmp_path / "pets.tgz")
 
 
-def test_a_member_that_would_fill_the_memory_is_a_reject(
+def test_a_member_above_the_size_limit_is_a_reject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alexnet2012.data.sources import archives
@@ -440,5 +447,5 @@ def test_a_member_that_would_fill_the_memory_is_a_reject(
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 100)
     monkeypatch.setattr(source, "MAX_FILE_BYTES", 100)
     for entry in open_source(tmp_path / "pets.tgz").entries("train"):
-        with pytest.raises(ValueError, match="bytes are more than"):
+        with pytest.raises(ValueError, match="exceeds the limit"):
             entry.read()

@@ -167,7 +167,7 @@ def test_a_store_is_verified_and_a_changed_file_is_found(
     victim.write_bytes(data)
     assert str(victim) in machine_checks.store(root).message
     (root / "train.tsv").write_text("")
-    assert "do not belong together" in machine_checks.store(root).remedy
+    assert "do not match their checksums" in machine_checks.store(root).remedy
 
 
 def test_a_checkpoint_is_verified_and_a_truncated_one_is_found(tmp_path: Path) -> None:

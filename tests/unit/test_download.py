@@ -1,7 +1,9 @@
-"""Downloads from a real server on this machine that behaves as badly as it is told to."""
+"""Downloads from a local server that can be told to misbehave."""
 
+import errno
 import hashlib
 import multiprocessing
+import os
 import socket
 import struct
 import subprocess
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from alexnet2012.config.enums import NAMED_SOURCES
 from alexnet2012.config.schema import RunError
 from alexnet2012.data.sources import download
-from alexnet2012.data.sources.download import PUBLISHED, Published, fetch
+from alexnet2012.data.sources.download import REMOTE_FILES, RemoteFile, fetch
 from alexnet2012.utils.locks import locked
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
@@ -41,21 +43,21 @@ def _impatient() -> Iterator[None]:
 
 @dataclass
 class Answer:
-    """How the server answers one request; as it is: well."""
+    """How the server responds to one request; by default, correctly."""
 
     status: int = 200
     body: bytes = CONTENT
-    stop: int | None = None  # drop the connection after so many bytes
+    stop: int | None = None  # drop the connection after this many bytes
     reset: bool = False  # drop it with a reset
-    stall: bool = False  # keep it open instead, and send nothing more
+    stall: bool = False  # keep the connection open, but send nothing more
     ranges: bool = True
-    shift: int = 0  # of the range sent, from the one asked for
-    announce: str = "length"  # or "chunks", or "nothing" but the end of the connection
+    shift: int = 0  # offset between the range sent and the range requested
+    announce: str = "length"  # or "chunks", or "nothing": the body ends with the connection
 
 
 @dataclass
 class Site:
-    """What the server does, request by request, the last answer for good; and what it saw."""
+    """The responses to successive requests, of which the last repeats; records the requests."""
 
     answers: list[Answer]
     base: str = ""
@@ -64,8 +66,8 @@ class Site:
     closing: threading.Event = field(default_factory=threading.Event)
     busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def published(self, content: bytes = CONTENT, size: int | None = None) -> Published:
-        return Published(f"{self.base}/a.tgz?x=1", "md5", hashlib.md5(content).hexdigest(), size)
+    def published(self, content: bytes = CONTENT, size: int | None = None) -> RemoteFile:
+        return RemoteFile(f"{self.base}/a.tgz?x=1", "md5", hashlib.md5(content).hexdigest(), size)
 
     def next_answer(self, asked: str | None) -> Answer:
         with self.busy:
@@ -107,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, body: bytes, chunked: bool, whole: bool) -> None:
         for at in range(0, len(body), 30_000):
             chunk = body[at : at + 30_000]
-            self.site.served_bytes += len(chunk)  # before the client can know
+            self.site.served_bytes += len(chunk)  # before the client receives it
             try:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             except OSError:  # the client has hung up
@@ -136,7 +138,7 @@ def serving(*answers: Answer) -> Iterator[Site]:
         thread.join()
 
 
-def test_a_file_arrives_and_the_next_call_asks_nobody(tmp_path: Path) -> None:
+def test_a_downloaded_file_is_not_requested_again(tmp_path: Path) -> None:
     with serving(Answer()) as site:
         file = site.published()
         path = fetch(file, tmp_path / "new" / "folder")
@@ -153,10 +155,10 @@ def test_a_file_arrives_and_the_next_call_asks_nobody(tmp_path: Path) -> None:
     st.sampled_from(["length", "chunks", "nothing"]),
     st.sampled_from([None, len(CONTENT)]),
 )
-def test_wherever_the_connection_drops_the_file_arrives_and_no_byte_is_asked_for_twice(
+def test_a_dropped_connection_is_resumed_without_requesting_a_byte_twice(
     places: list[int], announce: str, size: int | None
 ) -> None:
-    size = len(CONTENT) if announce == "nothing" else size  # else nobody can tell that it dropped
+    size = len(CONTENT) if announce == "nothing" else size  # otherwise a drop is undetectable
     ends = sorted(places)
     stops = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     answers = [Answer(stop=stop, announce=announce) for stop in stops]
@@ -167,7 +169,7 @@ def test_wherever_the_connection_drops_the_file_arrives_and_no_byte_is_asked_for
 
 
 @pytest.mark.parametrize("bad", [Answer(stop=70_000, reset=True), Answer(stop=70_000, stall=True)])
-def test_a_reset_and_a_stalled_connection_are_dropped_connections(
+def test_reset_and_stalled_connections_are_retried(
     bad: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TIMEOUTS_S", (5.0, 0.1))
@@ -182,22 +184,22 @@ def test_a_server_that_ignores_ranges_starts_over(tmp_path: Path) -> None:
         assert site.asked == [None, "bytes=1000-", "bytes=3000-"]
 
 
-def test_a_server_that_always_starts_over_and_drops_is_given_up(tmp_path: Path) -> None:
+def test_a_server_that_always_starts_over_and_drops_is_an_error(tmp_path: Path) -> None:
     with serving(Answer(stop=1000, ranges=False)) as site:
         with pytest.raises(RunError, match="1000 of 200000 bytes"):
             fetch(site.published(), tmp_path)
         assert len(site.asked) == 1 + 5
 
 
-def test_another_range_than_asked_for_is_not_taken(tmp_path: Path) -> None:
+def test_a_range_other_than_the_requested_one_is_refused(tmp_path: Path) -> None:
     with serving(Answer(stop=1000), Answer(shift=-10)) as site:
-        with pytest.raises(RunError, match="answers 206"):
+        with pytest.raises(RunError, match="responded 206"):
             fetch(site.published(), tmp_path)
         assert (tmp_path / "a.tgz.part").read_bytes() == CONTENT[:1000]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(status: int, tmp_path: Path) -> None:
+def test_a_busy_server_is_retried(status: int, tmp_path: Path) -> None:
     busy = Answer(status=status, body=b"come back later")
     with serving(busy, busy, Answer()) as site:
         assert fetch(site.published(), tmp_path).read_bytes() == CONTENT
@@ -211,17 +213,17 @@ def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
         assert len(site.asked) == 1
 
 
-def test_after_five_fruitless_tries_the_part_stays_and_the_next_call_goes_on(
+def test_after_five_attempts_without_progress_the_next_call_resumes(
     tmp_path: Path,
 ) -> None:
     with serving(Answer(stop=1000), Answer(status=503, body=b"")) as site:
         with pytest.raises(RunError) as caught:
             fetch(site.published(), tmp_path)
         assert len(site.asked) == 1 + 5
-        said = str(caught.value)
-        assert "503" in said and "\n" not in said
-        assert f"1000 of 200000 bytes are in {tmp_path / 'a.tgz.part'}" in said
-        assert "the same command goes on from there" in said
+        message = str(caught.value)
+        assert "503" in message and "\n" not in message
+        assert f"1000 of 200000 bytes are in {tmp_path / 'a.tgz.part'}" in message
+        assert "run the same command again to resume" in message
         assert not (tmp_path / "a.tgz").exists()
 
         site.answers = [Answer()]
@@ -230,13 +232,13 @@ def test_after_five_fruitless_tries_the_part_stays_and_the_next_call_goes_on(
         assert site.served_bytes == len(CONTENT)
 
 
-def test_each_try_that_brings_something_earns_five_more(tmp_path: Path) -> None:
+def test_progress_resets_the_number_of_attempts(tmp_path: Path) -> None:
     nothing = [Answer(stop=0)] * 4
     with serving(*nothing, Answer(stop=1), *nothing, Answer(stop=1), *nothing, Answer()) as site:
         assert fetch(site.published(), tmp_path).read_bytes() == CONTENT
 
 
-def test_the_pauses_grow_while_nothing_comes(
+def test_pauses_grow_while_there_is_no_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -247,24 +249,24 @@ def test_the_pauses_grow_while_nothing_comes(
     assert slept == [1.0, 1.0, 2.0, 4.0, 8.0]
 
 
-def test_wrong_bytes_are_removed_and_both_digests_named(tmp_path: Path) -> None:
+def test_a_download_with_a_wrong_digest_is_removed_naming_both_digests(tmp_path: Path) -> None:
     wrong = CONTENT[:-1] + b"?"
     with serving(Answer(body=wrong)) as site:
         file = site.published()
         with pytest.raises(RunError) as caught:
             fetch(file, tmp_path)
-    for said in (file.url, file.digest, hashlib.md5(wrong).hexdigest()):
-        assert said in str(caught.value)
+    for part in (file.url, file.digest, hashlib.md5(wrong).hexdigest()):
+        assert part in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_bytes_than_the_file_has_are_not_listened_to(tmp_path: Path) -> None:
+def test_bytes_beyond_the_size_of_the_file_are_ignored(tmp_path: Path) -> None:
     endless = Answer(body=CONTENT + bytes(100_000), announce="nothing", stall=True)
     with serving(endless) as site:
         assert fetch(site.published(size=len(CONTENT)), tmp_path).read_bytes() == CONTENT
 
 
-def test_more_bytes_than_the_server_announced_are_not_listened_to(tmp_path: Path) -> None:
+def test_bytes_beyond_the_announced_length_are_ignored(tmp_path: Path) -> None:
     class Generous(Handler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -282,18 +284,18 @@ def test_more_bytes_than_the_server_announced_are_not_listened_to(tmp_path: Path
 
 
 @pytest.mark.parametrize("length", [1000, len(CONTENT) + 1])
-def test_a_file_of_another_size_is_refused_and_what_arrived_before_is_kept(
+def test_a_file_of_another_size_is_refused_and_the_partial_download_kept(
     length: int, tmp_path: Path
 ) -> None:
-    page = Answer(body=bytes(length), ranges=False)  # say, of a network that wants a login first
-    said = f"has {length} bytes, not the {len(CONTENT)}"
-    with serving(Answer(stop=5000), page) as site, pytest.raises(RunError, match=said):
+    page = Answer(body=bytes(length), ranges=False)  # for example a login page of the network
+    message = f"has {length} bytes, expected {len(CONTENT)}"
+    with serving(Answer(stop=5000), page) as site, pytest.raises(RunError, match=message):
         fetch(site.published(size=len(CONTENT)), tmp_path)
     assert (tmp_path / "a.tgz.part").read_bytes() == CONTENT[:5000]
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_part_that_was_complete_is_not_downloaded_again(size: int | None, tmp_path: Path) -> None:
+def test_a_complete_partial_download_is_not_repeated(size: int | None, tmp_path: Path) -> None:
     (tmp_path / "a.tgz.part").write_bytes(CONTENT)
     with serving(Answer()) as site:
         assert fetch(site.published(size=size), tmp_path).read_bytes() == CONTENT
@@ -301,16 +303,16 @@ def test_a_part_that_was_complete_is_not_downloaded_again(size: int | None, tmp_
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_part_that_is_too_long_is_started_over(size: int | None, tmp_path: Path) -> None:
+def test_a_partial_download_that_is_too_long_is_restarted(size: int | None, tmp_path: Path) -> None:
     (tmp_path / "a.tgz.part").write_bytes(CONTENT + b"more")
     with serving(Answer()) as site:
         assert fetch(site.published(size=size), tmp_path).read_bytes() == CONTENT
 
 
-def test_content_labelled_as_gzip_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_content_labelled_as_gzip_is_not_decompressed(tmp_path: Path) -> None:
     class Labelling(Handler):
         def end_headers(self) -> None:
-            self.send_header("Content-Encoding", "gzip")  # as some servers do for every .tgz
+            self.send_header("Content-Encoding", "gzip")  # as some servers do for .tgz files
             super().end_headers()
 
     with serving(Answer()) as site, ThreadingHTTPServer(("127.0.0.1", 0), Labelling) as server:
@@ -321,23 +323,21 @@ def test_content_labelled_as_gzip_is_kept_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:{closed}"])
-def test_without_a_network_one_line_says_so_and_where_to_put_the_file(
-    host: str, tmp_path: Path
-) -> None:
+def test_without_a_network_the_error_says_where_to_put_the_file(host: str, tmp_path: Path) -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # and does not listen
+        unused.bind(("127.0.0.1", 0))  # without listening
         url = f"http://{host.format(closed=unused.getsockname()[1])}/a.tgz"
         with pytest.raises(RunError, match="no network") as caught:
-            fetch(Published(url, "md5", "0" * 32), tmp_path)
-    said = str(caught.value)
-    assert url in said and "\n" not in said
-    assert said.endswith(f"fetch the file elsewhere and put it at {tmp_path / 'a.tgz'}")
+            fetch(RemoteFile(url, "md5", "0" * 32), tmp_path)
+    message = str(caught.value)
+    assert url in message and "\n" not in message
+    assert message.endswith(f"download the file elsewhere and put it at {tmp_path / 'a.tgz'}")
 
 
-def test_a_file_put_there_by_hand_is_verified_once(
+def test_a_file_copied_there_by_hand_is_verified_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = Published("http://nowhere.invalid/a.tgz", "sha256", hashlib.sha256(b"1").hexdigest())
+    file = RemoteFile("http://nowhere.invalid/a.tgz", "sha256", hashlib.sha256(b"1").hexdigest())
     (tmp_path / "a.tgz").write_bytes(b"1")
     assert fetch(file, tmp_path) == tmp_path / "a.tgz"
     with monkeypatch.context() as patch:
@@ -346,10 +346,10 @@ def test_a_file_put_there_by_hand_is_verified_once(
 
 
 @pytest.mark.parametrize("verified_before", [False, True])
-def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(
+def test_a_wrong_file_copied_there_by_hand_is_refused_and_kept(
     verified_before: bool, tmp_path: Path
 ) -> None:
-    file = Published("http://nowhere.invalid/a.tgz", "md5", hashlib.md5(b"1").hexdigest())
+    file = RemoteFile("http://nowhere.invalid/a.tgz", "md5", hashlib.md5(b"1").hexdigest())
     path = tmp_path / "a.tgz"
     if verified_before:
         path.write_bytes(b"1")
@@ -360,10 +360,10 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(
     assert path.read_bytes() == b"22"
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(RunError, match=f"cannot be kept in {tmp_path / 'file'}"):
-        fetch(PUBLISHED["cifar10"], tmp_path / "file")
+    with pytest.raises(RunError, match=f"cannot be written to {tmp_path / 'file'}"):
+        fetch(REMOTE_FILES["cifar10"], tmp_path / "file")
 
 
 def test_four_threads_at_once_download_once(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_four_threads_at_once_download_once(tmp_path: Path) -> None:
 
 
 def test_two_processes_at_once_download_once(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # of a process without a server's thread as yet
+    fork = multiprocessing.get_context("fork")  # before the server's thread exists
     with fork.Pool(2) as pool, serving(Answer(stop=1000), Answer()) as site:
         job = (site.published(), tmp_path, False)
         paths = [result.get() for result in [pool.apply_async(fetch, job) for _ in range(2)]]
@@ -392,7 +392,7 @@ with open(sys.argv[1], "a") as file:
 """
 
 
-def test_who_waits_for_a_lock_says_so_and_gets_it_when_its_holder_dies(
+def test_a_waiting_process_says_so_and_gets_the_lock_when_its_holder_dies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lock"
@@ -406,14 +406,14 @@ def test_who_waits_for_a_lock_says_so_and_gets_it_when_its_holder_dies(
     assert capsys.readouterr().err == f"waiting for another process that holds {path}\n"
 
 
-def test_no_two_ever_hold_a_lock_although_each_holder_removes_it(tmp_path: Path) -> None:
+def test_a_lock_is_exclusive_although_each_holder_removes_the_file(tmp_path: Path) -> None:
     holders: list[int] = []
     most = []
 
     def hold(number: int) -> None:
         with locked(tmp_path / "lock"):
             holders.append(number)
-            time.sleep(0.0001)  # lets others in, if anything does
+            time.sleep(0.0001)  # gives other threads a chance
             most.append(len(holders))
             holders.remove(number)
 
@@ -422,7 +422,7 @@ def test_no_two_ever_hold_a_lock_although_each_holder_removes_it(tmp_path: Path)
     assert most == [1] * 200
 
 
-def test_a_free_lock_is_taken_silently_and_let_go_after_an_error(
+def test_a_free_lock_is_acquired_silently_and_released_after_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyError), locked(tmp_path / "new" / "lock"):
@@ -433,13 +433,26 @@ def test_a_free_lock_is_taken_silently_and_let_go_after_an_error(
     assert capsys.readouterr().err == ""
 
 
-def test_known_files_have_digests_of_their_algorithm_and_names_of_their_own() -> None:
-    for file in PUBLISHED.values():
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks_is_an_error(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=os.strerror(code)), locked(tmp_path / "lock"):
+        pytest.fail("the lock is held")
+
+
+def test_remote_files_have_valid_digests_and_distinct_names() -> None:
+    for file in REMOTE_FILES.values():
         assert len(bytes.fromhex(file.digest)) == hashlib.new(file.algorithm).digest_size
         assert file.digest == file.digest.lower()
-    assert len({file.name for file in PUBLISHED.values()}) == len(PUBLISHED)
-    assert PUBLISHED["imagenette"].name == "imagenette2-320.tgz"
+    assert len({file.name for file in REMOTE_FILES.values()}) == len(REMOTE_FILES)
+    assert REMOTE_FILES["imagenette"].name == "imagenette2-320.tgz"
 
 
-def test_the_sources_known_by_name_are_the_embedded_one_and_the_published() -> None:
-    assert ("photos", *PUBLISHED) == NAMED_SOURCES
+def test_the_named_sources_are_photos_and_the_remote_files() -> None:
+    assert ("photos", *REMOTE_FILES) == NAMED_SOURCES

@@ -1,4 +1,4 @@
-"""The fake archives have the shapes that the published ones are documented to have."""
+"""The fake archives have the documented structure of the published ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files_of(source: Any) -> dict[str, bytes]:
 
 
 def meta_of(folder: Path, year: int) -> tuple[dict[str, Any], list[int]]:
-    """The variables of meta.mat and the ids of the validation pictures."""
+    """The variables of meta.mat and the class IDs of the validation images."""
     archive, data = KITS[year]
     files = files_of(folder / archive)
     meta = scipy.io.loadmat(io.BytesIO(files[f"{data}/meta.mat"]), squeeze_me=True)
@@ -62,10 +62,10 @@ def test_unsqueezed_meta_mat_is_as_matlab_wrote_the_real_one(tmp_path: Path) -> 
     kit = files_of(tmp_path / KITS[2012][0])
     synsets = scipy.io.loadmat(io.BytesIO(kit["ILSVRC2012_devkit_t12/data/meta.mat"]))["synsets"]
     assert synsets.shape == (7, 1)
-    number, wnid, _, _, num_children, children, _, pictures = synsets[0, 0]
+    number, wnid, _, _, num_children, children, _, images = synsets[0, 0]
     assert [number.shape, number.dtype, wnid.dtype] == [(1, 1), np.uint8, "<U9"]
     assert [num_children.dtype, children.shape, children.dtype] == [np.uint8, (1, 0), np.uint8]
-    assert pictures.dtype == np.uint16 and pictures[0, 0] == 300
+    assert images.dtype == np.uint16 and images[0, 0] == 300
 
 
 @pytest.mark.parametrize("year", [2010, 2012])
@@ -83,7 +83,7 @@ def test_image_tars_have_the_published_names(year: int, tmp_path: Path) -> None:
         assert sorted(names)[0] == f"{parent}ILSVRC{year}_{split}_00000001.JPEG"
 
 
-def test_patches_of_2010_replace_the_blank_pictures(tmp_path: Path) -> None:
+def test_patches_of_2010_replace_the_blank_images(tmp_path: Path) -> None:
     held = fake_ilsvrc2010(tmp_path)
     patches = files_of(tmp_path / "patch_images.tar")
     assert sorted(Path(name).name for name in patches) == held["patched"]
@@ -95,18 +95,18 @@ def test_patches_of_2010_replace_the_blank_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("year", [2010, 2012])
-def test_oddities_are_what_they_are_said_to_be(year: int, tmp_path: Path) -> None:
+def test_oddities_have_the_documented_formats(year: int, tmp_path: Path) -> None:
     held = FAKES[year](tmp_path, oddities=True)
     outer = files_of(next(tmp_path.glob("*_train.tar")))
-    pictures = files_of(io.BytesIO(outer[f"{min(held['train'])}.tar"]))
+    images = files_of(io.BytesIO(outer[f"{min(held['train'])}.tar"]))
     for name, kind in held["odd"].items():
-        content = gzip.decompress(pictures[name]) if kind == "gzip" else pictures[name]
+        content = gzip.decompress(images[name]) if kind == "gzip" else images[name]
         expected = {"grey": "L", "cmyk": "CMYK", "png": "RGBA", "gzip": "RGB"}[kind]
         assert Image.open(io.BytesIO(content)).mode == expected
     assert len(held["odd"]) == 3
 
 
-def test_cifar10_is_planar_and_its_classes_can_be_told_apart(tmp_path: Path) -> None:
+def test_cifar10_is_planar_and_its_classes_can_be_distinguished(tmp_path: Path) -> None:
     labels = fake_cifar10(tmp_path / "cifar-10-binary.tar.gz", per_batch=40)
     files = files_of(tmp_path / "cifar-10-binary.tar.gz")
     records = {
@@ -118,13 +118,13 @@ def test_cifar10_is_planar_and_its_classes_can_be_told_apart(tmp_path: Path) -> 
     means = np.stack([train[train[:, 0] == label, 1:].mean(0) for label in range(10)])
     nearest = ((test[:, None, 1:] - means) ** 2).sum(2).argmin(1)
     assert nearest.tolist() == labels["test_batch.bin"]
-    # Neighbours in a plane are alike; were the colours interleaved, this would be about 85.
+    # Neighbouring values within a plane are similar; interleaved colours would give about 85.
     planes = test[:, 1:].reshape(40, 3, 32, 32)
     assert np.abs(np.diff(planes, axis=3)).mean() < 30
     assert len(files) == 8 and len(files["cifar-10-batches-bin/batches.meta.txt"]) == 61
 
 
-def test_imagenette_lists_its_pictures(tmp_path: Path) -> None:
+def test_imagenette_lists_its_images(tmp_path: Path) -> None:
     held = fake_imagenette(tmp_path / "imagenette2-320.tgz", classes=3)
     files = files_of(tmp_path / "imagenette2-320.tgz")
     table = io.StringIO(files.pop("imagenette2-320/noisy_imagenette.csv").decode())

@@ -1,4 +1,4 @@
-"""The embedded photographs: the same bytes each time, and no pixel in both splits."""
+"""The embedded photographs: reproducible bytes, and splits that share no pixels."""
 
 import hashlib
 from pathlib import Path
@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_sixteen_classes_of_distinct_pictures(made: Path) -> None:
+def test_there_are_sixteen_classes_of_distinct_images(made: Path) -> None:
     assert len(photos.CLASSES) == 16
     files = digests(made)
     assert len(files) == len(set(files.values())) == 16 * 5
@@ -43,25 +43,25 @@ def test_the_same_seed_makes_the_same_bytes(made: Path, tmp_path: Path) -> None:
     assert digests(made) == digests(tmp_path)
 
 
-def test_another_seed_makes_other_pictures(made: Path, tmp_path: Path) -> None:
+def test_another_seed_makes_other_images(made: Path, tmp_path: Path) -> None:
     photos.make_photos(tmp_path, train_per_class=3, val_per_class=2, seed=1)
     assert not set(digests(made).values()) & set(digests(tmp_path).values())
 
 
-def test_more_pictures_leave_the_first_as_they_were(made: Path, tmp_path: Path) -> None:
+def test_more_images_do_not_change_the_first_ones(made: Path, tmp_path: Path) -> None:
     photos.make_photos(tmp_path, train_per_class=4, val_per_class=2)
     assert digests(made).items() <= digests(tmp_path).items()
 
 
-def test_pictures_are_rgb_and_large_enough_to_prepare(made: Path) -> None:
+def test_images_are_rgb_and_large_enough_to_prepare(made: Path) -> None:
     for path in made.rglob("*.jpg"):
-        with Image.open(path) as picture:
-            assert picture.mode == "RGB"
-            assert 119 <= min(picture.size) <= max(picture.size) <= 320
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+            assert 119 <= min(image.size) <= max(image.size) <= 320
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_regions_are_apart(size: tuple[int, int]) -> None:
+def test_train_and_validation_regions_do_not_overlap(size: tuple[int, int]) -> None:
     train, val = photos.regions(*size).values()
     gap = max(val[0] - train[2], val[1] - train[3])
     assert gap >= 0.02 * max(size) - 1
@@ -76,14 +76,14 @@ def test_regions_are_apart(size: tuple[int, int]) -> None:
     st.floats(-10, 10),
     st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
 )
-def test_a_rotated_window_stays_in_its_region(
+def test_a_rotated_crop_stays_in_its_region(
     size: tuple[int, int], wide: float, high: float, degrees: float, at: tuple[float, float]
 ) -> None:
     for region in photos.regions(*size).values():
         left, top, right, bottom = region
         largest = (min(right - left, bottom - top) - 7) / 1.16  # 1.16 > cos 10° + sin 10°
         width, height = wide * largest, high * largest
-        box = photos.window_box(region, width, height, degrees, at)
+        box = photos.crop_box(region, width, height, degrees, at)
         turn = np.radians(degrees)
         corners = [(x, y) for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
         for x, y in corners:
@@ -93,15 +93,15 @@ def test_a_rotated_window_stays_in_its_region(
             assert top - 1e-6 <= down <= bottom + 1e-6
 
 
-def test_a_window_too_large_for_its_region_is_refused() -> None:
+def test_a_crop_too_large_for_its_region_is_refused() -> None:
     with pytest.raises(AssertionError):
-        photos.window_box((0, 0, 100, 100), 95, 95, 10.0, (0.0, 0.0))
+        photos.crop_box((0, 0, 100, 100), 95, 95, 10.0, (0.0, 0.0))
 
 
-def test_no_padding_shows_at_the_corners_of_a_turned_picture() -> None:
-    # Pillow fills what it has no pixels for with black. On a white photograph it would show.
+def test_rotated_crops_contain_no_padding() -> None:
+    # Pillow pads rotated images with black, which would show on a white photograph.
     white = Image.new("RGB", (400, 400), "white")
     rng = np.random.default_rng(0)
     for _ in range(50):
-        picture = photos._picture(white, (0, 0, 150, 150), 120.0, rng)
-        assert len(picture.getcolors(10**6) or []) == 1
+        image = photos._random_crop(white, (0, 0, 150, 150), 120.0, rng)
+        assert len(image.getcolors(10**6) or []) == 1

@@ -30,8 +30,12 @@ from test_use_page import answered_once
 from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import home
 from alexnet2012.data.sources import photos
+<<<<<<< HEAD
 from alexnet2012.data.sources.download import PUBLISHED
 from alexnet2012.inference.web.server import Server
+=======
+from alexnet2012.data.sources.download import REMOTE_FILES
+>>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
 from alexnet2012.ledger.report.render import claims_table, summary_table
 from alexnet2012.ledger.results import load_reproduction
 
@@ -81,8 +85,8 @@ def imagenette_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     fake_imagenette(file, train_per_class=1, val_per_class=1)
     digest = hashlib.md5(file.read_bytes()).hexdigest()
-    published = replace(PUBLISHED["imagenette"], digest=digest)
-    monkeypatch.setitem(PUBLISHED, "imagenette", published)
+    published = replace(REMOTE_FILES["imagenette"], digest=digest)
+    monkeypatch.setitem(REMOTE_FILES, "imagenette", published)
 
 
 def what_make_runs(words: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Folders of class folders: what is found, and what is said where nothing can be found."""
+"""Folders of class folders and source settings: listings, splits, paths and errors."""
 
 import os
 import threading
@@ -42,7 +42,7 @@ def put(root: Path, *names: str) -> Path:
 FOUR = ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg")
 
 
-def test_pictures_are_found_in_order_whatever_their_suffix(tmp_path: Path) -> None:
+def test_images_are_listed_in_order_with_any_image_suffix(tmp_path: Path) -> None:
     put(tmp_path, *FOUR, "train/cat/0.PNG", "train/cat/3.JPEG", "val/dog/2.tiff")
     source = open_source(tmp_path)
     assert source.classes == ("cat", "dog")
@@ -56,7 +56,7 @@ def test_pictures_are_found_in_order_whatever_their_suffix(tmp_path: Path) -> No
     assert source.strays == ()
 
 
-def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are_named(
+def test_hidden_files_are_ignored_unless_named_like_images_and_strays_are_listed(
     tmp_path: Path,
 ) -> None:
     put(tmp_path, *FOUR, "train/.DS_Store", "train/cat/.hidden.jpg", "train/.git/x.jpg")
@@ -68,13 +68,13 @@ def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         ((), "empty"),
         (("train/cat/1.jpg",), "no folder val/"),
         (("val/cat/1.jpg",), "no folder train/"),
-        ((*FOUR, "train/cow/notes.txt"), "'cow' has no pictures"),
-        (("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"), "'dog' has one picture"),
+        ((*FOUR, "train/cow/notes.txt"), "'cow' contains no images"),
+        (("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"), "'dog' contains one image"),
         (("readme.md",), "0 class"),
         ((*FOUR, "train/cow/1.jpg"), "cow is in train but not in val"),
         ((*FOUR, "val/cow/1.jpg"), "cow is in val but not in train"),
@@ -83,25 +83,25 @@ def test_hidden_files_are_passed_over_unless_called_like_pictures_and_others_are
         ((*FOUR, "train/a\tb/1.jpg"), "unprintable"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
-    tmp_path: Path, names: tuple[str, ...], said: str
+def test_an_unusable_folder_is_refused_in_one_line(
+    tmp_path: Path, names: tuple[str, ...], message: str
 ) -> None:
     put(tmp_path, *names)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         open_source(tmp_path)
     assert caught.value.key == "data.source"
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_file_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         open_source(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is a file"):
         open_source(put(tmp_path, "file") / "file")
 
 
-def test_unreadable_class_folder_names_do_not_hide_in_bytes(tmp_path: Path) -> None:
+def test_class_folder_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
     put(tmp_path, *FOUR)
     put(tmp_path, f"train/{os.fsdecode(bytes([255]))}/1.jpg")
     with pytest.raises(ConfigError, match="unprintable"):
@@ -128,14 +128,14 @@ def test_a_folder_without_a_split_is_split_by_names_and_seed(tmp_path: Path) -> 
     )
     assert listed(open_source(tmp_path, val_percent=20), "val") == val
     assert listed(open_source(tmp_path, val_percent=20, seed=1), "val") != val
-    # A newcomer moves at most one picture of its class across.
+    # An added image moves at most one image of its class to the other split.
     put(tmp_path, "cat/new.jpg")
     moved = set(listed(open_source(tmp_path, val_percent=20), "val")) ^ set(val)
     assert len(moved) <= 2
     assert all(name.startswith("cat/") for name, _ in moved)
 
 
-def test_every_class_keeps_a_picture_on_both_sides(tmp_path: Path) -> None:
+def test_every_class_has_an_image_in_both_splits(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg")
     for percent in (0.1, 99.9):
         source = open_source(tmp_path, val_percent=percent)
@@ -143,7 +143,7 @@ def test_every_class_keeps_a_picture_on_both_sides(tmp_path: Path) -> None:
         assert [label for _, label in listed(source, "val")] == [0, 1]
 
 
-def test_a_pipe_among_the_pictures_is_a_stray_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_named_pipe_is_a_stray_and_never_read(tmp_path: Path) -> None:
     put(tmp_path, *FOUR)
     os.mkfifo(tmp_path / "train" / "cat" / "pipe.jpg")
     read: list[bytes] = []
@@ -163,14 +163,14 @@ def test_a_pipe_among_the_pictures_is_a_stray_and_stops_nothing(tmp_path: Path) 
 def test_a_file_that_is_too_large_or_too_short_gives_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    (tmp_path / "pictures").write_bytes(b"0123456789")
-    entry = Entry("1.jpg", 0, str(tmp_path / "pictures"), size=size)
+    (tmp_path / "images").write_bytes(b"0123456789")
+    entry = Entry("1.jpg", 0, str(tmp_path / "images"), size=size)
     monkeypatch.setattr("alexnet2012.data.sources.base.MAX_FILE_BYTES", 10)
     assert entry.read() == b"0123456789"
     monkeypatch.setattr("alexnet2012.data.sources.base.MAX_FILE_BYTES", 9)
-    with pytest.raises(ValueError, match="10 bytes are more than 9"):
+    with pytest.raises(ValueError, match="10 bytes exceeds the limit of 9"):
         entry.read()
-    with pytest.raises(ValueError, match="only 7 of 8 bytes are there"):
+    with pytest.raises(ValueError, match="truncated: 7 of 8 bytes"):
         entry._replace(offset=3, size=8).read()
     assert entry._replace(offset=3, size=2).read() == b"34"
 
@@ -186,7 +186,7 @@ def test_a_file_that_is_too_large_or_too_short_gives_a_reason(
         ("photos", "/a/stores/photos-72"),
     ],
 )
-def test_a_store_without_a_place_of_its_own_lies_beside_its_source(
+def test_the_default_store_is_next_to_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, store: str
 ) -> None:
     here = tmp_path / "a" / "b" / "here"
@@ -198,20 +198,22 @@ def test_a_store_without_a_place_of_its_own_lies_beside_its_source(
     assert default_store(DataConfig(source=source, store_size=72)) == expected
 
 
-def test_a_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_home_directory_is_a_config_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"data\.source=~nosuch/pets: there is no such home"):
         locate(PrepareConfig("~nosuch/pets", str(tmp_path / "store")))
     with pytest.raises(ConfigError, match=r"data\.store=~nosuch/s: there is no such home"):
         prepare(PrepareConfig("photos", "~nosuch/s"))
     monkeypatch.delenv("ALEXNET2012_HOME")
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container without users
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container without user accounts
     with pytest.raises(ConfigError, match=r"ALEXNET2012_HOME=~/\.cache/alexnet2012: "):
         default_store(DataConfig(source="photos"))
 
 
 @pytest.mark.parametrize("name", ["2024_06", "007", "1e3", "true", "nan", "plain"])
-def test_a_path_that_looks_like_a_number_stays_as_it_was_written(name: str) -> None:
+def test_a_path_that_looks_like_a_number_stays_text(name: str) -> None:
     prepared, _ = compose_config("prepare", PrepareConfig, [f"store={name}", "seed=1_0"])
     assert (prepared.store, prepared.seed) == (name, 10)
     trained, _ = compose_config("train", TrainConfig, [f"data.store={name}", "model.width=.5"])
@@ -220,16 +222,16 @@ def test_a_path_that_looks_like_a_number_stays_as_it_was_written(name: str) -> N
 
 
 @pytest.mark.parametrize("flags", [[], ["--multirun"]])
-def test_so_it_does_in_hydras_applications_and_their_sweeps(
+def test_number_like_paths_stay_text_in_hydra_applications_and_sweeps(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stores = ["2024_06", "1e3"] if flags else ["2024_06"]
     words = ["source=007", f"store={','.join(stores)}", "quality=9_0"]
     monkeypatch.setattr("sys.argv", ["prepare", *flags, *words])
-    found = []
-    hydra_main("prepare", PrepareConfig, lambda config, _: found.append(config))
-    assert [(c.source, c.store, c.quality) for c in found] == [("007", s, 90) for s in stores]
+    configs = []
+    hydra_main("prepare", PrepareConfig, lambda config, _: configs.append(config))
+    assert [(c.source, c.store, c.quality) for c in configs] == [("007", s, 90) for s in stores]
 
 
 @pytest.mark.parametrize(
@@ -241,12 +243,12 @@ def test_so_it_does_in_hydras_applications_and_their_sweeps(
         ("checkpoint=null", None),
     ],
 )
-def test_lists_are_read_alike_and_what_is_text_already_stays(written: str, read: object) -> None:
+def test_number_like_paths_in_lists_and_quotes_stay_text(written: str, read: object) -> None:
     (override,) = quoted_text(EvaluateConfig, [written])
     assert OverridesParser.create().parse_override(override).value() == read
 
 
-def test_a_run_directory_of_digits_is_the_one_that_was_named() -> None:
+def test_a_run_directory_named_with_digits_keeps_its_name() -> None:
     assert compose_config("train", TrainConfig, ["hydra.run.dir=2024_06"])[1].name == "2024_06"
     assert quoted_text(TrainConfig, ["seed=range(1,3)"]) == ["seed=range(1,3)"]
     assert quoted_text(TrainConfig, ["resume=choice(1,2)"]) == ["resume=choice('1','2')"]
@@ -256,11 +258,13 @@ def identity(path: Path, **settings: float) -> dict[str, object]:
     return locate(PrepareConfig(source=str(path), store="unused", **settings)).identity
 
 
-def test_other_pictures_are_another_source_wherever_they_lie(tmp_path: Path) -> None:
+def test_identity_depends_on_the_images_and_not_on_their_location(tmp_path: Path) -> None:
     here = put(tmp_path / "a" / "pets", *FOUR)
     there = put(tmp_path / "b" / "pets", *FOUR)
     assert identity(here) == identity(there)
-    assert identity(here, seed=1) == identity(there)  # it has a split of its own
+    assert identity(here, seed=1) == identity(
+        there
+    )  # the folder is already split, so the seed does not matter
     (there / "val" / "dog" / "1.jpg").write_bytes(b"longer than what was there before")
     assert identity(here) != identity(there)
     moved = put(tmp_path / "c" / "pets", *FOUR, "train/cat/2.jpg")
@@ -269,7 +273,7 @@ def test_other_pictures_are_another_source_wherever_they_lie(tmp_path: Path) -> 
     assert identity(moved) != before
 
 
-def test_a_name_that_is_not_known_gets_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_source_name_is_refused_with_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"photos, cifar10, imagenette") as caught:
         identity(tmp_path / "imagnet")
     assert caught.value.key == "data.source"

@@ -1,4 +1,4 @@
-"""Preparation: what is written, measured and rejected, and that it is repeatable."""
+"""Preparation and the store: files, statistics and rejects; resumption and reproducibility."""
 
 import errno
 import json
@@ -24,10 +24,10 @@ from alexnet2012.data.sources.base import Entry
 from alexnet2012.data.store import Store
 
 CLASSES = ("cat", "dog", "owl")
-JOB = 4  # pictures
+JOB = 4  # images
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     """Smooth colours with some noise, of a size and shape that depend on the seed."""
     rng = np.random.default_rng(seed)
     width, height = rng.integers(40, 90, size=2)
@@ -43,7 +43,7 @@ def make_source(root: Path, train: int = 15, val: int = 3) -> Path:
             (root / split / name).mkdir(parents=True)
             for index in range(count):
                 seed = 1000 * label + 2 * index + (split == "val")
-                picture(seed).save(root / split / name / f"{index}.jpg", quality=90)
+                image(seed).save(root / split / name / f"{index}.jpg", quality=90)
     return root
 
 
@@ -71,7 +71,7 @@ def content(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_every_picture_is_stored_square_listed_and_labelled(store: Store) -> None:
+def test_every_image_is_stored_square_listed_and_labelled(store: Store) -> None:
     assert store.classes == CLASSES
     for name, each in (("train", 15), ("val", 3)):
         split = store.split(name)
@@ -83,17 +83,17 @@ def test_every_picture_is_stored_square_listed_and_labelled(store: Store) -> Non
                 assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 32))
 
 
-@pytest.mark.parametrize("pictures_before", [1, 10, 47, 53])
-def test_what_was_done_before_an_interruption_is_not_done_again(
+@pytest.mark.parametrize("images_before", [1, 10, 47, 53])
+def test_a_resumed_preparation_does_not_repeat_saved_work(
     source: Path,
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     saving: None,
-    pictures_before: int,
+    images_before: int,
 ) -> None:
     reads: list[str] = []
-    read, patience = Entry.read, pictures_before
+    read, patience = Entry.read, images_before
 
     def counted(entry: Entry) -> bytes:
         if len(reads) == patience:
@@ -112,7 +112,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
     assert len(before) + len(reads) == 54 + len(again)
 
 
-def test_a_narrowed_store_has_its_first_classes_only(store: Store) -> None:
+def test_a_narrowed_store_has_only_its_first_classes(store: Store) -> None:
     narrow, whole = store.narrowed(2), store.split("train")
     assert narrow.classes == CLASSES[:2]
     kept = whole.labels < 2
@@ -125,34 +125,34 @@ def test_a_narrowed_store_has_its_first_classes_only(store: Store) -> None:
             store.narrowed(count)
 
 
-def test_mean_and_covariance_are_of_the_training_pixels_as_stored(store: Store) -> None:
+def test_mean_and_covariance_are_those_of_the_stored_training_pixels(store: Store) -> None:
     pixels = np.stack(
         [simplejpeg.decode_jpeg(Path(path).read_bytes()) for path in store.split("train").paths]
     ).astype(np.float64)
-    # Whole numbers until one last division: the mean is exact to the rounding of float32.
+    # Integer sums and one division: the mean is exact up to rounding to float32.
     assert np.array_equal(store.mean_image, pixels.mean(axis=0).astype(np.float32))
     assert store.mean_image.dtype == np.float32
-    # numpy sums in floating point: relative 1e-12 is what 46,080 terms of float64 may lose.
+    # np.cov sums 46,080 float64 terms, with a relative error of up to 1e-12.
     expected = np.cov(pixels.reshape(-1, 3).T, bias=True)
     assert np.allclose(store.rgb_covariance, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_store_is_the_same_to_the_bit_for_any_number_of_workers(
+def test_a_store_is_bit_identical_for_any_number_of_workers(
     store: Store, source: Path, tmp_path: Path, workers: int
 ) -> None:
     again = prepare(settings(source, tmp_path / "store", workers=workers), progress=False)
     assert content(again.root) == content(store.root)
 
 
-def test_the_fingerprint_depends_on_every_picture(store: Store, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_every_image(store: Store, tmp_path: Path) -> None:
     source = make_source(tmp_path / "source")
-    picture(77).save(source / "val" / "owl" / "2.jpg")
+    image(77).save(source / "val" / "owl" / "2.jpg")
     changed = prepare(settings(source, tmp_path / "store"), progress=False)
     assert changed.fingerprint != store.fingerprint
 
 
-def test_limit_keeps_the_first_pictures_of_each_class(store: Store) -> None:
+def test_limit_keeps_the_first_images_of_each_class(store: Store) -> None:
     split = store.split("train", limit=2)
     names = [Path(path).relative_to(store.root).as_posix() for path in split.paths]
     firsts = [(name, 15 * label + index) for label, name in enumerate(CLASSES) for index in (0, 1)]
@@ -163,18 +163,18 @@ def test_limit_keeps_the_first_pictures_of_each_class(store: Store) -> None:
         store.split("train", limit=0)
 
 
-def test_bad_files_are_named_counted_and_left_out(
+def test_unusable_files_are_listed_counted_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = make_source(tmp_path / "source")
     cat = source / "train" / "cat"
     whole = (cat / "0.jpg").read_bytes()
     (cat / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    (cat / "text.jpg").write_text("not a picture")
+    (cat / "text.jpg").write_text("not a image")
     (cat / "zero.jpg").write_bytes(b"")
     (cat / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (cat / "notes.txt").write_text("not even called like one")
-    picture(1).save(cat / "really_png.jpg", "PNG")
+    image(1).save(cat / "really_png.jpg", "PNG")
 
     made = prepare(settings(source, tmp_path / "store"), progress=False)
     lines = (made.root / "rejects.jsonl").read_text().splitlines()
@@ -182,7 +182,7 @@ def test_bad_files_are_named_counted_and_left_out(
     bad = ("gone.jpg", "notes.txt", "text.jpg", "truncated.jpg", "zero.jpg")
     assert sorted(rejects) == [f"train/cat/{name}" for name in bad]
     assert "Premature end" in rejects["train/cat/truncated.jpg"]["reason"]
-    assert "known format" in rejects["train/cat/text.jpg"]["reason"]
+    assert "supported format" in rejects["train/cat/text.jpg"]["reason"]
     assert "empty" in rejects["train/cat/zero.jpg"]["reason"]
     assert "No such file" in rejects["train/cat/gone.jpg"]["reason"]
     assert rejects["train/cat/zero.jpg"]["class"] == "train/cat"
@@ -195,24 +195,24 @@ def test_bad_files_are_named_counted_and_left_out(
     assert manifest["rejected"] == {"unusable": 4, "strays": 1}
     assert manifest["listed"] == 45 + 1 + 9 + 4
     assert manifest["traits"]["png"] == 1
-    assert len(list(cat.iterdir())) == 16 + 4 + 1  # what is stored and rejected is all there is
+    assert len(list(cat.iterdir())) == 16 + 4 + 1  # stored and rejected files are all files
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines()[1:])) <= 80  # after where it lies
-    said = " ".join(out.split())
-    assert "46 training and 9 validation pictures of 3 classes" in said
-    assert "1 png" in said
-    assert "; 5 files rejected, see rejects.jsonl" in said
+    assert max(map(len, out.splitlines()[1:])) <= 80  # after the line with the path
+    summary = " ".join(out.split())
+    assert "46 training and 9 validation images in 3 classes" in summary
+    assert "1 png" in summary
+    assert "; 5 files rejected, see rejects.jsonl" in summary
 
 
-def test_the_statistics_leave_rejected_pictures_out(store: Store, tmp_path: Path) -> None:
+def test_rejected_images_do_not_affect_the_statistics(store: Store, tmp_path: Path) -> None:
     source = make_source(tmp_path / "source")
-    (source / "train" / "cat" / "text.jpg").write_text("not a picture")
+    (source / "train" / "cat" / "text.jpg").write_text("not a image")
     made = prepare(settings(source, tmp_path / "store"), progress=False)
     assert np.array_equal(made.mean_image, store.mean_image)
     assert np.array_equal(made.rgb_covariance, store.rgb_covariance)
 
 
-def test_names_that_could_clash_or_confuse_are_all_kept(tmp_path: Path) -> None:
+def test_files_with_clashing_or_unusual_names_are_all_kept(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=1, val=1)
     names = [
         "0.png",
@@ -224,7 +224,7 @@ def test_names_that_could_clash_or_confuse_are_all_kept(tmp_path: Path) -> None:
         os.fsdecode(b"\xff.png"),
     ]
     for seed, name in enumerate(names):
-        picture(seed).save(source / "train" / "cat" / name)
+        image(seed).save(source / "train" / "cat" / name)
     made = prepare(settings(source, tmp_path / "store"), progress=False)
     kept = [json.loads(name) for _, label, _, name in rows(made, "train") if label == "0"]
     assert sorted(kept) == sorted(f"train/cat/{name}" for name in ["0.jpg", *names])
@@ -236,55 +236,57 @@ def rows(store: Store, split: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("where", ["train", "val"])
-def test_a_class_without_any_usable_picture_is_an_error_and_leaves_nothing(
+def test_a_class_without_usable_images_is_an_error_and_leaves_no_files(
     tmp_path: Path, where: str
 ) -> None:
     source = make_source(tmp_path / "source", train=2, val=2)
     for path in (source / where / "dog").iterdir():
-        path.write_text("not a picture")
-    with pytest.raises(ConfigError, match=f"no picture of {where}/dog") as caught:
+        path.write_text("not a image")
+    with pytest.raises(ConfigError, match=f"no usable images in {where}/dog") as caught:
         prepare(settings(source, tmp_path / "out" / "store"), progress=False)
     assert caught.value.key == "data.source"
-    assert "known format" in str(caught.value)
+    assert "supported format" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_store_that_is_there_is_opened_not_made_again(store: Store, source: Path) -> None:
+def test_an_existing_store_is_opened_and_not_made_again(store: Store, source: Path) -> None:
     before = (store.root / "manifest.json").stat().st_mtime_ns
     again = prepare(settings(source, store.root, workers=2), progress=False)
     assert again.fingerprint == store.fingerprint
     assert (store.root / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_a_store_of_other_settings_is_refused_with_both_values(store: Store, source: Path) -> None:
-    with pytest.raises(ConfigError, match=r"size=32, asked for was 48; remove it"):
+def test_a_store_with_other_settings_is_refused_naming_both_values(
+    store: Store, source: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"size=32, but 48 was requested; remove it"):
         prepare(settings(source, store.root, size=48), progress=False)
     make_source(source.parent / "elsewhere")
-    with pytest.raises(ConfigError, match=r"source=.*source.*asked for was .*elsewhere"):
+    with pytest.raises(ConfigError, match=r"source=.*source.*but .*elsewhere was requested"):
         prepare(settings(source.parent / "elsewhere", store.root), progress=False)
 
 
-def test_a_store_of_pictures_that_have_changed_since_is_refused(tmp_path: Path) -> None:
+def test_a_store_whose_source_images_changed_is_refused(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
     prepare(settings(source, tmp_path / "store"), progress=False)
-    picture(77).save(source / "train" / "owl" / "new.jpg")
-    with pytest.raises(ConfigError, match="other pictures than source holds now; remove it"):
+    image(77).save(source / "train" / "owl" / "new.jpg")
+    with pytest.raises(ConfigError, match="other images than source now contains; remove it"):
         prepare(settings(source, tmp_path / "store"), progress=False)
 
 
-def test_on_reject_fail_stops_at_the_first_and_names_it(tmp_path: Path) -> None:
+def test_on_reject_fail_stops_at_the_first_reject_and_names_it(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
-    (source / "train" / "dog" / "bad.jpg").write_text("not a picture")
+    (source / "train" / "dog" / "bad.jpg").write_text("not a image")
     strict = PrepareConfig(
         source=str(source), store=str(tmp_path / "out" / "store"), size=32, workers=1
     )
     strict.on_reject = OnReject.fail
-    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg for one: not a picture"):
+    with pytest.raises(ConfigError, match=r"train/dog/bad\.jpg: not an image"):
         prepare(strict, progress=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_of_the_machine_drops_no_picture(
+def test_an_io_error_does_not_reject_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
@@ -296,7 +298,7 @@ def test_a_failure_of_the_machine_drops_no_picture(
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(RunError, match=r"Input/output error; what is done is kept"):
+    with pytest.raises(RunError, match=r"Input/output error; finished work is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
     failing = False
@@ -306,7 +308,7 @@ def test_a_failure_of_the_machine_drops_no_picture(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_on_reject_fail_also_means_what_lies_in_a_class_and_is_no_picture(tmp_path: Path) -> None:
+def test_on_reject_fail_includes_other_files_in_class_folders(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
     (source / "train" / "readme.md").write_text("in no class")
     strict = settings(source, tmp_path / "store")
@@ -314,30 +316,30 @@ def test_on_reject_fail_also_means_what_lies_in_a_class_and_is_no_picture(tmp_pa
     prepare(strict, progress=False)
     (source / "val" / "dog" / "notes.txt").write_text("in a class")
     strict.store = str(tmp_path / "another")
-    with pytest.raises(ConfigError, match=r"on_reject=fail: val/dog/notes\.txt is no picture"):
+    with pytest.raises(ConfigError, match=r"on_reject=fail: val/dog/notes\.txt is not an image"):
         prepare(strict, progress=False)
 
 
-def test_a_store_with_rejects_is_none_for_on_reject_fail(tmp_path: Path) -> None:
+def test_an_existing_store_with_rejects_is_refused_by_on_reject_fail(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
-    (source / "train" / "dog" / "bad.jpg").write_text("not a picture")
+    (source / "train" / "dog" / "bad.jpg").write_text("not a image")
     wanted = settings(source, tmp_path / "store")
     prepare(wanted, progress=False)
     wanted.on_reject = OnReject.fail
-    with pytest.raises(ConfigError, match=r"on_reject=fail, and .*rejects\.jsonl names some"):
+    with pytest.raises(ConfigError, match=r"on_reject=fail, but .*rejects\.jsonl lists rejected"):
         prepare(wanted, progress=False)
 
 
 @pytest.fixture
 def saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every job is saved, as in a preparation that takes its time."""
-    monkeypatch.setattr(prepare_module, "_PICTURES_PER_JOB", JOB)
-    monkeypatch.setattr(progress, "_PAUSE_S", 0)
-    monkeypatch.setattr(progress, "_SAVING_SHARE", math.inf)
+    """Save the state after every job, as in a slow preparation."""
+    monkeypatch.setattr(prepare_module, "_IMAGES_PER_JOB", JOB)
+    monkeypatch.setattr(progress, "_MIN_SAVE_INTERVAL_S", 0)
+    monkeypatch.setattr(progress, "_MAX_SAVE_FRACTION", math.inf)
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
-    """``before(name)`` is called before a picture is read."""
+    """Call ``before(name)`` before each image is read."""
     real = Entry.read
 
     def read(entry: Entry) -> bytes:
@@ -348,8 +350,10 @@ def reading(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> N
 
 
 @pytest.fixture
-def begun(saving: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of which the first class was done when somebody pressed Ctrl-C."""
+def interrupted(
+    saving: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A preparation interrupted by Ctrl-C after its first class."""
 
     def interrupt(name: str) -> None:
         if "dog" in name:
@@ -364,22 +368,22 @@ def begun(saving: None, source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_unfinished_work_of_another_source_or_size_is_refused_and_kept(
-    begun: Path, source: Path, store: Store
+    interrupted: Path, source: Path, store: Store
 ) -> None:
-    other = make_source(begun.parent / "other", train=2, val=1)
-    for wanted, said in (
-        (settings(other, begun), "source"),
-        (settings(source, begun, size=48), 32),
+    other = make_source(interrupted.parent / "other", train=2, val=1)
+    for wanted, expected in (
+        (settings(other, interrupted), "source"),
+        (settings(source, interrupted, size=48), 32),
     ):
-        with pytest.raises(ConfigError, match=rf"partial is unfinished work of .*={said}"):
+        with pytest.raises(ConfigError, match=rf"partial is unfinished work with .*={expected}"):
             prepare(wanted, progress=False)
-    made = prepare(settings(source, begun), progress=False)
+    made = prepare(settings(source, interrupted), progress=False)
     assert content(made.root) == content(store.root)
 
 
 @pytest.mark.parametrize("change", ["versions", "dates"])
-def test_unfinished_work_with_other_libraries_or_pictures_is_started_over_and_told(
-    begun: Path,
+def test_changed_libraries_or_images_restart_unfinished_work_with_a_notice(
+    interrupted: Path,
     source: Path,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -392,17 +396,17 @@ def test_unfinished_work_with_other_libraries_or_pictures_is_started_over_and_to
         monkeypatch.setattr(progress, "_versions", lambda: {"numpy": "another"})
     else:
         os.utime(source / "train" / "owl" / "7.jpg", ns=(1, 1))
-    made = prepare(settings(source, begun), progress=False)
-    assert len(reads) == 54  # all of them
+    made = prepare(settings(source, interrupted), progress=False)
+    assert len(reads) == 54  # all images
     assert "starting over" in capsys.readouterr().out
     assert made.fingerprint == store.fingerprint
 
 
-def test_what_a_mistake_has_ended_goes_on_when_it_is_mended(
+def test_a_preparation_resumes_after_a_user_error_is_corrected(
     saving: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_source(tmp_path / "source", train=5, val=1)
-    (source / "train" / "owl" / "bad.jpg").write_text("not a picture")
+    (source / "train" / "owl" / "bad.jpg").write_text("not a image")
     wanted = settings(source, tmp_path / "store")
     wanted.on_reject = OnReject.fail
     reads: list[str] = []
@@ -412,7 +416,7 @@ def test_what_a_mistake_has_ended_goes_on_when_it_is_mended(
     wanted.on_reject = OnReject.skip
     made = prepare(wanted, progress=False)
     assert len(made.split("train").paths) == 15
-    # 16 up to the end of the job with the bad one, and then 19 less the three jobs before it.
+    # 16 until the end of the job with the bad image, then 19 minus the three jobs before it.
     assert len(reads) == 16 + (19 - 3 * JOB)
 
 
@@ -420,7 +424,7 @@ def test_rejects_of_unfinished_work_count_for_on_reject_fail(
     saving: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_source(tmp_path / "source", train=5, val=1)
-    (source / "train" / "cat" / "bad.jpg").write_text("not a picture")
+    (source / "train" / "cat" / "bad.jpg").write_text("not a image")
     wanted = settings(source, tmp_path / "store")
 
     def interrupt(name: str) -> None:
@@ -440,7 +444,7 @@ def test_rejects_of_unfinished_work_count_for_on_reject_fail(
 
 
 @pytest.mark.parametrize("change", ["newcomer", "rewritten", "renamed", "removed"])
-def test_pictures_that_change_while_they_are_prepared_are_refused(
+def test_images_that_change_during_the_preparation_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
@@ -450,10 +454,10 @@ def test_pictures_that_change_while_they_are_prepared_are_refused(
         if name != "val/owl/0.jpg":
             return
         if change == "newcomer":
-            picture(5).save(source / "train" / "dog" / "new.jpg")
+            image(5).save(source / "train" / "dog" / "new.jpg")
         elif change == "rewritten":
             first.write_bytes(first.read_bytes()[::-1])  # of the same length
-            os.utime(first, ns=(2, 2))  # for clocks that are too coarse to see it
+            os.utime(first, ns=(2, 2))  # the file system's clock may be too coarse
         elif change == "renamed":
             first.rename(first.with_stem("0a"))
         else:
@@ -461,30 +465,30 @@ def test_pictures_that_change_while_they_are_prepared_are_refused(
 
     with monkeypatch.context() as patch:
         reading(patch, meddle)
-        with pytest.raises(ConfigError, match="has changed while it was prepared"):
+        with pytest.raises(ConfigError, match="changed during the preparation"):
             prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
-    picture(6).save(first)
+    image(6).save(first)
     prepare(settings(source, tmp_path / "store"), progress=False)
 
 
-def test_a_folder_is_looked_through_twice_and_no_more(
+def test_a_source_folder_is_listed_only_twice(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alexnet2012.data.sources import folders
 
-    looked: list[Path] = []
-    real = folders.Listing.__init__
+    listings: list[Path] = []
+    real = folders.ImageFolder.__init__
 
-    def counted(listing: folders.Listing, root: Path, *rule: float) -> None:
-        looked.append(root)
-        real(listing, root, *rule)
+    def counted(folder: folders.ImageFolder, root: Path, *rule: float) -> None:
+        listings.append(root)
+        real(folder, root, *rule)
 
-    monkeypatch.setattr(folders.Listing, "__init__", counted)
+    monkeypatch.setattr(folders.ImageFolder, "__init__", counted)
     prepare(settings(source, tmp_path / "store"), progress=False)
-    assert len(looked) == 2  # before the work and after it
+    assert len(listings) == 2  # before and after the work
     prepare(settings(source, tmp_path / "store"), progress=False)
-    assert len(looked) == 3
+    assert len(listings) == 3
 
 
 def test_a_store_outlives_its_source(tmp_path: Path) -> None:
@@ -493,27 +497,27 @@ def test_a_store_outlives_its_source(tmp_path: Path) -> None:
     shutil.rmtree(source)
     again = prepare(settings(source, tmp_path / "store"), progress=False)
     assert again.fingerprint == made.fingerprint
-    with pytest.raises(ConfigError, match="size=32, asked for was 48"):
+    with pytest.raises(ConfigError, match="size=32, but 48 was requested"):
         prepare(settings(source, tmp_path / "store", size=48), progress=False)
-    with pytest.raises(ConfigError, match="source=source, asked for was elsewhere"):
+    with pytest.raises(ConfigError, match="source=source, but elsewhere was requested"):
         prepare(settings(tmp_path / "elsewhere", tmp_path / "store"), progress=False)
     with pytest.raises(ConfigError, match="does not exist"):
         prepare(settings(source, tmp_path / "another"), progress=False)
 
 
-def test_a_store_among_its_own_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_store_inside_its_source_folder_is_refused(tmp_path: Path) -> None:
     split = make_source(tmp_path / "split", train=2, val=1)
     shutil.copytree(split / "train", tmp_path / "whole")
     for source, store in ((split, split / "train" / "s"), (tmp_path / "whole", "whole/s")):
-        with pytest.raises(ConfigError, match="lies among the pictures of"):
+        with pytest.raises(ConfigError, match="is inside the source folder"):
             prepare(settings(source, tmp_path / store), progress=False)
-    prepare(settings(split, split / "store"), progress=False)  # beside train/ it does no harm
+    prepare(settings(split, split / "store"), progress=False)  # next to train/ is allowed
 
 
-def test_a_folder_that_is_no_store_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_left_unchanged(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is no store"):
+    with pytest.raises(ConfigError, match="is not a store"):
         prepare(settings(source, tmp_path / "mine"), progress=False)
     assert content(tmp_path / "mine") == {"thesis.tex": b"years of work"}
 
@@ -565,7 +569,7 @@ def test_a_damaged_store_is_not_opened(
     ("key", "value"),
     [("classes", ["dog", "cat", "owl"]), ("description", "ImageNet"), ("listed", 53)],
 )
-def test_a_manifest_that_was_edited_is_noticed(
+def test_an_edited_manifest_is_detected(
     store: Store, tmp_path: Path, key: str, value: object
 ) -> None:
     shutil.copytree(store.root, tmp_path / "store")
@@ -573,19 +577,19 @@ def test_a_manifest_that_was_edited_is_noticed(
     manifest = json.loads(file.read_text())
     assert manifest[key] != value
     file.write_text(json.dumps(manifest))
-    assert Store.open(tmp_path / "store").classes == store.classes  # spaces say nothing
+    assert Store.open(tmp_path / "store").classes == store.classes  # whitespace is ignored
     file.write_text(json.dumps({**manifest, key: value}))
-    with pytest.raises(ConfigError, match="do not belong together"):
+    with pytest.raises(ConfigError, match="do not match their checksums"):
         Store.open(tmp_path / "store")
 
 
-def test_a_store_of_another_version_says_so(store: Store, tmp_path: Path) -> None:
+def test_a_store_of_another_format_version_is_refused(store: Store, tmp_path: Path) -> None:
     shutil.copytree(store.root, tmp_path / "store")
     file = tmp_path / "store" / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["settings"]["format"] -= 1
     file.write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match="of another version of this program; remove it"):
+    with pytest.raises(ConfigError, match="incompatible version of alexnet2012; remove it"):
         Store.open(tmp_path / "store")
 
 
@@ -598,7 +602,7 @@ def test_a_store_can_be_moved(store: Store, tmp_path: Path) -> None:
     assert all(path.startswith(str(tmp_path)) for path in moved.split("val").paths)
 
 
-def test_no_odd_picture_of_other_projects_is_lost_or_stops_the_work(tmp_path: Path) -> None:
+def test_unusual_images_of_other_projects_are_neither_lost_nor_fatal(tmp_path: Path) -> None:
     trial = os.environ.get("ALEXNET2012_TRIAL_DATA")
     if trial is None:
         pytest.skip("ALEXNET2012_TRIAL_DATA names no folder with bad-inputs.tar")
@@ -617,7 +621,7 @@ def test_no_odd_picture_of_other_projects_is_lost_or_stops_the_work(tmp_path: Pa
     assert not any(kind.startswith(("exif-rotated", "cmyk", "png")) for kind in kinds)
 
 
-def test_photos_say_that_they_are_no_evidence(
+def test_the_photos_description_says_they_are_no_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alexnet2012.data.sources import photos
@@ -638,24 +642,24 @@ def test_photos_say_that_they_are_no_evidence(
     assert (made.root / "rejects.jsonl").read_text() == ""
 
 
-def test_a_picture_that_vanishes_is_no_reject(
+def test_an_image_that_disappears_is_an_error_and_not_a_reject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
     real = Entry.read
 
     def read(entry: Entry) -> bytes:
-        Path(entry.path).unlink()  # a disk that has gone, for all that can be seen from here
+        Path(entry.path).unlink()  # indistinguishable from an unmounted disk
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(RunError, match="No such file or directory; what is done is kept"):
+    with pytest.raises(RunError, match="No such file or directory; finished work is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"PK\x03\x04 and no more", b"[1]"])
-def test_a_damaged_state_means_starting_over(
+def test_a_damaged_saved_state_restarts_the_preparation(
     store: Store, source: Path, tmp_path: Path, damage: bytes
 ) -> None:
     work = tmp_path / ".store.partial"
@@ -667,7 +671,7 @@ def test_a_damaged_state_means_starting_over(
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_mean_image_of_another_kind_is_noticed(source: Path, tmp_path: Path) -> None:
+def test_a_wrong_mean_image_is_detected(source: Path, tmp_path: Path) -> None:
     made = prepare(settings(source, tmp_path / "store"), progress=False)
     for wrong in (np.full((32, 32, 3), np.nan, np.float32), np.zeros((3, 32, 32), np.float32)):
         np.save(made.root / "mean_image.npy", wrong)
@@ -679,6 +683,8 @@ def test_a_mean_image_of_another_kind_is_noticed(source: Path, tmp_path: Path) -
         Store.open(made.root)
 
 
-def test_a_place_that_cannot_be_written_is_named_with_a_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"data\.store=/proc/no/store: cannot be made \(No such"):
+def test_an_unwritable_location_is_named_with_a_remedy() -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.store=/proc/no/store: cannot be created \(No such"
+    ):
         prepare(PrepareConfig(store="/proc/no/store"), progress=False)

@@ -1,4 +1,4 @@
-"""Workers: results in order, and no waiting for one that has died."""
+"""Worker processes: ordered results, exceptions, and no hang after a worker dies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet2012.config.schema import RunError
-from alexnet2012.data.preparation.workers import in_order
+from alexnet2012.data.preparation.workers import ordered_map
 
 MANY = 4 << 20  # bytes, more than a pipe holds
 
@@ -44,47 +44,47 @@ def pid(_: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_results_come_in_order_with_their_jobs(workers: int, count: int) -> None:
-    found = list(in_order(slow_square, iter(range(count)), workers))
-    assert found == [(number, number**2) for number in range(count)]
+    results = list(ordered_map(slow_square, iter(range(count)), workers))
+    assert results == [(number, number**2) for number in range(count)]
     assert multiprocessing.active_children() == []
 
 
-def test_every_worker_works_and_none_of_it_here() -> None:
-    used = {process for _, process in in_order(pid, range(10), 3)}
+def test_every_worker_is_used_and_none_is_this_process() -> None:
+    used = {process for _, process in ordered_map(pid, range(10), 3)}
     assert len(used) == 3
     assert os.getpid() not in used
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_a_job_is_raised_here_after_what_came_before(workers: int) -> None:
-    found = in_order(fails_at_five, range(20), workers)
-    assert [next(found)[1] for _ in range(5)] == [0, 1, 2, 3, 4]
+def test_an_exception_of_a_job_is_raised_after_the_preceding_results(workers: int) -> None:
+    results = ordered_map(fails_at_five, range(20), workers)
+    assert [next(results)[1] for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(OSError, match="no space") as error:
-        next(found)
+        next(results)
     assert error.value.filename == "file-5"
     assert multiprocessing.active_children() == []
 
 
-def test_a_worker_that_dies_ends_the_work_with_a_remedy() -> None:
-    found = in_order(dies_at_five, range(50), 2)
+def test_a_killed_worker_is_an_error_with_a_remedy() -> None:
+    results = ordered_map(dies_at_five, range(50), 2)
     with pytest.raises(RunError, match=r"a worker was killed, .*; lower workers"):
-        list(found)
+        list(results)
     assert multiprocessing.active_children() == []
 
 
-def test_a_worker_that_dies_in_the_middle_of_an_answer_ends_the_work() -> None:
-    found = in_order(large, range(8), 2)
-    assert next(found)[1][-1] == 0
-    time.sleep(0.3)  # by now the second is sending, and waits for somebody who reads
+def test_a_worker_killed_while_sending_is_an_error() -> None:
+    results = ordered_map(large, range(8), 2)
+    assert next(results)[1][-1] == 0
+    time.sleep(0.3)  # by now the second worker is blocked on sending
     victim = max(multiprocessing.active_children(), key=lambda process: process.pid or 0)
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     with pytest.raises(RunError, match="a worker was killed"):
-        list(found)
+        list(results)
 
 
-def test_work_that_is_no_longer_wanted_is_left() -> None:
-    found = in_order(large, range(100), 2)
-    next(found)
-    found.close()
+def test_closing_the_generator_ends_the_workers() -> None:
+    results = ordered_map(large, range(100), 2)
+    next(results)
+    results.close()
     assert multiprocessing.active_children() == []

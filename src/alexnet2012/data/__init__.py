@@ -1,1 +1,1 @@
-"""Data sets, preprocessing and the loaders that feed a training or an evaluation."""
+"""Data sets, preprocessing and input pipelines for training and evaluation."""

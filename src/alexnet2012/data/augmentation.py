@@ -1,10 +1,10 @@
-"""Which picture comes when, and what is drawn for it: a plan that anyone can recompute.
+"""Epoch order and random augmentation parameters, as pure functions that anyone can recompute.
 
-Nothing here keeps state. Every draw belongs to a seed, a named stream, an epoch and a position in
-the epoch's global order, so the pictures of a step are the same whatever the batch size, the
-number of replicas, or the step at which training was taken up again.
+No state is kept. Every random number is determined by a seed, a named stream, an epoch and a
+position in the epoch's global order, so the images of a step do not depend on the batch size, the
+number of replicas, or the step from which training was resumed.
 
-Legend: n positions of an epoch, y and x the upper left corner of a crop in pixels.
+Shapes: n positions of an epoch; (y, x) is the upper left corner of a crop in pixels.
 """
 
 from __future__ import annotations
@@ -21,93 +21,99 @@ from alexnet2012.utils.shard import Shard, shard_of
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What is drawn for n consecutive positions; ``draws[a:b]`` is a part of them, as views."""
+class AugmentationParams:
+    """Parameters for n consecutive positions; ``params[a:b]`` selects some of them, as views."""
 
     crop_yx: npt.NDArray[np.int32]  # [n, 2] pixels
     flip: npt.NDArray[np.bool_]  # [n]
-    alpha: npt.NDArray[np.float32]  # [n, 3], one for each principal colour, largest first
+    alpha: npt.NDArray[np.float32]  # [n, 3], one per principal component, largest first
 
     def __len__(self) -> int:
         return len(self.flip)
 
-    def __getitem__(self, rows: slice) -> Draws:
-        return Draws(self.crop_yx[rows], self.flip[rows], self.alpha[rows])
+    def __getitem__(self, rows: slice) -> AugmentationParams:
+        return AugmentationParams(self.crop_yx[rows], self.flip[rows], self.alpha[rows])
 
 
-def stream(seed: int, name: str, *more: int) -> np.random.Generator:
-    """An independent generator for each (seed, name, more).
+def random_stream(seed: int, name: str, *indices: int) -> np.random.Generator:
+    """An independent generator for each (seed, name, indices).
 
-    The name goes through SHA-256: Python's own hash of a string changes from run to run.
+    The name is hashed by SHA-256, as Python's own hash of a string differs between processes.
     """
-    word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    name_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     # A spawn key, not a longer seed: SeedSequence pads seeds with zeros, so [1] equals [1, 0].
-    sequence = np.random.SeedSequence(seed, spawn_key=(word, *more))
+    sequence = np.random.SeedSequence(seed, spawn_key=(name_key, *indices))
     return np.random.Generator(np.random.Philox(sequence))
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The permutation of ``count`` pictures that an epoch goes through: int64 [count]."""
-    return stream(seed, "order", epoch).permutation(count)
+    """The random permutation of ``count`` images for an epoch: int64 [count]."""
+    return random_stream(seed, "order", epoch).permutation(count)
 
 
-def replica_parts(
+def replica_steps(
     count: int, batch_size: int, replica: int, replicas: int
 ) -> list[tuple[slice, Shard]]:
-    """For each step the positions that a replica reads, and which rows of the batch these are.
+    """For each step, the positions that a replica reads, and their rows in the global batch.
 
-    Step s has the positions sB to (s+1)B, the last step what is left of them. A replica's share of
-    it may be empty.
+    Step s covers positions sB to (s+1)B; the last step covers the rest. A replica's share of the
+    last step may be empty.
     """
-    parts = []
+    steps = []
     for start in range(0, count, batch_size):
         rows = shard_of(min(batch_size, count - start), replicas, replica)
-        parts.append((slice(start + rows.start, start + rows.stop), rows))
-    return parts
+        steps.append((slice(start + rows.start, start + rows.stop), rows))
+    return steps
 
 
-def draws(augment: AugmentConfig, count: int, margin: int, seed: int, epoch: int) -> Draws:
-    """The draws for all positions of an epoch.
+def sample_params(
+    augment: AugmentConfig, count: int, margin: int, seed: int, epoch: int
+) -> AugmentationParams:
+    """Augmentation parameters for all positions of an epoch.
 
-    ``margin`` is the stored size minus the input size, in pixels. ``images_per_draw`` consecutive
-    positions share a crop and a flip; the lighting is always a picture's own.
+    ``margin`` is the stored size minus the input size in pixels. ``images_per_draw`` consecutive
+    positions share a crop and a flip; lighting is drawn for each image.
 
-    Source: paper sec. 4.1; the 2012 code for ``images_per_draw`` and the last position.
+    Source: paper sec. 4.1; the 2012 code for ``images_per_draw`` and ``include_last_position``.
     """
     assert margin >= 0, margin
-    each = augment.images_per_draw
-    groups = -(-count // each)
+    group_size = augment.images_per_draw
+    groups = -(-count // group_size)
     if augment.crop:
-        positions = max(1, margin + augment.include_last_position)
-        yx = stream(seed, "crop", epoch).integers(positions, size=(groups, 2), dtype=np.int32)
+        offsets = max(1, margin + augment.include_last_position)
+        crops = random_stream(seed, "crop", epoch)
+        yx = crops.integers(offsets, size=(groups, 2), dtype=np.int32)
     else:
         yx = np.full((groups, 2), margin // 2, dtype=np.int32)
     flip = np.zeros(groups, dtype=np.bool_)
     if augment.flip:
-        flip = stream(seed, "flip", epoch).integers(2, size=groups).astype(np.bool_)
+        flip = random_stream(seed, "flip", epoch).integers(2, size=groups).astype(np.bool_)
     alpha = np.zeros((count, 3), dtype=np.float32)
     if augment.lighting:
-        alpha = stream(seed, "lighting", epoch).standard_normal((count, 3), dtype=np.float32)
+        lighting = random_stream(seed, "lighting", epoch)
+        alpha = lighting.standard_normal((count, 3), dtype=np.float32)
         alpha *= np.float32(augment.lighting_std)
-    return Draws(np.repeat(yx, each, axis=0)[:count], np.repeat(flip, each)[:count], alpha)
+    return AugmentationParams(
+        np.repeat(yx, group_size, axis=0)[:count], np.repeat(flip, group_size)[:count], alpha
+    )
 
 
 def lighting_basis(
     rgb_covariance: npt.NDArray[np.float64], scale: LightingScale
 ) -> npt.NDArray[np.float64]:
-    """What α is multiplied with: [3, 3], ``offset = basis @ alpha`` in grey levels.
+    """Basis of the lighting augmentation: [3, 3], ``rgb_offset = basis @ alpha`` in grey levels.
 
-    Columns are the eigenvectors of the covariance [3, 3] (grey levels²), largest first, times
+    The columns are the eigenvectors of the covariance [3, 3] (grey levels²), largest first, times
 
-    - ``standard_deviations``: √λ. ImageNet with α of .1: 12.2, 3.7 and 2.0 grey levels.
-    - ``eigenvalues``: λ / 255, which is the eigenvalue of pixels in [0, 1] (λ / 255²) brought back
-      to grey levels (× 255). ImageNet with α of .1: 5.8, .54 and .15 grey levels.
+    - ``standard_deviations``: √λ. With α of .1 on ImageNet: 12.2, 3.7 and 2.0 grey levels.
+    - ``eigenvalues``: λ / 255, the eigenvalue for pixels in [0, 1] (λ / 255²) converted to grey
+      levels (× 255). With α of .1 on ImageNet: 5.8, .54 and .15 grey levels.
 
-    Source: paper sec. 4.1; the 2012 code takes the standard deviations.
+    Source: paper sec. 4.1; the 2012 code uses the standard deviations.
     """
     values, vectors = np.linalg.eigh(rgb_covariance)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    # LAPACK leaves the signs open: make the largest component of each vector positive.
+    # LAPACK leaves the signs undefined: make the largest component of each vector positive.
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(3)]
     vectors = vectors * np.where(largest < 0, -1.0, 1.0)
     deviations = scale is LightingScale.standard_deviations
@@ -122,9 +128,9 @@ def centre_view(store_size: int, input_size: int) -> npt.NDArray[np.int32]:
 
 
 def ten_views(store_size: int, input_size: int) -> npt.NDArray[np.int32]:
-    """The views averaged at test as (y, x, flip): int32 [10, 3].
+    """The ten crops averaged at test time as (y, x, flip): int32 [10, 3].
 
-    Four corners and the centre, then the same flipped.
+    The four corners and the centre, followed by the same five flipped.
 
     Source: paper sec. 4.1.
     """

@@ -1,11 +1,12 @@
-"""The DALI side of the input: files are read, decoded, cropped and augmented ahead of use.
+"""DALI pipelines: read, decode, crop and augment images ahead of their use.
 
-DALI draws nothing and orders nothing here: it is fed paths and draws, batch by batch, by
-:mod:`.loaders`. Two graphs: ``cut`` makes uint8 windows of files, ``finish`` augments them; a
-process that decodes all its pictures by itself runs both as one. Pixels come last, as the net
-reads them. What was read of the files comes out beside them, to be compared with the store's list.
+DALI neither shuffles nor draws random numbers: :mod:`.loaders` feeds it the paths and augmentation
+parameters of each batch. ``crop_graph`` turns files into uint8 crops, ``augment_graph`` augments
+crops, and ``train_graph`` does both for a process that decodes all its images itself. Outputs are
+channels-last, as the network reads them. The bytes of the files are an additional output, to be
+verified against the store's digests.
 
-Legend: n pictures, S pixels a side of a window, P of the store.
+Shapes: n images, S×S pixels of a crop, P×P pixels of a stored image.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ from alexnet2012.config.enums import Decoder
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.store import Split
 
-CHECKERS = 4  # threads that compute digests
+DIGEST_THREADS = 4
 
 
 class ExternalFeed(NamedTuple):
-    """What a pipeline is given for a batch: pictures of the split, if it reads any, and arrays."""
+    """A pipeline's input for one batch: images to read, if any, and arrays of arguments."""
 
-    indices: npt.NDArray[np.int64]  # [n] or none
+    indices: npt.NDArray[np.int64]  # [n] positions in the split, or empty
     arrays: tuple[npt.NDArray[Any] | Tensor, ...]
 
 
-# What DALI calls for the next batch: an array, or a list of arrays, for each input.
-Source = Callable[[], list[Any]]
+# Called by DALI for the next batch: returns an array, or list of arrays, for each input.
+InputCallback = Callable[[], list[Any]]
 
 
-class Reader:
-    """One DALI pipeline that goes through any feeds, with the next batches under way.
+class DaliPipeline:
+    """A reusable, prefetching DALI pipeline over any sequence of feeds.
 
-    ``graph(place, source)`` makes its outputs; place is "cpu" or "gpu". The second, if there is
-    one, is the bytes of the files that were read.
+    ``graph(device, source)`` builds it on "cpu" or "gpu" and returns its outputs. A second output,
+    if present, is the bytes of the files read.
     """
 
     def __init__(
         self,
-        graph: Callable[[str, Source], Sequence[Any]],
+        graph: Callable[[str, InputCallback], Sequence[Any]],
         split: Split,
         batch_size: int,
         device: torch.device,
@@ -64,49 +65,49 @@ class Reader:
         self._pipe: Pipeline | None = None
         self._feeds: Iterator[ExternalFeed] = iter(())
         self._in_flight: deque[npt.NDArray[np.int64]] = deque()
-        self._unchecked = np.ones(len(split.paths), np.bool_)
-        self._checkers = ThreadPoolExecutor(CHECKERS)
-        self._reading = 0
+        self._unverified = np.ones(len(split.paths), np.bool_)
+        self._digest_pool = ThreadPoolExecutor(DIGEST_THREADS)
+        self._iteration = 0
 
     def read(self, feeds: Iterator[ExternalFeed]) -> Iterator[Tensor]:
-        """The output for each feed, [n, …].
+        """The pipeline's output for each feed: [n, …].
 
         Raises:
-            ConfigError: a file cannot be read, or is not the one that was prepared; names it.
+            ConfigError: a file cannot be read, or does not match its digest; names the file.
         """
-        self._reading += 1
-        mine = self._reading
-        pipe = self._rewound()
+        self._iteration += 1
+        iteration = self._iteration
+        pipe = self._reset_pipeline()
         self._feeds = feeds
         self._in_flight.clear()
         while True:
-            if mine != self._reading:
-                raise RuntimeError("this iteration is over: the loader has started another one")
+            if iteration != self._iteration:
+                raise RuntimeError("this iterator is invalid: the loader has started another one")
             try:
                 output = self._run(pipe)
             except StopIteration:
                 return
-            except RunError:  # of the towers' exchange, called from within
+            except RunError:  # from a collective within a feed
                 raise
             except RuntimeError as error:
-                self._pipe = None  # a pipeline that has failed cannot go on
-                raise self._blame(str(error)) from error
+                self._pipe = None  # a failed pipeline cannot be used again
+                raise self._find_cause(str(error)) from error
             yield output
 
     def _run(self, pipe: Pipeline) -> Tensor:
         cuda = self._device.type == "cuda"
-        output, *read = pipe.run(torch.cuda.current_stream(self._device) if cuda else None)
+        output, *files = pipe.run(torch.cuda.current_stream(self._device) if cuda else None)
         indices = self._in_flight.popleft()
-        for files in read:
-            self._check(indices, files)
-        # No copy, which would take half of the time on a CPU: in the dynamic executor a buffer
-        # belongs to the tensor until it is freed, on that stream.
+        for batch in files:
+            self._verify(indices, batch)
+        # Without a copy, which would take half of the time on a CPU: in the dynamic executor the
+        # tensor owns its buffer until it is freed, on that stream.
         return from_dlpack(output.as_tensor())
 
-    def _rewound(self) -> Pipeline:
-        """The pipeline with nothing queued, wherever the iteration before has stopped."""
+    def _reset_pipeline(self) -> Pipeline:
+        """The pipeline with empty queues, wherever the previous iteration stopped."""
         if self._pipe is None:
-            self._pipe = self._built()
+            self._pipe = self._build_pipeline()
             return self._pipe
         self._feeds = iter(())
         try:
@@ -116,16 +117,16 @@ class Reader:
             self._pipe.reset()
         return self._pipe
 
-    def _next(self) -> list[Any]:
+    def _next_inputs(self) -> list[Any]:
         feed = next(self._feeds)
         self._in_flight.append(feed.indices)
-        named = (self._split.paths[index] for index in feed.indices)
-        paths = [np.frombuffer(os.fsencode(path), np.uint8) for path in named]
-        # DALI reads tensors of a GPU where they are, and of the CPU as arrays.
+        names = (self._split.paths[index] for index in feed.indices)
+        paths = [np.frombuffer(os.fsencode(path), np.uint8) for path in names]
+        # DALI accepts tensors on a GPU, and arrays on the CPU, without a copy.
         arrays = [x.numpy() if isinstance(x, Tensor) and x.is_cpu else x for x in feed.arrays]
         return [paths, *arrays] if paths else arrays
 
-    def _built(self) -> Pipeline:
+    def _build_pipeline(self) -> Pipeline:
         cuda = self._device.type == "cuda"
         pipe = Pipeline(
             batch_size=self._batch_size,
@@ -135,85 +136,86 @@ class Reader:
             exec_dynamic=True,
         )
         with pipe:
-            pipe.set_outputs(*self._graph("gpu" if cuda else "cpu", self._next))
+            pipe.set_outputs(*self._graph("gpu" if cuda else "cpu", self._next_inputs))
         pipe.build()
         return pipe
 
-    def _check(self, indices: npt.NDArray[np.int64], files: Any) -> None:
-        """Refuse a picture that has changed since it was prepared, when it is first read."""
-        unchecked = np.flatnonzero(self._unchecked[indices])
-        if not len(unchecked):
+    def _verify(self, indices: npt.NDArray[np.int64], files: Any) -> None:
+        """Compare each image file with its digest when it is first read."""
+        unverified = np.flatnonzero(self._unverified[indices])
+        if not len(unverified):
             return
 
-        def first_changed(places: npt.NDArray[np.int64]) -> int | None:
-            for at, index in zip(places, indices[places], strict=True):
-                digest = hashlib.sha256(np.asarray(files[at]).data).digest()
+        def first_mismatch(rows: npt.NDArray[np.int64]) -> int | None:
+            for row, index in zip(rows, indices[rows], strict=True):
+                digest = hashlib.sha256(np.asarray(files[row]).data).digest()
                 if digest != self._split.sha256[index].tobytes():
                     return int(index)
             return None
 
-        # In threads: the batch waits for it, and a GPU's decoder is fast.
-        for index in self._checkers.map(first_changed, np.array_split(unchecked, CHECKERS)):
+        # In threads: the batch waits for the digests, and a GPU decodes fast.
+        chunks = np.array_split(unverified, DIGEST_THREADS)
+        for index in self._digest_pool.map(first_mismatch, chunks):
             if index is not None:
-                raise _spoilt(self._split.paths[index], "is not as it was prepared")
-        self._unchecked[indices] = False
+                raise _image_error(self._split.paths[index], "does not match its checksum")
+        self._unverified[indices] = False
 
-    def _blame(self, message: str) -> Exception:
-        """Which of the files under way is at fault, as far as it can be found out afterwards."""
+    def _find_cause(self, message: str) -> Exception:
+        """The error for the first unreadable file in flight, or DALI's own message."""
         for path in (self._split.paths[index] for batch in self._in_flight for index in batch):
             try:
                 with open(path, "rb") as file:
                     simplejpeg.decode_jpeg(file.read())
             except (OSError, ValueError) as error:
-                return _spoilt(path, f"cannot be read ({error})")
-        return RunError(f"DALI stopped: {' '.join(message.split())}")
+                return _image_error(path, f"cannot be read ({error})")
+        return RunError(f"the DALI pipeline failed: {' '.join(message.split())}")
 
 
-def augmented(size: int, decoder: Decoder, place: str, source: Source) -> Sequence[Any]:
-    """Windows of files, flipped, less an offset a colour, divided: float32 [S, S, 3]; the files."""
-    path, yx, *draws = fn.external_source(
+def train_graph(size: int, decoder: Decoder, device: str, source: InputCallback) -> Sequence[Any]:
+    """Crop, flip, add an RGB offset and divide: files → float32 [S, S, 3]; the files' bytes."""
+    path, yx, *augment_args = fn.external_source(
         source,
         num_outputs=5,
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
         ndim=[1, 1, 0, 1, 1],
     )
     file = fn.io.file.read(path)
-    return _finished(_window(file, yx, size, decoder, place), *draws), file
+    return _augment(_decode_crop(file, yx, size, decoder, device), *augment_args), file
 
 
-def cut(size: int, decoder: Decoder, place: str, source: Source) -> Sequence[Any]:
-    """Windows of files: uint8 [S, S, 3]; the files."""
+def crop_graph(size: int, decoder: Decoder, device: str, source: InputCallback) -> Sequence[Any]:
+    """Crop only: files → uint8 [S, S, 3]; the files' bytes."""
     path, yx = fn.external_source(
         source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
     )
     file = fn.io.file.read(path)
-    return _window(file, yx, size, decoder, place), file
+    return _decode_crop(file, yx, size, decoder, device), file
 
 
-def finish(place: str, source: Source) -> Sequence[Any]:
-    """What :func:`cut` made, as :func:`augmented` makes it: uint8 → float32 [S, S, 3]."""
-    of_windows, of_draws = _parted(source)
-    draws = fn.external_source(
-        of_draws,
+def augment_graph(device: str, source: InputCallback) -> Sequence[Any]:
+    """Augment the crops of :func:`crop_graph`: uint8 → float32 [S, S, 3], as in train_graph."""
+    crop_source, args_source = _split_first(source)
+    augment_args = fn.external_source(
+        args_source,
         num_outputs=3,
         dtype=[types.INT32, types.FLOAT, types.FLOAT],
         ndim=[0, 1, 1],
     )
-    window = fn.external_source(of_windows, device=place, dtype=types.UINT8, ndim=3, layout="HWC")
-    return (_finished(window, *draws),)
+    crop = fn.external_source(crop_source, device=device, dtype=types.UINT8, ndim=3, layout="HWC")
+    return (_augment(crop, *augment_args),)
 
 
-def whole(decoder: Decoder, place: str, source: Source) -> Sequence[Any]:
-    """The pictures of files: uint8 [P, P, 3]; the files."""
+def full_image_graph(decoder: Decoder, device: str, source: InputCallback) -> Sequence[Any]:
+    """Decode only: files → uint8 [P, P, 3]; the files' bytes."""
     (path,) = fn.external_source(source, num_outputs=1, dtype=[types.UINT8], ndim=[1])
     file = fn.io.file.read(path)
-    return _decoded(fn.decoders.image, file, decoder, place), file
+    return _decode(fn.decoders.image, file, decoder, device), file
 
 
-def _finished(window: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
-    # One pass over the memory: DALI's arithmetic operators would each take another.
+def _augment(crop: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
+    # One pass over the memory; DALI's arithmetic operators would each add another.
     return fn.crop_mirror_normalize(
-        window,
+        crop,
         mirror=flip,
         mean=minus_offset,
         std=divisor,
@@ -222,31 +224,34 @@ def _finished(window: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
     )
 
 
-def _window(file: Any, start: Any, size: int, decoder: Decoder, place: str) -> Any:
-    # Rows below the window are not decoded, nor are colours outside it converted.
-    of_window = partial(fn.decoders.image_slice, start=start, shape=[size, size], axes=(0, 1))
-    return _decoded(of_window, file, decoder, place)
+def _decode_crop(file: Any, start: Any, size: int, decoder: Decoder, device: str) -> Any:
+    # Skips the rows below the crop, and colour conversion outside it.
+    decode = partial(fn.decoders.image_slice, start=start, shape=[size, size], axes=(0, 1))
+    return _decode(decode, file, decoder, device)
 
 
-def _decoded(decode: Callable[..., Any], file: Any, decoder: Decoder, place: str) -> Any:
-    on_gpu = place == "gpu" and decoder is not Decoder.cpu
-    image = decode(file, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
-    return image.gpu() if place == "gpu" and not on_gpu else image
+def _decode(operator: Callable[..., Any], file: Any, decoder: Decoder, device: str) -> Any:
+    on_gpu = device == "gpu" and decoder is not Decoder.cpu
+    image = operator(file, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    return image.gpu() if device == "gpu" and not on_gpu else image
 
 
-def _parted(source: Source) -> tuple[Source, Source]:
-    """The first array of each batch, and the others: one operator can't take both to one GPU."""
+def _split_first(source: InputCallback) -> tuple[InputCallback, InputCallback]:
+    """Separate callbacks for the first array and the others.
+
+    One external_source operator cannot place only some of its outputs on a GPU.
+    """
     queues: tuple[deque[Any], deque[Any]] = (deque(), deque())
 
-    def part(index: int) -> Any:
-        if not queues[index]:  # in whichever order they are asked
+    def next_from(index: int) -> Any:
+        if not queues[index]:  # DALI may call either one first
             first, *others = source()
             queues[0].append(first)
             queues[1].append(others)
         return queues[index].popleft()
 
-    return (lambda: part(0)), (lambda: part(1))
+    return (lambda: next_from(0)), (lambda: next_from(1))
 
 
-def _spoilt(path: str, what: str) -> ConfigError:
-    return ConfigError("data.store", path, f"{what}; remove the store and prepare it again")
+def _image_error(path: str, problem: str) -> ConfigError:
+    return ConfigError("data.store", path, f"{problem}; remove the store and prepare it again")

@@ -1,8 +1,9 @@
-"""Batches of a store, in training and in evaluation: which pictures come when, and for whom.
+"""Data loaders over a store for training and evaluation.
 
-A batch depends on the seed, the epoch and the step alone, so a run can start anywhere.
+A batch depends on the seed, the epoch and the step alone, so a run can resume anywhere.
 
-Legend: n pictures of this replica, V views, S pixels a side of the input, P of the store.
+Shapes: n images of this replica, V views per image, S×S input pixels, P×P pixels of a stored
+image.
 """
 
 from __future__ import annotations
@@ -17,38 +18,79 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012.config.schema import AugmentConfig, ConfigError
+from alexnet2012.config.enums import Feed
+from alexnet2012.config.schema import AugmentConfig, ConfigError, TrainConfig
 from alexnet2012.data import augmentation, dali
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.ten_crop import centre, view_places, viewed
-from alexnet2012.data.tower_feed import HERE, BatchPlan, InputPipeline, LoaderPlacement
+from alexnet2012.data.ten_crop import centre_crop, extract_views, view_positions
+from alexnet2012.data.tower_feed import (
+    SINGLE_PROCESS,
+    BatchPlan,
+    InputPipeline,
+    LoaderPlacement,
+)
+from alexnet2012.distributed.collectives import communicator_of
+from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.utils.shard import Shard
+
+
+def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLoader, EvalLoader]:
+    """This rank's loaders of the training and the validation split."""
+    data, augment = config.data, config.recipe.augment
+    placement = LoaderPlacement(
+        replica=mesh.replica,
+        replicas=mesh.replicas,
+        device=mesh.device,
+        threads=data.decode_threads,
+        decoder=data.decoder,
+        comm=communicator_of(mesh) if data.feed is Feed.split else None,
+    )
+    train_loader = TrainLoader(
+        store,
+        store.split("train", data.limit),
+        augment,
+        input_size=config.model.input_size,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        placement=placement,
+    )
+    val_loader = EvalLoader(
+        store,
+        store.split("val", data.limit),
+        augment,
+        input_size=config.model.input_size,
+        views=config.eval_views,
+        batch_size=data.eval_batch_size,
+        placement=placement,
+    )
+    return train_loader, val_loader
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This replica's pictures of one step; later batches leave it as it is."""
+    """This replica's images of one step; later batches never overwrite its memory."""
 
-    images: Tensor  # float32, training [n, 3, S, S], evaluation [n, V, 3, S, S]
+    images: Tensor  # float32; training [n, 3, S, S], evaluation [n, V, 3, S, S]
     labels: Tensor  # int64 [n]
     indices: npt.NDArray[np.int64]  # [n] positions in the split
-    rows: Shard  # which rows of the global batch these are
+    rows: Shard  # this replica's rows of the global batch
 
 
 class TrainLoader:
-    """Augmented batches of a split, in the order of an epoch.
+    """Shuffled and augmented batches of a split.
 
-    A picture is cropped, the mean image subtracted, the lighting offset added, the sum divided by
-    the training divisor, and all flipped; with ``mean_follows_crop`` off the mean is not flipped.
-    Without lighting nothing is divided: the 2012 code's divisor makes up for the noise.
+    Each image is cropped, the mean image is subtracted, the lighting offset is added, the sum is
+    divided by ``train_divisor``, and the result may be flipped; without ``mean_follows_crop`` the
+    mean image is not flipped. Without lighting there is no division: the divisor of the 2012 code
+    compensates for the lighting noise.
 
-    The last step of an epoch has what is left. A replica that gets nothing of it is given an empty
-    batch, so that all replicas make the same number of steps. A new iteration may start before the
-    former has ended, which is then over.
+    The last step of an epoch has the remaining images. A replica without any gets an empty batch,
+    so all replicas make the same number of steps. Starting an iterator invalidates the previous
+    one.
 
     Raises:
-        ConfigError: an input larger than the pictures of the store.
-        ConfigError: while iterating: a picture of the store is lost or spoilt; names it.
+        ConfigError: the input size exceeds that of the stored images.
+        ConfigError: while iterating, an image of the store is missing or damaged; names the file.
     """
 
     def __init__(
@@ -60,128 +102,129 @@ class TrainLoader:
         input_size: int,
         batch_size: int,
         seed: int,
-        place: LoaderPlacement = HERE,
+        placement: LoaderPlacement = SINGLE_PROCESS,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._augment, self._seed = split, augment, seed
-        self._parts = place.parts(len(split.labels), batch_size)
+        self._steps = placement.steps(len(split.labels), batch_size)
         self._margin = store.size - input_size
         self._basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
-        self._empty = torch.empty((0, 3, input_size, input_size), device=place.device)
-        self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
-        on_gpu = place.device.type == "cuda"
-        self._stream = torch.cuda.Stream(place.device) if on_gpu else None
+        self._no_images = torch.empty((0, 3, input_size, input_size), device=placement.device)
+        self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
+        on_gpu = placement.device.type == "cuda"
+        self._stream = torch.cuda.Stream(placement.device) if on_gpu else None
         self._input = InputPipeline(
-            place,
+            placement,
             split,
             batch_size,
             (input_size, input_size, 3),
-            alone=partial(dali.augmented, input_size, place.decoder),
-            first=partial(dali.cut, input_size, place.decoder),
-            then=dali.finish,
+            alone=partial(dali.train_graph, input_size, placement.decoder),
+            first=partial(dali.crop_graph, input_size, placement.decoder),
+            second=dali.augment_graph,
         )
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self._parts)
+        return len(self._steps)
 
     def epoch(self, epoch: int, *, first_step: int = 0, lighting: bool = True) -> Iterator[Batch]:
-        """The batches of an epoch from ``first_step`` on; ``lighting`` off leaves its noise out."""
-        return ahead(self._epoch(epoch, first_step, lighting), self._stream)
+        """The batches of an epoch, starting with ``first_step``."""
+        return prefetch(self._epoch(epoch, first_step, lighting), self._stream)
 
     def _epoch(self, epoch: int, first_step: int, lighting: bool) -> Iterator[Batch]:
         count = len(self._split.labels)
         indices = augmentation.epoch_order(count, self._seed, epoch)
-        draws = augmentation.draws(self._augment, count, self._margin, self._seed, epoch)
-        offsets = (draws.alpha @ self._basis.T * lighting).astype(np.float32)  # grey levels
-        divided = lighting and self._augment.lighting
-        divisor = np.float32(self._augment.train_divisor if divided else 1)
-        parts = self._parts[first_step:]
-        steps = [
+        params = augmentation.sample_params(self._augment, count, self._margin, self._seed, epoch)
+        offsets = (params.alpha @ self._basis.T * lighting).astype(np.float32)  # grey levels
+        is_divided = lighting and self._augment.lighting
+        divisor = np.float32(self._augment.train_divisor if is_divided else 1)
+        steps = self._steps[first_step:]
+        plans = [
             BatchPlan(
-                indices[at],
-                (draws.crop_yx[at],),
+                indices[positions],
+                (params.crop_yx[positions],),
                 (
-                    draws.flip[at].astype(np.int32),
-                    -offsets[at],
+                    params.flip[positions].astype(np.int32),
+                    -offsets[positions],
                     np.full((rows.size, 3), divisor),
                 ),
             )
-            for at, rows in parts
+            for positions, rows in steps
             if rows.size
         ]
-        augmented = self._input.read(steps)
+        augmented = self._input.read(plans)
         mean = self._mean / float(divisor)
         means = mean, mean.flip(1)
-        # At once: a small copy to a GPU in each step would wait for all that was begun there.
+        # For the whole epoch: a small copy to a GPU in each step would wait for its queued work.
         labels, yx, flip = (
-            torch.from_numpy(drawn).to(mean.device)
-            for drawn in (self._split.labels[indices], draws.crop_yx, draws.flip)
+            torch.from_numpy(array).to(mean.device)
+            for array in (self._split.labels[indices], params.crop_yx, params.flip)
         )
-        for at, rows in parts:
-            images = self._empty
+        for positions, rows in steps:
+            images = self._no_images
             if rows.size:
-                images = self._less_mean(next(augmented), means, yx[at], flip[at])
-            yield Batch(images, labels[at], indices[at], rows)
+                images = self._subtract_mean(next(augmented), means, yx[positions], flip[positions])
+            yield Batch(images, labels[positions], indices[positions], rows)
 
-    def _less_mean(
+    def _subtract_mean(
         self, images: Tensor, means: tuple[Tensor, Tensor], yx: Tensor, flip: Tensor
     ) -> Tensor:
-        """[n, S, S, 3], in place → [n, 3, S, S]; of each window the mean at its own place.
+        """Subtract each crop's part of the mean image in place: [n, S, S, 3] → [n, 3, S, S].
 
-        ``means``: as it is, and flipped.
+        ``means``: the mean image and its mirror image, both [P, P, 3].
         """
-        # Not in DALI, which would cut the mean image in one pass and subtract it in another; and by
-        # NumPy on a CPU, as torch would wake its threads for every picture.
+        # Not in DALI, which would crop the mean image in one pass and subtract it in another. On a
+        # CPU with NumPy, as torch would wake its threads for every image.
         store_size, size = len(means[0]), images.shape[1]
         if not self._augment.mean_follows_crop:
-            images.sub_(centre(means[0], size))
+            images.sub_(centre_crop(means[0], size))
         elif images.is_cpu:
             plain, mirrored = (mean.numpy() for mean in means)
-            for picture, (y, x), turned in zip(
+            for image, (y, x), is_flipped in zip(
                 images.numpy(), yx.tolist(), flip.tolist(), strict=True
             ):
-                left = store_size - size - x if turned else x
-                picture -= (mirrored if turned else plain)[y : y + size, left : left + size]
+                left = store_size - size - x if is_flipped else x
+                mean = mirrored if is_flipped else plain
+                image -= mean[y : y + size, left : left + size]
         else:
-            images.sub_(windows(means[0], yx, flip, size))
+            images.sub_(mean_crops(means[0], yx, flip, size))
         return images.permute(0, 3, 1, 2)
 
 
-def windows(mean: Tensor, yx: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Of [P, P, 3] what lies under each picture, flipped as it is: [n, S, S, 3]; few kernels."""
-    along = torch.arange(size, device=mean.device)
-    rows = yx[:, :1] + along
-    columns = yx[:, 1:] + torch.where(flip[:, None], size - 1 - along, along)
+def mean_crops(mean: Tensor, yx: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop and flip the mean image for each image, in few kernels: [P, P, 3] → [n, S, S, 3]."""
+    offsets = torch.arange(size, device=mean.device)
+    rows = yx[:, :1] + offsets
+    columns = yx[:, 1:] + torch.where(flip[:, None], size - 1 - offsets, offsets)
     return mean[rows[:, :, None], columns[:, None]]
 
 
-def ahead(batches: Iterator[Batch], stream: torch.cuda.Stream | None) -> Iterator[Batch]:
-    """With a stream of CUDA each batch is made on it while the step before is computed."""
+def prefetch(batches: Iterator[Batch], stream: torch.cuda.Stream | None) -> Iterator[Batch]:
+    """Prepare each batch on a CUDA stream during the previous step; no prefetch without stream."""
     if stream is None:
         yield from batches
         return
 
-    def made() -> Batch | None:
+    def next_on_stream() -> Batch | None:
         with torch.cuda.stream(stream):
             return next(batches, None)
 
-    batch = made()
+    batch = next_on_stream()
     while batch is not None:
-        now = torch.cuda.current_stream(stream.device)
-        stream.wait_stream(now)  # memory of a batch that is let go may be written to from here on
-        now.wait_stream(stream)
-        following = made()
+        current = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(current)  # only then may memory of a freed batch be written again
+        current.wait_stream(stream)
+        following = next_on_stream()
         yield batch
         batch = following
 
 
 class EvalLoader:
-    """Every picture of a split once, in order, in 1 view (the centre) or 10; never divided.
+    """All images of a split in order, each in 1 view (the centre crop) or 10; never divided.
 
     Raises:
-        ConfigError: an input larger than the pictures of the store, or another number of views.
-        ConfigError: while iterating: a picture of the store is lost or spoilt; names it.
+        ConfigError: the input size exceeds that of the stored images, or another number of views.
+        ConfigError: while iterating, an image of the store is missing or damaged; names the file.
     """
 
     def __init__(
@@ -193,44 +236,46 @@ class EvalLoader:
         input_size: int,
         views: int,
         batch_size: int,
-        place: LoaderPlacement = HERE,
+        placement: LoaderPlacement = SINGLE_PROCESS,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._size = split, input_size
-        self._parts = place.parts(len(split.labels), batch_size)
-        self._views = view_places(views, store.size, input_size)
+        self._steps = placement.steps(len(split.labels), batch_size)
+        self._views = view_positions(views, store.size, input_size)
         self._augment = augment
-        self._mean = torch.from_numpy(store.mean_image).to(place.device)  # [P, P, 3]
-        window = (store.size, store.size, 3)
-        self._empty = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
-        graph = partial(dali.whole, place.decoder)
-        self._input = InputPipeline(place, split, batch_size, window, alone=graph, first=graph)
+        self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
+        shape = (store.size, store.size, 3)
+        self._no_images = torch.empty((0, *shape), dtype=torch.uint8, device=placement.device)
+        graph = partial(dali.full_image_graph, placement.decoder)
+        self._input = InputPipeline(placement, split, batch_size, shape, alone=graph, first=graph)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._steps)
 
     def batches(self) -> Iterator[Batch]:
         """All batches of the split."""
         indices = np.arange(len(self._split.labels))
         labels = torch.from_numpy(self._split.labels).to(self._mean.device)
-        steps = [BatchPlan(indices[at], (), ()) for at, rows in self._parts if rows.size]
-        pictures = self._input.read(steps)
-        for at, rows in self._parts:
-            shown = next(pictures) if rows.size else self._empty
-            # Here and not in DALI, whose queue would hold ten crops of each picture.
-            images = viewed(shown, self._views, self._mean, self._augment, self._size)
-            yield Batch(images, labels[at], indices[at], rows)
+        plans = [
+            BatchPlan(indices[positions], (), ()) for positions, rows in self._steps if rows.size
+        ]
+        stored_batches = self._input.read(plans)
+        for positions, rows in self._steps:
+            stored = next(stored_batches) if rows.size else self._no_images
+            # Not in DALI, whose queue would hold ten crops of each image.
+            images = extract_views(stored, self._views, self._mean, self._augment, self._size)
+            yield Batch(images, labels[positions], indices[positions], rows)
 
 
 def _check_input_size(store: Store, input_size: int) -> None:
     if not 1 <= input_size <= store.size:
-        remedy = f"must be 1 to {store.size}, the size of the pictures in {store.root}"
+        remedy = f"must be 1 to {store.size}, the size of the images in {store.root}"
         raise ConfigError("model.input_size", input_size, remedy)
 
 
 def content_digest(images: Tensor) -> int:
-    """CRC-32 of a batch: differs between ranks that were given other pictures or another order."""
+    """CRC-32 of a batch: differs between ranks that were given other images or another order."""
     return zlib.crc32(images.detach().cpu().contiguous().numpy().data)

@@ -1,11 +1,11 @@
-"""The store: what training reads. Every picture square, of one size, checked, listed, measured.
+"""The store: a prepared data set of square images of one size, with checksums and statistics.
 
-:mod:`.preparing` makes it once, ``Store.open`` reads it. On disk: ``train/CLASS/0000000.jpg``,
-``val/CLASS/…``, their lists ``train.tsv`` and ``val.tsv`` (path, label, SHA-256, and the name in
-the source as a JSON string), ``mean_image.npy``, ``manifest.json``, and ``rejects.jsonl`` with what
-was not used and why.
+:mod:`.preparation` creates it, ``Store.open`` reads it. On disk: ``train/CLASS/0000000.jpg``,
+``val/CLASS/…``; the lists ``train.tsv`` and ``val.tsv`` (path, label, SHA-256, and the name in the
+source as a JSON string); ``mean_image.npy``; ``manifest.json``; and ``rejects.jsonl``, the files
+that were not used, with reasons.
 
-Legend: P pixels a side of a stored picture.
+Shapes: P is the side of a stored image in pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ MEAN_IMAGE = "mean_image.npy"
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of ``train`` or ``val``, in the order of the source."""
+    """The images of ``train`` or ``val``, in the order of the source."""
 
     paths: tuple[str, ...]  # absolute
     labels: npt.NDArray[np.int64]  # [n]
-    sha256: npt.NDArray[np.uint8]  # [n, 32] of the files, as they were written
+    sha256: npt.NDArray[np.uint8]  # [n, 32], of the files as written
 
 
 @dataclass(frozen=True)
@@ -44,34 +44,38 @@ class Store:
     root: Path
     size: int  # P
     classes: tuple[str, ...]
-    mean_image: npt.NDArray[np.float32]  # [P, P, 3] grey levels, over the training pictures
-    rgb_covariance: npt.NDArray[np.float64]  # [3, 3] grey levels², over all their pixels
-    fingerprint: str  # SHA-256 of the lists, and so of every stored file
-    description: str  # one sentence: what these pictures are, and what not to conclude
+    mean_image: npt.NDArray[np.float32]  # [P, P, 3] RGB values in 0–255, over the training images
+    rgb_covariance: npt.NDArray[np.float64]  # [3, 3] on the 0–255 scale, over all their pixels
+    fingerprint: str  # SHA-256 of the lists, which contain that of every file
+    description: str  # one sentence: what the images are, and what they are no evidence for
 
     @classmethod
     def open(cls, root: Path) -> Store:
-        """The store at ``root``, all but its pictures checked, which are when they are read.
+        """Open the store at ``root`` and verify it; images are verified when they are first read.
 
         Raises:
-            ConfigError: there is no store, or it is not as it was made.
+            ConfigError: there is no store, or its files do not match their checksums.
         """
-        root = root.expanduser().absolute()  # its paths outlive a change of folder
-        make = "make it with python -m alexnet2012.prepare source=… store=…"
+        root = root.expanduser().absolute()  # so its paths survive a change of working directory
+        create = "create it with python -m alexnet2012.prepare source=… store=…"
         if not (root / "manifest.json").is_file():
-            raise ConfigError("data.store", root, f"there is no store; {make}")
+            raise ConfigError("data.store", root, f"no store found; {create}")
         try:
             manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-            known = manifest["settings"]["format"] == FORMAT
-            whole = known and manifest["fingerprint"] == fingerprint(root)
-            whole = whole and manifest["sha256"] == seal(manifest, root)
+            supported = manifest["settings"]["format"] == FORMAT
+            intact = supported and manifest["fingerprint"] == fingerprint(root)
+            intact = intact and manifest["sha256"] == manifest_digest(manifest, root)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            remedy = f"is damaged ({error}); remove it and {make}"
+            remedy = f"is damaged ({error}); remove it and {create}"
             raise ConfigError("data.store", root, remedy) from error
-        if not whole:
-            what = "damaged (its parts do not belong together)"
-            what = what if known else "of another version of this program"
-            raise ConfigError("data.store", root, f"is {what}; remove it and {make}")
+        if not supported:
+            remedy = (
+                f"was created by an incompatible version of alexnet2012; remove it and {create}"
+            )
+            raise ConfigError("data.store", root, remedy)
+        if not intact:
+            remedy = f"is damaged (its files do not match their checksums); remove it and {create}"
+            raise ConfigError("data.store", root, remedy)
         return cls(
             root=root,
             size=manifest["settings"]["size"],
@@ -83,33 +87,33 @@ class Store:
         )
 
     def narrowed(self, first_classes: int | None) -> Store:
-        """With its first classes only; the mean image and the colours stay those of all.
+        """Keep the first classes only; mean image and covariance remain those of all classes.
 
         Raises:
-            ConfigError: more classes than there are.
+            ConfigError: ``first_classes`` is out of range.
         """
         if first_classes is None:
             return self
         if not 1 <= first_classes <= len(self.classes):
-            remedy = f"must be 1 to {len(self.classes)}, the classes of {self.root}"
+            remedy = f"must be 1 to {len(self.classes)}, the number of classes in {self.root}"
             raise ConfigError("data.first_classes", first_classes, remedy)
         return replace(self, classes=self.classes[:first_classes])
 
     def split(self, name: str, limit: int | None = None) -> Split:
-        """``train`` or ``val``; ``limit`` keeps the first pictures of each class only.
+        """``train`` or ``val``; ``limit`` keeps the first images of each class only.
 
         Raises:
-            ConfigError: a limit below 1.
+            ConfigError: ``limit`` is below 1.
         """
         assert name in SPLITS, name
         if limit is not None and limit < 1:
-            raise ConfigError("data.limit", limit, "must be 1 or more, or null for all pictures")
+            raise ConfigError("data.limit", limit, "must be 1 or more, or null for all images")
         paths, labels, digests = [], [], bytearray()
-        taken: Counter[str] = Counter()
+        images: Counter[str] = Counter()
         for line in (self.root / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
             path, label, sha256, _ = line.split("\t")
-            taken[label] += 1
-            if int(label) < len(self.classes) and (limit is None or taken[label] <= limit):
+            images[label] += 1
+            if int(label) < len(self.classes) and (limit is None or images[label] <= limit):
                 paths.append(f"{self.root}/{path}")
                 labels.append(int(label))
                 digests += bytes.fromhex(sha256)
@@ -118,16 +122,16 @@ class Store:
 
 
 def fingerprint(root: Path) -> str:
-    """SHA-256 of the lists of a store, which hold that of every file."""
+    """SHA-256 of the lists of a store, which contain that of every image file."""
     digest = hashlib.sha256()
     for split in SPLITS:
         digest.update((root / f"{split}.tsv").read_bytes())
     return digest.hexdigest()
 
 
-def seal(manifest: Mapping[str, Any], root: Path) -> str:
-    """SHA-256 of all that a manifest says, and of the mean image: what the lists do not hold."""
-    said = {key: value for key, value in manifest.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+def manifest_digest(manifest: Mapping[str, Any], root: Path) -> str:
+    """SHA-256 of the manifest's content and the mean image."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     digest.update((root / MEAN_IMAGE).read_bytes())
     return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""How a replica's pictures reach it: read by each tower, or a share by each and then gathered.
+"""Input pipelines of one process, or of the towers of a replica together.
 
-Towers see the same pictures: each decodes all of them (``duplicate``), or each decodes its share
-and they gather the windows as uint8 (``split``); the batches are the same to the bit.
+All towers of a replica need the same images. Either each tower decodes all of them
+(``duplicate``), or each decodes its share and they gather the crops as uint8 (``split``). Both
+give bit-identical batches.
 """
 
 from __future__ import annotations
@@ -18,110 +19,116 @@ from torch import Tensor
 from alexnet2012.config.enums import Decoder
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data import augmentation
-from alexnet2012.data.dali import ExternalFeed, Reader, Source
+from alexnet2012.data.dali import DaliPipeline, ExternalFeed, InputCallback
 from alexnet2012.data.store import Split
 from alexnet2012.distributed.collectives import Communicator, gather_rows
 from alexnet2012.utils.shard import Shard, padded_shard_size, shard_of
 
 CPU = torch.device("cpu")
-NO_PICTURES = np.empty(0, np.int64)
+NO_IMAGES = np.empty(0, np.int64)
+
+# Builds a DALI graph on "cpu" or "gpu" with inputs from a callback; returns the graph's outputs.
+GraphBuilder = Callable[[str, InputCallback], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class LoaderPlacement:
-    """Where batches are made: for which replica, on which device, with which towers.
+    """Where a loader runs: for which replica, on which device, together with which towers.
 
-    With a ``comm`` each of its towers decodes its share of the replica's pictures (``split``);
-    without one a process decodes everything that it needs.
+    With ``comm``, each of its towers decodes its share of the replica's images (``split``);
+    without, a process decodes all the images that it needs.
     """
 
     replica: int = 0
     replicas: int = 1
     device: torch.device = CPU
-    threads: int | None = None  # that decode; None: see below
+    threads: int | None = None  # for decoding; None: see ``decode_threads``
     decoder: Decoder = Decoder.auto
     comm: Communicator | None = None
 
     def __post_init__(self) -> None:
         if self.decoder is Decoder.gpu and self.device.type != "cuda":
-            remedy = f"the pictures go to the {self.device.type}; use auto or cpu"
+            remedy = f"the images are needed on the {self.device.type}; use auto or cpu"
             raise ConfigError("data.decoder", "gpu", remedy)
 
     @property
     def decode_threads(self) -> int:
-        """A training on a CPU needs the cores itself; one on a GPU leaves them to this."""
+        """Two by default on a CPU, where training needs the cores itself; on a GPU, all cores."""
         if self.threads is not None:
             return self.threads
         return max(2, torch.get_num_threads()) if self.device.type == "cuda" else 2
 
-    def parts(self, count: int, batch_size: int) -> list[tuple[slice, Shard]]:
-        """This replica's part of each step; see :func:`augmentation.replica_parts`."""
-        return augmentation.replica_parts(count, batch_size, self.replica, self.replicas)
+    def steps(self, count: int, batch_size: int) -> list[tuple[slice, Shard]]:
+        """This replica's share of each step: :func:`augmentation.replica_steps`."""
+        return augmentation.replica_steps(count, batch_size, self.replica, self.replicas)
 
 
-HERE = LoaderPlacement()
+SINGLE_PROCESS = LoaderPlacement()
 
 
 class BatchPlan(NamedTuple):
-    """A replica's n pictures of a step, and what is drawn to cut and to finish their windows."""
+    """A replica's n images of one step, and the arguments for cropping and augmenting them."""
 
-    indices: npt.NDArray[np.int64]  # [n] of the split
-    to_cut: tuple[npt.NDArray[Any], ...]
-    to_finish: tuple[npt.NDArray[Any], ...]
+    indices: npt.NDArray[np.int64]  # [n] positions in the split
+    crop_args: tuple[npt.NDArray[Any], ...]
+    augment_args: tuple[npt.NDArray[Any], ...]
 
 
 class InputPipeline:
-    """Reads steps by one pipeline alone, or by a first one, a gather and a second.
+    """Produces the images of each step, alone or together with the other towers.
 
-    The windows of a step travel between towers when the second pipeline asks for them, some steps
-    ahead of the training, and in the same order on every tower.
+    Alone, it runs the DALI graph ``alone``. With several towers, it runs ``first`` on this tower's
+    share of the images, gathers the resulting crops, and runs ``second`` on all of them, if given.
+    The gather happens some steps ahead of training, and in the same order on every tower.
     """
 
     def __init__(
         self,
-        place: LoaderPlacement,
+        placement: LoaderPlacement,
         split: Split,
         batch_size: int,
-        window: tuple[int, int, int],
+        crop_shape: tuple[int, int, int],
         *,
-        alone: Callable[[str, Source], Sequence[Any]],
-        first: Callable[[str, Source], Sequence[Any]],
-        then: Callable[[str, Source], Sequence[Any]] | None = None,  # None: windows as they are
+        alone: GraphBuilder,
+        first: GraphBuilder,
+        second: GraphBuilder | None = None,
     ) -> None:
-        self._comm = place.comm if place.comm and place.comm.towers > 1 else None
-        where = place.device, place.decode_threads
-        largest = padded_shard_size(batch_size, place.replicas)
+        comm = placement.comm
+        self._comm = comm if comm and comm.towers > 1 else None
+        resources = placement.device, placement.decode_threads
+        largest = padded_shard_size(batch_size, placement.replicas)
         if self._comm is None:
-            self._alone = Reader(alone, split, largest, *where)
+            self._alone = DaliPipeline(alone, split, largest, *resources)
             return
-        self._first = Reader(first, split, padded_shard_size(largest, self._comm.towers), *where)
-        self._then = None if then is None else Reader(then, split, largest, *where)
-        self._none = torch.empty((0, *window), dtype=torch.uint8, device=place.device)
+        own_largest = padded_shard_size(largest, self._comm.towers)
+        self._first = DaliPipeline(first, split, own_largest, *resources)
+        self._second = None if second is None else DaliPipeline(second, split, largest, *resources)
+        self._no_crops = torch.empty((0, *crop_shape), dtype=torch.uint8, device=placement.device)
 
     def read(self, steps: Sequence[BatchPlan]) -> Iterator[Tensor]:
         if self._comm is None:
             return self._alone.read(
-                ExternalFeed(step.indices, (*step.to_cut, *step.to_finish)) for step in steps
+                ExternalFeed(step.indices, (*step.crop_args, *step.augment_args)) for step in steps
             )
-        gathered = self._gathered(steps, self._comm)
-        if self._then is None:
+        gathered = self._gathered_crops(steps, self._comm)
+        if self._second is None:
             return gathered
-        return self._then.read(
-            ExternalFeed(NO_PICTURES, (windows, *step.to_finish))
-            for windows, step in zip(gathered, steps, strict=True)
+        return self._second.read(
+            ExternalFeed(NO_IMAGES, (crops, *step.augment_args))
+            for crops, step in zip(gathered, steps, strict=True)
         )
 
-    def _gathered(self, steps: Sequence[BatchPlan], comm: Communicator) -> Iterator[Tensor]:
-        """All windows of each step, of which this tower has cut its share."""
-        owns = [shard_of(len(step.indices), comm.towers, comm.tower) for step in steps]
-        own_windows = self._first.read(
+    def _gathered_crops(self, steps: Sequence[BatchPlan], comm: Communicator) -> Iterator[Tensor]:
+        """All crops of each step, gathered from the towers."""
+        shards = [shard_of(len(step.indices), comm.towers, comm.tower) for step in steps]
+        crops_shards = self._first.read(
             ExternalFeed(
-                step.indices[own.start : own.stop],
-                tuple(drawn[own.start : own.stop] for drawn in step.to_cut),
+                step.indices[shard.start : shard.stop],
+                tuple(argument[shard.start : shard.stop] for argument in step.crop_args),
             )
-            for step, own in zip(steps, owns, strict=True)
-            if own.size
+            for step, shard in zip(steps, shards, strict=True)
+            if shard.size
         )
-        for own in owns:
-            windows = next(own_windows) if own.size else self._none
-            yield gather_rows(windows, own, comm, "input", "input")
+        for shard in shards:
+            crops_shard = next(crops_shards) if shard.size else self._no_crops
+            yield gather_rows(crops_shard, shard, comm, "input", "input")

@@ -21,8 +21,13 @@ from simplejpeg import decode_jpeg, encode_jpeg
 
 from alexnet2012.checkpoint import manifest
 from alexnet2012.config.enums import Decoder, Device
+<<<<<<< HEAD
 from alexnet2012.config.schema import ConfigError, NormConfig, TrainConfig
 from alexnet2012.data.dali import ExternalFeed, Reader, whole
+=======
+from alexnet2012.config.schema import ConfigError, NormConfig
+from alexnet2012.data.dali import DaliPipeline, ExternalFeed, full_image_graph
+>>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
 from alexnet2012.data.store import SPLITS, Split, Store
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm
@@ -169,7 +174,9 @@ def dali(mesh: Mesh) -> Finding:
         file.write_bytes(encoded)
         digest = np.frombuffer(hashlib.sha256(encoded).digest(), np.uint8)
         split = Split((str(file),), np.zeros(1, np.int64), digest[None])
-        reader = Reader(lambda *a: whole(Decoder.auto, *a), split, 1, mesh.device, threads=1)
+        reader = DaliPipeline(
+            lambda *a: full_image_graph(Decoder.auto, *a), split, 1, mesh.device, threads=1
+        )
         (decoded,) = reader.read(iter([ExternalFeed(np.zeros(1, np.int64), ())]))
         difference = np.abs(decoded[0].cpu().numpy().astype(int) - decode_jpeg(encoded)).max()
     if difference > 3:  # of 255; GPU decoders round differently

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from alexnet2012.config.compose import quoted
 from alexnet2012.config.schema import ConfigError, PrepareConfig
-from alexnet2012.data.preparation.decode import store_picture
-from alexnet2012.data.sources.base import MAX_FILE_BYTES, PICTURE_SUFFIXES, Entry
+from alexnet2012.data.preparation.decode import convert_to_stored
+from alexnet2012.data.sources.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, Entry
 
 TIMEOUTS_S = (10.0, 30.0)  # to connect, and between two chunks
 DOWNLOAD_S = 120.0  # for a whole image
@@ -78,14 +78,21 @@ def find_images(images: Any) -> list[str]:
             files = [
                 str(file)
                 for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in PICTURE_SUFFIXES
+                if file.suffix.lower() in IMAGE_SUFFIXES
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
                 and file.is_file()
             ]
+<<<<<<< HEAD
             if not files:
                 kinds = " ".join(sorted(PICTURE_SUFFIXES))
                 raise ConfigError("images", name, f"the folder contains no images ({kinds})")
             names += files
+=======
+            if not inside:
+                kinds = " ".join(sorted(IMAGE_SUFFIXES))
+                raise ConfigError("images", name, f"a folder without pictures ({kinds})")
+            found += inside
+>>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
         elif path.is_file():
             names.append(str(path))
         else:
@@ -133,7 +140,7 @@ def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: the image cannot be used; the message is a one-line reason.
     """
-    return store_picture(data, size, PrepareConfig().quality).pixels
+    return convert_to_stored(data, size, PrepareConfig().quality).pixels
 
 
 def jpeg_data_uri(pixels: Tensor, side: int = 96) -> str:

@@ -27,7 +27,7 @@ from alexnet2012.checkpoint.manifest import config_of, to_plain
 from alexnet2012.config.compose import literal
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
-from alexnet2012.data.ten_crop import view_places, viewed
+from alexnet2012.data.ten_crop import extract_views, view_positions
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.precision import allow_tf32
@@ -49,10 +49,14 @@ class TrainedModel:
         """Preprocessed crops of images: uint8 [N, P, P, 3] → [N, V, 3, S, S]."""
         size = self.model.config.input_size
         device = self.model.mesh.device
-        places = view_places(count, len(self.mean_image), size)
+        places = view_positions(count, len(self.mean_image), size)
         mean = torch.from_numpy(self.mean_image).to(device)
         augment = self.model.recipe.augment
+<<<<<<< HEAD
         return viewed(images.to(device), places, mean, augment, size)
+=======
+        return extract_views(pictures.to(device), places, mean, augment, size)
+>>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def seen(
         input_size=model.config.input_size,
         views=1,
         batch_size=config.batch_size,
-        place=LoaderPlacement(device=model.mesh.device, threads=config.decode_threads),
+        placement=LoaderPlacement(device=model.mesh.device, threads=config.decode_threads),
     )
     hidden, probabilities, labels = [], [], []
     for batch in loader.batches():

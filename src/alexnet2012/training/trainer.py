@@ -21,8 +21,7 @@ from alexnet2012.checkpoint.manifest import Progress, to_plain
 from alexnet2012.checkpoint.run_dir import SUMMARY, check_run, init_run_dir, lock_run_dir
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.schema import RunError, TrainConfig
-from alexnet2012.data.build import loaders
-from alexnet2012.data.loaders import Batch, content_digest
+from alexnet2012.data.loaders import Batch, content_digest, make_loaders
 from alexnet2012.distributed.consensus import ControlFlags, FlagSync, run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh, log
 from alexnet2012.nn.alexnet import AlexNet
@@ -71,7 +70,7 @@ class Trainer:
         self.train_step = TrainStep(
             self.model, self.optimizer, gather_logits=config.mesh.gather_logits
         )
-        self.train_loader, self.val_loader = loaders(config, self.store, mesh)
+        self.train_loader, self.val_loader = make_loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
         self.progress = Progress.at_start(config, self.store, code)

@@ -1,1 +1,1 @@
-"""Making a store: strict decoding, resizing and the statistics of the training set."""
+"""Creating a store: strict decoding, resizing, and the statistics of the training set."""

@@ -1,9 +1,9 @@
-"""Makes a store of any source: in parallel, in constant memory, to the same bytes each time.
+"""Creates a store from an image source: in parallel, in constant memory, reproducibly.
 
-Work goes on in a hidden folder beside the store, which gets its name when it is complete. A
-preparation that was ended in any way is taken up again where it was.
+The store is written to a hidden folder next to its destination and renamed when complete. An
+interrupted preparation resumes from its last saved state.
 
-Legend: P pixels a side of a stored picture.
+Shapes: P is the side of a stored image in pixels.
 """
 
 from __future__ import annotations
@@ -29,75 +29,76 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from alexnet2012.config.enums import OnReject
 from alexnet2012.config.schema import ConfigError, PrepareConfig, RunError
 from alexnet2012.config.validation import check_values, user_path
-from alexnet2012.data.preparation.decode import store_picture, sum_of_products
-from alexnet2012.data.preparation.progress import ImageOutcome, Tally, unfinished
-from alexnet2012.data.preparation.workers import in_order
+from alexnet2012.data.preparation.decode import convert_to_stored, sum_of_products
+from alexnet2012.data.preparation.progress import ImageOutcome, StoreBuilder, unfinished_settings
+from alexnet2012.data.preparation.workers import ordered_map
 from alexnet2012.data.sources.base import Entry, ImageSource
-from alexnet2012.data.sources.registry import is_gone, locate
+from alexnet2012.data.sources.registry import locate, source_is_missing
 from alexnet2012.data.store import FORMAT, SPLITS, Store
 from alexnet2012.utils.locks import locked
 
-_PICTURES_PER_JOB = 64
-_PLAIN = ("source", "size", "quality", "seed", "val_percent")  # which a user has set
+_IMAGES_PER_JOB = 64
+_USER_SETTINGS = ("source", "size", "quality", "seed", "val_percent")  # the rest follows from files
 
 
 def prepare(config: PrepareConfig, progress: bool = True) -> Store:
-    """Make the store, or open it where it was made of the same pictures and settings.
+    """Create the store, or open it if it was already made from the same images and settings.
 
-    Each picture is read strictly, its centre square scaled to P × P, and written as JPEG. The
-    store appears complete or not at all. The result, to the bit, depends on the pictures, the
-    settings and the libraries' versions, not on the number of workers or on interruptions. A
-    second process that wants the same store waits for the first.
+    Each image is decoded strictly, its centre square is resized to P × P pixels, and the result is
+    written as JPEG. The store appears complete or not at all. Its bytes depend on the images, the
+    settings and the library versions, not on the number of workers or on interruptions. A second
+    process that prepares the same store waits for the first.
 
     Raises:
-        ConfigError: a setting out of range, a source that cannot be used or changes meanwhile, a
-            class without any usable picture, a reject with ``on_reject=fail``, or another store,
-            finished or not, at the same place.
+        ConfigError: a setting is out of range; the source is unusable or changes during the
+            preparation; a class has no usable image; an image is rejected with
+            ``on_reject=fail``; or there is a different store, finished or not, at the destination.
         RunError: a download failed, or a worker was killed.
     """
     check_values(config)
     if getattr(current_process(), "_inheriting", False):
-        # A worker of ours imports the program that started it, and this would wait for itself.
-        raise RunError("prepare() must stand under `if __name__ == '__main__':` in a program")
+        # A worker is importing the program's main module; calling prepare() again would deadlock.
+        raise RunError("call prepare() under `if __name__ == '__main__':` in a program")
     root = user_path("data.store", config.store).absolute()
     settings = {"format": FORMAT, "size": config.size, "quality": config.quality}
-    made = (root / "manifest.json").is_file()
-    if made and is_gone(config):
-        return _existing(root, settings, config)
-    found = locate(config)
-    settings |= found.identity
+    finished = (root / "manifest.json").is_file()
+    if finished and source_is_missing(config):
+        return _open_existing(root, settings, config)
+    handle = locate(config)
+    settings |= handle.identity
     work = root.parent / f".{root.name}.partial"
-    if made or (root.exists() and not (root.is_dir() and not any(root.iterdir()))):
-        store = _existing(root, settings, config)
-        shutil.rmtree(work, ignore_errors=True)  # of one that was killed when it was all but done
+    if finished or (root.exists() and not (root.is_dir() and not any(root.iterdir()))):
+        store = _open_existing(root, settings, config)
+        shutil.rmtree(work, ignore_errors=True)  # of a process killed after renaming the store
         return store
     if root.is_mount() or root.is_symlink():
-        raise ConfigError("data.store", root, "is a mount point or a link; give a folder within it")
-    if any(root.resolve().is_relative_to(folder.resolve()) for folder in found.folders):
-        remedy = f"lies among the pictures of {config.source}; give a place outside"
+        remedy = "is a mount point or a symbolic link; set it to a folder inside"
         raise ConfigError("data.store", root, remedy)
-    with ExitStack() as place:
+    if any(root.resolve().is_relative_to(folder.resolve()) for folder in handle.folders):
+        remedy = f"is inside the source folder {config.source}; choose a location outside"
+        raise ConfigError("data.store", root, remedy)
+    with ExitStack() as stack:
         try:
-            place.enter_context(_folder(root.parent))
-            place.enter_context(locked(root.parent / f".{root.name}.lock"))
+            stack.enter_context(_created_folder(root.parent))
+            stack.enter_context(locked(root.parent / f".{root.name}.lock"))
         except OSError as error:
-            remedy = f"cannot be made ({error.strerror}); give another place for the store"
+            remedy = f"cannot be created ({error.strerror}); choose another location for the store"
             raise ConfigError("data.store", root, remedy) from error
         if (root / "manifest.json").is_file():
-            return _existing(root, settings, config)  # somebody else has made it meanwhile
+            return _open_existing(root, settings, config)  # made while this process waited
         _check_unfinished(work, root, settings)
         try:
-            with found.open(work / "photos", progress) as source:
-                summary = _fill(work, source, config, settings, found.dates, progress)
+            with handle.open(work / "photos", progress) as source:
+                summary = _build_store(work, source, config, settings, handle.dates, progress)
         except ConfigError:
-            if unfinished(work) is None:
+            if unfinished_settings(work) is None:
                 shutil.rmtree(work, ignore_errors=True)
             raise
         except OSError as error:
-            remedy = "what is done is kept, and the same command goes on from there"
-            where = error.filename or root
-            raise RunError(f"{where}: {error.strerror or error}; {remedy}") from error
-        os.sync()  # a store of hours should outlast a power cut
+            remedy = "finished work is kept; run the same command again to resume"
+            file = error.filename or root
+            raise RunError(f"{file}: {error.strerror or error}; {remedy}") from error
+        os.sync()  # the work of hours should survive a power failure
         os.replace(work / "store", root)
         shutil.rmtree(work, ignore_errors=True)
     print(f"store {root}")
@@ -106,9 +107,9 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
 
 
 class _Job(NamedTuple):
-    """Some consecutive pictures of one split, for a worker; the first has number ``first``."""
+    """Consecutive images of one split for a worker, numbered from ``first``."""
 
-    root: Path  # of the store in the making
+    root: Path  # of the store being written
     split: str
     first: int
     entries: list[Entry]
@@ -117,13 +118,13 @@ class _Job(NamedTuple):
     quality: int
 
     def target(self, index: int) -> str:
-        """The path in the store of the picture at ``index``: numbers cannot clash, names can."""
+        """Path in the store of entry ``index``; numbered, as names of the source can clash."""
         name = self.classes[self.entries[index].label]
         return f"{self.split}/{name}/{self.first + index:07d}.jpg"
 
 
-class _Done(NamedTuple):
-    """A job's outcome, with sums over training pixels."""
+class _JobResult(NamedTuple):
+    """Outcomes of a job's images, and sums over their pixels in the training split."""
 
     outcomes: list[ImageOutcome]
     bytes_read: int
@@ -131,7 +132,7 @@ class _Done(NamedTuple):
     products: npt.NDArray[np.int64]  # [3, 3]
 
 
-def _work(job: _Job) -> _Done:
+def _run_job(job: _Job) -> _JobResult:
     outcomes = []
     bytes_read = 0
     sums = np.zeros((job.size, job.size, 3), dtype=np.uint32)
@@ -140,9 +141,9 @@ def _work(job: _Job) -> _Done:
         try:
             data = entry.read()
             bytes_read += len(data)
-            stored = store_picture(data, job.size, job.quality)
+            stored = convert_to_stored(data, job.size, job.quality)
         except OSError as error:
-            if not _is_of_the_file(error, entry):
+            if not _is_file_error(error, entry):
                 raise
             outcomes.append(ImageOutcome(reason=str(error.strerror)))
             continue
@@ -155,19 +156,19 @@ def _work(job: _Job) -> _Done:
         if job.split == "train":
             sums += stored.pixels
             products += sum_of_products(stored.pixels)
-    return _Done(outcomes, bytes_read, sums, products)
+    return _JobResult(outcomes, bytes_read, sums, products)
 
 
-def _is_of_the_file(error: OSError, entry: Entry) -> bool:
-    """Whether it is this file that is wrong; any other failure must not drop a picture."""
-    if entry.size >= 0:  # a part of an archive
+def _is_file_error(error: OSError, entry: Entry) -> bool:
+    """Whether the error concerns this file only; after any other, no image may be rejected."""
+    if entry.size >= 0:  # a member of an archive
         return False
-    if error.errno == ENOENT:  # a link to nowhere, not a disk that has gone
+    if error.errno == ENOENT:  # a dangling link, not a disk that was unmounted
         return Path(entry.path).is_symlink()
     return error.errno in (EACCES, EPERM, EISDIR, ELOOP)
 
 
-def _fill(
+def _build_store(
     work: Path,
     source: ImageSource,
     config: PrepareConfig,
@@ -175,106 +176,109 @@ def _fill(
     dates: str,
     progress: bool,
 ) -> str:
-    """Write a whole store to ``work/store``; returns what came of it, in one line."""
+    """Write the complete store to ``work/store``; returns a summary of one line."""
     strict = config.on_reject is OnReject.fail
     in_class = (name for name in source.strays if PurePath(name).parent.name in source.classes)
     if strict and (stray := next(in_class, None)):
-        raise _rejected(source, f"{stray} is no picture by its name or kind")
-    tally = Tally.resumed(work, source, settings, dates)
-    if tally is None:
-        if unfinished(work) is not None:
-            print(f"starting over: pictures or libraries have changed since the work in {work}")
-        tally = Tally.new(work, source, settings, dates)
+        raise _reject_error(source, f"{stray} is not an image by its name or file type")
+    builder = StoreBuilder.resumed(work, source, settings, dates)
+    if builder is None:
+        if unfinished_settings(work) is not None:
+            print(f"starting over: images or library versions changed since the work in {work}")
+        builder = StoreBuilder.new(work, source, settings, dates)
     for split in SPLITS:
         for name in source.classes:
-            (tally.root / split / name).mkdir(parents=True, exist_ok=True)
-    jobs = islice(_jobs(tally.root, source, config), tally.state.jobs, None)
+            (builder.root / split / name).mkdir(parents=True, exist_ok=True)
+    jobs = islice(_jobs(builder.root, source, config), builder.state.jobs, None)
     workers = config.workers or len(os.sched_getaffinity(0))
 
     console = Console(stderr=True)
-    columns = (TextColumn("preparing"), BarColumn(), TextColumn("{task.fields[pictures]}"))
-    more = (DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("preparing"), BarColumn(), TextColumn("{task.fields[images]}"))
+    more_columns = (DownloadColumn(), TimeRemainingColumn())
     hidden = not (progress and console.is_terminal)
     with (
-        closing(tally),
-        Progress(*columns, *more, console=console, transient=True, disable=hidden) as bar,
-        closing(in_order(_work, jobs, workers)) as finished,
+        closing(builder),
+        Progress(*columns, *more_columns, console=console, transient=True, disable=hidden) as bar,
+        closing(ordered_map(_run_job, jobs, workers)) as results,
     ):
-        if strict and tally.state.rejected:  # by one that was begun with on_reject=skip
-            raise _rejected(source, next(iter(tally.state.first_rejects.values())))
-        task = bar.add_task("", total=source.total_bytes, pictures="")
-        for job, done in finished:
-            tally.add(job.split, job.entries, done.outcomes, done.sums, done.products)
-            if strict and tally.state.rejected:
-                raise _rejected(source, next(iter(tally.state.first_rejects.values())))
-            tally.save_at_times()
-            bar.update(task, advance=done.bytes_read, pictures=f"{tally.state.listed:,} pictures")
-        now = locate(config)
-        if (settings, dates) != (settings | now.identity, now.dates):
-            remedy = "has changed while it was prepared; the same command starts over"
+        if strict and builder.state.rejected:  # while it ran with on_reject=skip
+            raise _reject_error(source, next(iter(builder.state.first_rejects.values())))
+        task = bar.add_task("", total=source.total_bytes, images="")
+        for job, result in results:
+            builder.add(job.split, job.entries, result.outcomes, result.sums, result.products)
+            if strict and builder.state.rejected:
+                raise _reject_error(source, next(iter(builder.state.first_rejects.values())))
+            builder.save_periodically()
+            bar.update(task, advance=result.bytes_read, images=f"{builder.state.listed:,} images")
+        current = locate(config)
+        if (settings, dates) != (settings | current.identity, current.dates):
+            remedy = "changed during the preparation; run the same command again to start over"
             raise ConfigError("data.source", source.where, remedy)
-        return tally.finish()
+        return builder.finish()
 
 
 def _jobs(root: Path, source: ImageSource, config: PrepareConfig) -> Iterator[_Job]:
     for split in SPLITS:
         entries, first = source.entries(split), 0
-        while part := list(islice(entries, _PICTURES_PER_JOB)):
-            yield _Job(root, split, first, part, source.classes, config.size, config.quality)
-            first += len(part)
+        while chunk := list(islice(entries, _IMAGES_PER_JOB)):
+            yield _Job(root, split, first, chunk, source.classes, config.size, config.quality)
+            first += len(chunk)
 
 
-def _rejected(source: ImageSource, what: str) -> ConfigError:
-    return ConfigError("data.source", source.where, f"on_reject=fail: {what}")
+def _reject_error(source: ImageSource, reason: str) -> ConfigError:
+    return ConfigError("data.source", source.where, f"on_reject=fail: {reason}")
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """The folder, made with those above it where they are missing; what stays empty goes again."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+def _created_folder(path: Path) -> Iterator[None]:
+    """Create a folder with its parents; on exit, remove those that are still empty."""
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
         with suppress(OSError):
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
 
 
 def _check_unfinished(work: Path, root: Path, settings: dict[str, Any]) -> None:
-    """Refuse to clear the work of another source or of other settings; it may be hours of it."""
-    theirs = unfinished(work) or settings
-    for key in _PLAIN:
-        if theirs.get(key) != settings.get(key):
-            remedy = f"{work} is unfinished work of {key}={theirs.get(key)}, asked for was"
-            remedy = f"{remedy} {settings.get(key)}; finish or remove that, or give another place"
-            raise ConfigError("data.store", root, remedy)
+    """Refuse to delete unfinished work with other settings, which may have taken hours."""
+    other_settings = unfinished_settings(work) or settings
+    for key in _USER_SETTINGS:
+        if other_settings.get(key) != settings.get(key):
+            remedy = f"{work} is unfinished work with {key}={other_settings.get(key)}, but"
+            remedy = f"{remedy} {settings.get(key)} was requested; finish or remove it, or choose"
+            raise ConfigError("data.store", root, f"{remedy} another location")
 
 
-def _existing(root: Path, settings: dict[str, Any], config: PrepareConfig) -> Store:
-    """The store that is there; of a source that is gone its name is enough.
+def _open_existing(root: Path, settings: dict[str, Any], config: PrepareConfig) -> Store:
+    """Open the store at ``root``; if its source no longer exists, only the name must match.
 
     Raises:
-        ConfigError: it is none, or of another source or other settings.
+        ConfigError: not a store, or one made from another source or with other settings.
     """
-    other = "remove it, or give another place"
+    alternatives = "remove it, or choose another location"
     if not (root / "manifest.json").is_file():
-        raise ConfigError("data.store", root, f"is there already and is no store; {other}")
+        raise ConfigError("data.store", root, f"exists and is not a store; {alternatives}")
     store = Store.open(root)
     manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-    theirs = manifest["settings"]
-    if is_gone(config):
-        asked = vars(config) | {"source": user_path("data.source", config.source).resolve().name}
-        settings |= {key: asked.get(key, value) for key, value in theirs.items() if key != "format"}
-    for key in (*_PLAIN, *sorted((theirs.keys() | settings) - set(_PLAIN))):
-        if theirs.get(key) == settings.get(key):
+    actual = manifest["settings"]
+    if source_is_missing(config):
+        named = user_path("data.source", config.source).resolve().name
+        requested = vars(config) | {"source": named}
+        settings |= {
+            key: requested.get(key, value) for key, value in actual.items() if key != "format"
+        }
+    for key in (*_USER_SETTINGS, *sorted((actual.keys() | settings) - set(_USER_SETTINGS))):
+        if actual.get(key) == settings.get(key):
             continue
-        if key in _PLAIN:
-            remedy = f"is of {key}={theirs.get(key)}, asked for was {settings.get(key)}; {other}"
+        if key in _USER_SETTINGS:
+            remedy = f"was made with {key}={actual.get(key)}, but {settings.get(key)} was requested"
         else:
-            remedy = f"was made of other pictures than {settings['source']} holds now; {other}"
-        raise ConfigError("data.store", root, remedy)
+            remedy = f"was made from other images than {settings['source']} now contains"
+        raise ConfigError("data.store", root, f"{remedy}; {alternatives}")
     if config.on_reject is OnReject.fail and manifest["rejected"]["unusable"]:
-        remedy = f"on_reject=fail, and {root / 'rejects.jsonl'} names some; {other}"
-        raise ConfigError("data.store", root, remedy)
+        remedy = f"on_reject=fail, but {root / 'rejects.jsonl'} lists rejected images"
+        raise ConfigError("data.store", root, f"{remedy}; {alternatives}")
     return store

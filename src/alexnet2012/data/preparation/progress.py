@@ -1,9 +1,9 @@
-"""What has come of a preparation so far, kept on disk so that it can be taken up again.
+"""Accumulates the lists and statistics of a store while it is prepared; its state is resumable.
 
-Lists grow in their files, not in memory. Every now and then a state is saved that says how much of
-them holds; whatever was written after it is written again.
+Lists are appended to files rather than kept in memory. The periodically saved state records the
+valid length of each list; on resumption, lists are truncated to it and the rest is done again.
 
-Legend: P pixels a side of a stored picture.
+Shapes: P is the side of a stored image in pixels.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import numpy.typing as npt
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data.sources.base import Entry, ImageSource
-from alexnet2012.data.store import MEAN_IMAGE, SPLITS, fingerprint, seal
+from alexnet2012.data.store import MEAN_IMAGE, SPLITS, fingerprint, manifest_digest
 
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
 _STATE = "state.npz"
-_SAVING_SHARE = 0.05  # of the time, at most
-_PAUSE_S = 0.5  # between two savings, at least
+_MAX_SAVE_FRACTION = 0.05  # of the time spent on saving
+_MIN_SAVE_INTERVAL_S = 0.5
 
 
 class ImageOutcome(NamedTuple):
-    """What came of a picture: its place in the store, or why it is not there."""
+    """The result for one image: its path in the store, or the reason for its rejection."""
 
     target: str = ""
     sha256: str = ""
@@ -43,12 +43,12 @@ class ImageOutcome(NamedTuple):
 
 @dataclass
 class PrepareState:
-    """Everything but the sums, as plain data."""
+    """The saved state, except for the pixel sums, as plain data."""
 
     settings: dict[str, Any]
-    dates: str  # of the source's files
+    dates: str  # digest of the modification times of the source's files
     versions: dict[str, str]
-    counts: dict[str, dict[str, int]]  # stored pictures by split and class
+    counts: dict[str, dict[str, int]]  # stored images by split and class
     lengths: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_LISTS, 0))  # bytes
     jobs: int = 0
     listed: int = 0
@@ -57,8 +57,8 @@ class PrepareState:
     first_rejects: dict[str, str] = field(default_factory=dict)  # by split/class
 
 
-class Tally:
-    """Counts, lists and sums of the store that is made in ``work/store``."""
+class StoreBuilder:
+    """Accumulates counts, lists and pixel sums of the store in ``work/store``."""
 
     def __init__(
         self,
@@ -74,11 +74,13 @@ class Tally:
         self._files = {name: (self.root / name).open("ab") for name in _LISTS}
         for name, file in self._files.items():
             file.truncate(state.lengths[name])
-        self._saved_at, self._pause = time.monotonic(), _PAUSE_S
+        self._saved_at, self._interval_s = time.monotonic(), _MIN_SAVE_INTERVAL_S
 
     @classmethod
-    def new(cls, work: Path, source: ImageSource, settings: dict[str, Any], dates: str) -> Tally:
-        """An empty one; clears what another source or other settings have left."""
+    def new(
+        cls, work: Path, source: ImageSource, settings: dict[str, Any], dates: str
+    ) -> StoreBuilder:
+        """Start an empty store; deletes unfinished work in ``work``."""
         shutil.rmtree(work / "store", ignore_errors=True)
         (work / _STATE).unlink(missing_ok=True)
         (work / "store").mkdir(parents=True)
@@ -92,9 +94,9 @@ class Tally:
     @classmethod
     def resumed(
         cls, work: Path, source: ImageSource, settings: dict[str, Any], dates: str
-    ) -> Tally | None:
-        """What was saved last, where it is of the same pictures, settings and libraries."""
-        saved = _saved(work)
+    ) -> StoreBuilder | None:
+        """Resume from the saved state, if images, settings and library versions are the same."""
+        saved = _load_state(work)
         if saved is None:
             return None
         state, sums, products = saved
@@ -110,7 +112,7 @@ class Tally:
         sums: npt.NDArray[np.uint32],
         products: npt.NDArray[np.int64],
     ) -> None:
-        """One more job is done."""
+        """Record the results of one job."""
         self.state.jobs += 1
         self._sums += sums
         self._products += products
@@ -119,8 +121,8 @@ class Tally:
             name = self._source.classes[entry.label]
             if outcome.reason:
                 self.state.rejected += 1
-                first = f"{entry.name} for one: {outcome.reason}"
-                self.state.first_rejects.setdefault(f"{split}/{name}", first)
+                reject = f"{entry.name}: {outcome.reason}"
+                self.state.first_rejects.setdefault(f"{split}/{name}", reject)
                 self._reject(entry.name, f"{split}/{name}", outcome.reason)
                 continue
             self.state.counts[split][name] += 1
@@ -129,36 +131,38 @@ class Tally:
             line = (outcome.target, str(entry.label), outcome.sha256, json.dumps(entry.name))
             self._files[f"{split}.tsv"].write(("\t".join(line) + "\n").encode())
 
-    def save_at_times(self) -> None:
-        """Save the state unless that was done just now."""
-        began = time.monotonic()
-        if began - self._saved_at < self._pause:
+    def save_periodically(self) -> None:
+        """Save the state, unless that was done recently."""
+        start = time.monotonic()
+        if start - self._saved_at < self._interval_s:
             return
         for name, file in self._files.items():
             file.flush()
             self.state.lengths[name] = file.tell()
-        os.sync()  # else after a power cut the state may know of pictures that the disk does not
+        os.sync()  # or after a power failure the state could refer to images that were lost
         text = np.frombuffer(json.dumps(asdict(self.state)).encode(), np.uint8)
-        writing = self._work / f"writing-{_STATE}"
-        np.savez(writing, state=text, sums=self._sums, products=self._products)
-        os.replace(writing, self._work / _STATE)
+        temporary = self._work / f"writing-{_STATE}"
+        np.savez(temporary, state=text, sums=self._sums, products=self._products)
+        os.replace(temporary, self._work / _STATE)
         self._saved_at = time.monotonic()
-        self._pause = max(_PAUSE_S, (self._saved_at - began) / _SAVING_SHARE)
+        save_s = self._saved_at - start
+        self._interval_s = max(_MIN_SAVE_INTERVAL_S, save_s / _MAX_SAVE_FRACTION)
 
     def finish(self) -> str:
-        """Write what a store has beside its pictures; returns what came of it, in one line.
+        """Write the mean image and the manifest; returns a summary of one line.
 
         Raises:
-            ConfigError: a class of which nothing is left.
+            ConfigError: a class has no usable image.
         """
         for split in SPLITS:
             for name, count in self.state.counts[split].items():
                 if count == 0:
-                    first = self.state.first_rejects.get(f"{split}/{name}", "it has none")
-                    remedy = f"no picture of {split}/{name} can be used, {first}"
+                    reject = self.state.first_rejects.get(f"{split}/{name}", "it has no images")
+                    remedy = f"no usable images in {split}/{name} ({reject})"
+                    remedy = f"{remedy}; add images or remove the class"
                     raise ConfigError("data.source", self._source.where, remedy)
         for stray in self._source.strays:
-            self._reject(stray, "", "no picture by its name or place")
+            self._reject(stray, "", "not an image by its name or location")
         self.close()
         train, val = (sum(self.state.counts[split].values()) for split in SPLITS)
         assert train + val + self.state.rejected == self.state.listed, self.state
@@ -177,11 +181,11 @@ class Tally:
             "fingerprint": fingerprint(self.root),
             "versions": self.state.versions,
         }
-        manifest["sha256"] = seal(manifest, self.root)
+        manifest["sha256"] = manifest_digest(manifest, self.root)
         text = json.dumps(manifest, indent=1) + "\n"
         (self.root / "manifest.json").write_text(text, encoding="utf-8")
         classes = len(self._source.classes)
-        summary = f"{train:,} training and {val:,} validation pictures of {classes:,} classes"
+        summary = f"{train:,} training and {val:,} validation images in {classes:,} classes"
         traits = ", ".join(f"{count:,} {trait}" for trait, count in manifest["traits"].items())
         summary += f" ({traits})" if traits else ""
         rejects = self.state.rejected + strays
@@ -196,14 +200,16 @@ class Tally:
         self._files["rejects.jsonl"].write(line.encode())
 
 
-def unfinished(work: Path) -> dict[str, Any] | None:
-    """The settings of what was begun in ``work`` and can be taken up again, if anything."""
-    saved = _saved(work)
+def unfinished_settings(work: Path) -> dict[str, Any] | None:
+    """The settings of a resumable preparation in ``work``, if there is one."""
+    saved = _load_state(work)
     return saved[0].settings if saved else None
 
 
-def _saved(work: Path) -> tuple[PrepareState, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """PrepareState and sums as they were saved last, where the lists go with them."""
+def _load_state(
+    work: Path,
+) -> tuple[PrepareState, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """The saved state, sums and products; None if they or the lists are missing or damaged."""
     try:
         with np.load(work / _STATE, allow_pickle=False) as saved:
             state = PrepareState(**json.loads(saved["state"].tobytes()))
@@ -211,8 +217,8 @@ def _saved(work: Path) -> tuple[PrepareState, npt.NDArray[np.int64], npt.NDArray
         lists = {name: (work / "store" / name).stat().st_size for name in _LISTS}
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile):
         return None
-    whole = all(lists[name] >= state.lengths[name] for name in _LISTS)
-    return (state, sums, products) if whole else None
+    complete = all(lists[name] >= state.lengths[name] for name in _LISTS)
+    return (state, sums, products) if complete else None
 
 
 def _versions() -> dict[str, str]:
@@ -222,7 +228,7 @@ def _versions() -> dict[str, str]:
 def _covariance(
     sums: npt.NDArray[np.int64], products: npt.NDArray[np.int64], count: int
 ) -> list[list[float]]:
-    """E[xy] − E[x]·E[y] over all pixels, in whole numbers up to the last division."""
+    """E[xy] − E[x]·E[y] over all pixels, in exact integers up to the final division."""
     pixels = count * sums.shape[0] * sums.shape[1]
     total = [int(channel) for channel in sums.sum(axis=(0, 1))]
     return [

@@ -1,7 +1,7 @@
-"""Work in other processes, with results in order, and an end to it when one of them dies.
+"""An ordered map over worker processes that fails cleanly when a worker dies.
 
-Not concurrent.futures: its workers share a pipe and a lock, and one that is killed while it sends
-leaves the others and the program waiting for ever. Here each has a pipe of its own.
+Not concurrent.futures: its workers share a pipe and a lock, so a worker killed while sending a
+result makes the other workers and the program hang. These workers have one pipe each.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any, TypeVar
 from alexnet2012.config.schema import RunError
 
 Job = TypeVar("Job")
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
-JOBS_AHEAD = 2  # of each worker: one under way, one waiting
+JOBS_AHEAD = 2  # per worker: one in progress, one queued
 
 
-def in_order(
-    function: Callable[[Job], Done], jobs: Iterable[Job], workers: int
-) -> Generator[tuple[Job, Done], None, None]:
-    """Each job with ``function(job)``, in order; a single worker is this process itself.
+def ordered_map(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+) -> Generator[tuple[Job, Result], None, None]:
+    """Yield ``(job, function(job))`` for each job, in order; one worker means this process.
 
-    ``function`` must be a module's. What it raises is raised here. Workers end with the generator,
-    or with this process, however it ends; Ctrl-C is left to this process.
+    ``function`` must be importable from a module; its exceptions are raised by this generator.
+    Workers end with the generator, or with this process however it ends. They ignore Ctrl-C.
 
     Raises:
         RunError: a worker was killed.
@@ -40,28 +40,28 @@ def in_order(
     if workers == 1:
         yield from ((job, function(job)) for job in jobs)
         return
-    # Not fork: the caller may have threads, of torch or of DALI, which a fork would cut off.
+    # Not fork: the caller may have threads of torch or DALI, which do not survive a fork.
     context = get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     connections, processes = [], []
-    resource_tracker.ensure_running()  # not later: as it starts it lets interrupts through again
+    resource_tracker.ensure_running()  # now, because its start unblocks interrupts
     try:
-        with _interrupts_held_back():
+        with _interrupts_deferred():
             for _ in range(workers):
-                connection, theirs = context.Pipe()
+                connection, worker_end = context.Pipe()
                 connections.append(connection)
-                process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+                process = context.Process(target=_serve, args=(worker_end, function), daemon=True)
                 process.start()
                 processes.append(process)
-                theirs.close()  # so that their end closes when they end
+                worker_end.close()  # so that it closes when the worker ends
         waiting: deque[tuple[Job, Connection]] = deque()
         for job, connection in zip(jobs, cycle(connections)):
             if len(waiting) == JOBS_AHEAD * workers:
-                yield _answer(*waiting.popleft())
-            _told(connection.send, job)
+                yield _receive_result(*waiting.popleft())
+            _communicate(connection.send, job)
             waiting.append((job, connection))
         while waiting:
-            yield _answer(*waiting.popleft())
+            yield _receive_result(*waiting.popleft())
     finally:
         for connection in connections:
             connection.close()
@@ -69,23 +69,23 @@ def in_order(
             process.join()
 
 
-def _answer(job: Job, connection: Connection) -> tuple[Job, Any]:
-    good, result = _told(connection.recv)
-    if not good:
+def _receive_result(job: Job, connection: Connection) -> tuple[Job, Any]:
+    succeeded, result = _communicate(connection.recv)
+    if not succeeded:
         raise result
     return job, result
 
 
-def _told(exchange: Callable[..., Any], *what: object) -> Any:
+def _communicate(send_or_receive: Callable[..., Any], *message: object) -> Any:
     try:
-        return exchange(*what)
+        return send_or_receive(*message)
     except (EOFError, OSError) as error:
-        remedy = "a worker was killed, for want of memory perhaps; lower workers"
-        raise RunError(f"{remedy}; the same command goes on from where it was") from error
+        cause = "a worker was killed, possibly because memory ran out; lower workers"
+        raise RunError(f"{cause}; run the same command again to resume") from error
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """A worker; jobs are taken in as they come, so that neither side waits for the other."""
+    """Main loop of a worker; a thread receives jobs, so the parent never blocks on sending."""
     jobs: SimpleQueue[Any] = SimpleQueue()
 
     def receive() -> None:
@@ -93,35 +93,35 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
             while True:
                 jobs.put(connection.recv())
         except (EOFError, OSError):
-            os._exit(0)  # nobody is there who wants more
+            os._exit(0)  # the parent has ended
 
     threading.Thread(target=receive, daemon=True).start()
     while True:
         job = jobs.get()
         try:
-            answer = True, function(job)
+            outcome = True, function(job)
         except Exception as error:
-            answer = False, error
+            outcome = False, error
         try:
-            connection.send(answer)
+            connection.send(outcome)
         except OSError:
             os._exit(0)
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started within leave Ctrl-C to this one, which is answered at the end."""
+def _interrupts_deferred() -> Iterator[None]:
+    """Defer Ctrl-C until the end; processes started in this context ignore it."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where Ctrl-C never arrives
+        yield  # only the main thread receives Ctrl-C
         return
-    came: list[int] = []
-    # What is blocked is inherited; another thread may yet take the signal and hand it to this one.
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    received: list[int] = []
+    # The signal mask is inherited. Another thread may still receive the signal and pass it on.
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, handler)
-        if came:
+        if received:
             signal.raise_signal(signal.SIGINT)

@@ -1,1 +1,1 @@
-"""Where images come from: folders, archives, ILSVRC's files, downloads, embedded photographs."""
+"""Image sources: class folders, tar archives, ILSVRC's files, downloads, embedded photographs."""

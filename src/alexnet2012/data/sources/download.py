@@ -1,8 +1,8 @@
-"""Published files, fetched once: resumed where the connection drops, checked before use.
+"""Downloads of published files: cached, resumed after a dropped connection, verified before use.
 
-Beside ``NAME`` stand ``NAME.part`` while it arrives, ``NAME.lock`` for processes that want it at
-once, and ``NAME.verified``: the digest that held, with the size and time of the file it held for.
-A file without a matching ``NAME.verified``, for one put there by hand, is verified first.
+Files next to ``NAME``: ``NAME.part`` during the download; ``NAME.lock``, so that only one process
+downloads; ``NAME.verified``, the verified digest with the file's size and modification time.
+A file without a matching ``NAME.verified``, such as one copied there by hand, is verified first.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ from urllib3.exceptions import HTTPError
 from alexnet2012.config.schema import RunError
 from alexnet2012.utils.locks import locked
 
-PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries that bring nothing; one more such try gives up
-TIMEOUTS_S = (10.0, 30.0)  # to connect, to wait for more
+PAUSES_S = (
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+)  # between attempts without progress; one more such attempt is the last
+TIMEOUTS_S = (10.0, 30.0)  # to connect, to wait for data
 _CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Published:
-    """A file that somebody has published, and how to know it."""
+class RemoteFile:
+    """A published file: its URL and checksum."""
 
     url: str
     algorithm: str  # sha256 or md5, as published
     digest: str  # hexadecimal, lower case
-    size: int | None = None  # bytes, where known
+    size: int | None = None  # bytes, if known
 
     @property
     def name(self) -> str:
@@ -43,34 +48,34 @@ class Published:
 
 
 _FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
-PUBLISHED = {
-    "cifar10": Published(
+REMOTE_FILES = {
+    "cifar10": RemoteFile(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         "sha256",
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         170_052_171,
     ),
-    "imagenette": Published(
+    "imagenette": RemoteFile(
         f"{_FASTAI}/imagenette2-320.tgz", "md5", "3df6f0d01a2c9592104656642f5e78a3"
     ),
-    "imagenette160": Published(
+    "imagenette160": RemoteFile(
         f"{_FASTAI}/imagenette2-160.tgz", "md5", "e793b78cc4c9e9a4ccc0c1155377a412"
     ),
-    "imagenettefull": Published(
+    "imagenettefull": RemoteFile(
         f"{_FASTAI}/imagenette2.tgz", "md5", "fe2fc210e6bb7c5664d602c3cd71e612"
     ),
 }
 
 
-def fetch(file: Published, folder: Path, progress: bool = True) -> Path:
-    """The path of the file in ``folder``, downloaded where it is not there yet.
+def fetch(file: RemoteFile, folder: Path, progress: bool = True) -> Path:
+    """The path of the file in ``folder``; downloads it unless it is there already.
 
-    It gets its name only after its checksum held. What has arrived stays over errors and
-    interruptions, and the next call goes on from there.
+    The file gets its name only after its checksum has been verified. Partial downloads are kept
+    after errors and interruptions, and the next call resumes them.
 
     Raises:
-        RunError: the server refuses, the connection brings nothing any more, the checksum does
-            not hold, or the folder cannot be written; the message says what to do.
+        RunError: the server refuses, the connection makes no progress, the checksum does not
+            match, or the folder is not writable; the message says what to do.
     """
     path = folder / file.name
     marker, part = (folder / f"{file.name}.{suffix}" for suffix in ("verified", "part"))
@@ -80,29 +85,30 @@ def fetch(file: Published, folder: Path, progress: bool = True) -> Path:
         with locked(folder / f"{file.name}.lock"):
             if not path.exists():
                 _download(file, part, progress)
-                if (found := _digest(part, file.algorithm)) != file.digest:
+                if (digest := _digest(part, file.algorithm)) != file.digest:
                     part.unlink()
-                    raise RunError(_another(file, file.url, found) + "; what arrived is removed")
+                    message = _digest_mismatch(file, file.url, digest)
+                    raise RunError(f"{message}; the download was removed")
                 os.replace(part, path)
-            elif (found := _digest(path, file.algorithm)) != file.digest:
+            elif (digest := _digest(path, file.algorithm)) != file.digest:
                 remedy = f"remove it, and the same command downloads {file.url}"
-                raise RunError(f"{_another(file, path, found)}; {remedy}")
+                raise RunError(f"{_digest_mismatch(file, path, digest)}; {remedy}")
             marker.write_bytes(_stamp(file, path))
-    except OSError as error:  # a full disk, a folder of somebody else
-        raise RunError(f"{file.name} cannot be kept in {folder}: {error}") from error
+    except OSError as error:  # a full disk, another user's folder
+        raise RunError(f"{file.name} cannot be written to {folder}: {error}") from error
     return path
 
 
-class _Dropped(Exception):
-    """The server gave less than it should; worth another try."""
+class _TransferError(Exception):
+    """A failed transfer that is worth another attempt."""
 
 
-def _download(file: Published, part: Path, progress: bool) -> None:
-    """Fill ``part``, in as many tries as it takes while each brings something new."""
+def _download(file: RemoteFile, part: Path, progress: bool) -> None:
+    """Download to ``part``, with as many attempts as needed while each makes progress."""
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
     columns = (*Progress.get_default_columns(), DownloadColumn())
-    furthest, fruitless, total = _arrived(part), 0, file.size
+    furthest, failures, total = _size_bytes(part), 0, file.size
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(file.name, total=total)
         while True:
@@ -110,69 +116,69 @@ def _download(file: Published, part: Path, progress: bool) -> None:
                 for have, total in _receive(file, part):
                     bar.update(task, completed=have, total=total)
                 return
-            except (requests.RequestException, HTTPError, _Dropped) as error:
-                # Not what this try brought: a server that always starts over brings nothing new.
-                have = _arrived(part)
-                fruitless = 0 if have > furthest else fruitless + 1
+            except (requests.RequestException, HTTPError, _TransferError) as error:
+                # Progress is a new maximum: a server that always starts over makes none.
+                have = _size_bytes(part)
+                failures = 0 if have > furthest else failures + 1
                 furthest = max(furthest, have)
-                if fruitless > len(PAUSES_S):
-                    raise RunError(_gave_up(file, part, total, error)) from error
-                time.sleep(PAUSES_S[max(fruitless - 1, 0)])
+                if failures > len(PAUSES_S):
+                    raise RunError(_failure_message(file, part, total, error)) from error
+                time.sleep(PAUSES_S[max(failures - 1, 0)])
 
 
-def _receive(file: Published, part: Path) -> Iterator[tuple[int, int | None]]:
-    """One try; yields how many bytes are there and, where known, how many there will be."""
-    have = _arrived(part)
+def _receive(file: RemoteFile, part: Path) -> Iterator[tuple[int, int | None]]:
+    """One attempt; yields the number of bytes received so far and, if known, in total."""
+    have = _size_bytes(part)
     if have == file.size:
         return
-    # Not compressed on the way: lengths and positions are those of the file.
+    # Without transfer compression, lengths and offsets are those of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUTS_S) as response:
         status, span = response.status_code, response.headers.get("Content-Range", "")
         if status == 416 and have:
             if span == f"bytes */{have}":
-                return  # it was all there, only the size was not known
+                return  # complete; only the size was unknown
             part.unlink()
-            raise _Dropped("the server has less than has arrived before")
+            raise _TransferError("the server's file is shorter than the partial download")
         if status == 429 or status >= 500:
-            raise _Dropped(f"the server answers {status} {response.reason}")
+            raise _TransferError(f"the server responded {status} {response.reason}")
         if status == 206 and span.startswith(f"bytes {have}-"):
             length = span.rpartition("/")[2]
-        elif status == 200:  # also where Range is ignored
+        elif status == 200:  # also from a server that ignores Range
             have, length = 0, response.headers.get("Content-Length", "")
         else:
-            raise RunError(f"{file.url}: the server answers {status} {response.reason}")
+            raise RunError(f"{file.url}: the server responded {status} {response.reason}")
         total = int(length) if length.isdigit() else file.size
         if file.size not in (None, total):
-            raise RunError(f"{file.url}: has {total} bytes, not the {file.size} of this file")
+            raise RunError(f"{file.url}: the file has {total} bytes, expected {file.size}")
         with part.open("ab" if have else "wb") as out:
             yield have, total
-            # read1, not read: what came before a reset is kept.
+            # read1, not read: keeps the data received before a connection reset.
             while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
-                # A server that sends more than it should is not listened to any longer.
+                # Ignore data beyond the announced size.
                 have += out.write(chunk if total is None else chunk[: total - have])
                 yield have, total
                 if have == total:
                     return
     if total is not None and have < total:
-        raise _Dropped("the connection ended too early")
+        raise _TransferError("the connection was closed early")
 
 
-def _gave_up(file: Published, part: Path, total: int | None, error: Exception) -> str:
+def _failure_message(file: RemoteFile, part: Path, total: int | None, error: Exception) -> str:
     reason = str(error)
     if isinstance(error, requests.ConnectionError):
-        cause = getattr((*error.args, error)[0], "reason", error)  # without the URL once more
+        cause = getattr((*error.args, error)[0], "reason", error)  # does not repeat the URL
         reason = f"no network, or {urlsplit(file.url).hostname} cannot be reached ({cause})"
-    there = f"{_arrived(part)} of {'?' if total is None else total} bytes are in {part}"
-    remedy = "the same command goes on from there; or fetch the file elsewhere and put it at"
-    return f"{file.url}: {reason}; {there}, and {remedy} {part.with_suffix('')}"
+    received = f"{_size_bytes(part)} of {'?' if total is None else total} bytes are in {part}"
+    remedy = "run the same command again to resume, or download the file elsewhere and put it at"
+    return f"{file.url}: {reason}; {received}; {remedy} {part.with_suffix('')}"
 
 
-def _another(file: Published, where: str | Path, found: str) -> str:
-    return f"{where}: has the {file.algorithm} {found}, not {file.digest}"
+def _digest_mismatch(file: RemoteFile, where: str | Path, digest: str) -> str:
+    return f"{where}: {file.algorithm} is {digest}, expected {file.digest}"
 
 
-def _arrived(part: Path) -> int:
+def _size_bytes(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
@@ -184,7 +190,7 @@ def _digest(path: Path, algorithm: str) -> str:
     return digest.hexdigest()
 
 
-def _stamp(file: Published, path: Path) -> bytes:
-    """What is verified: replaced or changed, the file is looked at again."""
+def _stamp(file: RemoteFile, path: Path) -> bytes:
+    """Content of ``NAME.verified``; does not match once the file is replaced or modified."""
     stat = path.stat()
     return f"{file.algorithm} {file.digest} {stat.st_size} {stat.st_mtime_ns}\n".encode()

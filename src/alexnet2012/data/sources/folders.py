@@ -1,4 +1,4 @@
-"""Folders of class folders: with a split of their own, or split here by a seeded rule."""
+"""Folders with one subfolder per class, already split or split by a seeded rule."""
 
 from __future__ import annotations
 
@@ -9,58 +9,57 @@ from pathlib import Path
 from stat import S_ISREG
 
 from alexnet2012.data.sources.base import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     Entry,
     ImageSource,
     check_classes,
-    is_picture,
+    has_image_suffix,
     source_error,
 )
 
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there
+VAL_NAMES = ("val", "valid", "validation", "test")  # in order of preference
 LAYOUT = "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg"
 
 
-class Listing:
-    """What lies in a folder of class folders, found out by names and sizes alone.
+class ImageFolder:
+    """Lists the images in a folder of class folders by file names and sizes, without reading them.
 
-    With ``train/`` and one of ``val/``, ``valid/``, ``validation/`` or ``test/`` these are the
-    splits. Otherwise the folder's own folders are the classes, and ``val_percent`` of each class,
-    at least one picture, are held out: those whose names hash lowest with the seed, so that a
-    picture stays where it is when others come or go.
+    With ``train/`` and one of ``val/``, ``valid/``, ``validation/`` or ``test/``, these are the
+    splits. Otherwise every subfolder is a class, and ``val_percent`` of each class (at least one
+    image) form the validation split: those whose names hash lowest with the seed, so an image
+    stays in its split when others are added or removed.
 
-    Hidden files (``.DS_Store``) are passed over unless they are called like a picture (``.1.jpg``):
-    then they are strays, as is what lies in a class and is called like none.
+    Strays are recorded: files in a class folder without an image suffix, and hidden files with one
+    (``.1.jpg``). Other hidden files (``.DS_Store``) are ignored.
 
     Raises:
-        ConfigError: not such a folder, fewer than two classes, a class without pictures, or a
-            class of one split that the other lacks.
+        ConfigError: another layout, fewer than two classes, a class without images, or a class
+            that only one split has.
     """
 
     def __init__(self, root: Path, val_percent: float, seed: int) -> None:
         self.root, self._val_percent, self._seed = root, val_percent, seed
-        names = _visible(root)
+        names = _visible_names(root)
         if not names:
-            raise source_error(root, f"is empty; it must hold {LAYOUT}")
-        self.folders: dict[str, Path] = {}  # of the splits
-        held_out = [name for name in VAL_NAMES if (root / name).is_dir()]
-        if (root / "train").is_dir() or held_out:
-            for split, there in (("train", (root / "train").is_dir()), ("val", bool(held_out))):
-                if not there:
-                    raise source_error(root, f"has no folder {split}/; it must hold {LAYOUT}")
-            self.folders = {"train": root / "train", "val": root / held_out[0]}
+            raise source_error(root, f"is empty; it must contain {LAYOUT}")
+        self.folders: dict[str, Path] = {}  # by split
+        val_names = [name for name in VAL_NAMES if (root / name).is_dir()]
+        if (root / "train").is_dir() or val_names:
+            for split, exists in (("train", (root / "train").is_dir()), ("val", bool(val_names))):
+                if not exists:
+                    raise source_error(root, f"has no folder {split}/; it must contain {LAYOUT}")
+            self.folders = {"train": root / "train", "val": root / val_names[0]}
 
         self._strays: list[str] = []
         self._digest, self._dates = hashlib.sha256(), hashlib.sha256()
         self._bytes = 0
         if self.folders:
-            found = {split: set(self._classes(folder)) for split, folder in self.folders.items()}
-            check_classes(root, found["train"], found["val"], "class folders in train/")
-            self.classes = tuple(sorted(found["train"]))
+            train, val = (set(self._list_classes(folder)) for folder in self.folders.values())
+            check_classes(root, train, val, "class folders in train/")
         else:
-            found_here = set(self._classes(root))
-            check_classes(root, found_here, found_here, "class folders")
-            self.classes = tuple(sorted(found_here))
+            train = set(self._list_classes(root))
+            check_classes(root, train, train, "class folders")
+        self.classes = tuple(sorted(train))
 
     def source(self) -> ImageSource:
         return ImageSource(
@@ -68,47 +67,49 @@ class Listing:
             classes=self.classes,
             entries=self._entries,
             total_bytes=self._bytes,
-            description=f"Pictures of the folder {self.root.resolve().name}.",
+            description=f"Images of the folder {self.root.resolve().name}.",
             strays=tuple(self._strays),
         )
 
     def identity(self) -> dict[str, object]:
-        """What tells other pictures apart: all names and sizes, and how they were split."""
+        """What distinguishes this source from others: all file names and sizes, and the split."""
         rule = {} if self.folders else {"val_percent": self._val_percent, "seed": self._seed}
         return {"names_and_sizes": self._digest.hexdigest(), **rule}
 
     @property
     def dates(self) -> str:
-        """Of all files: another when one was written to meanwhile."""
+        """Digest of all modification times; changes when a file is written to."""
         return self._dates.hexdigest()
 
-    def _classes(self, folder: Path) -> Iterator[str]:
-        """Class names with pictures; takes notes of their files and of strays in passing."""
-        for name in _visible(folder):
+    def _list_classes(self, folder: Path) -> Iterator[str]:
+        """Names of the classes in ``folder``; records their files and strays on the way."""
+        for name in _visible_names(folder):
             if not (folder / name).is_dir():
                 self._strays.append(self._relative(folder / name))
                 continue
-            pictures = 0
-            for file in _sorted(folder / name):
+            images = 0
+            for file in _sorted_names(folder / name):
                 path = folder / name / file
-                found = None
-                if is_picture(file):
-                    found = None if file.startswith(".") else _size_and_date(path)
+                size_and_time = None
+                if has_image_suffix(file):
+                    size_and_time = None if file.startswith(".") else _size_and_time(path)
                 elif file.startswith("."):
                     continue
-                if found is None:
+                if size_and_time is None:
                     self._strays.append(self._relative(path))
                     continue
-                size, date = found
-                pictures += 1
+                size, time_ns = size_and_time
+                images += 1
                 self._bytes += size
                 self._digest.update(os.fsencode(f"{self._relative(path)}\0{size}\n"))
-                self._dates.update(b"%d\n" % date)
-            needed = 1 if self.folders else 2
-            if pictures < needed:
-                few = "no pictures" if pictures == 0 else "one picture, and needs one of each split"
-                remedy = f"class folder {name!r} has {few} ({' '.join(sorted(PICTURE_SUFFIXES))})"
-                raise source_error(folder, f"{remedy}; add some or remove it")
+                self._dates.update(b"%d\n" % time_ns)
+            if images == 0:
+                suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+                remedy = f"class folder {name!r} contains no images ({suffixes})"
+                raise source_error(folder, f"{remedy}; add images or remove the folder")
+            if images == 1 and not self.folders:
+                remedy = f"class folder {name!r} contains one image; each split needs at least one"
+                raise source_error(folder, f"{remedy}; add images or remove the folder")
             yield name
 
     def _entries(self, split: str) -> Iterator[Entry]:
@@ -117,16 +118,16 @@ class Listing:
             folder = parent / name
             files = [
                 file
-                for file in _visible(folder)
-                if is_picture(file) and _size_and_date(folder / file) is not None
+                for file in _visible_names(folder)
+                if has_image_suffix(file) and _size_and_time(folder / file) is not None
             ]
             if not self.folders:
-                held_out = self._held_out(name, files)
-                files = [file for file in files if (file in held_out) == (split == "val")]
+                val_files = self._val_files(name, files)
+                files = [file for file in files if (file in val_files) == (split == "val")]
             for file in files:
                 yield Entry(self._relative(folder / file), label, str(folder / file))
 
-    def _held_out(self, name: str, files: list[str]) -> set[str]:
+    def _val_files(self, name: str, files: list[str]) -> set[str]:
         def rank(file: str) -> bytes:
             return hashlib.sha256(os.fsencode(f"{self._seed}/{name}/{file}")).digest()
 
@@ -137,18 +138,18 @@ class Listing:
         return path.relative_to(self.root).as_posix()
 
 
-def _sorted(folder: Path) -> list[str]:
+def _sorted_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def _visible(folder: Path) -> list[str]:
-    return [name for name in _sorted(folder) if not name.startswith(".")]
+def _visible_names(folder: Path) -> list[str]:
+    return [name for name in _sorted_names(folder) if not name.startswith(".")]
 
 
-def _size_and_date(path: Path) -> tuple[int, int] | None:
-    """Bytes and time of a file; None for what is none. A pipe among pictures would never end."""
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and modification time; None unless a regular file (reading a pipe hangs)."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
-        return 0, 0  # a link to nowhere, say: the reader will tell
-    return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
+        return 0, 0  # a dangling link, for example: reported when it is read
+    return (stat.st_size, stat.st_mtime_ns) if S_ISREG(stat.st_mode) else None

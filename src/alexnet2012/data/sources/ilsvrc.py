@@ -1,8 +1,7 @@
-"""ILSVRC's tars as they are downloaded: a tar of class tars, a flat tar of validation pictures,
-and a development kit that says what is what.
+"""ILSVRC's tars as downloaded: a tar of class tars, a flat tar of validation images, and the
+development kit with classes and labels.
 
-Labels are the classes' places in the sorted WordNet ids, as is the custom; the kits number them
-in another order.
+A class's label is its index in the sorted WordNet IDs, as usual; the kits use another order.
 """
 
 from __future__ import annotations
@@ -16,33 +15,40 @@ from typing import IO, NamedTuple
 
 from scipy.io import loadmat
 
-from alexnet2012.data.sources.archives import AGAIN, entry, is_packed, members, open_tar, readable
+from alexnet2012.data.sources.archives import (
+    DOWNLOAD_AGAIN,
+    archive_errors,
+    is_compressed,
+    iter_members,
+    make_entry,
+    open_tar,
+)
 from alexnet2012.data.sources.base import Entry, ImageSource, check_classes, source_error
 
 
 @dataclass(frozen=True)
-class Edition:
-    """The file names of a year."""
+class Release:
+    """The file names of one year's data set."""
 
     year: int
     train: str
     val: str
     devkit: str
-    patches: str | None = None  # pictures that replace blank ones, where that tar is there too
+    patches: str | None = None  # optional: replacements for blank images
 
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.train, self.val, self.devkit, self.patches)))
 
 
-EDITIONS = (
-    Edition(
+RELEASES = (
+    Release(
         2012,
         "ILSVRC2012_img_train.tar",
         "ILSVRC2012_img_val.tar",
         "ILSVRC2012_devkit_t12.tar.gz",
     ),
-    Edition(
+    Release(
         2010,
         "ILSVRC2010_images_train.tar",
         "ILSVRC2010_images_val.tar",
@@ -52,91 +58,96 @@ EDITIONS = (
 )
 
 
-def edition_in(folder: Path) -> Edition | None:
-    """The edition whose training tar lies in a folder."""
-    return next((year for year in EDITIONS if (folder / year.train).is_file()), None)
+def find_release(folder: Path) -> Release | None:
+    """The release whose training tar is in ``folder``, if any."""
+    return next((release for release in RELEASES if (folder / release.train).is_file()), None)
 
 
-def open_ilsvrc(folder: Path, edition: Edition) -> ImageSource:
-    """The pictures of an edition, read from its tars where they lie.
+def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
+    """The images of a release, read from its tars without unpacking them.
 
     Raises:
-        ConfigError: a file is missing, cut short, or does not go with the others.
+        ConfigError: a file is missing, truncated, or does not match the others.
     """
-    for name in (edition.train, edition.val, edition.devkit):
+    for name in (release.train, release.val, release.devkit):
         if not (folder / name).is_file():
-            raise source_error(folder, f"has {edition.train} but not {name}; put it there too")
-    train, val = folder / edition.train, folder / edition.val
-    kit = _read_devkit(folder / edition.devkit)
+            remedy = f"contains {release.train} but not {name}; add it to the folder"
+            raise source_error(folder, remedy)
+    train, val = folder / release.train, folder / release.val
+    kit = _read_devkit(folder / release.devkit)
     class_tars = _class_tars(train)
     check_classes(train, set(class_tars), set(kit.titles), "class tars")
     classes = tuple(sorted(class_tars))
     labels = {wnid: label for label, wnid in enumerate(classes)}
     _check_val(val, len(kit.val_wnids))
-    patches = _patches(folder / edition.patches) if edition.patches else {}
+    patches = _patches(folder / release.patches) if release.patches else {}
 
     def entries(split: str) -> Iterator[Entry]:
         if split == "train":
-            found = _train_entries(train, {wnid: class_tars[wnid] for wnid in classes}, kit.counts)
+            originals = _train_entries(
+                train, {wnid: class_tars[wnid] for wnid in classes}, kit.counts
+            )
         else:
-            found = _val_entries(val, [labels[wnid] for wnid in kit.val_wnids])
-        for picture in found:
-            patch = patches.get(f"{split}/{PurePosixPath(picture.name).name}")
-            yield patch._replace(label=picture.label) if patch else picture
+            originals = _val_entries(val, [labels[wnid] for wnid in kit.val_wnids])
+        for original in originals:
+            patch = patches.get(f"{split}/{PurePosixPath(original.name).name}")
+            yield patch._replace(label=original.label) if patch else original
 
     return ImageSource(
         where=str(folder),
         classes=classes,
         entries=entries,
         total_bytes=train.stat().st_size + val.stat().st_size,
-        description=f"ILSVRC-{edition.year}, {len(classes)} classes.",
+        description=f"ILSVRC-{release.year}, {len(classes)} classes.",
         titles=tuple(kit.titles[wnid] for wnid in classes),
     )
 
 
 class _Kit(NamedTuple):
-    titles: dict[str, str]  # words by WordNet id
-    counts: dict[str, int]  # training pictures by WordNet id
-    val_wnids: list[str]  # of validation picture 1, 2, …
+    titles: dict[str, str]  # class name in words, by WordNet ID
+    counts: dict[str, int]  # training images, by WordNet ID
+    val_wnids: list[str]  # WordNet IDs of validation images 1, 2, …
 
 
 class _Class(NamedTuple):
     wnid: str
     words: str
-    pictures: int  # for training
+    images: int  # for training
 
 
-class _Place(NamedTuple):
+class _ByteRange(NamedTuple):
     offset: int
     size: int
 
 
 def _read_devkit(path: Path) -> _Kit:
     content: dict[str, bytes] = {}
-    with readable(path), open_tar(path) as tar:
-        for member in members(tar, path):
+    with archive_errors(path), open_tar(path) as tar:
+        for member in iter_members(tar, path):
             name = PurePosixPath(member.name).name
             if name == "meta.mat" or name.endswith("validation_ground_truth.txt"):
                 file = tar.extractfile(member)
                 assert file is not None, member
                 content[name] = file.read()
     if "meta.mat" not in content or len(content) != 2:
-        raise source_error(path, "lacks data/meta.mat or the validation ground truth")
+        remedy = "has no data/meta.mat or no validation ground truth"
+        raise source_error(path, f"{remedy}; {DOWNLOAD_AGAIN}")
     try:
         classes = _read_meta(content.pop("meta.mat"))
         (ground_truth,) = content.values()
         val_wnids = [classes[int(line)].wnid for line in ground_truth.split()]
-    except Exception as error:  # loadmat raises almost anything on bad bytes
-        raise source_error(path, f"cannot be understood ({error!r}); get it again") from error
+    except Exception as error:  # loadmat raises almost anything on corrupt data
+        remedy = f"cannot be parsed ({error!r}); {DOWNLOAD_AGAIN}"
+        raise source_error(path, remedy) from error
     return _Kit(
-        titles={of.wnid: of.words for of in classes.values()},
-        counts={of.wnid: of.pictures for of in classes.values()},
+        titles={synset.wnid: synset.words for synset in classes.values()},
+        counts={synset.wnid: synset.images for synset in classes.values()},
         val_wnids=val_wnids,
     )
 
 
 def _read_meta(mat: bytes) -> dict[int, _Class]:
-    """The classes with pictures by the kit's own numbers."""
+    """The classes that have images, by the kit's own numbers."""
     synsets = loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
     number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
     return {
@@ -144,87 +155,88 @@ def _read_meta(mat: bytes) -> dict[int, _Class]:
             str(synset["WNID"]), str(synset["words"]), int(synset["num_train_images"])
         )
         for synset in synsets
-        if int(synset["num_children"]) == 0  # the others group these
+        if int(synset["num_children"]) == 0  # the others are groups of classes
     }
 
 
-def _class_tars(train: Path) -> dict[str, _Place]:
-    """Where each class's tar lies in the training tar."""
-    places = {}
-    with readable(train), open_tar(train) as tar:
-        if is_packed(tar):  # parts of it could not be read at their places
-            raise source_error(train, "is compressed; unpack it with gunzip, bunzip2 or unxz")
-        for member in members(tar, train):
+def _class_tars(train: Path) -> dict[str, _ByteRange]:
+    """Position of each class's tar within the training tar."""
+    spans = {}
+    with archive_errors(train), open_tar(train) as tar:
+        if is_compressed(tar):  # its members could not be read by offset
+            raise source_error(train, "is compressed; decompress it with gunzip, bunzip2 or unxz")
+        for member in iter_members(tar, train):
             if member.name.endswith(".tar"):
                 wnid = PurePosixPath(member.name).stem
-                if wnid in places:
-                    raise source_error(train, f"has {member.name} twice; {AGAIN}")
-                places[wnid] = _Place(member.offset_data, member.size)
-    return places
+                if wnid in spans:
+                    raise source_error(train, f"contains {member.name} twice; {DOWNLOAD_AGAIN}")
+                spans[wnid] = _ByteRange(member.offset_data, member.size)
+    return spans
 
 
 def _train_entries(
-    path: Path, class_tars: dict[str, _Place], counts: dict[str, int]
+    path: Path, class_tars: dict[str, _ByteRange], counts: dict[str, int]
 ) -> Iterator[Entry]:
-    with readable(path), open(path, "rb") as file:
-        for label, (wnid, place) in enumerate(class_tars.items()):
-            pictures = 0
-            with open_tar(path, _Part(file, place)) as tar:
-                for member in members(tar, path):
-                    offset = place.offset + member.offset_data
+    with archive_errors(path), open(path, "rb") as file:
+        for label, (wnid, span) in enumerate(class_tars.items()):
+            images = 0
+            with open_tar(path, _FileSlice(file, span)) as tar:
+                for member in iter_members(tar, path):
+                    offset = span.offset + member.offset_data
                     yield Entry(member.name, label, str(path), offset, member.size)
-                    pictures += 1
-            # Here and not before, as looking at a million headers takes long.
-            if pictures != counts[wnid]:
-                remedy = f"{wnid}.tar holds {pictures} pictures, the development kit has"
-                raise source_error(path, f"{remedy} {counts[wnid]}; {AGAIN}")
+                    images += 1
+            # Not checked in advance, as reading a million headers takes long.
+            if images != counts[wnid]:
+                remedy = f"{wnid}.tar contains {images} images, but the development kit lists"
+                raise source_error(path, f"{remedy} {counts[wnid]}; {DOWNLOAD_AGAIN}")
 
 
 def _patches(path: Path) -> dict[str, Entry]:
-    """The replacing pictures by ``train/NAME.JPEG`` or ``val/NAME.JPEG``."""
+    """The replacement images, by ``train/NAME.JPEG`` or ``val/NAME.JPEG``."""
     if not path.is_file():
         return {}
-    found = {}
-    with readable(path), open_tar(path) as tar:
-        for member in members(tar, path):
-            found["/".join(PurePosixPath(member.name).parts[-2:])] = entry(tar, path, member, -1)
-    return found
+    patches = {}
+    with archive_errors(path), open_tar(path) as tar:
+        for member in iter_members(tar, path):
+            name = "/".join(PurePosixPath(member.name).parts[-2:])
+            patches[name] = make_entry(tar, path, member, -1)
+    return patches
 
 
 def _val_entries(path: Path, labels: list[int]) -> Iterator[Entry]:
-    with readable(path), open_tar(path) as tar:
-        for member in members(tar, path):
-            yield entry(tar, path, member, labels[_number(member.name) - 1])
+    with archive_errors(path), open_tar(path) as tar:
+        for member in iter_members(tar, path):
+            yield make_entry(tar, path, member, labels[_image_number(member.name) - 1])
 
 
 def _check_val(path: Path, labels: int) -> None:
-    """Refuse validation pictures that are not one for each label."""
+    """Check that there is exactly one validation image for each label."""
     numbers: set[int] = set()
-    with readable(path), open_tar(path) as tar:
-        for member in members(tar, path):
-            number = _number(member.name)
+    with archive_errors(path), open_tar(path) as tar:
+        for member in iter_members(tar, path):
+            number = _image_number(member.name)
             if not 1 <= number <= labels:
                 remedy = f"member {member.name!r} has no label in the development kit"
-                raise source_error(path, f"{remedy}; {AGAIN}")
+                raise source_error(path, f"{remedy}; {DOWNLOAD_AGAIN}")
             if number in numbers:
-                raise source_error(path, f"holds picture {number} twice; {AGAIN}")
+                raise source_error(path, f"contains image {number} twice; {DOWNLOAD_AGAIN}")
             numbers.add(number)
     if len(numbers) < labels:
-        remedy = f"holds {len(numbers)} pictures, the development kit has {labels} labels"
-        raise source_error(path, f"{remedy}; {AGAIN}")
+        remedy = f"contains {len(numbers)} images, but the development kit lists {labels} labels"
+        raise source_error(path, f"{remedy}; {DOWNLOAD_AGAIN}")
 
 
-def _number(name: str) -> int:
-    """Of a validation picture, from 1; 0 where its name has none."""
-    found = re.search(r"_(\d+)\.JPEG$", name)
-    return int(found[1]) if found else 0
+def _image_number(name: str) -> int:
+    """The number of a validation image, from 1; 0 if its name has none."""
+    match = re.search(r"_(\d+)\.JPEG$", name)
+    return int(match[1]) if match else 0
 
 
-class _Part(io.RawIOBase):
-    """A part of an open file as a file of its own: a tar within a tar."""
+class _FileSlice(io.RawIOBase):
+    """A byte range of an open file as a read-only file: a tar within a tar."""
 
-    def __init__(self, file: IO[bytes], place: _Place) -> None:
-        self._file, self._place, self._at = file, place, 0
+    def __init__(self, file: IO[bytes], span: _ByteRange) -> None:
+        self._file, self._span, self._at = file, span, 0
 
     def readable(self) -> bool:
         return True
@@ -233,7 +245,7 @@ class _Part(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._place.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._span.size}[whence]
         self._at = base + offset
         return self._at
 
@@ -241,8 +253,8 @@ class _Part(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._place.size - self._at)
-        self._file.seek(self._place.offset + self._at)
+        left = max(0, self._span.size - self._at)
+        self._file.seek(self._span.offset + self._at)
         data = self._file.read(left if size < 0 else min(size, left))
         self._at += len(data)
         return data

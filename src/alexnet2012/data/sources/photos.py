@@ -1,12 +1,11 @@
-"""The pictures that are always there: crops of sixteen photographs of the scikit-image wheel.
+"""An embedded data set: crops of sixteen photographs from the scikit-image wheel.
 
-A class is a photograph, a picture is a window of it. Training windows come from one end of the
-photograph and validation windows from the other, so a net must recognise what it has not seen,
-though what it has not seen looks much alike. Brightness and contrast vary, for otherwise the mean
-colour would give half of the classes away.
+Each photograph is a class, and each image is a crop of it. Training crops come from one end of the
+photograph and validation crops from the other, so the splits share no pixels, though they look
+alike. Brightness and contrast vary, as otherwise the mean colour would identify half the classes.
 
-Credits: scikit-image lists the origin and licence of each photograph in its documentation of
-``skimage.data``. Nothing is downloaded.
+Credits: the documentation of ``skimage.data`` lists the origin and licence of each photograph.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexnet2012.data.augmentation import stream
+from alexnet2012.data.augmentation import random_stream
 
 DESCRIPTION = (
-    "Crops of 16 photographs of the scikit-image wheel, told apart by photograph: real pictures, "
+    "Crops of 16 photographs from the scikit-image wheel, one class per photograph: real images, "
     "an easy task, no evidence about ImageNet."
 )
 CLASSES = {
@@ -46,10 +45,10 @@ CLASSES = {
 }
 _TRAIN_PART, _GUARD_PART = 0.60, 0.02  # of the longer side; the rest is for validation
 _MAX_DEGREES = 10.0
-_WINDOW = (0.5, 0.85)  # longer side of a window, of the largest that fits a validation region
+_CROP = (0.5, 0.85)  # longer side of a crop, relative to the largest that fits a validation region
 _ASPECT = (0.75, 1.0)
-_PIXELS = (160, 320)  # longer side of a picture
-_FILTER_PIXELS = 6  # more than a window needs: the filters that turn and scale it reach outside
+_PIXELS = (160, 320)  # longer side of an image
+_FILTER_PIXELS = 6  # margin of a crop for the support of the rotation and resize filters
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -57,9 +56,9 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 def make_photos(
     folder: Path, *, train_per_class: int = 200, val_per_class: int = 50, seed: int = 0
 ) -> None:
-    """Write ``train/CLASS/0000.jpg …`` and ``val/CLASS/…``: the same bytes for the same seed."""
+    """Write ``train/CLASS/0000.jpg …`` and ``val/CLASS/…``; the same seed gives the same bytes."""
     sizes = {"train": train_per_class, "val": val_per_class}
-    # Threads, as Pillow computes outside Python's lock.
+    # Threads, as Pillow releases Python's global lock.
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(partial(_make_class, folder, sizes, seed), enumerate(CLASSES)))
 
@@ -68,13 +67,13 @@ def photograph(name: str) -> Image.Image:
     """The whole photograph of a class."""
     spec = find_spec("skimage")
     assert spec is not None and spec.submodule_search_locations, "scikit-image is missing"
-    # Read from the package's folder: its own loader would fetch files that the wheel leaves out.
+    # Read from the package's folder: skimage.data would download files that the wheel lacks.
     with Image.open(Path(spec.submodule_search_locations[0]) / "data" / CLASSES[name]) as photo:
         return photo.convert("RGB")
 
 
 def regions(width: int, height: int) -> dict[str, Box]:
-    """The parts of a photograph for training and for validation, apart by a guard gap."""
+    """The training and validation regions of a photograph, separated by a gap."""
     long = max(width, height)
     end = round(long * _TRAIN_PART)
     start = end + math.ceil(long * _GUARD_PART)
@@ -83,12 +82,12 @@ def regions(width: int, height: int) -> dict[str, Box]:
     return {"train": (0, 0, width, end), "val": (0, start, width, height)}
 
 
-def window_box(
+def crop_box(
     region: Box, width: float, height: float, degrees: float, at: tuple[float, float]
 ) -> Box:
-    """Bounding box of a rotated window, with what its filters need.
+    """Bounding box of a rotated crop, including the margin of the filters.
 
-    ``at`` places it in the region, from (0, 0), top left, to (1, 1), bottom right.
+    ``at`` is its position in the region, from (0, 0), top left, to (1, 1), bottom right.
     """
     turn = math.radians(abs(degrees))
     wide = math.ceil(width * math.cos(turn) + height * math.sin(turn)) + _FILTER_PIXELS
@@ -105,40 +104,40 @@ def _make_class(folder: Path, sizes: dict[str, int], seed: int, numbered: tuple[
     photo = photograph(name)
     parts = regions(*photo.size)
     left, top, right, bottom = parts["val"]
-    # One range of window sizes for both splits, or scale would set them apart.
+    # The same range of crop sizes in both splits, or they would differ in scale.
     turn = math.radians(_MAX_DEGREES)
     room = min(right - left, bottom - top) - _FILTER_PIXELS - 1
     largest = room / (math.cos(turn) + math.sin(turn))
     for number, (split, count) in enumerate(sizes.items()):
         (folder / split / name).mkdir(parents=True)
         for index in range(count):
-            rng = stream(seed, "photos", label, number, index)
-            picture = _picture(photo, parts[split], largest, rng)
-            picture.save(folder / split / name / f"{index:04d}.jpg", quality=92)
+            rng = random_stream(seed, "photos", label, number, index)
+            image = _random_crop(photo, parts[split], largest, rng)
+            image.save(folder / split / name / f"{index:04d}.jpg", quality=92)
 
 
-def _picture(
+def _random_crop(
     photo: Image.Image, region: Box, largest: float, rng: np.random.Generator
 ) -> Image.Image:
-    long = largest * rng.uniform(*_WINDOW)
+    long = largest * rng.uniform(*_CROP)
     short = long * rng.uniform(*_ASPECT)
     width, height = (long, short) if rng.random() < 0.5 else (short, long)
     degrees = rng.uniform(-_MAX_DEGREES, _MAX_DEGREES)
-    box = window_box(region, width, height, degrees, (rng.random(), rng.random()))
-    # Cut first, so that nothing outside the box can come in.
-    turned = photo.crop(box).rotate(degrees, Image.Resampling.BICUBIC)
-    left, top = (turned.width - width) / 2, (turned.height - height) / 2
+    box = crop_box(region, width, height, degrees, (rng.random(), rng.random()))
+    # Crop first, so that no pixel outside the box contributes.
+    rotated = photo.crop(box).rotate(degrees, Image.Resampling.BICUBIC)
+    left, top = (rotated.width - width) / 2, (rotated.height - height) / 2
     scale = rng.uniform(*_PIXELS) / long
-    picture = turned.resize(
+    image = rotated.resize(
         (round(width * scale), round(height * scale)),
         Image.Resampling.BICUBIC,
         box=(left, top, left + width, top + height),
     )
-    return picture.point(_tones(rng))
+    return image.point(_tone_table(rng))
 
 
-def _tones(rng: np.random.Generator) -> list[int]:
-    """A random change of contrast and brightness, as a table for Pillow: three times 256 values."""
+def _tone_table(rng: np.random.Generator) -> list[int]:
+    """A random change of contrast and brightness as a lookup table: 256 values per channel."""
     contrast, brightness = rng.uniform(0.6, 1.2), rng.uniform(-40, 40)
     table = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
     levels: list[int] = np.clip(np.rint(table), 0, 255).astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Where pictures come from: a name or a path, and what it turns out to be."""
+"""Resolves a source setting, a name or a path, to an image source."""
 
 from __future__ import annotations
 
@@ -23,98 +23,97 @@ from alexnet2012.data.sources.archives import (
     open_cifar10,
 )
 from alexnet2012.data.sources.base import ImageSource, source_error
-from alexnet2012.data.sources.download import PUBLISHED, fetch
-from alexnet2012.data.sources.folders import LAYOUT, Listing
-from alexnet2012.data.sources.ilsvrc import edition_in, open_ilsvrc
+from alexnet2012.data.sources.download import REMOTE_FILES, fetch
+from alexnet2012.data.sources.folders import LAYOUT, ImageFolder
+from alexnet2012.data.sources.ilsvrc import find_release, open_ilsvrc
 
 
 @dataclass(frozen=True)
-class Located:
-    """A source that is there and was not opened yet, which can take long."""
+class SourceHandle:
+    """An existing source that has not been opened yet; opening it can take long."""
 
-    # What tells it from others: names and lengths of files, not where they lie, nor their dates.
+    # Distinguishes it from other sources: file names and sizes, but no locations or dates.
     identity: dict[str, Any]
-    # For a scratch folder, and whether to show progress; raises ConfigError and RunError.
+    # Arguments: a scratch folder, whether to show progress. Raises ConfigError and RunError.
     open: Callable[[Path, bool], AbstractContextManager[ImageSource]]
-    dates: str = ""  # of its files: whether somebody writes to it at this time
-    folders: tuple[Path, ...] = ()  # whose content is looked at, whatever it is
+    dates: str = ""  # digest of modification times: changes when a file is written to
+    folders: tuple[Path, ...] = ()  # every file in these folders belongs to the source
 
 
-def locate(config: PrepareConfig) -> Located:
-    """The source that a configuration names.
+def locate(config: PrepareConfig) -> SourceHandle:
+    """The source named by a configuration.
 
-    ``photos``, ``cifar10``, ``imagenette`` (downloaded, checked), a folder of class folders, a
-    folder with ILSVRC's tars or with CIFAR-10's batches, or a tar of class folders. Nothing is
-    decoded yet.
+    One of ``photos``, ``cifar10``, ``imagenette`` (downloaded and verified), a folder of class
+    folders, a folder with ILSVRC's tars or CIFAR-10's batches, or a tar of class folders. No image
+    is decoded.
 
     Raises:
-        ConfigError: it is not there, or is none of these; says why.
+        ConfigError: the source does not exist, or is none of these.
     """
     name = config.source
     if name == "photos":
-        return Located({"source": name, "seed": config.seed}, partial(_photos, config))
-    if name in PUBLISHED:
-        published = PUBLISHED[name]
-        return Located(
-            {"source": name, published.algorithm: published.digest}, partial(_published, name)
-        )
+        return SourceHandle({"source": name, "seed": config.seed}, partial(_open_photos, config))
+    if name in REMOTE_FILES:
+        file = REMOTE_FILES[name]
+        identity: dict[str, Any] = {"source": name, file.algorithm: file.digest}
+        return SourceHandle(identity, partial(_open_download, name))
     path = user_path("data.source", name)
+    usage = f"set it to a folder with {LAYOUT}, or one of {', '.join(NAMED_SOURCES)}"
     if not path.exists():
-        remedy = (
-            f"does not exist; give a folder with {LAYOUT}, or one of {', '.join(NAMED_SOURCES)}"
-        )
-        raise source_error(path, remedy)
-    called = {"source": path.resolve().name}
+        raise source_error(path, f"does not exist; {usage}")
+    basename = {"source": path.resolve().name}
     if path.is_file():
         if not path.name.endswith(ARCHIVE_SUFFIXES):
-            remedy = f"is a file, and no {', '.join(ARCHIVE_SUFFIXES)}; give a folder with {LAYOUT}"
-            raise source_error(path, f"{remedy}, or one of {', '.join(NAMED_SOURCES)}")
-        of_archive = open_cifar10 if path.name == PUBLISHED["cifar10"].name else open_archive
-        identity = {**called, "bytes": path.stat().st_size}
-        return Located(identity, partial(_now, partial(of_archive, path)), _dates([path]))
-    edition = edition_in(path)
-    if edition is not None or is_cifar10(path):
-        names = CIFAR10_FILES if edition is None else edition.files
+            kinds = ", ".join(ARCHIVE_SUFFIXES)
+            raise source_error(path, f"is a file, but not one of {kinds}; {usage}")
+        open_file = open_cifar10 if path.name == REMOTE_FILES["cifar10"].name else open_archive
+        identity = {**basename, "bytes": path.stat().st_size}
+        return SourceHandle(identity, partial(_open, partial(open_file, path)), _dates([path]))
+    release = find_release(path)
+    if release is not None or is_cifar10(path):
+        names = CIFAR10_FILES if release is None else release.files
         files = [path / name for name in names if (path / name).is_file()]
-        opened = partial(open_cifar10, path)
-        if edition is not None:
-            opened = partial(open_ilsvrc, path, edition)
-        identity = {**called, **{file.name: file.stat().st_size for file in files}}
-        return Located(identity, partial(_now, opened), _dates(files))
-    listing = Listing(path, config.val_percent, config.seed)
-    return Located(
-        {**called, **listing.identity()},
-        partial(_now, listing.source),
-        listing.dates,
-        tuple(listing.folders.values()) or (path,),
+        open_files = partial(open_cifar10, path)
+        if release is not None:
+            open_files = partial(open_ilsvrc, path, release)
+        identity = {**basename, **{file.name: file.stat().st_size for file in files}}
+        return SourceHandle(identity, partial(_open, open_files), _dates(files))
+    folder = ImageFolder(path, config.val_percent, config.seed)
+    return SourceHandle(
+        {**basename, **folder.identity()},
+        partial(_open, folder.source),
+        folder.dates,
+        tuple(folder.folders.values()) or (path,),
     )
 
 
-def is_gone(config: PrepareConfig) -> bool:
-    """Whether the source was a path, and is no longer there."""
+def source_is_missing(config: PrepareConfig) -> bool:
+    """Whether the source is a path that does not exist (any more)."""
     named = config.source in NAMED_SOURCES
     return not named and not user_path("data.source", config.source).exists()
 
 
 @contextmanager
-def _now(opened: Callable[[], ImageSource], scratch: Path, progress: bool) -> Iterator[ImageSource]:
-    yield opened()
+def _open(
+    open_source: Callable[[], ImageSource], scratch: Path, progress: bool
+) -> Iterator[ImageSource]:
+    yield open_source()
 
 
 @contextmanager
-def _published(name: str, scratch: Path, progress: bool) -> Iterator[ImageSource]:
-    archive = fetch(PUBLISHED[name], home() / "downloads", progress)
+def _open_download(name: str, scratch: Path, progress: bool) -> Iterator[ImageSource]:
+    archive = fetch(REMOTE_FILES[name], home() / "downloads", progress)
     source = open_cifar10(archive) if name == "cifar10" else open_archive(archive)
     yield replace(source, description=_DESCRIPTIONS[name])
 
 
 @contextmanager
-def _photos(config: PrepareConfig, scratch: Path, progress: bool) -> Iterator[ImageSource]:
-    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+def _open_photos(config: PrepareConfig, scratch: Path, progress: bool) -> Iterator[ImageSource]:
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
         photos.make_photos(scratch, seed=config.seed)
-        listing = Listing(scratch, config.val_percent, config.seed)
-        yield replace(listing.source(), description=photos.DESCRIPTION)
+        folder = ImageFolder(scratch, config.val_percent, config.seed)
+        yield replace(folder.source(), description=photos.DESCRIPTION)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -125,7 +124,7 @@ def _dates(files: list[Path]) -> str:
 
 
 _DESCRIPTIONS = {
-    "cifar10": "CIFAR-10: pictures of 32 × 32 pixels in ten classes.",
+    "cifar10": "CIFAR-10: images of 32 × 32 pixels in ten classes.",
     "imagenette": "Imagenette, ten classes of ImageNet: no evidence about all thousand.",
     "imagenette160": "Imagenette at 160 pixels, ten classes: no evidence about ImageNet.",
     "imagenettefull": "Imagenette, ten classes of ImageNet: no evidence about all thousand.",

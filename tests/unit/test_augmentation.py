@@ -1,4 +1,4 @@
-"""The plan of draws: order, crops, flips, lighting, as functions of seed, epoch and position."""
+"""Epoch order and augmentation parameters are functions of seed, epoch and position."""
 
 from dataclasses import replace
 
@@ -22,16 +22,16 @@ epochs = st.integers(0, 100)
 
 
 def positions(count: int, batch: int, replicas: int, first_step: int = 0) -> list[np.ndarray]:
-    """Positions read at each step by all replicas, put together."""
+    """Positions read by all replicas together, for each step."""
     parts = [
-        augmentation.replica_parts(count, batch, r, replicas)[first_step:] for r in range(replicas)
+        augmentation.replica_steps(count, batch, r, replicas)[first_step:] for r in range(replicas)
     ]
     at = np.arange(count)
     return [np.concatenate([at[part] for part, _ in step]) for step in zip(*parts, strict=True)]
 
 
 @given(counts, seeds, epochs)
-def test_every_picture_comes_exactly_once_an_epoch(count: int, seed: int, epoch: int) -> None:
+def test_every_image_appears_exactly_once_per_epoch(count: int, seed: int, epoch: int) -> None:
     assert sorted(augmentation.epoch_order(count, seed, epoch)) == list(range(count))
 
 
@@ -45,12 +45,12 @@ def test_replicas_together_read_the_global_batches_in_order(
 
 
 @given(counts, st.integers(1, 64), st.integers(1, 6))
-def test_rows_say_where_in_the_global_batch_a_replica_stands(
+def test_rows_are_the_replicas_rows_of_the_global_batch(
     count: int, batch: int, replicas: int
 ) -> None:
     for replica in range(replicas):
         for step, (at, rows) in enumerate(
-            augmentation.replica_parts(count, batch, replica, replicas)
+            augmentation.replica_steps(count, batch, replica, replicas)
         ):
             assert at.start == step * batch + rows.start
             assert at.stop - at.start == rows.size
@@ -58,7 +58,7 @@ def test_rows_say_where_in_the_global_batch_a_replica_stands(
 
 
 @given(counts, st.integers(1, 64), st.integers(1, 4), st.data())
-def test_a_restart_reads_what_an_undisturbed_epoch_reads_from_there_on(
+def test_a_resumed_epoch_reads_the_remaining_steps(
     count: int, batch: int, replicas: int, data: st.DataObject
 ) -> None:
     whole = positions(count, batch, replicas)
@@ -69,8 +69,8 @@ def test_a_restart_reads_what_an_undisturbed_epoch_reads_from_there_on(
         assert np.array_equal(restarted, undisturbed)
 
 
-def test_draws_of_a_slice_are_a_slice_of_the_draws() -> None:
-    whole = augmentation.draws(PAPER, 100, MARGIN, seed=3, epoch=1)
+def test_slicing_params_slices_every_field() -> None:
+    whole = augmentation.sample_params(PAPER, 100, MARGIN, seed=3, epoch=1)
     part = whole[17:40]
     assert len(part) == 23
     assert np.array_equal(part.crop_yx, whole.crop_yx[17:40])
@@ -81,13 +81,16 @@ def test_draws_of_a_slice_are_a_slice_of_the_draws() -> None:
 @pytest.mark.parametrize("kind", ["seed", "name", "epoch"])
 def test_streams_differ_in(kind: str) -> None:
     other = {"seed": (1, "a", 0), "name": (0, "b", 0), "epoch": (0, "a", 1)}[kind]
-    assert augmentation.stream(0, "a", 0).random() != augmentation.stream(*other).random()
+    assert (
+        augmentation.random_stream(0, "a", 0).random()
+        != augmentation.random_stream(*other).random()
+    )
 
 
 def test_a_stream_is_the_same_in_every_process() -> None:
-    # A value written down once: it would change with Python's hash of strings, or with numpy's
-    # generator, and then no run could be repeated.
-    assert augmentation.stream(0, "order", 0).integers(2**31, size=3).tolist() == [
+    # Recorded values: a change, of string hashing or NumPy's generator, would make past runs
+    # irreproducible.
+    assert augmentation.random_stream(0, "order", 0).integers(2**31, size=3).tolist() == [
         1949664952,
         2003482808,
         130549370,
@@ -97,7 +100,7 @@ def test_a_stream_is_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(("augment", "last"), [(PAPER, 31), (CODE, 32)], ids=["paper", "code145"])
 def test_crops_reach_every_position_evenly(augment: AugmentConfig, last: int) -> None:
     count = 40_000
-    yx = augmentation.draws(
+    yx = augmentation.sample_params(
         replace(augment, images_per_draw=1), count, MARGIN, seed=0, epoch=0
     ).crop_yx
     for axis in range(2):
@@ -106,23 +109,23 @@ def test_crops_reach_every_position_evenly(augment: AugmentConfig, last: int) ->
         # Six standard deviations of a count, for 65 counts: fails once in 10⁷ seeds.
         expected = count / (last + 1)
         assert np.abs(times - expected).max() < 6 * np.sqrt(expected)
-    assert abs(np.corrcoef(yx.T)[0, 1]) < 0.03  # rows and columns are drawn apart
+    assert abs(np.corrcoef(yx.T)[0, 1]) < 0.03  # rows and columns are independent
 
 
-def test_half_of_the_pictures_are_flipped() -> None:
-    flip = augmentation.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).flip
+def test_half_of_the_images_are_flipped() -> None:
+    flip = augmentation.sample_params(PAPER, 40_000, MARGIN, seed=0, epoch=0).flip
     assert abs(flip.mean() - 0.5) < 6 * 0.5 / 200
 
 
 def test_alpha_has_the_standard_deviation_of_the_recipe() -> None:
-    alpha = augmentation.draws(PAPER, 40_000, MARGIN, seed=0, epoch=0).alpha
+    alpha = augmentation.sample_params(PAPER, 40_000, MARGIN, seed=0, epoch=0).alpha
     assert alpha.dtype == np.float32
     assert np.abs(alpha.std(axis=0) - 0.1).max() < 6 * 0.1 / np.sqrt(2 * 40_000)
     assert np.abs(alpha.mean(axis=0)).max() < 6 * 0.1 / 200
 
 
-def test_code145_shares_crop_and_flip_among_32_pictures_but_not_the_lighting() -> None:
-    drawn = augmentation.draws(CODE, 100, MARGIN, seed=0, epoch=0)
+def test_code145_shares_crop_and_flip_among_32_images_but_not_lighting() -> None:
+    drawn = augmentation.sample_params(CODE, 100, MARGIN, seed=0, epoch=0)
     for start in (0, 32, 64, 96):
         group = drawn[start : start + 32]
         assert (group.crop_yx == group.crop_yx[0]).all()
@@ -131,24 +134,24 @@ def test_code145_shares_crop_and_flip_among_32_pictures_but_not_the_lighting() -
     assert len(np.unique(drawn.crop_yx, axis=0)) == 4
 
 
-def test_what_is_switched_off_is_not_drawn() -> None:
+def test_disabled_augmentations_have_neutral_params() -> None:
     off = replace(PAPER, crop=False, flip=False, lighting=False)
-    drawn = augmentation.draws(off, 10, MARGIN, seed=0, epoch=0)
+    drawn = augmentation.sample_params(off, 10, MARGIN, seed=0, epoch=0)
     assert (drawn.crop_yx == 16).all()
     assert not drawn.flip.any()
     assert not drawn.alpha.any()
 
 
-def test_switching_one_draw_off_leaves_the_others_as_they_were() -> None:
-    with_flip = augmentation.draws(PAPER, 50, MARGIN, seed=0, epoch=0)
-    without = augmentation.draws(replace(PAPER, flip=False), 50, MARGIN, seed=0, epoch=0)
+def test_disabling_one_augmentation_does_not_change_the_others() -> None:
+    with_flip = augmentation.sample_params(PAPER, 50, MARGIN, seed=0, epoch=0)
+    without = augmentation.sample_params(replace(PAPER, flip=False), 50, MARGIN, seed=0, epoch=0)
     assert np.array_equal(with_flip.crop_yx, without.crop_yx)
     assert np.array_equal(with_flip.alpha, without.alpha)
 
 
 @pytest.mark.parametrize("augment", [PAPER, CODE], ids=["paper", "code145"])
-def test_without_a_margin_there_is_one_position(augment: AugmentConfig) -> None:
-    assert not augmentation.draws(augment, 50, 0, seed=0, epoch=0).crop_yx.any()
+def test_without_a_margin_there_is_one_crop_position(augment: AugmentConfig) -> None:
+    assert not augmentation.sample_params(augment, 50, 0, seed=0, epoch=0).crop_yx.any()
 
 
 # What cuda-convnet2 stores for ImageNet: standard deviations and eigenvectors, largest last.
@@ -166,7 +169,7 @@ VECTORS = np.array([[0.418, -0.713, -0.564], [-0.817, -0.024, -0.576], [0.397, 0
 def test_lighting_of_imagenet_has_the_published_strength(
     scale: LightingScale, lengths: list[float]
 ) -> None:
-    orthogonal, _ = np.linalg.qr(VECTORS)  # three digits are not quite orthogonal
+    orthogonal, _ = np.linalg.qr(VECTORS)  # orthogonal only to three digits
     basis = augmentation.lighting_basis(orthogonal * STD**2 @ orthogonal.T, scale)
     assert np.allclose(np.linalg.norm(basis, axis=0), lengths, rtol=1e-9)
     # The largest component is grey: its three channels have one sign, made positive.
@@ -180,7 +183,7 @@ def test_lighting_noise_has_the_covariance_of_the_pixels() -> None:
     assert np.allclose(basis @ basis.T, covariance)
 
 
-def test_lighting_of_grey_pictures_is_grey() -> None:
+def test_lighting_of_grey_images_is_grey() -> None:
     basis = augmentation.lighting_basis(np.full((3, 3), 900.0), LightingScale.standard_deviations)
     assert np.allclose(basis[:, 0], 30)
     assert np.allclose(basis[:, 1:], 0, atol=1e-5)

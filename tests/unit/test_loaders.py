@@ -1,4 +1,4 @@
-"""What DALI delivers, against the same written in NumPy, and which pictures come when.
+"""Loaders: DALI's output compared with a NumPy version, and the order of images.
 
 Tolerance. Stored JPEGs keep full-resolution colour, so that decoding is the inverse cosine
 transform of libjpeg alone, which its builds compute alike to the bit: one test checks this, and
@@ -26,20 +26,20 @@ from alexnet2012.data.loaders import (
     Batch,
     EvalLoader,
     TrainLoader,
-    ahead,
     content_digest,
-    windows,
+    mean_crops,
+    prefetch,
 )
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
-from alexnet2012.data.tower_feed import HERE, LoaderPlacement
+from alexnet2012.data.tower_feed import SINGLE_PROCESS, LoaderPlacement
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
 RECIPES = pytest.mark.parametrize("augment", [PAPER, CODE], ids=["paper", "code145"])
 SIZE, INPUT = 40, 32
 ROUNDING = 1e-4
-COUNT = 42  # training pictures
+COUNT = 42  # training images
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def loader(
-    store: Store, augment: AugmentConfig = PAPER, place: LoaderPlacement = HERE, **others: int
+    store: Store,
+    augment: AugmentConfig = PAPER,
+    placement: LoaderPlacement = SINGLE_PROCESS,
+    **others: int,
 ) -> TrainLoader:
     options = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
-    return TrainLoader(store, store.split("train"), augment, **options, place=place)
+    return TrainLoader(store, store.split("train"), augment, **options, placement=placement)
 
 
 def decoded(path: str) -> np.ndarray:
@@ -72,7 +75,7 @@ def together(batches: list[Batch]) -> torch.Tensor:
     return torch.cat([batch.images for batch in batches])
 
 
-def test_dali_decodes_the_store_as_it_was_measured(store: Store) -> None:
+def test_dali_decodes_the_same_pixels_as_preparation(store: Store) -> None:
     flat = replace(store, mean_image=np.zeros_like(store.mean_image))
     loaded = EvalLoader(flat, store.split("val"), PAPER, input_size=SIZE, views=1, batch_size=4)
     images = together(list(loaded))[:, 0].permute(0, 2, 3, 1)
@@ -83,9 +86,9 @@ def test_dali_decodes_the_store_as_it_was_measured(store: Store) -> None:
 def expected_training(
     store: Store, split: Split, augment: AugmentConfig, epoch: int, lighting: bool = True
 ) -> np.ndarray:
-    """The whole epoch, picture by picture: float64 [count, 3, S, S]."""
+    """The whole epoch, image by image: float64 [count, 3, S, S]."""
     count = len(split.paths)
-    drawn = augmentation.draws(augment, count, SIZE - INPUT, 5, epoch)
+    drawn = augmentation.sample_params(augment, count, SIZE - INPUT, 5, epoch)
     basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
     result = []
     for at, index in enumerate(augmentation.epoch_order(count, 5, epoch)):
@@ -106,29 +109,29 @@ def expected_training(
 
 @RECIPES
 @pytest.mark.parametrize("lighting", [True, False], ids=["lighting", "no lighting"])
-def test_training_pictures_are_those_of_the_numpy_version(
+def test_training_images_match_the_numpy_version(
     store: Store, augment: AugmentConfig, lighting: bool
 ) -> None:
     augment = replace(augment, images_per_draw=min(augment.images_per_draw, 4))
-    found = together(list(loader(store, augment).epoch(2, lighting=lighting)))
+    actual = together(list(loader(store, augment).epoch(2, lighting=lighting)))
     expected = expected_training(store, store.split("train"), augment, 2, lighting)
-    assert found.dtype == torch.float32
-    assert np.abs(found.numpy() - expected).max() < ROUNDING
+    assert actual.dtype == torch.float32
+    assert np.abs(actual.numpy() - expected).max() < ROUNDING
 
 
-def test_the_mean_under_each_window_is_cut_and_flipped_alike_on_a_gpu() -> None:
+def test_mean_crops_match_plain_indexing_and_flipping() -> None:
     mean = torch.rand(SIZE, SIZE, 3)
-    drawn = augmentation.draws(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
+    drawn = augmentation.sample_params(replace(PAPER, images_per_draw=1), 20, SIZE - INPUT, 5, 0)
     assert 0 < drawn.flip.sum() < 20
     yx, flips = torch.from_numpy(drawn.crop_yx), torch.from_numpy(drawn.flip)
     for window, (y, x), flip in zip(
-        windows(mean, yx, flips, INPUT), drawn.crop_yx, drawn.flip, strict=True
+        mean_crops(mean, yx, flips, INPUT), drawn.crop_yx, drawn.flip, strict=True
     ):
         expected = mean[y : y + INPUT, x : x + INPUT]
         assert torch.equal(window, expected.flip(1) if flip else expected)
 
 
-def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
+def test_prefetch_prepares_a_batch_before_the_previous_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[str] = []
@@ -150,7 +153,7 @@ def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
             done.append(f"make {number}")
             yield number
 
-    for number in ahead(batches(), cast("torch.cuda.Stream", Stream("side"))):
+    for number in prefetch(batches(), cast("torch.cuda.Stream", Stream("side"))):
         done.append(f"step {number}")
     waits = ["side waits for main", "main waits for side"]
     assert done == ["make 0", *waits, "make 1", "step 0", *waits, "step 1"]
@@ -167,14 +170,14 @@ def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_last_one(
     ],
     ids=str,
 )
-def test_the_comparison_with_numpy_would_see(store: Store, change: dict[str, float]) -> None:
-    found = together(list(loader(store, PAPER).epoch(2)))
+def test_the_comparison_with_numpy_detects(store: Store, change: dict[str, float]) -> None:
+    actual = together(list(loader(store, PAPER).epoch(2)))
     other = expected_training(store, store.split("train"), replace(PAPER, **change), 2)
-    assert np.abs(found.numpy() - other).max() > 100 * ROUNDING
+    assert np.abs(actual.numpy() - other).max() > 100 * ROUNDING
 
 
 @RECIPES
-def test_all_switches_off_gives_the_centre_minus_the_mean(
+def test_without_augmentation_images_are_the_centre_minus_the_mean(
     store: Store, augment: AugmentConfig
 ) -> None:
     off = replace(augment, crop=False, flip=False, lighting=False, train_divisor=1.0)
@@ -187,13 +190,13 @@ def test_all_switches_off_gives_the_centre_minus_the_mean(
 
 
 @RECIPES
-def test_ten_views_are_those_of_the_numpy_version(store: Store, augment: AugmentConfig) -> None:
+def test_ten_views_match_the_numpy_version(store: Store, augment: AugmentConfig) -> None:
     split = store.split("val")
     loaded = EvalLoader(store, split, augment, input_size=INPUT, views=10, batch_size=4)
-    found = together(list(loaded)).numpy()
+    actual = together(list(loaded)).numpy()
     far, middle = SIZE - INPUT, (SIZE - INPUT) // 2
     centre = store.mean_image[middle : middle + INPUT, middle : middle + INPUT]
-    for picture, path in zip(found, split.paths, strict=True):
+    for picture, path in zip(actual, split.paths, strict=True):
         image = decoded(path).astype(np.float32)
         view = 0
         for mirrored in (False, True):
@@ -205,15 +208,15 @@ def test_ten_views_are_those_of_the_numpy_version(store: Store, augment: Augment
                 crop = crop[:, ::-1] if mirrored else crop
                 if not augment.mean_follows_crop:
                     crop = crop - centre
-                # One float32 subtraction in both: equal to the bit, and never divided.
+                # One float32 subtraction in both: bit-identical, and never divided.
                 assert np.array_equal(picture[view], crop.transpose(2, 0, 1))
                 view += 1
-    assert view == found.shape[1] == 10
+    assert view == actual.shape[1] == 10
 
 
 @pytest.mark.parametrize("views", [1, 10])
 @pytest.mark.parametrize("replicas", [1, 2, 5])
-def test_evaluation_reads_every_picture_once_in_order(
+def test_evaluation_reads_every_image_once_in_order(
     store: Store, views: int, replicas: int
 ) -> None:
     split = store.split("val")
@@ -225,7 +228,7 @@ def test_evaluation_reads_every_picture_once_in_order(
             input_size=INPUT,
             views=views,
             batch_size=4,
-            place=LoaderPlacement(replica=replica, replicas=replicas),
+            placement=LoaderPlacement(replica=replica, replicas=replicas),
         )
         for replica in range(replicas)
     ]
@@ -239,7 +242,7 @@ def test_evaluation_reads_every_picture_once_in_order(
         assert batch.labels.tolist() == split.labels[batch.indices].tolist()
 
 
-def test_an_evaluation_given_up_does_not_disturb_the_next(store: Store) -> None:
+def test_an_abandoned_evaluation_does_not_affect_the_next(store: Store) -> None:
     loaded = EvalLoader(store, store.split("val"), PAPER, input_size=INPUT, views=1, batch_size=2)
     whole = together(list(loaded))
     next(iter(loaded))
@@ -247,14 +250,14 @@ def test_an_evaluation_given_up_does_not_disturb_the_next(store: Store) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 42, 64])
-def test_the_stream_does_not_depend_on_the_batch_size(store: Store, batch_size: int) -> None:
+def test_the_images_do_not_depend_on_the_batch_size(store: Store, batch_size: int) -> None:
     whole = together(list(loader(store).epoch(1)))
     assert torch.equal(together(list(loader(store, batch_size=batch_size).epoch(1))), whole)
 
 
 @RECIPES
 def test_replicas_together_have_the_global_batch(store: Store, augment: AugmentConfig) -> None:
-    # 42 pictures in steps of 10: the last has 2 for three replicas, and one gets none.
+    # 42 images in steps of 10: the last has 2 for three replicas, so one gets none.
     alone = list(loader(store, augment, batch_size=10).epoch(1))
     each = [
         list(loader(store, augment, LoaderPlacement(replica=r, replicas=3), batch_size=10).epoch(1))
@@ -273,21 +276,21 @@ def test_replicas_together_have_the_global_batch(store: Store, augment: AugmentC
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 4, 5, 6])
-def test_a_restart_gives_the_batches_of_the_undisturbed_epoch(
+def test_a_resumed_epoch_gives_the_batches_of_an_uninterrupted_one(
     store: Store, first_step: int
 ) -> None:
     undisturbed = loader(store)
     list(undisturbed.epoch(0))
     expected = list(undisturbed.epoch(1))[first_step:]
-    found = list(loader(store).epoch(1, first_step=first_step))
-    assert len(found) == len(expected) == 6 - first_step
-    for one, other in zip(found, expected, strict=True):
+    actual = list(loader(store).epoch(1, first_step=first_step))
+    assert len(actual) == len(expected) == 6 - first_step
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 5, 6])
-def test_an_epoch_given_up_does_not_disturb_the_next(store: Store, taken: int) -> None:
+def test_an_abandoned_epoch_does_not_affect_the_next(store: Store, taken: int) -> None:
     expected = together(list(loader(store).epoch(1)))
     used = loader(store)
     given_up = used.epoch(0)
@@ -296,7 +299,7 @@ def test_an_epoch_given_up_does_not_disturb_the_next(store: Store, taken: int) -
     assert torch.equal(together(list(used.epoch(1))), expected)
 
 
-def test_an_epoch_cannot_go_on_after_another_has_started(store: Store) -> None:
+def test_an_epoch_iterator_is_invalid_after_another_has_started(store: Store) -> None:
     used = loader(store)
     first, second = used.epoch(0), used.epoch(1)
     next(first)
@@ -306,7 +309,7 @@ def test_an_epoch_cannot_go_on_after_another_has_started(store: Store) -> None:
     assert len(list(second)) == 5
 
 
-def test_every_picture_comes_once_an_epoch_with_its_label(store: Store) -> None:
+def test_every_image_appears_once_per_epoch_with_its_label(store: Store) -> None:
     split = store.split("train")
     for epoch in range(2):
         batches = list(loader(store).epoch(epoch))
@@ -327,7 +330,7 @@ def test_batches_that_are_kept_are_not_overwritten(store: Store) -> None:
     assert all(torch.equal(b.images, e) for b, e in zip(kept, expected, strict=True))
 
 
-def test_a_batch_that_is_written_to_leaves_the_others_as_they_are(store: Store) -> None:
+def test_writing_to_a_batch_does_not_affect_others(store: Store) -> None:
     expected = [batch.images.clone() for batch in loader(store, batch_size=2).epoch(0)]
     for batch, images in zip(loader(store, batch_size=2).epoch(0), expected, strict=True):
         assert torch.equal(batch.images, images)
@@ -352,31 +355,29 @@ def test_an_input_as_large_as_the_store_has_one_position(
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "text", "another picture"])
-def test_a_picture_that_is_lost_or_spoilt_is_named(
-    store: Store, tmp_path: Path, damage: str
-) -> None:
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "another image"])
+def test_a_missing_or_damaged_image_is_named(store: Store, tmp_path: Path, damage: str) -> None:
     shutil.copytree(store.root, tmp_path / "store")
     broken = Store.open(tmp_path / "store")
     path = Path(broken.split("train").paths[17])
     whole = path.read_bytes()
-    if damage == "gone":
+    if damage == "missing":
         path.unlink()
     else:
-        another = Path(broken.split("train").paths[16]).read_bytes()  # decodes without a warning
-        spoilt = {"cut": whole[:600], "text": b"not a picture", "another picture": another}
-        path.write_bytes(spoilt[damage])
+        another = Path(broken.split("train").paths[16]).read_bytes()  # a valid JPEG
+        damaged = {"truncated": whole[:600], "text": b"not an image", "another image": another}
+        path.write_bytes(damaged[damage])
     used = loader(broken)
-    said = f"{path}: (cannot be read .*|is not as it was prepared); .*prepare it again"
-    with pytest.raises(ConfigError, match=said) as caught:
+    message = f"{path}: (cannot be read .*|does not match its checksum); .*prepare it again"
+    with pytest.raises(ConfigError, match=message) as caught:
         list(used.epoch(0))
     assert "\n" not in str(caught.value)
     path.write_bytes(whole)
     assert torch.equal(together(list(used.epoch(1))), together(list(loader(store).epoch(1))))
 
 
-@pytest.mark.parametrize("batch_size", [4, 64])  # each thread's share is one picture, or many
-def test_every_picture_is_checked_and_in_evaluation_too(
+@pytest.mark.parametrize("batch_size", [4, 64])  # one image per thread, or several
+def test_every_image_is_verified_in_both_splits(
     store: Store, tmp_path: Path, batch_size: int
 ) -> None:
     shutil.copytree(store.root, tmp_path / "store")
@@ -385,16 +386,16 @@ def test_every_picture_is_checked_and_in_evaluation_too(
         for at in (0, len(split.paths) - 1):
             path = Path(split.paths[at])
             whole = path.read_bytes()
-            path.write_bytes(whole + b"\0")  # nothing that a decoder would see
+            path.write_bytes(whole + b"\0")  # ignored by decoders
             used = EvalLoader(
                 broken, split, PAPER, input_size=INPUT, views=1, batch_size=batch_size
             )
-            with pytest.raises(ConfigError, match=f"{path}: is not as it was prepared"):
+            with pytest.raises(ConfigError, match=f"{path}: does not match its checksum"):
                 list(used)
             path.write_bytes(whole)
 
 
-def test_a_normal_run_prints_and_warns_nothing(
+def test_loading_prints_no_output_or_warnings(
     store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings():
@@ -406,7 +407,7 @@ def test_a_normal_run_prints_and_warns_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_digest_sees_a_change_of_value_and_of_order(store: Store) -> None:
+def test_the_content_digest_detects_changed_values_and_order(store: Store) -> None:
     images = next(loader(store).epoch(0)).images
     assert content_digest(images) == content_digest(images.clone())
     changed = images.clone()

@@ -1,4 +1,4 @@
-"""Two ways to feed towers: the same batches to the bit, every picture once, from any step on."""
+"""Split and duplicate feeds give bit-identical batches, from any step on."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.mesh import init_mesh
 
 INPUT = 64
-# 96 pictures in batches of 19: the last has one picture, of which the second tower decodes none.
+# 96 images in batches of 19: the last has one image, so the second tower decodes none.
 BATCH, STEPS = 19, 6
 
 
-def place(split: bool) -> LoaderPlacement:
+def placement(split: bool) -> LoaderPlacement:
     mesh = init_mesh(2, device="cpu")
     comm = Communicator(mesh.tower_group, mesh.towers, mesh.tower) if split else None
     return LoaderPlacement(mesh.replica, mesh.replicas, threads=1, comm=comm)
 
 
-def told(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[int, ...]]]:
-    """What identifies batches, small enough to send."""
+def summarize(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[int, ...]]]:
+    """Digests and indices that identify batches, small enough to send."""
     return [
         (
             hashlib.sha256(batch.images.contiguous().numpy().tobytes()).hexdigest(),
@@ -48,7 +48,7 @@ def told(batches: list[Batch]) -> list[tuple[str, list[int], list[int], tuple[in
 
 
 def train_batches(root: str, recipe: str, split: bool, *cases: tuple[int, int]) -> object:
-    """For each (first step, steps of an epoch given up before) what the epoch then has."""
+    """The batches of an epoch for each case: (first step, steps of an abandoned earlier epoch)."""
     store = Store.open(Path(root))
     loader = TrainLoader(
         store,
@@ -57,17 +57,17 @@ def train_batches(root: str, recipe: str, split: bool, *cases: tuple[int, int]) 
         input_size=INPUT,
         batch_size=BATCH,
         seed=3,
-        place=place(split),
+        placement=placement(split),
     )
-    found = []
+    results = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for first_step, given_up in cases:
+        for first_step, abandoned_steps in cases:
             earlier = loader.epoch(0)
-            for _ in range(given_up):
+            for _ in range(abandoned_steps):
                 next(earlier)
-            found.append(told(list(loader.epoch(1, first_step=first_step))))
-    return found
+            results.append(summarize(list(loader.epoch(1, first_step=first_step))))
+    return results
 
 
 def eval_batches(root: str, recipe: str, split: bool, views: int) -> object:
@@ -79,15 +79,15 @@ def eval_batches(root: str, recipe: str, split: bool, views: int) -> object:
         input_size=INPUT,
         views=views,
         batch_size=7,
-        place=place(split),
+        placement=placement(split),
     )
-    first = told(list(loader.batches()))
-    assert told(list(loader.batches())) == first
+    first = summarize(list(loader.batches()))
+    assert summarize(list(loader.batches())) == first
     return first
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
-def test_split_towers_see_what_one_process_sees(photos_store: Store, recipe: str) -> None:
+def test_split_towers_get_the_batches_of_one_process(photos_store: Store, recipe: str) -> None:
     root = str(photos_store.root)
     ((alone,),) = run_ranks(1, train_batches, root, recipe, False, (0, 0))
     for tower in run_ranks(2, train_batches, root, recipe, True, (0, 0)):
@@ -97,7 +97,7 @@ def test_split_towers_see_what_one_process_sees(photos_store: Store, recipe: str
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_split_towers_evaluate_what_one_process_evaluates(photos_store: Store, views: int) -> None:
+def test_split_towers_evaluate_the_batches_of_one_process(photos_store: Store, views: int) -> None:
     root = str(photos_store.root)
     for recipe in ("paper", "code145"):
         (alone,) = run_ranks(1, eval_batches, root, recipe, False, views)
@@ -107,7 +107,7 @@ def test_split_towers_evaluate_what_one_process_evaluates(photos_store: Store, v
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["split", "duplicate"])
-def test_a_restart_gives_the_batches_of_the_undisturbed_epoch(
+def test_a_resumed_epoch_gives_the_batches_of_an_uninterrupted_one(
     photos_store: Store, split: bool
 ) -> None:
     root = str(photos_store.root)
@@ -117,10 +117,10 @@ def test_a_restart_gives_the_batches_of_the_undisturbed_epoch(
         assert tower == [undisturbed[first_step:] for first_step, _ in cases]
 
 
-def test_towers_of_replicas_share_their_replica_s_part(photos_store: Store) -> None:
+def test_towers_of_a_replica_share_its_batches(photos_store: Store) -> None:
     root = str(photos_store.root)
     ((alone,),) = run_ranks(1, train_batches, root, "paper", False, (0, 0))
-    ranks = [found for (found,) in run_ranks(4, train_batches, root, "paper", True, (0, 0))]
+    ranks = [batches for (batches,) in run_ranks(4, train_batches, root, "paper", True, (0, 0))]
     assert ranks[0] == ranks[1]
     assert ranks[2] == ranks[3]
     for whole, first, second in zip(alone, ranks[0], ranks[2], strict=True):
@@ -132,29 +132,27 @@ def damaged(root: str) -> str:
     try:
         return str(train_batches(root, "paper", True, (0, 0)))
     except ConfigError as error:
-        dist.destroy_process_group()  # as when its process ends: the peer is not kept waiting
+        dist.destroy_process_group()  # as when its process ends, so the peer does not wait
         return str(error)
     except RuntimeError as error:  # the peer is gone, or fails in turn
         return f"lost: {error}"
 
 
-def test_a_file_that_a_tower_cannot_read_is_named_by_that_tower(
-    photos_store: Store, tmp_path: Path
-) -> None:
+def test_a_tower_names_the_file_that_it_cannot_read(photos_store: Store, tmp_path: Path) -> None:
     shutil.copytree(photos_store.root, tmp_path / "store")
     victim = Store.open(tmp_path / "store").split("train").paths[17]
-    Path(victim).write_bytes(b"not a picture")
+    Path(victim).write_bytes(b"not a image")
     answers = run_ranks(2, damaged, str(tmp_path / "store"))
     assert any(victim in answer for answer in answers), answers
 
 
 def test_gpu_decoding_without_a_gpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.decoder=gpu: the pictures go to the cpu"):
+    with pytest.raises(ConfigError, match=r"data\.decoder=gpu: the images are needed on the cpu"):
         LoaderPlacement(decoder=Decoder.gpu)
     assert replace(LoaderPlacement(), decoder=Decoder.cpu).device == torch.device("cpu")
 
 
-def test_the_gather_keeps_the_order_of_pictures() -> None:
+def test_the_gather_keeps_the_order_of_images() -> None:
     for tower in run_ranks(2, gathered_rows):
         assert np.array_equal(tower, np.arange(5, dtype=np.uint8)[:, None])
 

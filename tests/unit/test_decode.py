@@ -1,4 +1,4 @@
-"""Pictures of every kind become upright RGB squares, or are refused with a reason."""
+"""Image files of any format become upright RGB squares, or are refused with a reason."""
 
 import gzip
 import io
@@ -13,21 +13,21 @@ from PIL import Image
 from alexnet2012.data.preparation import decode
 from alexnet2012.data.preparation.decode import (
     MAX_PIXELS,
-    read_picture,
+    convert_to_stored,
+    decode_image,
     square_jpeg,
-    store_picture,
     sum_of_products,
 )
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def quadrants(width: int = 60, height: int = 40) -> Image.Image:
-    """Red, green, blue and white quarters: every turn and mirror image of it is different."""
+    """Red, green, blue and white quarters: all rotations and reflections differ."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2, 0] = 250
     pixels[: height // 2, width // 2 :, 1] = 250
@@ -39,7 +39,7 @@ def quadrants(width: int = 60, height: int = 40) -> Image.Image:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_honoured(orientation: int, kind: str) -> None:
-    # What a viewer must do to see it upright, undone: applied twice the inverse gives the same.
+    # The inverse of the transpose that a viewer applies for each orientation.
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -54,34 +54,34 @@ def test_exif_orientation_is_honoured(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
     data = encoded(stored, kind, exif=exif.tobytes(), **lossless.get(kind, {}))
-    found = np.asarray(read_picture(data).picture).astype(int)
-    assert found.shape == (40, 60, 3)
-    assert np.abs(found - np.asarray(quadrants())).max() <= 4  # JPEG of quality 100
+    decoded = np.asarray(decode_image(data).image).astype(int)
+    assert decoded.shape == (40, 60, 3)
+    assert np.abs(decoded - np.asarray(quadrants())).max() <= 4  # JPEG of quality 100
 
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [("L", (100, 100, 100)), ("1", (255, 255, 255)), ("LA", (178, 178, 178)), ("P", (100,) * 3)],
 )
-def test_other_kinds_of_pixels_become_rgb(mode: str, expected: tuple[int, int, int]) -> None:
+def test_other_pixel_formats_become_rgb(mode: str, expected: tuple[int, int, int]) -> None:
     colour = {"1": 1, "LA": (100, 127)}.get(mode, 100)  # LA: half transparent, so half white
     palette = Image.new("P", (20, 20), 100)
     palette.putpalette([level for level in range(256) for _ in range(3)])
-    picture = palette if mode == "P" else Image.new(mode, (20, 20), colour)
-    found = read_picture(encoded(picture, "PNG")).picture
-    assert found.mode == "RGB"
-    assert np.abs(np.subtract(found.getpixel((10, 10)), expected)).max() <= 1
+    image = palette if mode == "P" else Image.new(mode, (20, 20), colour)
+    decoded = decode_image(encoded(image, "PNG")).image
+    assert decoded.mode == "RGB"
+    assert np.abs(np.subtract(decoded.getpixel((10, 10)), expected)).max() <= 1
 
 
 def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
-    picture = Image.fromarray(np.full((8, 8), 0x6543, np.uint16))
-    assert read_picture(encoded(picture, "PNG")).picture.getpixel((0, 0)) == (0x65,) * 3
+    image = Image.fromarray(np.full((8, 8), 0x6543, np.uint16))
+    assert decode_image(encoded(image, "PNG")).image.getpixel((0, 0)) == (0x65,) * 3
 
 
 def test_cmyk_jpeg_reads_as_pillow_reads_it() -> None:
     data = encoded(quadrants().convert("CMYK"), "JPEG", quality=95)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    assert np.abs(np.asarray(read_picture(data).picture) - expected).max() <= 2
+    assert np.abs(np.asarray(decode_image(data).image) - expected).max() <= 2
     assert expected[5, 5, 0] > 200 > 50 > expected[5, 5, 1]  # red, not its inverse
 
 
@@ -103,7 +103,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     jpeg[size : size + 4] = struct.pack(">HH", 65_000, 65_000)
     for data in (bytes(jpeg), png_of(12_000, 12_000), png_of(100_000, 100_000)):
         with pytest.raises(ValueError, match=r"pixels|exceeds limit") as caught:
-            read_picture(data)
+            decode_image(data)
         assert "\n" not in str(caught.value)
     assert MAX_PIXELS < 12_000**2
 
@@ -113,24 +113,24 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     [b"", b"hello", b"\xff\xd8\xff", encoded(quadrants(600, 400), "JPEG")[:2000], png_of(20, 20)],
     ids=["zero bytes", "text", "JPEG start", "truncated JPEG", "PNG without pixels"],
 )
-def test_bytes_that_are_no_picture_give_a_reason_of_one_line(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_give_a_one_line_reason(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        read_picture(data)
+        decode_image(data)
     assert "\n" not in str(caught.value)
-    assert "0x7" not in str(caught.value)  # no address in memory: reasons are compared
+    assert "0x7" not in str(caught.value)  # no memory address: reasons must be reproducible
 
 
-def test_the_stored_square_is_the_centre_of_the_picture() -> None:
+def test_the_stored_square_is_the_centre_of_the_image() -> None:
     pixels = np.zeros((100, 300, 3), np.uint8)
     pixels[:, 100:200] = 200  # the centre square, and nothing else
     stored = simplejpeg.decode_jpeg(square_jpeg(Image.fromarray(pixels), 64, 95))
     assert stored.shape == (64, 64, 3)
-    # The filter is two source pixels wide and lets in half of one at each edge at most.
+    # The filter is two source pixels wide, so at most half a pixel leaks in at each edge.
     assert np.abs(stored[:, 2:-2].astype(int) - 200).max() <= 2
 
 
 @pytest.mark.parametrize(
-    ("kind", "picture", "traits"),
+    ("kind", "image", "traits"),
     [
         ("JPEG", quadrants(), {"enlarged"}),
         ("JPEG", quadrants(800, 700), set()),
@@ -142,45 +142,45 @@ def test_the_stored_square_is_the_centre_of_the_picture() -> None:
         ("PNG", Image.new("LA", (300, 300), (9, 99)), {"png", "grey", "transparent"}),
     ],
 )
-def test_what_is_odd_about_a_picture_is_told(
-    kind: str, picture: Image.Image, traits: set[str]
+def test_unusual_properties_of_an_image_are_reported_as_traits(
+    kind: str, image: Image.Image, traits: set[str]
 ) -> None:
-    stored = store_picture(encoded(picture, kind), 256, 95)
+    stored = convert_to_stored(encoded(image, kind), 256, 95)
     assert stored.traits == traits
     assert np.array_equal(stored.pixels, simplejpeg.decode_jpeg(stored.jpeg))
 
 
-def test_a_picture_packed_once_is_read_and_twice_is_not() -> None:
+def test_an_image_may_be_gzipped_once_but_not_twice() -> None:
     whole = encoded(quadrants(), "JPEG")
-    found = read_picture(gzip.compress(whole))
-    assert found.traits == {"gzip"}
-    assert np.array_equal(found.picture, read_picture(whole).picture)
-    with pytest.raises(ValueError, match="packed more than once"):
-        read_picture(gzip.compress(gzip.compress(whole)))
+    decoded = decode_image(gzip.compress(whole))
+    assert decoded.traits == {"gzip"}
+    assert np.array_equal(decoded.image, decode_image(whole).image)
+    with pytest.raises(ValueError, match="compressed more than once"):
+        decode_image(gzip.compress(gzip.compress(whole)))
 
 
-def test_what_unpacks_without_end_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gzip_bomb_is_not_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
     bitmap = encoded(quadrants(), "BMP")
-    monkeypatch.setattr(decode, "_MAX_UNPACKED_BYTES", len(bitmap))
-    read_picture(gzip.compress(bitmap))
-    monkeypatch.setattr(decode, "_MAX_UNPACKED_BYTES", len(bitmap) - 1)
+    monkeypatch.setattr(decode, "_MAX_DECOMPRESSED_BYTES", len(bitmap))
+    decode_image(gzip.compress(bitmap))
+    monkeypatch.setattr(decode, "_MAX_DECOMPRESSED_BYTES", len(bitmap) - 1)
     with pytest.raises(ValueError, match="truncated"):
-        read_picture(gzip.compress(bitmap))
+        decode_image(gzip.compress(bitmap))
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_pixels_are_counted_to_the_last(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+def test_the_pixel_limit_is_exact(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
     monkeypatch.setattr(decode, "MAX_PIXELS", 60 * 40 - more)
     for kind in ("JPEG", "PNG"):
         data = encoded(quadrants(60, 40), kind)
         if more:
-            with pytest.raises(ValueError, match="60 × 40 pixels are more than"):
-                read_picture(data)
+            with pytest.raises(ValueError, match="60 × 40 pixels exceed the limit"):
+                decode_image(data)
         else:
-            read_picture(data)
+            decode_image(data)
 
 
-def test_running_out_of_memory_is_not_blamed_on_the_picture(
+def test_running_out_of_memory_does_not_reject_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def exhausted(*_: object, **__: object) -> None:
@@ -188,7 +188,7 @@ def test_running_out_of_memory_is_not_blamed_on_the_picture(
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg_header", exhausted)
     with pytest.raises(MemoryError):
-        read_picture(encoded(quadrants(), "JPEG"))
+        decode_image(encoded(quadrants(), "JPEG"))
 
 
 @pytest.mark.parametrize("side", [3, 32, 256, 300])
@@ -199,22 +199,22 @@ def test_the_sum_of_products_is_exact(side: int) -> None:
         assert np.array_equal(sum_of_products(pixels.astype(np.uint8)), flat.T @ flat)
 
 
-def test_a_broken_colour_profile_does_not_cost_the_picture() -> None:
+def test_a_damaged_colour_profile_does_not_reject_the_image() -> None:
     whole = encoded(quadrants(), "JPEG", quality=95)
     broken = b"ICC_PROFILE\0" + bytes([9, 1]) + b"not a profile"  # part 9 of 1
     segment = b"\xff\xe2" + struct.pack(">H", len(broken) + 2) + broken
     odd = whole[:2] + segment + whole[2:]
     with pytest.raises(ValueError, match="ICC"):
         simplejpeg.decode_jpeg_header(odd, strict=True)
-    assert np.array_equal(read_picture(odd).picture, read_picture(whole).picture)
-    with pytest.raises(ValueError, match="Premature end"):  # what else is wrong is still seen
-        read_picture(odd[:-200])
+    assert np.array_equal(decode_image(odd).image, decode_image(whole).image)
+    with pytest.raises(ValueError, match="Premature end"):  # other damage is still detected
+        decode_image(odd[:-200])
 
 
-def test_a_picture_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+def test_a_jpeg_with_too_many_scans_is_refused_before_it_is_decoded() -> None:
     progressive = encoded(quadrants(600, 600), "JPEG", progressive=True)
-    read_picture(progressive)
+    decode_image(progressive)
     last = progressive.rindex(b"\xff\xda")
     bomb = progressive[:-2] + progressive[last:-2] * 200 + progressive[-2:]
     with pytest.raises(ValueError, match="more than 100 scans"):
-        read_picture(bomb)
+        decode_image(bomb)
