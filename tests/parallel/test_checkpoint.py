@@ -1,4 +1,4 @@
-"""Checkpoints cross meshes bit for bit: saved by any number of processes, loaded by any other."""
+"""Checkpoints are bit-exact across meshes: saved by any number of processes, loaded by another."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def save(folder: Path, model: AlexNet, optimizer: PaperSGD, progress: Progress =
 
 
 def contents(model: AlexNet, optimizer: PaperSGD) -> dict[str, np.ndarray]:
-    """All that goes on from a checkpoint, of the whole net."""
+    """The full state that a checkpoint restores."""
     found = {f"weight {name}": w.numpy() for name, w in model.full_state_dict().items()}
     for name, parameter in model.named_parameters():
         rows = model.layers()[name.split(".")[0]].rows
@@ -95,7 +95,7 @@ def train_and_save(folder: str, classes: int) -> dict[str, np.ndarray]:
 
 def load_into_another(folder: str, classes: int) -> dict[str, np.ndarray]:
     model, optimizer = build(classes, seed=1)
-    train(model, optimizer, range(5, 6))  # nothing of what was there may be left
+    train(model, optimizer, range(5, 6))  # the checkpoint must replace all of it
     assert checkpoint.load(Path(folder), model, optimizer) == PROGRESS
     return contents(model, optimizer)
 
@@ -112,7 +112,7 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize(
     ("saving", "loading"), [(2, (1, 2, 4)), (1, (1, 2)), (4, (1,))], ids=["2", "1", "4"]
 )
-def test_what_one_mesh_saves_another_loads_bit_for_bit(
+def test_a_checkpoint_of_one_mesh_loads_bit_for_bit_on_another(
     tmp_path: Path, saving: int, loading: tuple[int, ...], classes: int
 ) -> None:
     if classes == 1:
@@ -126,7 +126,7 @@ def test_what_one_mesh_saves_another_loads_bit_for_bit(
 
 
 def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], ...]:
-    """A net of other classes: its weights before and after it took layers over."""
+    """A model of other classes: its weights before and after loading pretrained layers."""
     model, _ = build(3, seed=1)
     before = {name: w.clone().numpy() for name, w in model.full_state_dict().items()}
     checkpoint.load_pretrained(manifest.find_valid(Path(folder), model.mesh), model, layers)
@@ -135,7 +135,7 @@ def start_from(folder: str, layers: list[str]) -> tuple[dict[str, np.ndarray], .
 
 @pytest.mark.parametrize("layers", [[], ["conv1", "fc7"]])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_net_of_other_classes_starts_from_the_layers_asked_for_and_no_other(
+def test_a_model_of_other_classes_starts_from_the_given_layers_only(
     tmp_path: Path, processes: int, layers: list[str]
 ) -> None:
     run = tmp_path / "run"
@@ -148,33 +148,35 @@ def test_a_net_of_other_classes_starts_from_the_layers_asked_for_and_no_other(
             assert np.array_equal(weights, expected), name
 
 
-def test_layers_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+def test_layers_that_do_not_match_are_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "step-0000002"
     train_and_save(str(folder), 7)
     model, _ = build(3, seed=1)
-    with pytest.raises(ConfigError, match=r"init_layers=conv9: is no layer of this net; use some"):
+    with pytest.raises(ConfigError, match=r"init_layers=conv9: no such layer; use any of conv1"):
         checkpoint.load_pretrained(folder, model, ["conv9"])
-    with pytest.raises(ConfigError, match=r"fc8.weight is \(7, \d+\) there, \(3, \d+\) here"):
+    with pytest.raises(
+        ConfigError, match=r"fc8.weight is \(7, \d+\) in the checkpoint, \(3, \d+\) in this"
+    ):
         checkpoint.load_pretrained(folder, model, ["fc8"])
     wider = AlexNet("code146", 3, model=SMALL)
-    with pytest.raises(ConfigError, match=r"conv6.weight is none there"):
+    with pytest.raises(ConfigError, match=r"conv6.weight is missing in the checkpoint"):
         checkpoint.load_pretrained(folder, wider, [])
     checkpoint.load_pretrained(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
 
 
-def test_streams_of_an_earlier_code_are_refused_with_its_name(tmp_path: Path) -> None:
+def test_dropout_streams_of_incompatible_code_are_refused_with_its_commit(tmp_path: Path) -> None:
     model, optimizer = build(3, seed=0)
     before = replace(PROGRESS, code="commit abc")
     snapshot = TrainingState.of(model, optimizer, before, MEAN_IMAGE)
     snapshot.state["random.fc6"] = torch.Generator().get_state()
     checkpoint.save(tmp_path / "step-0000001", snapshot, model.mesh)
-    with pytest.raises(ConfigError, match=r"its code \(commit abc\), or use init_from"):
+    with pytest.raises(ConfigError, match=r"that code \(commit abc\), or use init_from"):
         checkpoint.load(tmp_path / "step-0000001", model, optimizer)
     checkpoint.load(tmp_path / "step-0000001", model)
 
 
-def go_on(folder: str) -> dict[str, Any]:
-    """Four steps undisturbed, and two steps after a checkpoint of the first two."""
+def resume(folder: str) -> dict[str, Any]:
+    """Four uninterrupted steps, and two steps resumed after a checkpoint of the first two."""
     undisturbed = build(7, seed=0)
     train(*undisturbed, range(2))
     save(Path(folder), *undisturbed)
@@ -193,8 +195,8 @@ def go_on(folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, processes: int) -> None:
-    for rank in on(processes, go_on, str(tmp_path / "step-0000001")):
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, processes: int) -> None:
+    for rank in on(processes, resume, str(tmp_path / "step-0000001")):
         assert equal(rank["resumed"], rank["undisturbed"])
         assert not equal(rank["only weights"], rank["undisturbed"])  # momentum and masks matter
 
@@ -211,7 +213,7 @@ def test_a_checkpoint_replaces_an_older_one_and_leaves_no_temporary_folder(tmp_p
     assert manifest.read_progress(folder).step == 2
 
 
-def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_complete_one_of_most_steps(tmp_path: Path) -> None:
     assert manifest.latest(tmp_path) is None
     names = ("step-0000009", "step-0000010", "step-10000000")
     for name in (*names, "step-99999999.writing", "step-99999999.removing"):
@@ -221,12 +223,12 @@ def test_the_newest_checkpoint_is_the_one_of_most_steps_and_whole(tmp_path: Path
     assert newest.name == "step-10000000"
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no checkpoint .*; name a folder such as"):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no checkpoint .*; use a folder RUN/"):
         manifest.read_progress(tmp_path)
 
 
-def test_a_damaged_checkpoint_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / manifest.METADATA).write_text("{")
     with pytest.raises(ConfigError):
         manifest.read_progress(tmp_path)
@@ -271,14 +273,16 @@ def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is
 
 
 @pytest.mark.parametrize("change", ["lost", "another"])
-def test_a_checkpoint_with_a_file_less_or_more_is_damaged(run_dir: Path, change: str) -> None:
+def test_a_checkpoint_with_a_missing_or_extra_file_is_damaged(run_dir: Path, change: str) -> None:
     last = manifest.latest(run_dir)
     assert last is not None
     file = last / ("mean_image.npy" if change == "lost" else "shard-9.safetensors")
     whole = file.read_bytes() if change == "lost" else None
     file.unlink() if change == "lost" else file.touch()
-    (last / ".DS_Store").touch()  # a desktop's: none of ours
-    with pytest.raises(ConfigError, match=rf"is damaged \({file.name} has another checksum\)"):
+    (last / ".DS_Store").touch()  # hidden files are ignored
+    with pytest.raises(
+        ConfigError, match=rf"is damaged \(checksum of {file.name} does not match\)"
+    ):
         manifest.verify(last, single_process())
     file.unlink() if whole is None else file.write_bytes(whole)
     manifest.verify(last, single_process())
@@ -291,12 +295,12 @@ def find_on_all(directory: str) -> str:
         return str(error)
 
 
-def test_ranks_share_the_reading_and_say_the_same(run_dir: Path, tmp_path: Path) -> None:
+def test_ranks_share_the_verification_and_agree(run_dir: Path, tmp_path: Path) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run_dir, copied)
     before, last = sorted((copied / "checkpoints").iterdir())
-    for damaged, word in ((last, str(before)), (before, "has none that is not damaged")):
-        for file in damaged.iterdir():  # whoever reads it
+    for damaged, word in ((last, str(before)), (before, "contains no valid checkpoint")):
+        for file in damaged.iterdir():  # whichever rank reads it
             file.write_bytes(file.read_bytes()[:-1])
         first, second = run_ranks(2, find_on_all, str(copied))
         assert first == second
@@ -304,7 +308,7 @@ def test_ranks_share_the_reading_and_say_the_same(run_dir: Path, tmp_path: Path)
 
 
 def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]]:
-    """Save, then once more when rank 1 can write no more than a part of its file."""
+    """Save, then save again while rank 1 can write only a part of its file."""
     model, optimizer = build(7, seed=0)
     save(Path(directory, "step-0000001"), model, optimizer)
     if model.mesh.rank == 1:
@@ -321,7 +325,7 @@ def test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do(tmp_path
     first, second = run_ranks(2, fill_the_disk, str(tmp_path))
     assert first[0] == second[0]
     assert "step-0000002: cannot be written (File too large)" in first[0]
-    assert "Make room there and start the same command again" in first[0]
+    assert "Free disk space and run the same command again" in first[0]
     assert first[1] == second[1] == ["step-0000001"]
     saved = load_from(tmp_path / "step-0000001")
     assert equal(saved, first[2])
@@ -337,7 +341,7 @@ def saver(directory: Path, **settings: Any) -> CheckpointManager:
     return CheckpointManager(CheckpointConfig(**settings), directory, single_process(), 0)
 
 
-def test_what_is_written_in_the_background_is_the_state_when_it_was_asked_for(
+def test_a_background_save_has_the_state_at_the_time_of_the_call(
     tmp_path: Path,
 ) -> None:
     model, optimizer = build(7, seed=0)
@@ -371,12 +375,12 @@ def test_the_last_checkpoints_and_the_best_are_kept(
     assert [manifest.checkpoint_step(folder) for folder in folders] == kept
 
 
-def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     model, optimizer = build(7, seed=0)
     optimizer.velocity(model.layers()["fc7"].bias)[1] = float("inf")
     writer = saver(tmp_path)
     writer.save(TrainingState.of(model, optimizer, PROGRESS, MEAN_IMAGE))
-    with pytest.raises(RunError, match=r"step 2: velocity.fc7.bias is no longer finite"):
+    with pytest.raises(RunError, match=r"step 2: velocity.fc7.bias is not finite"):
         writer.wait()
     assert writer.failed
     assert not (tmp_path / "checkpoints").exists()
@@ -422,7 +426,7 @@ def test_safetensors_alone_reads_the_tensors_of_a_checkpoint(tmp_path: Path) -> 
         assert np.array_equal(torch.cat(rows[f"{words[kind]}.{of}"]).numpy(), values), name
 
 
-def test_a_checkpoint_brings_back_the_configuration_it_was_trained_with() -> None:
+def test_a_checkpoint_restores_the_configuration_of_its_training() -> None:
     overrides = ("recipe=code145", "model=small", "seed=5", "data.limit=3")
     assert config_of(saved_with(*overrides)) == settings(*overrides)
 
@@ -452,9 +456,12 @@ def test_another_recipe_is_refused_by_name() -> None:
         "schedule.rate=0.1",
         "data.batch_size=64",
         "data.limit=3",
+        "data.first_classes=3",
+        "data.store_size=512",
+        "init_from=elsewhere",
     ],
 )
-def test_a_setting_that_would_change_the_run_is_refused_with_both_values(override: str) -> None:
+def test_a_setting_that_changes_the_weights_must_match_on_resume(override: str) -> None:
     key, value = override.split("=")
     with pytest.raises(ConfigError) as error:
         check_compatible(Path("there"), saved_with(), settings(override))
@@ -475,11 +482,11 @@ def test_a_setting_that_would_change_the_run_is_refused_with_both_values(overrid
         "data.store=elsewhere",
     ],
 )
-def test_a_setting_that_leaves_the_run_the_same_may_differ(override: str) -> None:
+def test_a_setting_that_does_not_change_the_weights_may_differ_on_resume(override: str) -> None:
     check_compatible(Path("there"), saved_with(), settings(override))
 
 
-def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
+def test_a_setting_added_after_a_checkpoint_has_its_default() -> None:
     older = saved_with("mesh=one_process")
     del older.settings["recipe"]["lrn_across_towers"]
     check_compatible(Path("there"), older, settings("mesh=one_process"))
@@ -489,7 +496,7 @@ def test_a_setting_newer_than_a_checkpoint_had_its_default_there() -> None:
 
 
 def devices_of_a_snapshot() -> set[str]:
-    """Of a net whose mesh is of another device than the copies, as on GPUs."""
+    """Devices of the copies of a model whose mesh is on another device, as with GPUs."""
     mesh = init_mesh(2, device="cpu")
     assert mesh.device_mesh is not None
     groups, ranks = mesh.device_mesh.get_all_groups(), mesh.device_mesh.mesh
@@ -504,5 +511,5 @@ def devices_of_a_snapshot() -> set[str]:
     return {tensor.to_local().device.type for tensor in sharded}
 
 
-def test_a_snapshot_stays_in_host_memory_whatever_the_mesh_is_of() -> None:
+def test_a_snapshot_stays_in_host_memory_on_any_mesh() -> None:
     assert run_ranks(2, devices_of_a_snapshot) == [{"cpu"}] * 2

@@ -183,7 +183,7 @@ def test_a_checkpoint_is_read_and_one_that_is_cut_short_is_found(tmp_path: Path)
     )
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    assert f"{file.name} has another checksum" in machine_checks.saved(folder).said
+    assert f"checksum of {file.name} does not match" in machine_checks.saved(folder).said
     assert machine_checks.saved(tmp_path).level is Severity.wrong
 
 

@@ -154,8 +154,8 @@ class Trainer:
         settings = self.progress.settings
         run_on_rank_0(lambda: init_run_dir(self.run_dir, settings, self._resumed), self.mesh)
         told = self.config.tracking, self.run_dir, self.progress, self.total_steps
-        self._reporter = stack.enter_context(Reporter.here(*told, self.mesh))
-        self._watch.wanted = self._reporter.viewed
+        self._reporter = stack.enter_context(Reporter.open(*told, self.mesh))
+        self._watch.enabled = self._reporter.log_stats
         stack.enter_context(self._interrupts)
 
     @property
@@ -207,7 +207,7 @@ class Trainer:
         for sums in (self.sums, self.epoch_sums):
             sums.add(output.loss, output.errors, batch.rows.size)
         self.throughput.trained(batch)
-        self._reporter.advanced(epoch, batch.rows.total)
+        self._reporter.advance(epoch, batch.rows.total)
         if self.progress.step % self.config.tracking.log_every_steps == 0:
             self._record_training(epoch, lr)
 
@@ -221,11 +221,11 @@ class Trainer:
     def _validate(self, epoch: int) -> ErrorCounts:
         self._reporter.validating()
         batches = self._heeding(self.val_loader.batches())
-        errors = evaluate([self.model], batches, self.mesh, self._watch.look)
+        errors = evaluate([self.model], batches, self.mesh, self._watch.update)
         timings = self.throughput.timings(self.model.comm.traffic)
         step, views = self.progress.step, self.config.eval_views
         self._reporter.validation(step, epoch, views, errors, timings)
-        self._reporter.pictures(step, self._watch.pictures())
+        self._reporter.images(step, self._watch.images())
         return errors
 
     def _heeding(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -258,7 +258,7 @@ class Trainer:
     def _save(self) -> None:
         self.progress.epoch_sums = self.epoch_sums.by_replica(self.mesh)
         self.progress.sums = self.sums.by_replica(self.mesh)
-        self.progress.records = self._reporter.written()
+        self.progress.records = self._reporter.sync()
         self._due = False
         self._saver.wait()  # else two copies of the state would be under way
         mean_image = self.store.mean_image

@@ -1,4 +1,4 @@
-"""One process at a time, on one machine."""
+"""Lock files for the processes of one machine."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from typing import IO
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, made with its folder where missing; says so if it must wait.
+    """Hold the lock file ``path``, created if missing; prints a line if it has to wait.
 
-    A process that ends in any way lets go of its lock. Not reentrant: a second ``locked`` of the
-    same path inside the first waits forever.
+    The lock is released when the process exits for any reason. Not reentrant: a second ``locked``
+    of the same path inside the first waits forever.
 
     Raises:
-        OSError: the lock file cannot be made, or its file system has no locks.
+        OSError: the lock file cannot be created, or its file system does not support locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _held(path)
+    file = _acquire(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: see _held
-        # Closing alone would not do: a child forked meanwhile has the file open too.
+        path.unlink(missing_ok=True)  # while holding the lock: see _acquire
+        # Closing alone is not enough: a forked child may have the file open, too.
         fcntl.flock(file, fcntl.LOCK_UN)
         file.close()
 
 
-def _held(path: Path) -> IO[str]:
-    told = False
+def _acquire(path: Path) -> IO[str]:
+    notified = False
     while True:
         file = path.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not told:
+            if not notified:
                 sys.stderr.write(f"waiting for another process that holds {path}\n")
                 sys.stderr.flush()
-                told = True
+                notified = True
             fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held it has removed it: a newcomer may hold another file of this name by now.
+        # The previous holder removed the file, so another process may hold a new file of this name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
