@@ -1,6 +1,6 @@
-"""List runs, or set two side by side: ``python -m alexnet2012.runs [DIR …] [--sort KEY] [--json]``
+"""List runs, or compare two: ``python -m alexnet2012.runs [DIR …] [--sort KEY] [--json]``
 
-``python -m alexnet2012.runs compare A B``. A directory that is damaged, or no run, is named.
+``python -m alexnet2012.runs compare A B``. Damaged runs and folders without a run are listed, too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
-from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find, read
+from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find_runs, read_run
 from alexnet2012.utils.text import printable
 
 DEFAULT = Path("runs")
-NAMED = 5  # directories that are no runs
+MAX_OTHERS = 5  # folders without a run that are printed
 _NEVER = datetime.max.replace(tzinfo=UTC)
 SORTS: dict[str, Callable[[RunInfo], Any]] = {
-    "begun": lambda run: run.begun or _NEVER,
+    "begun": lambda run: run.started or _NEVER,
     "run": lambda run: str(run.path),
     "recipe": lambda run: (not run.recipe, run.recipe, run.changed),
     "state": lambda run: list(RunState).index(run.state),
@@ -36,10 +36,10 @@ SORTS: dict[str, Callable[[RunInfo], Any]] = {
 
 
 def runs_table(runs: Iterable[RunInfo]) -> Table:
-    """Two lines a run or more: its directory, then its recipe and what it changes."""
+    """A row per run: directory, recipe and changed settings; start; state; errors; speed."""
     table = Table(show_lines=True)
     table.add_column("run, recipe, changes", overflow="fold", ratio=1)
-    table.add_column("begun", no_wrap=True)
+    table.add_column("started", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("error, %\ntop-1\ntop-5", justify="right", no_wrap=True)
     table.add_column("images/s", justify="right", no_wrap=True)
@@ -49,9 +49,9 @@ def runs_table(runs: Iterable[RunInfo]) -> Table:
 
 
 def _cells(run: RunInfo) -> Iterator[Text]:
-    words = " ".join([run.recipe, *run.changed]) if run.problem is None else run.problem
-    yield Text(printable(str(run.path))).append(f"\n{printable(words)}", style="dim")
-    yield Text("" if run.begun is None else f"{run.begun:%Y-%m-%d\n%H:%M}")
+    details = " ".join([run.recipe, *run.changed]) if run.problem is None else run.problem
+    yield Text(printable(str(run.path))).append(f"\n{printable(details)}", style="dim")
+    yield Text("" if run.started is None else f"{run.started:%Y-%m-%d\n%H:%M}")
     state = run.state.value
     if run.state in (RunState.running, RunState.interrupted):
         state += f"\n{run.step} of {'?' if run.total_steps is None else run.total_steps}"
@@ -67,8 +67,8 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(
         prog="python -m alexnet2012.runs",
-        description="List the runs below folders.",
-        epilog="python -m alexnet2012.runs compare A B sets two runs side by side.",
+        description="List the runs in folders and their subfolders.",
+        epilog="python -m alexnet2012.runs compare A B compares two runs.",
     )
     parser.add_argument(
         "folders",
@@ -82,14 +82,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if missing := [folder for folder in given.folders if not folder.is_dir()]:
-        parser.error(f"DIR={missing[0]}: there is no such folder")
-    met = [find(folder) for folder in given.folders]
-    folders = dict.fromkeys(folder for runs, _ in met for folder in runs)  # each once
-    runs = sorted(map(read, folders), key=SORTS[given.sort])
-    others = [other for _, found in met for other in found]
+        parser.error(f"DIR={missing[0]}: no such folder")
+    results = [find_runs(folder) for folder in given.folders]
+    folders = dict.fromkeys(folder for runs, _ in results for folder in runs)  # each once
+    runs = sorted(map(read_run, folders), key=SORTS[given.sort])
+    others = [other for _, others_of_folder in results for other in others_of_folder]
     if given.json:
-        named = [{"path": str(path), "reason": reason} for path, reason in others]
-        print(json.dumps({"runs": [run.as_json() for run in runs], "others": named}, indent=1))
+        rows = [{"path": str(path), "reason": reason} for path, reason in others]
+        print(json.dumps({"runs": [run.as_json() for run in runs], "others": rows}, indent=1))
         return
     console = Console()
     if runs:
@@ -102,20 +102,20 @@ def _last_lines(runs: Sequence[RunInfo], others: Sequence[tuple[Path, str]]) -> 
     states = Counter(run.state for run in runs)
     counts = ", ".join(f"{states[state]} {state.value}" for state in RunState if states[state])
     yield f"{len(runs)} run{'s' if len(runs) != 1 else ''}{': ' if runs else ''}{counts}"
-    for path, reason in others[:NAMED]:
+    for path, reason in others[:MAX_OTHERS]:
         yield f"{printable(str(path))}: {reason}"
-    if len(others) > NAMED:
-        yield f"and {len(others) - NAMED} more without a run; --json names them"
+    if len(others) > MAX_OTHERS:
+        yield f"and {len(others) - MAX_OTHERS} more folders without a run; --json lists them"
 
 
-def _compare(words: Sequence[str]) -> None:
+def _compare(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.runs compare", description="Set two runs side by side."
+        prog="python -m alexnet2012.runs compare", description="Compare two runs."
     )
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="a run directory")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     sides = []
     for name in ("A", "B"):
         folder = getattr(given, name)
@@ -130,7 +130,7 @@ def _compare(words: Sequence[str]) -> None:
     for table in pair_tables((str(given.A), str(given.B)), *sides):
         console.print(table)
     console.print(
-        "Intervals: 95% over the draw of the pictures, of one seed; seeds differ more.", style="dim"
+        "Intervals: 95%, for the choice of validation images; seeds vary more.", style="dim"
     )
 
 

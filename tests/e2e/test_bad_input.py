@@ -101,7 +101,7 @@ def test_a_store_of_another_size_is_refused_before_training(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("resume=null", ("hydra.run.dir", "holds a run already", "resume=auto")),
+        ("resume=null", ("hydra.run.dir", "already contains a run", "resume=auto")),
         ("resume=nowhere", ("nowhere", "no checkpoint")),
         ("init_from=nowhere", ("nowhere", "no checkpoint")),
         ("data.decoder=gpu", ("data.decoder=gpu", "use auto or cpu")),
@@ -170,7 +170,9 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse(*where, f"resume={tmp_path}/nowhere", words=words)
     shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)  # and by itself
     refuse(
-        *where, "seed=1", words=(f"hydra.run.dir={tmp_path}", "holds a run with seed=0", "seed=1")
+        *where,
+        "seed=1",
+        words=(f"hydra.run.dir={tmp_path}", "contains a run with seed=0", "seed=1"),
     )
 
 
@@ -220,7 +222,7 @@ def test_the_program_refuses_a_wrong_override(tmp_path: Path) -> None:
     ("main", "arguments", "words", "left"),
     [
         (train_main, ["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4"), "runs"),
-        (train_main, ["+new=1"], ("new=1", "no such key", "take it out"), "runs"),
+        (train_main, ["+new=1"], ("new=1", "no such key", "remove it"), "runs"),
         (prepare_main, ["source=nowhere", "store=store"], ("source=nowhere", "does not exist"), ""),
     ],
 )

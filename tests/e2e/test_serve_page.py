@@ -224,13 +224,8 @@ def test_an_unusable_file_is_reported_and_the_next_image_works(
 ) -> None:
     page = open_page()
     for data, words in (
-<<<<<<< HEAD
-        (b"some words", "not a picture of a known format"),
-        (picture.read_bytes()[:900], "The image cannot be used"),
-=======
         (b"some words", "not an image in a supported format"),
-        (picture.read_bytes()[:900], "cannot be used as a picture"),
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
+        (picture.read_bytes()[:900], "The image cannot be used"),
         (b"", "the file is empty"),
     ):
         give(page, data, "notes <b>.txt")

@@ -1,4 +1,4 @@
-"""Whatever is watched of a training, its numbers stay; what a terminal shows fits and is calm."""
+"""Logging does not change results; terminal output fits 80 columns and has no warnings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
 def shown(run_dir: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[int]]]:
-    """Step and value by name, and the steps of pictures."""
+    """Step and value by name, and the steps of images."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -35,13 +35,13 @@ def shown(run_dir: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, 
 
 @pytest.fixture(scope="module")
 def watched(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs in two processes, with all that can be watched."""
+    """Two epochs in two processes, with all statistics."""
     run_dir = tmp_path_factory.mktemp("watched") / "run"
     train_ranks(2, photos_store, run_dir, "schedule.epochs=2", "tracking.tensorboard=true")
     return run_dir
 
 
-def test_what_is_watched_changes_no_number_of_a_run(
+def test_logging_changes_no_result_of_a_run(
     watched: Path, photos_store: Store, tmp_path: Path
 ) -> None:
     plain = tmp_path / "run"
@@ -55,7 +55,7 @@ def test_what_is_watched_changes_no_number_of_a_run(
     assert not (plain / "watched.jsonl").exists()
 
 
-def test_a_view_shows_all_that_the_run_directory_holds(watched: Path) -> None:
+def test_a_logger_shows_everything_in_the_run_directory(watched: Path) -> None:
     scalars, pictures = shown(watched)
     for layer in LAYERS:
         assert [step for step, _ in scalars[f"update_ratio/{layer}"]] == RECORDED
@@ -74,7 +74,7 @@ def test_a_view_shows_all_that_the_run_directory_holds(watched: Path) -> None:
     }
 
 
-def test_a_run_that_was_killed_and_taken_up_again_shows_what_an_undisturbed_one_does(
+def test_a_killed_and_resumed_run_logs_the_same_as_an_undisturbed_one(
     watched: Path, photos_store: Store, tmp_path: Path
 ) -> None:
     more = ("tracking.tensorboard=true", "checkpoint.every_steps=3")
@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_and_taken_up_again_shows_what_an_undisturbed_one_
     with end_at(5, None), pytest.raises(KilledError):
         train_here(photos_store, tmp_path / "cut", *more)
     before = len(read_records(tmp_path / "cut" / "watched.jsonl"))
-    assert before == 3  # of which that of step 4 is forgotten and made again
+    assert before == 3  # the record of step 4 is dropped and repeated
     train_here(photos_store, tmp_path / "cut", *more)
     (scalars, pictures), (others, other_pictures) = (
         shown(tmp_path / name) for name in ("whole", "cut")
@@ -104,11 +104,11 @@ def test_two_runs_of_one_seed_have_the_same_ratios(photos_store: Store, tmp_path
 
 
 def lines_of(drawn: list[str], folder: Path) -> list[str]:
-    """Without where they lie, which nobody can cut."""
+    """The lines without the path of the folder, whose length varies."""
     return [line.replace(str(folder), "") for line in drawn]
 
 
-def test_a_training_in_a_terminal_fits_80_columns_and_warns_of_nothing(
+def test_training_in_a_terminal_fits_80_columns_without_warnings(
     photos_store: Store, tmp_path: Path
 ) -> None:
     words = printed("python -m alexnet2012.train recipe=code145 model=small schedule=constant")
@@ -129,20 +129,20 @@ def test_a_training_in_a_terminal_fits_80_columns_and_warns_of_nothing(
     assert "warn" not in " ".join(lines).lower()
 
 
-def test_what_a_terminal_shows_of_a_program_that_warns_would_be_noticed(tmp_path: Path) -> None:
+def test_warnings_in_a_terminal_are_detected(tmp_path: Path) -> None:
     program = "import warnings; print('x' * 90); warnings.warn('old')"
     drawn = in_terminal([*module("train")[:1], "-c", program], tmp_path)
     assert max(map(len, drawn)) == 90
     assert "UserWarning: old" in " ".join(drawn)
 
 
-def test_the_start_of_a_run_and_its_end_are_recorded(watched: Path) -> None:
+def test_the_start_and_end_of_a_run_are_recorded(watched: Path) -> None:
     (begun,) = [r for r in read_records(watched / "timings.jsonl") if r["kind"] == "begun"]
     assert (begun["step"], begun["total_steps"]) == (0, 6)
     assert begun["unix_s"] <= (watched / "summary.json").stat().st_mtime
 
 
-def test_the_groups_of_tracking_hold_every_setting() -> None:
+def test_the_tracking_groups_set_every_setting() -> None:
     keys: list[dict[str, Any]] = []
     for group in ("wandb", "tensorboard", "none"):
         config, _ = compose_config("train", TrainConfig, [f"tracking={group}"])

@@ -1,4 +1,4 @@
-"""Settings: what is accepted, and the one line that says what is wrong and what to do."""
+"""Settings: valid values, and the one-line errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import alexnet2012
+from alexnet2012.checkpoint.manifest import to_plain
+from alexnet2012.checkpoint.run_dir import flatten
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.inference_schema import (
@@ -29,6 +31,7 @@ from alexnet2012.config.inference_schema import (
     PredictConfig,
     ServeConfig,
 )
+from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import (
     ConfigError,
     DropConfig,
@@ -53,7 +56,7 @@ def composed(*overrides: str) -> TrainConfig:
 
 @pytest.fixture
 def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """The one line on standard error with which overrides are refused, and exit code 2."""
+    """Return the one-line error of invalid overrides, and check the exit code 2."""
 
     def refused(*overrides: str) -> str:
         with pytest.raises(SystemExit) as ending:
@@ -81,14 +84,14 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
             "mesh.processes=3: must be 1, or a multiple of mesh.towers=2; use 2 or 4",
         ),
         ("recipe.dropout_rate=1", "recipe.dropout_rate=1.0: must be at least 0 and below 1"),
-        ("recipe.lrn.size=4", "recipe.lrn.size=4: must be odd; the paper has 5"),
+        ("recipe.lrn.size=4", "recipe.lrn.size=4: must be odd; the paper uses 5"),
         ("eval_views=5", "eval_views=5: must be 1 or 10"),
         ("max_steps=0", "max_steps=0: must be at least 1"),
         ("schedule.epochs=0", "schedule.epochs=0: must be at least 1"),
         ("data.store_size=200", "data.store_size=200: must be at least model.input_size=224"),
         ("mesh.towers=3", "mesh.towers=3: must be 1 or recipe.towers=2"),
-        ("+new=1", "new=1: no such key; take it out"),
-        ("+recipe.conv1.new=1", "recipe.conv1.new=1: no such key; take it out"),
+        ("+new=1", "new=1: no such key; remove it"),
+        ("+recipe.conv1.new=1", "recipe.conv1.new=1: no such key; remove it"),
         (
             "recipe.conv1.kernls=96",
             "recipe.conv1.kernls: no such key; did you mean recipe.conv1.kernels?",
@@ -98,7 +101,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("data=folder", "data.source: required; set data.source=…"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_answered_with_its_key_and_a_remedy(
+def test_an_invalid_setting_is_reported_with_its_key_and_a_remedy(
     refuse: Refuse, override: str, line: str
 ) -> None:
     assert refuse(override) == line
@@ -124,7 +127,7 @@ def test_a_mistake_is_answered_with_its_key_and_a_remedy(
         ("data.source=a=b", ["data.source=a=b"]),
     ],
 )
-def test_a_wrong_type_or_choice_is_answered_with_what_there_is(
+def test_a_wrong_type_or_choice_is_reported_with_the_valid_choices(
     refuse: Refuse, override: str, words: list[str]
 ) -> None:
     line = refuse(override)
@@ -161,16 +164,14 @@ def test_a_wrong_type_or_choice_is_answered_with_what_there_is(
         ("seed", "-1"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_own_key(
-    refuse: Refuse, key: str, value: str
-) -> None:
+def test_a_value_out_of_range_is_reported_by_its_key(refuse: Refuse, key: str, value: str) -> None:
     assert refuse(f"{key}={value}").startswith(f"{key}="), f"{key}={value}"
 
 
 @pytest.mark.parametrize(
     ("drops", "words"),
     [
-        ("[{epoch:3,rate:.1},{epoch:1,rate:.1}]", ["schedule.drops", "order"]),
+        ("[{epoch:3,rate:.1},{epoch:1,rate:.1}]", ["schedule.drops", "sorted by epoch"]),
         ("[{rate:3}]", ["schedule.drops", "epoch"]),
         ("[{epch:3}]", ["epch", "no such key"]),
         ("[{epoch:1,rate:-3}]", ["schedule.drops", "-3"]),
@@ -182,25 +183,25 @@ def test_a_wrong_drop_is_refused(refuse: Refuse, drops: str, words: list[str]) -
     assert all(word in line for word in words), line
 
 
-def test_drops_of_a_short_run_can_be_given_on_the_command_line() -> None:
+def test_drops_can_be_given_on_the_command_line() -> None:
     config = composed(
         "schedule=constant", "schedule.drops=[{epoch:15,rate:.001,layer_rates:{conv1:0}}]"
     )
     assert config.schedule.drops == [DropConfig(15, rate=0.001, layer_rates={"conv1": 0.0})]
 
 
-def test_the_run_directory_is_hydras_and_whole() -> None:
+def test_the_run_directory_is_hydras_as_an_absolute_path() -> None:
     _, run_dir = compose_config("train", TrainConfig, ["hydra.run.dir=somewhere/else"])
     assert run_dir == Path.cwd() / "somewhere/else"
 
 
-def test_nothing_of_omegaconf_is_left_in_a_configuration() -> None:
+def test_a_configuration_contains_no_omegaconf_objects() -> None:
     def leftovers(value: Any, at: str) -> Iterable[str]:
         if OmegaConf.is_config(value):
             yield at
         elif is_dataclass(value):
-            for field in fields(value):
-                yield from leftovers(getattr(value, field.name), f"{at}.{field.name}")
+            for item in fields(value):
+                yield from leftovers(getattr(value, item.name), f"{at}.{item.name}")
         elif isinstance(value, list | dict):
             for index, inner in enumerate(value.values() if isinstance(value, dict) else value):
                 yield from leftovers(inner, f"{at}[{index}]")
@@ -234,12 +235,12 @@ def test_a_recipe_leaves_nothing_to_defaults(name: str) -> None:
 
 def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
     names = set()
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
+    for item in fields(one):
+        a, b = getattr(one, item.name), getattr(other, item.name)
         if is_dataclass(a):
-            names |= differing(a, b, f"{prefix}{field.name}.")
+            names |= differing(a, b, f"{prefix}{item.name}.")
         elif a != b:
-            names.add(f"{prefix}{field.name}")
+            names.add(f"{prefix}{item.name}")
     return names
 
 
@@ -262,12 +263,11 @@ def test_the_2012_code_differs_from_the_paper_in_these_switches_and_no_other() -
     }
 
 
-def test_a_recipe_that_is_not_there_is_answered_with_those_that_are() -> None:
+def test_an_unknown_recipe_is_reported_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"recipe=papr: .*code145, code146, paper"):
         load_recipe("papr")
 
 
-CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(
     file.relative_to(CONF / "experiment").with_suffix("").as_posix()
     for file in (CONF / "experiment").rglob("*.yaml")
@@ -275,7 +275,7 @@ EXPERIMENTS = sorted(
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_can_be_composed_and_says_what_it_is(name: str) -> None:
+def test_every_experiment_can_be_composed_and_has_a_complete_header(name: str) -> None:
     assert composed(f"experiment={name}").recipe.name
     header = (
         (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
@@ -285,7 +285,7 @@ def test_every_experiment_can_be_composed_and_says_what_it_is(name: str) -> None
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_commands_of_an_experiments_header_can_be_given(name: str) -> None:
+def test_the_commands_in_an_experiments_header_can_be_composed(name: str) -> None:
     text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     lines = re.findall(r"^#   (?:commands? |then |         ) *(.+)", text, flags=re.MULTILINE)
     shell = "\n".join(lines).replace("\\\n", "")
@@ -299,17 +299,17 @@ def test_the_commands_of_an_experiments_header_can_be_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "ablation").iterdir()))
-def test_every_ablation_goes_with_the_effects(name: str) -> None:
+def test_every_ablation_can_be_composed_with_the_effects_experiment(name: str) -> None:
     assert composed("experiment=effects/quick", f"ablation={name}").recipe.name == "code145"
 
 
-def test_a_recipe_brings_its_own_schedule_unless_another_is_asked_for() -> None:
+def test_a_recipe_selects_its_own_schedule_by_default() -> None:
     assert composed("recipe=code145").schedule.epochs == 91
     assert composed("recipe=code145", "schedule=paper").schedule.epochs == 90
 
 
 @given(count=st.integers(1, 5000), width=st.floats(1e-3, 4), towers=st.integers(1, 4))
-def test_scaled_counts_are_whole_on_every_tower_and_as_near_as_can_be(
+def test_scaled_counts_divide_over_the_towers_and_are_the_nearest_such_counts(
     count: int, width: float, towers: int
 ) -> None:
     result = scaled(count * towers, width, towers)
@@ -328,7 +328,7 @@ def test_full_width_changes_no_count(count: int, towers: int) -> None:
     count=st.integers(2, 5000),
     widths=st.tuples(st.floats(1e-3, 4), st.floats(1e-3, 4)),
 )
-def test_a_wider_net_never_has_fewer_kernels(count: int, widths: tuple[float, float]) -> None:
+def test_a_wider_network_never_has_fewer_kernels(count: int, widths: tuple[float, float]) -> None:
     low, high = sorted(widths)
     assert scaled(2 * count, low, 2) <= scaled(2 * count, high, 2)
 
@@ -345,7 +345,7 @@ def test_a_world_size_is_one_or_a_multiple_of_the_towers(world_size: int, towers
 
 
 @given(kernels=st.integers(-3, 200), towers=st.integers(1, 8))
-def test_suggested_kernel_counts_are_themselves_accepted(kernels: int, towers: int) -> None:
+def test_suggested_kernel_counts_are_valid(kernels: int, towers: int) -> None:
     recipe = deepcopy(PAPER)
     recipe.towers, recipe.conv1.kernels = towers, kernels
     for conv in (recipe.conv2, recipe.conv3, recipe.conv4, recipe.conv5):
@@ -374,7 +374,7 @@ def attributes_read(source: str) -> set[str]:
 
 
 def unread(schema: type, read: set[str]) -> set[str]:
-    """Fields of a schema, and of those within it, by whose name nothing is read."""
+    """Fields of a schema and of its groups whose names are never read."""
     hints = get_type_hints(schema)
     found = {f"{schema.__name__}.{name}" for name in hints if name not in read}
     for hint in hints.values():
@@ -386,10 +386,7 @@ def unread(schema: type, read: set[str]) -> set[str]:
 def test_every_setting_has_a_reader() -> None:
     read: set[str] = set()
     for path in SOURCE.rglob("*.py"):
-        if path.name not in (
-            "config.py",
-            "config_use.py",
-        ):  # a check of its range does not make it used
+        if path.name not in ("schema.py", "inference_schema.py"):
             read |= attributes_read(path.read_text(encoding="utf-8"))
     read |= {*RecipeConfig().convs, *RecipeConfig().hidden}  # read in loops, by these names
     read.add("present")  # by the loops themselves
@@ -400,7 +397,7 @@ def test_every_setting_has_a_reader() -> None:
     assert set().union(*(unread(schema, read) for schema in schemas)) == set()
 
 
-def test_a_setting_that_nobody_reads_is_noticed() -> None:
+def test_a_setting_without_a_reader_is_detected() -> None:
     @dataclass
     class Made:
         used: int = 0
@@ -410,7 +407,65 @@ def test_a_setting_that_nobody_reads_is_noticed() -> None:
     assert {name.split(".")[-1] for name in unread(Made, read)} == {"forgotten"}
 
 
-def test_a_checkpoint_may_lie_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_role(schema: type, root: type | None = None, prefix: str = "") -> set[str]:
+    """Keys of a schema, outside groups, that have no role."""
+    keys = set()
+    for name, hint in get_type_hints(schema).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            keys |= without_role(hint, root or schema, f"{prefix}{name}.")
+        elif role_of(root or schema, f"{prefix}{name}") is None:
+            keys.add(f"{prefix}{name}")
+    return keys
+
+
+def test_every_setting_of_a_run_has_a_role() -> None:
+    assert without_role(TrainConfig) == set()
+
+
+def test_a_setting_without_a_role_is_detected() -> None:
+    @dataclass
+    class Group:
+        inherited: int = 0
+        overridden: int = field(default=0, metadata={"role": Role.length})
+
+    @dataclass
+    class Made:
+        group: Group = field(default_factory=Group, metadata={"role": Role.logging})
+        bare_group: Group = field(default_factory=Group)
+        bare: int = 0
+
+    globals().update(Group=Group)  # where get_type_hints looks for it
+    try:
+        assert without_role(Made) == {"bare_group.inherited", "bare"}
+        assert role_of(Made, "group.inherited") is Role.logging
+        assert role_of(Made, "group.overridden") is Role.length
+        assert role_of(Made, "group.unknown") is Role.logging
+        assert role_of(Made, "unknown") is None
+    finally:
+        del globals()["Group"]
+
+
+def test_these_settings_must_match_on_resume_and_no_others() -> None:
+    """The weights depend on them; other settings may change when a run resumes."""
+    changing_weights = {
+        key.split(".")[0] if key.startswith(("recipe.", "model.", "schedule.")) else key
+        for key in flatten(to_plain(composed()))
+        if role_of(TrainConfig, key) in (Role.variant, Role.identity)
+    }
+    assert changing_weights == {
+        *("recipe", "model", "schedule", "precision", "seed", "init_from", "init_layers"),
+        *("data.batch_size", "data.limit", "data.first_classes", "data.store_size"),
+    }
+    groups = ("recipe", "model", "schedule")
+    others = {
+        key
+        for key in flatten(to_plain(composed()))
+        if key.startswith(groups) and role_of(TrainConfig, key) is Role.length
+    }
+    assert others == {"schedule.epochs"}
+
+
+def test_a_tilde_in_paths_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     overrides = ['resume="~/runs/a"', 'init_from="~/runs/b"', "data=store", 'data.store="~/store"']
     config, _ = compose_config("train", TrainConfig, overrides)

@@ -1,9 +1,11 @@
-"""Errors and intervals against brute force and printed tables."""
+"""Errors and intervals against brute force and published tables."""
 
 from __future__ import annotations
 
 import math
-from statistics import fmean
+import subprocess
+import sys
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -13,13 +15,12 @@ from hypothesis import strategies as st
 from alexnet2012.utils.metrics import (
     error_interval_pct,
     mean_interval,
-    student_quantile,
     topk_errors,
 )
 
 
 def brute_force_errors(scores: list[list[int]], labels: list[int], k: int) -> float:
-    """Places left for the tied, divided among them, one picture at a time."""
+    """The places left are divided among tied classes, one image at a time."""
     missed = 0.0
     for row, label in zip(scores, labels, strict=True):
         higher = sum(score > row[label] for score in row)
@@ -29,7 +30,7 @@ def brute_force_errors(scores: list[list[int]], labels: list[int], k: int) -> fl
 
 
 @st.composite
-def scored_pictures(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
+def scored_images(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
     pictures, classes = draw(st.integers(1, 6)), draw(st.integers(1, 7))
     few_values = st.integers(0, 3)  # so that ties are common
     row = st.lists(few_values, min_size=classes, max_size=classes)
@@ -39,7 +40,7 @@ def scored_pictures(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(scored_pictures(), st.integers(1, 9))
+@given(scored_images(), st.integers(1, 9))
 def test_errors_equal_brute_force_with_shared_ties(
     pictures: tuple[list[list[int]], list[int]], k: int
 ) -> None:
@@ -49,8 +50,8 @@ def test_errors_equal_brute_force_with_shared_ties(
 
 
 @settings(max_examples=100, deadline=None)
-@given(scored_pictures(), st.integers(1, 9))
-def test_without_sharing_the_lower_class_goes_first(
+@given(scored_images(), st.integers(1, 9))
+def test_without_sharing_the_lower_class_index_wins(
     pictures: tuple[list[list[int]], list[int]], k: int
 ) -> None:
     scores, labels = pictures
@@ -61,21 +62,21 @@ def test_without_sharing_the_lower_class_goes_first(
     assert got[k] == expected
 
 
-def test_an_untrained_net_with_equal_scores_is_at_chance_whatever_the_label() -> None:
+def test_equal_scores_give_chance_level_for_any_label() -> None:
     errors = topk_errors(torch.zeros(10, 1000), torch.arange(10))
     assert errors == {1: pytest.approx(10 * 0.999), 5: pytest.approx(10 * 0.995)}
 
 
-def test_k_beyond_the_classes_misses_nothing() -> None:
+def test_there_are_no_errors_for_k_above_the_number_of_classes() -> None:
     assert topk_errors(torch.eye(3), torch.tensor([2, 2, 2]), (3, 5)) == {3: 0.0, 5: 0.0}
 
 
-def test_a_net_that_has_diverged_is_wrong_not_right() -> None:
+def test_scores_that_are_nan_count_as_errors() -> None:
     scores = torch.full((4, 10), math.nan)
     assert topk_errors(scores, torch.zeros(4, dtype=torch.long)) == {1: 4.0, 5: 4.0}
 
 
-def test_wrong_labels_are_named() -> None:
+def test_labels_out_of_range_are_reported() -> None:
     with pytest.raises(ValueError, match=r"0 … 2"):
         topk_errors(torch.eye(3), torch.tensor([0, 1, 3]))
     with pytest.raises(ValueError, match=r"ks=\(0,\)"):
@@ -83,14 +84,37 @@ def test_wrong_labels_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("degrees", "confidence", "expected"),  # printed tables of Student's t
+    ("degrees", "confidence", "expected"),  # published tables of Student's t
     [(1, 0.95, 12.7062), (2, 0.95, 4.30265), (3, 0.99, 5.84091), (4, 0.95, 2.77645),
      (9, 0.95, 2.26216), (10, 0.90, 1.81246), (30, 0.95, 2.04227), (1000, 0.95, 1.96234)],
 )  # fmt: skip
-def test_student_quantiles_are_those_of_the_tables(
+def test_student_intervals_have_the_quantiles_of_the_tables(
     degrees: int, confidence: float, expected: float
 ) -> None:
-    assert student_quantile(degrees, confidence) == pytest.approx(expected, rel=1e-5)
+    values = [float(i % 7) for i in range(degrees + 1)]
+    mean, low, high = mean_interval(values, confidence)
+    assert low is not None
+    assert high is not None
+    standard_error = stdev(values) / math.sqrt(len(values))
+    assert (high - mean) / standard_error == pytest.approx(expected, rel=1e-5)
+    assert (mean - low) / standard_error == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_confidence_outside_0_and_1_is_refused() -> None:
+    for values in ([1.0], [1.0, 2.0]):
+        with pytest.raises(ValueError, match="confidence=1"):
+            mean_interval(values, 1)
+
+
+def test_scipy_is_imported_only_for_intervals() -> None:
+    code = (
+        "import sys\n"
+        "from alexnet2012.utils.metrics import mean_interval\n"
+        "assert 'scipy.special' not in sys.modules\n"
+        "mean_interval([1.0, 2.0])\n"
+        "assert 'scipy.special' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_three_seeds_have_a_student_interval_and_one_has_none() -> None:
@@ -101,7 +125,7 @@ def test_three_seeds_have_a_student_interval_and_one_has_none() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
-def test_the_interval_holds_the_mean(values: list[float]) -> None:
+def test_the_interval_contains_the_mean(values: list[float]) -> None:
     mean, low, high = mean_interval(values)
     assert low is not None
     assert high is not None
@@ -109,14 +133,16 @@ def test_the_interval_holds_the_mean(values: list[float]) -> None:
     assert mean == pytest.approx(fmean(values))
 
 
-def test_wilson_interval_is_that_of_the_textbook() -> None:
+def test_wilson_intervals_match_textbook_values() -> None:
     assert error_interval_pct(10, 100) == pytest.approx((5.52, 17.44), abs=0.01)
     assert error_interval_pct(0, 10) == pytest.approx((0.0, 27.75), abs=0.01)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 500), st.floats(0, 1))
-def test_an_error_rate_lies_in_its_interval_within_0_and_100(pictures: int, share: float) -> None:
+def test_an_error_rate_is_within_its_interval_and_that_within_0_and_100(
+    pictures: int, share: float
+) -> None:
     low, high = error_interval_pct(share * pictures, pictures)
     assert 0 <= low <= 100 * share + 1e-9
     assert 100 * share - 1e-9 <= high <= 100

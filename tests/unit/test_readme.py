@@ -30,12 +30,8 @@ from test_use_page import answered_once
 from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import home
 from alexnet2012.data.sources import photos
-<<<<<<< HEAD
-from alexnet2012.data.sources.download import PUBLISHED
-from alexnet2012.inference.web.server import Server
-=======
 from alexnet2012.data.sources.download import REMOTE_FILES
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
+from alexnet2012.inference.web.server import Server
 from alexnet2012.ledger.report.render import claims_table, summary_table
 from alexnet2012.ledger.results import load_reproduction
 

@@ -1,4 +1,4 @@
-"""Runs are listed as their directories tell of them, and two are set side by side."""
+"""Runs are listed from their directories, and two can be compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import WandbMode
 from alexnet2012.config.schema import TrackingConfig, TrainConfig
-from alexnet2012.tracking.run_index import RunState, read
+from alexnet2012.tracking.run_index import RunState, read_run
 from alexnet2012.tracking.tracker import Tracker
 from alexnet2012.utils.metrics import error_interval_pct
 
@@ -27,7 +27,7 @@ Say = Callable[..., str]
 
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """What the program prints."""
+    """Run the program and return its output."""
 
     def said(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["runs", *map(str, words)])
@@ -71,7 +71,7 @@ def make_run(
         (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
     errors = {"top1_error_pct": 100 * top1_errors / 48, "top5_error_pct": 12.5, "pictures": 48}
     with Tracker(TrackingConfig(wandb=WandbMode.disabled), folder, {}) as tracker:
-        tracker.begun(0, unix_s=begun_s, total_steps=6)
+        tracker.started(0, unix_s=begun_s, total_steps=6)
         tracker.metrics("train", step, loss=2.5, epoch=0)
         tracker.timings("pace", step, images_per_s=images_per_s)
         tracker.metrics("epoch", step, train_error_pct=40.0, loss=2.4)
@@ -107,21 +107,23 @@ def test_a_run_is_listed_with_its_recipe_changes_state_errors_and_speed(
     }
 
 
-def test_without_the_words_of_its_command_a_run_is_told_by_its_values(tmp_path: Path) -> None:
-    """As under torchrun; and where the words are of another command, given later."""
+def test_without_its_recorded_overrides_a_run_is_listed_with_its_changed_values(
+    tmp_path: Path,
+) -> None:
+    """As under torchrun; and if the recorded overrides are of another, later command."""
     overrides = ["model=small", "seed=3"]
     values = ("seed=3", "model.width=0.25", "model.input_size=112", "data.store_size=128")
-    assert read(make_run(tmp_path / "torchrun", overrides, hydra=False)).changed == values
+    assert read_run(make_run(tmp_path / "torchrun", overrides, hydra=False)).changed == values
     other = make_run(tmp_path / "other", overrides)
-    assert read(other).changed == tuple(overrides)
+    assert read_run(other).changed == tuple(overrides)
     later = make_run(tmp_path / "later", ["seed=4"])
     (other / ".hydra").rename(tmp_path / "aside")
     (later / ".hydra").rename(other / ".hydra")
-    assert read(other).changed == values
-    assert read(make_run(tmp_path / "plain", ["mesh=one_process"], hydra=False)).changed == ()
+    assert read_run(other).changed == values
+    assert read_run(make_run(tmp_path / "plain", ["mesh=one_process"], hydra=False)).changed == ()
 
 
-def test_the_states_of_runs_are_told(tmp_path: Path, say: Say) -> None:
+def test_the_states_of_runs_are_listed(tmp_path: Path, say: Say) -> None:
     make_run(tmp_path / "a", finished=True)
     make_run(tmp_path / "b", step=4, finished=False)
     c = make_run(tmp_path / "c", step=4, finished=False)
@@ -131,16 +133,16 @@ def test_the_states_of_runs_are_told(tmp_path: Path, say: Say) -> None:
         table = say(tmp_path)
     assert table.count("4 of 6") == 2
     assert "3 runs: 1 running, 1 interrupted, 1 finished" in table
-    assert read(c).state is RunState.interrupted
-    with run_dir.lock_run_dir(c):  # nobody is kept from it by having been listed
+    assert read_run(c).state is RunState.interrupted
+    with run_dir.lock_run_dir(c):  # listing a run does not lock it
         pass
 
 
-def test_a_record_that_is_being_written_is_passed_over(tmp_path: Path) -> None:
+def test_an_incomplete_last_record_is_ignored(tmp_path: Path) -> None:
     folder = make_run(tmp_path, step=4, finished=False)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')
-    found = read(folder)
+    found = read_run(folder)
     assert (found.state, found.step, found.problem) == (RunState.interrupted, 4, None)
 
 
@@ -149,15 +151,15 @@ def test_a_record_that_is_being_written_is_passed_over(tmp_path: Path) -> None:
     [
         ("config.yaml", None, "has no config.yaml"),
         ("config.yaml", "a: [", "config.yaml cannot be read (ParserError)"),
-        ("config.yaml", "a: 1", "config.yaml is none of a training"),
+        ("config.yaml", "a: 1", "config.yaml is not of a training run"),
         ("config.yaml", "recipe: {towers: 2}", "config.yaml names no recipe"),
         ("summary.json", "{", "summary.json cannot be read (JSONDecodeError)"),
-        ("summary.json", "[]", "summary.json is none of a training"),
+        ("summary.json", "[]", "summary.json is not of a training run"),
         ("metrics.jsonl", "?\n", "metrics.jsonl cannot be read (JSONDecodeError)"),
         ("timings.jsonl", "[1]\n", "timings.jsonl cannot be read (TypeError)"),
     ],
 )
-def test_a_damaged_run_is_named_with_what_is_wrong_and_the_others_listed(
+def test_a_damaged_run_is_listed_with_its_problem_next_to_the_others(
     tmp_path: Path, say: Say, file: str, text: str | None, problem: str
 ) -> None:
     make_run(tmp_path / "good")
@@ -171,7 +173,7 @@ def test_a_damaged_run_is_named_with_what_is_wrong_and_the_others_listed(
     assert "1 finished, 1 damaged" in say(tmp_path)
 
 
-def test_folders_without_a_run_are_named_and_a_store_is_not_searched(
+def test_folders_without_a_run_are_listed_and_a_store_is_not_searched(
     tmp_path: Path, say: Say
 ) -> None:
     make_run(tmp_path / "deep" / "er" / "run")
@@ -179,13 +181,13 @@ def test_folders_without_a_run_are_named_and_a_store_is_not_searched(
     (tmp_path / "store" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "store" / "manifest.json").write_text("{}")
     said = say(tmp_path)
-    assert f"{tmp_path}/notes: holds no run" in said
-    assert f"{tmp_path}/store: is a store of pictures" in said
+    assert f"{tmp_path}/notes: contains no run" in said
+    assert f"{tmp_path}/store: is a store of images" in said
     assert "cat" not in said
-    assert say(tmp_path / "notes") == f"0 runs\n{tmp_path}/notes: holds no run\n"
+    assert say(tmp_path / "notes") == f"0 runs\n{tmp_path}/notes: contains no run\n"
 
 
-def test_runs_are_sorted_by_what_is_asked_for(tmp_path: Path, say: Say) -> None:
+def test_runs_are_sorted_by_the_given_key(tmp_path: Path, say: Say) -> None:
     make_run(tmp_path / "a", ["recipe=paper"], begun_s=3_000, top1_errors=20, images_per_s=3)
     make_run(tmp_path / "b", ["recipe=code145"], begun_s=1_000, top1_errors=10, images_per_s=1)
     make_run(tmp_path / "c", ["recipe=code146"], begun_s=2_000, top1_errors=30, images_per_s=2,
@@ -203,7 +205,7 @@ def test_runs_are_sorted_by_what_is_asked_for(tmp_path: Path, say: Say) -> None:
     assert order("--sort", "speed") == "acbd"
 
 
-def test_the_table_fits_80_columns_whatever_a_run_is_called(tmp_path: Path, say: Say) -> None:
+def test_the_table_fits_80_columns_for_any_run_name(tmp_path: Path, say: Say) -> None:
     long = tmp_path / ("long" * 30)
     make_run(long, ["recipe=code145", "model=small"], images_per_s=1_234_567.0)
     odd = make_run(tmp_path / "odd[/red]\x1b[31m", ["seed=1"], step=4, finished=False)
@@ -217,7 +219,7 @@ def test_the_table_fits_80_columns_whatever_a_run_is_called(tmp_path: Path, say:
     assert "1,234,567" in said
 
 
-def test_a_folder_that_is_not_there_is_a_mistake(
+def test_a_missing_folder_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -227,7 +229,7 @@ def test_a_folder_that_is_not_there_is_a_mistake(
             runs.main()
         assert ending.value.code == 2
         err = capsys.readouterr().err
-        assert ("DIR=runs: there is no such folder" in err) or ("A=A: has no config.yaml" in err)
+        assert ("DIR=runs: no such folder" in err) or ("A=A: has no config.yaml" in err)
 
 
 def test_two_runs_are_compared_setting_by_setting_and_number_by_number(
@@ -255,12 +257,14 @@ def test_two_runs_are_compared_setting_by_setting_and_number_by_number(
     }
     said = say("compare", a, b)
     assert max(map(len, said.splitlines())) <= 80
-    assert "made differently" in said
-    assert "what was measured" in said
+    assert "conditions that differ" in said
+    assert "measurements" in said
     assert "intervals apart" in " ".join(said.split())
 
 
-def test_errors_that_could_be_the_same_are_not_told_apart(tmp_path: Path, say: Say) -> None:
+def test_errors_with_overlapping_intervals_are_not_reported_as_different(
+    tmp_path: Path, say: Say
+) -> None:
     a = make_run(tmp_path / "a", top1_errors=24)
     b = make_run(tmp_path / "b", top1_errors=25, finished=False, step=4)
     rows = json.loads(say("compare", a, b, "--json"))["measured"]

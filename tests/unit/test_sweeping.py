@@ -108,7 +108,7 @@ def test_runs_on_other_pictures_are_not_taken_for_these(
         sweeps.train(experiment, ["ablation=none"], [0])
     assert trained == []
     assert not is_finished(config, other)
-    with pytest.raises(ConfigError, match="holds a finished run and no checkpoint"):
+    with pytest.raises(ConfigError, match="contains a finished run without checkpoints"):
         check_start(config, other)
     shutil.rmtree(other)
     assert is_finished(finish(other, words, 40.0, photos_store.fingerprint), other)
@@ -119,7 +119,7 @@ def test_no_net_starts_from_a_run_that_has_not_ended(saved_run: Path, tmp_path: 
     shutil.copytree(saved_run, run)
     (run / "config.yaml").write_text("seed: 0\n")
     config = replace(composed(), init_from=str(run))
-    with pytest.raises(ConfigError, match=r"init_from=.*a run that has not ended"):
+    with pytest.raises(ConfigError, match=r"init_from=.*is an unfinished run"):
         check_start(config, tmp_path / "new")
     (run / "summary.json").write_text("{}")
     check_start(config, tmp_path / "new")

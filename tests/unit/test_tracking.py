@@ -1,4 +1,4 @@
-"""What is written of a run, what a resumed run keeps of it, and what views of it show."""
+"""Records of a run, what a resumed run keeps of them, and what the loggers receive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from alexnet2012.config.enums import WandbMode
 from alexnet2012.config.schema import ConfigError, TrackingConfig
-from alexnet2012.tracking.backends import check_backends, give_home, wandb_mode
+from alexnet2012.tracking.backends import check_backends, set_home, wandb_mode
 from alexnet2012.tracking.tracker import Tracker, read_records
 
 NO_WANDB = TrackingConfig(wandb=WandbMode.disabled)
@@ -27,7 +27,7 @@ def steps(path: Path) -> list[int]:
     return [record["step"] for record in read_records(path)]
 
 
-def test_metrics_and_timings_are_kept_apart(tmp_path: Path) -> None:
+def test_metrics_and_timings_go_to_separate_files(tmp_path: Path) -> None:
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
         tracker.metrics("train", 1, loss=2.5)
         tracker.timings("throughput", 1, images_per_s=100.0)
@@ -47,7 +47,7 @@ def test_a_record_is_on_disk_before_the_next_step(tmp_path: Path) -> None:
         assert steps(tmp_path / "metrics.jsonl") == [1]
 
 
-def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_records_after_its_checkpoint(tmp_path: Path) -> None:
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
         for step in (1, 2, 3, 4):
             tracker.metrics("train", step, loss=0.1 * step)
@@ -62,7 +62,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) ->
     assert steps(tmp_path / "timings.jsonl") == [1, 2]
 
 
-def test_what_a_resumed_run_keeps_does_not_change_by_a_bit(tmp_path: Path) -> None:
+def test_records_kept_by_a_resumed_run_are_unchanged(tmp_path: Path) -> None:
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
         tracker.metrics("train", 1, loss=1 / 3, rate=1e-05)
         tracker.metrics("train", 2, loss=2 / 3)
@@ -72,7 +72,7 @@ def test_what_a_resumed_run_keeps_does_not_change_by_a_bit(tmp_path: Path) -> No
     assert (tmp_path / "metrics.jsonl").read_text() == first + "\n"
 
 
-def test_records_that_were_lost_or_torn_are_told_and_the_others_kept(
+def test_lost_or_truncated_records_are_reported_and_the_others_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
@@ -89,11 +89,11 @@ def test_a_new_run_starts_with_empty_files(tmp_path: Path) -> None:
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
-def test_records_of_a_file_that_is_not_there_are_none(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
-def test_wandb_is_not_even_imported_where_it_is_disabled(tmp_path: Path) -> None:
+def test_wandb_is_not_imported_if_disabled(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
         "from alexnet2012.config.schema import TrackingConfig, WandbMode\n"
@@ -104,7 +104,7 @@ def test_wandb_is_not_even_imported_where_it_is_disabled(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
 
 
-def test_an_offline_wandb_run_lies_in_the_run_directory(tmp_path: Path) -> None:
+def test_an_offline_wandb_run_is_in_the_run_directory(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     with Tracker(TrackingConfig(wandb=WandbMode.offline), tmp_path, {"seed": 1}) as tracker:
         tracker.metrics("train", 1, loss=2.5)
@@ -112,23 +112,23 @@ def test_an_offline_wandb_run_lies_in_the_run_directory(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.5
 
 
-def test_a_user_without_a_home_gets_one_for_wandb(
+def test_a_user_without_a_home_directory_gets_one_for_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    give_home(tmp_path)
+    set_home(tmp_path)
     assert os.environ["HOME"] == "/home/someone"
     monkeypatch.delenv("HOME")
     known = str(Path.home())  # to the system, which is asked for it
-    give_home(tmp_path)
+    set_home(tmp_path)
     assert os.environ["HOME"] == known
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container without users
-    give_home(tmp_path)
+    set_home(tmp_path)
     assert os.environ["HOME"] == str(tmp_path)
 
 
-def test_a_run_that_goes_on_is_the_same_run_for_wandb_and_a_new_one_is_not(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_wandb_id_and_a_new_one_gets_another(tmp_path: Path) -> None:
     offline, ids = TrackingConfig(wandb=WandbMode.offline), []
     for resumed in (None, {"metrics.jsonl": 1}, None):
         with Tracker(offline, tmp_path, {}, resumed=resumed) as tracker:
@@ -201,17 +201,17 @@ def watched_run(tracker: Tracker, steps: range) -> None:
             tracker.metrics("validation", step, top1_error_pct=50.0)
             for name in ("kernels-tower0", "wrong-guesses"):
                 picture = Image.new("RGB", (8, 8), (step, 0, 0))
-                tracker.picture(name, step, picture, last_only=name == "wrong-guesses")
+                tracker.image(name, step, picture, last_only=name == "wrong-guesses")
 
 
 # Where a run is cut, and whether its last validation came before the checkpoint or after.
 @pytest.mark.parametrize("validated_after", [False, True])
-def test_both_views_of_a_run_that_went_on_have_no_gap_and_no_record_twice(
+def test_both_loggers_of_a_resumed_run_have_no_gap_and_no_repeated_record(
     tmp_path: Path, validated_after: bool
 ) -> None:
     both = settings(wandb=WandbMode.offline, tensorboard=True)
     with Tracker(both, tmp_path, {}) as tracker:
-        tracker.begun(0, unix_s=1.0, total_steps=6)
+        tracker.started(0, unix_s=1.0, total_steps=6)
         watched_run(tracker, range(1, 4))
         if validated_after:
             tracker.metrics("train", 4, loss=1 / 4)
@@ -219,16 +219,16 @@ def test_both_views_of_a_run_that_went_on_have_no_gap_and_no_record_twice(
             tracker.watched("update_ratio", 4, conv1=4 / 1024)
             saved = tracker.sync()
             tracker.metrics("validation", 4, top1_error_pct=99.0)
-            tracker.picture("kernels-tower0", 4, Image.new("RGB", (8, 8)), last_only=False)
+            tracker.image("kernels-tower0", 4, Image.new("RGB", (8, 8)), last_only=False)
         else:
             watched_run(tracker, range(4, 5))
             saved = tracker.sync()
         watched_run(tracker, range(5, 7))  # all of it forgotten
     with Tracker(both, tmp_path, {}, resumed=saved) as tracker:
-        tracker.begun(4, unix_s=2.0, total_steps=6)
+        tracker.started(4, unix_s=2.0, total_steps=6)
         if validated_after:
             tracker.metrics("validation", 4, top1_error_pct=50.0)
-            tracker.picture("kernels-tower0", 4, Image.new("RGB", (8, 8)), last_only=False)
+            tracker.image("kernels-tower0", 4, Image.new("RGB", (8, 8)), last_only=False)
         watched_run(tracker, range(5, 7))
     steps = range(1, 7)
     scalars, pictures = shown_by_tensorboard(tmp_path)
@@ -247,7 +247,7 @@ def test_both_views_of_a_run_that_went_on_have_no_gap_and_no_record_twice(
     assert shown_pictures == {"kernels-tower0"}
 
 
-def test_a_tensorboard_that_was_looking_on_shows_no_step_twice(tmp_path: Path) -> None:
+def test_a_tensorboard_that_was_open_during_a_resume_shows_no_step_twice(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     wanted = settings(tensorboard=True)
     with Tracker(wanted, tmp_path, {}) as tracker:
@@ -264,7 +264,7 @@ def test_a_tensorboard_that_was_looking_on_shows_no_step_twice(tmp_path: Path) -
     assert [event.step for event in looking.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_wandb_online_is_sent_only_what_its_server_does_not_have(
+def test_wandb_online_sends_only_steps_that_the_server_does_not_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Run:
@@ -289,7 +289,7 @@ def test_wandb_online_is_sent_only_what_its_server_does_not_have(
     assert Run.sent == sorted(Run.sent)
 
 
-def test_a_view_that_is_wanted_later_shows_what_was_before(tmp_path: Path) -> None:
+def test_a_logger_turned_on_at_resume_gets_the_earlier_records(tmp_path: Path) -> None:
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
         watched_run(tracker, range(1, 4))
         saved = tracker.sync()
@@ -300,7 +300,7 @@ def test_a_view_that_is_wanted_later_shows_what_was_before(tmp_path: Path) -> No
     assert pictures["kernels-tower0"] == [2, 4]
 
 
-def test_a_new_run_shows_nothing_of_another_that_was_there(tmp_path: Path) -> None:
+def test_a_new_run_shows_nothing_of_an_earlier_run_in_the_directory(tmp_path: Path) -> None:
     for last in (6, 3):
         with Tracker(settings(tensorboard=True), tmp_path, {}) as tracker:
             watched_run(tracker, range(1, last))
@@ -310,7 +310,7 @@ def test_a_new_run_shows_nothing_of_another_that_was_there(tmp_path: Path) -> No
     assert [path.name[-8:] for path in (tmp_path / "pictures").iterdir()] == ["0002.png"] * 2
 
 
-def test_a_view_that_fails_is_given_up_and_the_records_go_on(
+def test_a_logger_that_fails_is_dropped_and_records_are_still_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing:
@@ -320,19 +320,19 @@ def test_a_view_that_fails_is_given_up_and_the_records_go_on(
             raise BrokenPipeError("the service is gone")
 
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
-        tracker._views.append(Failing())  # type: ignore[arg-type]
+        tracker._backends.append(Failing())  # type: ignore[arg-type]
         tracker.metrics("train", 1, loss=2.0)
         tracker.metrics("train", 2, loss=1.0)
     assert steps(tmp_path / "metrics.jsonl") == [1, 2]
-    assert caplog.text.count("a view shows no more of this run") == 1
+    assert caplog.text.count("a view failed and is off") == 1
 
 
-def test_a_picture_that_cannot_be_written_is_told_and_the_records_go_on(
+def test_an_image_that_cannot_be_written_is_reported_and_records_are_still_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "pictures").write_text("in the way")
     with Tracker(NO_WANDB, tmp_path, {}) as tracker:
-        tracker.picture("kernels-tower0", 1, Image.new("RGB", (8, 8)), last_only=False)
+        tracker.image("kernels-tower0", 1, Image.new("RGB", (8, 8)), last_only=False)
         tracker.metrics("train", 1, loss=2.0)
     assert steps(tmp_path / "metrics.jsonl") == [1]
     assert "cannot be written" in caplog.text
@@ -349,7 +349,7 @@ def test_a_picture_that_cannot_be_written_is_told_and_the_records_go_on(
         (WandbMode.disabled, "online", WandbMode.disabled),
     ],
 )
-def test_the_environment_variable_counts_before_the_setting_and_disabled_stays(
+def test_the_environment_variable_overrides_the_setting_unless_it_is_disabled(
     monkeypatch: pytest.MonkeyPatch, setting: WandbMode, said: str | None, mode: WandbMode
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
@@ -358,7 +358,7 @@ def test_the_environment_variable_counts_before_the_setting_and_disabled_stays(
     assert wandb_mode(TrackingConfig(wandb=setting)) is mode
 
 
-def test_a_mode_that_does_not_exist_is_refused_with_those_that_do(
+def test_an_unknown_mode_is_refused_with_the_valid_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "onlin")
@@ -378,7 +378,7 @@ def test_wandb_online_without_an_account_is_refused_with_a_remedy(
         Tracker(TrackingConfig(), tmp_path / "run", {})
 
 
-def test_a_missing_tensorboard_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alexnet2012.tracking.backends.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'alexnet2012\[tensorboard\]'"):
         check_backends(settings(tensorboard=True))

@@ -1,7 +1,8 @@
-"""One checkpoint's tensors: written and read, by any mesh whatever mesh has written them.
+"""Saving and loading of checkpoints, across meshes of different sizes.
 
-Written by torch.distributed.checkpoint under the full tensors' names and shapes, as safetensors:
-nothing in a checkpoint is ever unpickled. What needs no tensors is in saves.py.
+Tensors are saved by torch.distributed.checkpoint under the names and shapes of the full tensors, as
+safetensors: nothing in a checkpoint is ever unpickled. :mod:`alexnet2012.checkpoint.manifest` has
+the functions that need no tensors.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.utils.files import checksum_lines, sync_folder, synced
 
-# Here, as a context would change the filters of other threads, too.
+# At import: warnings.catch_warnings would change the filters of other threads, too.
 warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
 
 
@@ -57,13 +58,15 @@ def save(
     """Write a checkpoint under a temporary name, then rename it. Collective in ``group``.
 
     Raises:
-        RunError: on every rank alike: it cannot be written, or what it would hold is not finite.
-            Nothing of it is left then, and nothing that was there before is harmed.
+        RunError: on every rank: the checkpoint cannot be written, or a tensor is not finite. No
+            part of it remains, and earlier checkpoints are intact.
     """
     writing = folder.with_name(folder.name + WRITING)
     for name in gather_results(snapshot.not_finite, mesh, group):
         if name is not None:
-            raise RunError(f"step {snapshot.progress.step}: {name} is no longer finite; not saved")
+            raise RunError(
+                f"step {snapshot.progress.step}: {name} is not finite; no checkpoint is saved"
+            )
     try:
         run_on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
         writer = TensorWriter(writing)
@@ -76,26 +79,29 @@ def save(
         sums = gather_results(lambda: writer.sums, mesh, group)
         run_on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
     except (OSError, CheckpointException) as error:
-        why = first_line(_of_a_rank(error))
+        reason = first_line(_first_failure(error))
         run_on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
         raise RunError(
-            f"{folder}: cannot be written ({why}); earlier checkpoints are as they were. "
-            "Make room there and start the same command again: it goes on from the last one"
+            f"{folder}: cannot be written ({reason}); earlier checkpoints are intact. "
+            "Free disk space and run the same command again to resume from the last one"
         ) from error
 
 
 def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Progress:
-    """Fill a model, and an optimizer where one is given, from what was verified. Collective.
+    """Load a verified checkpoint into a model, and into an optimizer if given. Collective.
 
     Raises:
-        ConfigError: its streams are of a code that drew dropout otherwise.
+        ConfigError: the checkpoint is damaged, or its dropout streams are of incompatible code.
     """
     progress = read_progress(folder)
     state = tensors_of(model, optimizer)
     streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
     saved = _saved_shapes(folder) if streams else {}
     if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
-        remedy = f"drew dropout otherwise: go on with its code ({progress.code}), or use init_from"
+        remedy = (
+            f"has dropout streams of incompatible code; resume with that code ({progress.code}), "
+            "or use init_from"
+        )
         raise ConfigError("checkpoint", folder, remedy)
     _load(state, folder, model)
     if streams:
@@ -104,36 +110,35 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
 
 
 def load_pretrained(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
-    """Start layers of a model from those of a verified checkpoint. Collective.
+    """Initialize layers of a model from a verified checkpoint. Collective.
 
-    ``names`` are the layers; without any it is all but the last, whose classes may be others.
+    ``names`` are the layers; if empty, all but the last, whose classes may differ.
 
     Raises:
-        ConfigError: it has no such layers, or of other shapes.
+        ConfigError: the checkpoint lacks a layer, or its shape differs.
     """
     saved = _saved_shapes(folder)
     chosen = list(names) or [name for name in model.layers() if name != "fc8"]
     if unknown := [name for name in chosen if name not in model.layers()]:
-        remedy = f"is no layer of this net; use some of {', '.join(model.layers())}"
+        remedy = f"no such layer; use any of {', '.join(model.layers())}"
         raise ConfigError("init_layers", unknown[0], remedy)
     for name, shape in model.full_shapes().items():
-        there = saved.get(f"model.{name}")
-        if name.split(".")[0] in chosen and there != shape:
-            has = "none" if there is None else str(tuple(there))
-            remedy = (
-                f"{name} is {has} there, {tuple(shape)} here; leave its layer out of init_layers"
-            )
+        saved_shape = saved.get(f"model.{name}")
+        if name.split(".")[0] in chosen and saved_shape != shape:
+            of_checkpoint = "is missing" if saved_shape is None else f"is {tuple(saved_shape)}"
+            remedy = f"{name} {of_checkpoint} in the checkpoint, {tuple(shape)} in this model; "
+            remedy += "leave its layer out of init_layers"
             raise ConfigError("init_from", folder, remedy)
     state = {k: v for k, v in tensors_of(model, None).items() if k.split(".")[1] in chosen}
     _load(state, folder, model)
 
 
 def _begin(writing: Path, snapshot: TrainingState) -> None:
-    shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(writing, ignore_errors=True)  # left by a run that was killed
     writing.mkdir(parents=True)
     with synced(writing / METADATA) as file:
         file.write(json.dumps(asdict(snapshot.progress), indent=1, sort_keys=True).encode())
-    buffer = io.BytesIO()  # NumPy would not say why a file cannot be written
+    buffer = io.BytesIO()  # NumPy's own error would not say why a file cannot be written
     np.save(buffer, snapshot.mean_image)
     with synced(writing / MEAN_IMAGE) as file:
         file.write(buffer.getvalue())
@@ -144,7 +149,7 @@ def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> No
     with synced(writing / CHECKSUMS) as file:
         file.write(sums.encode("ascii"))
     sync_folder(writing)
-    if folder.exists():  # saved at this very step before its validation
+    if folder.exists():  # saved at this step before its validation
         remove(folder)
     writing.replace(folder)
     sync_folder(folder.parent)
@@ -155,21 +160,23 @@ def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
         reader = dcp.HuggingFaceStorageReader(str(folder))
         dcp.load(state, storage_reader=reader, no_dist=model.mesh.world_size == 1)
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-        raise damaged_error(folder, _of_a_rank(error)) from error
+        raise damaged_error(folder, _first_failure(error)) from error
 
 
 def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
     try:
-        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, ValueError, SafetensorError) as error:
         raise damaged_error(folder, error) from error
     return {
-        key: entry.size for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)
+        key: entry.size
+        for key, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
     }
 
 
-def _of_a_rank(error: BaseException) -> BaseException:
-    """What went wrong on the first rank where it did."""
+def _first_failure(error: BaseException) -> BaseException:
+    """The error of the first rank that failed."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written while training goes on, the last few and the best kept."""
+"""Checkpoint manager: saves in the background, keeps the newest checkpoints and the best."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from alexnet2012.distributed.mesh import Mesh
 
 
 class CheckpointManager:
-    """Writes a run's snapshots on a thread; only the copy of the state keeps training waiting.
+    """Saves checkpoints of a run on a thread; training waits only for the copy of the state.
 
-    The thread's collectives have a group of their own (gloo), so they never meet the training's.
+    The thread has its own process group (gloo), so its collectives do not mix with training's.
     """
 
     def __init__(self, config: CheckpointConfig, run_dir: Path, mesh: Mesh, step: int) -> None:
@@ -28,20 +28,20 @@ class CheckpointManager:
         self._folder = run_dir / "checkpoints"
         self._group = dist.new_group(backend="gloo") if mesh.world_size > 1 else None
         self._writing: Future[None] | None = None
-        self._asked_s = time.monotonic()
-        self.last_step = step  # the last that is saved, or on its way
+        self._last_due_s = time.monotonic()
+        self.last_step = step  # the last one saved or being saved
 
     def due_by_step(self, step: int) -> bool:
-        every = self._config.every_steps
-        return every is not None and step % every == 0
+        interval = self._config.every_steps
+        return interval is not None and step % interval == 0
 
     def due_by_clock(self) -> bool:
-        """Once each time, by this rank's clock: ask rank 0 only."""
-        every, now = self._config.every_minutes, time.monotonic()
+        """True once per interval, on this rank's clock; call it on rank 0 only."""
+        interval, now = self._config.every_minutes, time.monotonic()
         busy = self._writing is not None and not self._writing.done()
-        if every is None or busy or now - self._asked_s < 60 * every:
+        if interval is None or busy or now - self._last_due_s < 60 * interval:
             return False
-        self._asked_s = now
+        self._last_due_s = now
         return True
 
     @property
@@ -51,16 +51,16 @@ class CheckpointManager:
         return writing is not None and writing.done() and writing.exception() is not None
 
     def save(self, snapshot: TrainingState) -> None:
-        """Start to write a snapshot; the one before must be written. Collective."""
+        """Start saving; the previous save must have finished. Collective."""
         folder = self._folder / f"step-{snapshot.progress.step:07d}"
         self._writing = _in_background(lambda: self._write(folder, snapshot))
-        self.last_step, self._asked_s = snapshot.progress.step, time.monotonic()
+        self.last_step, self._last_due_s = snapshot.progress.step, time.monotonic()
 
     def wait(self) -> None:
-        """Until what was started is written.
+        """Wait until the last save has finished.
 
         Raises:
-            RunError: it could not be, on every rank.
+            RunError: on every rank: it failed.
         """
         if self._writing is not None:
             self._writing.result()
@@ -84,12 +84,12 @@ class CheckpointManager:
 
 
 def _best(folders: list[Path]) -> list[Path]:
-    """The one of the lowest validation error, the first of several; none without any error."""
+    """The checkpoint with the lowest validation error, the first of equals; empty without any."""
     errors = {}
     for folder in reversed(folders):
         try:
             error = manifest.read_progress(folder).top1_error_pct
-        except ConfigError:  # damaged: it has its turn when it is to be loaded
+        except ConfigError:  # damaged; reported when it is loaded
             continue
         if error is not None:
             errors[folder] = error
@@ -97,7 +97,7 @@ def _best(folders: list[Path]) -> list[Path]:
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:
-    """On a daemon thread: a process that has to leave does not wait for a peer that is gone."""
+    """Run on a daemon thread: a process that exits does not wait for a lost peer."""
     future: Future[None] = Future()
 
     def run() -> None:

@@ -1,7 +1,7 @@
-"""What lies on the disk of a checkpoint: found, verified, and read but for its tensors.
+"""Checkpoints on disk: listing, verification by checksum, and everything but the tensors.
 
-``SHA256SUMS`` has a line for each of a checkpoint's files, as sha256sum prints and reads them.
-Apart from checkpoint.py, so that a process that starts a run need not load torch's checkpoints.
+``SHA256SUMS`` has a line for each file of a checkpoint, in the format of sha256sum. Separate from
+:mod:`alexnet2012.checkpoint.io`: launching a run must not import torch.distributed.checkpoint.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from alexnet2012.utils.files import checksum_lines
 METADATA = "checkpoint.json"
 MEAN_IMAGE = "mean_image.npy"
 CHECKSUMS = "SHA256SUMS"
-# Suffixes of one that is not complete.
+# Suffixes of incomplete checkpoints.
 WRITING, REMOVING = ".writing", ".removing"
 
 
 @dataclass
 class Progress:
-    """How far a run came, and of what. ``settings`` is its whole configuration, as plain data."""
+    """Position of a run and its metadata. ``settings`` is its configuration as JSON types."""
 
-    step: int
-    epoch: int  # epochs finished, each with its validation
-    validation_errors: list[float] = field(default_factory=list)  # after each whole epoch
-    top1_error_pct: float | None = None  # of these very weights, where it was measured
-    # Loss, errors and pictures by replica: of the epoch so far, and since the last record.
+    step: int  # steps finished
+    epoch: int  # epochs finished, including their validation
+    validation_errors: list[float] = field(default_factory=list)  # top-1, %, by epoch
+    top1_error_pct: float | None = None  # of these weights, if measured
+    # Sums of loss, errors and images by replica: of the epoch so far, and since the last record.
     epoch_sums: list[list[float]] = field(default_factory=list)
     sums: list[list[float]] = field(default_factory=list)
-    records: dict[str, int] = field(default_factory=dict)  # lines of each .jsonl file
-    summary: dict[str, Any] | None = None  # of a run that has come to its end
+    records: dict[str, int] = field(default_factory=dict)  # lines by .jsonl file
+    summary: dict[str, Any] | None = None  # of a finished run
     settings: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     store_fingerprint: str = ""
-    code: str = ""  # the commit, and torch's version
+    code: str = ""  # commit and torch version
 
     @classmethod
     def at_start(cls, config: TrainConfig, store: Store, code: str) -> Progress:
@@ -68,7 +68,7 @@ def to_plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]
 
 
 def without_retired(settings: Any) -> Any:
-    """Saved settings less those that no longer exist; they never changed what is computed."""
+    """Drop saved settings that no longer exist and never changed results."""
     if not isinstance(settings, dict) or not isinstance(settings.get("mesh"), dict):
         return settings
     mesh = {key: value for key, value in settings["mesh"].items() if key != "hide_exchanges"}
@@ -76,7 +76,7 @@ def without_retired(settings: Any) -> Any:
 
 
 def config_of(progress: Progress) -> TrainConfig:
-    """The configuration that a checkpoint was trained with."""
+    """The training configuration of a checkpoint."""
     settings = literal(progress.settings)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
     assert isinstance(config, TrainConfig)
@@ -84,10 +84,10 @@ def config_of(progress: Progress) -> TrainConfig:
 
 
 def verify(folder: Path, mesh: Mesh) -> None:
-    """Compare the SHA-256 of every file with what was written. Collective; all say the same.
+    """Compare the SHA-256 of every file with ``SHA256SUMS``. Collective.
 
     Raises:
-        ConfigError: there is no checkpoint, or a bit of it has changed.
+        ConfigError: on every rank: there is no checkpoint, or a file has changed.
     """
 
     def expected() -> str:
@@ -96,18 +96,22 @@ def verify(folder: Path, mesh: Mesh) -> None:
         return (folder / CHECKSUMS).read_bytes().decode("ascii", "replace")
 
     try:
-        wanted = run_on_rank_0(expected, mesh)
-        found = checksums(folder, mesh)
+        expected_sums = run_on_rank_0(expected, mesh)
+        actual_sums = checksums(folder, mesh)
     except OSError as error:
         raise damaged_error(folder, error) from error
-    if found != wanted:
-        here, there = set(found.splitlines()), set(wanted.splitlines())
-        name = next((line[66:] for line in (*here - there, *there - here)), "") or CHECKSUMS
-        raise damaged_error(folder, ValueError(f"{name} has another checksum"))
+    if actual_sums != expected_sums:
+        actual_lines, expected_lines = (
+            set(actual_sums.splitlines()),
+            set(expected_sums.splitlines()),
+        )
+        changed = (*actual_lines - expected_lines, *expected_lines - actual_lines)
+        name = next((line[66:] for line in changed), "") or CHECKSUMS
+        raise damaged_error(folder, ValueError(f"checksum of {name} does not match"))
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run directory, the last one first; one that was cut off is none."""
+    """The complete checkpoints of a run directory, newest first."""
     folders = [f for f in (run_dir / "checkpoints").glob("step-*") if f.name[5:].isdigit()]
     return sorted(folders, key=checkpoint_step, reverse=True)
 
@@ -117,15 +121,15 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The last checkpoint of a run directory, good or not."""
+    """The newest checkpoint of a run directory, valid or not."""
     return next(iter(list_checkpoints(run_dir)), None)
 
 
 def find_valid(path: Path, mesh: Mesh) -> Path:
-    """A checkpoint whose files are as they were written, or the last such of a run. Collective.
+    """The checkpoint at ``path``, or the newest valid one of a run directory. Collective.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no valid checkpoint.
     """
     folders = run_on_rank_0(lambda: list_checkpoints(path), mesh)
     if not folders:
@@ -139,26 +143,26 @@ def find_valid(path: Path, mesh: Mesh) -> Path:
                 log.warning("%s", error)
         else:
             return folder
-    raise ConfigError("checkpoint", path, "has none that is not damaged; take another directory")
+    raise ConfigError("checkpoint", path, "contains no valid checkpoint; use another directory")
 
 
 def remove(folder: Path) -> None:
-    """At once for whoever looks for it; a process that ends meanwhile leaves no half of it."""
+    """Remove a checkpoint; renamed first, so that no partial checkpoint is ever listed."""
     shutil.rmtree(folder.replace(folder.with_name(folder.name + REMOVING)), ignore_errors=True)
 
 
 def remove_incomplete(run_dir: Path) -> None:
-    """What a process that was killed had begun to write, or to remove."""
+    """Remove checkpoints that a killed process was writing or removing."""
     for folder in (run_dir / "checkpoints").glob("step-*"):
         if folder.suffix in (WRITING, REMOVING):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_progress(folder: Path) -> Progress:
-    """What a checkpoint holds, without its tensors.
+    """Read the metadata of a checkpoint.
 
     Raises:
-        ConfigError: there is no checkpoint, or not all of it.
+        ConfigError: there is no checkpoint, or it is damaged.
     """
     file = folder / METADATA
     if not file.is_file():
@@ -172,7 +176,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
-    """The mean image [P, P, 3] of the pictures that a net was trained on."""
+    """Read the training-set mean image [P, P, 3]."""
     try:
         mean_image: npt.NDArray[np.float32] = np.load(folder / MEAN_IMAGE, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
@@ -181,24 +185,23 @@ def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
 
 
 def checksums(folder: Path, mesh: Mesh) -> str:
-    """What ``SHA256SUMS`` should hold; the ranks share the reading. Collective."""
+    """Compute the contents of ``SHA256SUMS``; each rank reads a part of the files. Collective."""
 
     def names() -> list[str]:
         files = (path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-        return sorted(name for name in files if not name.startswith("."))  # a desktop's, or NFS's
+        return sorted(name for name in files if not name.startswith("."))  # e.g. .nfs*
 
-    every = run_on_rank_0(names, mesh)
-    own = every[mesh.rank :: mesh.world_size]
-    return sorted_lines(gather_results(lambda: checksum_lines(folder, own), mesh))
+    names_of_rank = run_on_rank_0(names, mesh)[mesh.rank :: mesh.world_size]
+    return sorted_lines(gather_results(lambda: checksum_lines(folder, names_of_rank), mesh))
 
 
 def sorted_lines(parts: Sequence[list[str]]) -> str:
-    """Lines of checksums by file name."""
+    """Checksum lines sorted by file name."""
     return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
 
 
 def missing_error(folder: Path) -> ConfigError:
-    remedy = f"is no checkpoint (no {METADATA}); name a folder such as RUN/checkpoints/step-0001000"
+    remedy = f"no checkpoint ({METADATA} is missing); use a folder RUN/checkpoints/step-0001000"
     return ConfigError("checkpoint", folder, remedy)
 
 
@@ -209,8 +212,8 @@ def damaged_error(folder: Path, error: BaseException) -> ConfigError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    first_line = str(error).strip().splitlines()[:1]
-    return first_line[0] if first_line else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint as safetensors, written without a copy and hashed on their way.
+"""Safetensors writer that hashes the tensors as it writes them, without copying them.
 
-torch's own writer makes one string of all tensors before it writes, and its file would have to be
-read again for its checksum: processor time that training lacks.
+torch's own writer first joins all tensors into one bytes object, and its file would have to be read
+again for the checksum: CPU time that training needs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.futures import Future
 
 from alexnet2012.utils.files import checksum_line, forget, synced
 
-BLOCK = 1 << 20  # bytes that are hashed and written while they lie in the processor's cache
-FLUSH = 16  # blocks
-# Of the format, by what a run has.
+BLOCK = 1 << 20  # bytes, hashed and written while in the CPU's cache
+FLUSH = 16  # blocks between flushes to the disk
+# Names of dtypes in the format.
 _TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -33,9 +33,9 @@ _TYPES = {
 
 
 class TensorWriter(dcp.HuggingFaceStorageWriter):
-    """Writes this process's part; ``sums`` are the lines of its files for ``SHA256SUMS``.
+    """Writes the shard of this process; ``sums`` are the lines of its files in ``SHA256SUMS``.
 
-    Read by ``torch.distributed.checkpoint.HuggingFaceStorageReader``, and by safetensors alone.
+    ``torch.distributed.checkpoint.HuggingFaceStorageReader`` and safetensors read the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,27 +57,27 @@ class TensorWriter(dcp.HuggingFaceStorageWriter):
                 forget(file)
             self.sums.append(checksum_line(digest.hexdigest(), name))
         done: Future[list[WriteResult]] = Future()
-        done.set_result([])  # of use to an index of several files only
+        done.set_result([])  # needed only for an index of several files
         return done
 
 
 def _blocks(parts: Sequence[tuple[WriteItem, Tensor]]) -> Iterator[memoryview]:
-    """A file's bytes: length of the header, header, tensors."""
-    header, offsets, at = {}, {}, 0
+    """The bytes of a file: length of the header, header, tensors."""
+    header, offsets, start = {}, {}, 0
     for item, tensor in parts:
         assert item.tensor_data is not None
         header[item.index.fqn] = {
             "dtype": _TYPES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.nbytes],
+            "data_offsets": [start, start + tensor.nbytes],
         }
         offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
-        at += tensor.nbytes
-    about = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
-    head = json.dumps({"__metadata__": about, **header}).encode()
-    head += b" " * (-len(head) % 8)
-    yield memoryview(len(head).to_bytes(8, "little") + head)
+        start += tensor.nbytes
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
+    encoded = json.dumps({"__metadata__": metadata, **header}).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    yield memoryview(len(encoded).to_bytes(8, "little") + encoded)
     for _, tensor in parts:
         if tensor.numel():
-            whole = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            yield from (whole[i : i + BLOCK] for i in range(0, len(whole), BLOCK))
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            yield from (data[i : i + BLOCK] for i in range(0, len(data), BLOCK))

@@ -1,6 +1,6 @@
-"""The state of a run at one step: what a checkpoint holds, on this rank, in host memory.
+"""Snapshot of a run's state in host memory: the contents of a checkpoint.
 
-Each process holds rows of a full tensor; wrapped as a DTensor it is known to be a part of it.
+Each process holds rows of the full tensors, wrapped as DTensors so that torch can reshard them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from alexnet2012.nn.optim import PaperSGD
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The state of a run at one step, in host memory, as this process holds it.
+    """This process's state of a run at one step, in host memory.
 
-    The mean image [P, P, 3] that the net was trained with goes along: it belongs to the net, not
-    to the pictures that it may be shown later.
+    It includes the training-set mean image [P, P, 3], which the model needs for any other images.
     """
 
     state: dict[str, Tensor]
@@ -41,14 +40,14 @@ class TrainingState:
         progress: Progress,
         mean_image: npt.NDArray[np.float32],
     ) -> TrainingState:
-        def copied(local: Tensor) -> Tensor:  # safetensors knows no other layout of memory
+        def copied(local: Tensor) -> Tensor:  # safetensors needs contiguous tensors
             return local.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
         state = tensors_of(model, optimizer, copied)
         return cls(state, copy.deepcopy(progress), mean_image)
 
     def not_finite(self) -> str | None:
-        """The first tensor that holds NaN or an infinity, if any does."""
+        """The name of the first tensor with a NaN or infinity; None if all are finite."""
         for name, tensor in self.state.items():
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             if local.is_floating_point() and not torch.isfinite(local.sum()):
@@ -57,27 +56,30 @@ class TrainingState:
 
 
 def tensors_of(
-    model: AlexNet, optimizer: PaperSGD | None, of: Callable[[Tensor], Tensor] = Tensor.detach
+    model: AlexNet,
+    optimizer: PaperSGD | None,
+    transform: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> dict[str, Tensor]:
-    """Parameters, momenta and streams: their own memory, or what ``of`` makes of it."""
+    """Parameters, velocities and random streams by name; by default they share memory."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        state[f"model.{name}"] = _sharded(model, name, of(parameter.detach()))
+        state[f"model.{name}"] = _sharded(model, name, transform(parameter.detach()))
         if optimizer is not None:
-            state[f"velocity.{name}"] = _sharded(model, name, of(optimizer.velocity(parameter)))
+            velocity = transform(optimizer.velocity(parameter))
+            state[f"velocity.{name}"] = _sharded(model, name, velocity)
     if optimizer is not None:
         state.update({f"random.{name}": v for name, v in model.random_state().items()})
     return state
 
 
 def _sharded(model: AlexNet, name: str, local: Tensor) -> Tensor:
-    """The own rows as part of the full tensor; shares memory with ``local``."""
+    """Wrap this tower's rows as a DTensor of the full tensor; shares memory with ``local``."""
     group = model.mesh.tower_group
     if group is None:
         return local
     shape = model.full_shapes()[name]
     stride = torch.empty(shape, device="meta").stride()
-    # Of a mesh of GPUs DTensor would move a copy in host memory back to one.
+    # With the mesh of the model, DTensor would move copies in host memory back to the GPU.
     tower_mesh = DeviceMesh.from_group(group, local.device.type)
     return DTensor.from_local(
         local, tower_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride

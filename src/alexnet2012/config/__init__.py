@@ -1,1 +1,1 @@
-"""Settings: their schema, their defaults, how they are composed and checked."""
+"""Settings: schema, roles, composition with Hydra, and validation."""

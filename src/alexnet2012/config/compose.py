@@ -1,6 +1,6 @@
-"""From command-line words to one plain, checked dataclass; OmegaConf goes no further.
+"""Composition of command-line overrides into a validated dataclass, and quoting for Hydra.
 
-Everything that quotes or escapes text for Hydra's grammar is here.
+The rest of the package gets plain dataclasses, without OmegaConf.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from alexnet2012.config.validation import validate
 
 CONF = "alexnet2012.conf"
 Schema = TypeVar("Schema")
-# A value, or one of a list or a sweep, that is not text to Hydra's grammar.
+# A value, alone or in a list or sweep, that Hydra's grammar does not read as text.
 _NOT_TEXT = re.compile(
     r"(^|[,[(] ?)([-+]?[\d_.]+(e[-+]?\d+)?|[-+]?(nan|inf)|true|false)(?= ?[,\])]|$)", re.IGNORECASE
 )
-_UNQUOTED = re.compile(r"(choice\()?[^'\"(){}]*\)?")  # without quotes, and no range
+_UNQUOTED = re.compile(r"(choice\()?[^'\"(){}]*\)?")  # neither quoted nor a range
 _TEXT_TYPES = ("str", "str | None", "Any", "list[str]")
 _HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
@@ -36,10 +36,10 @@ _HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 def compose_config(
     name: str, schema: type[Schema], overrides: Sequence[str]
 ) -> tuple[Schema, Path]:
-    """One configuration and the run directory that Hydra would make for it.
+    """The configuration and the run directory that Hydra would create for it.
 
     Raises:
-        HydraException, ConfigError: an override is wrong.
+        HydraException, ConfigError: an override is invalid.
     """
     check_grammar(overrides)
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
@@ -47,17 +47,17 @@ def compose_config(
     with initialize_config_module(CONF, version_base="1.3"):
         cfg = compose(name, overrides=quoted_text(schema, overrides), return_hydra_config=True)
         run_dir = Path(cfg.hydra.run.dir).absolute()
-        HydraConfig.instance().set_config(cfg)  # what ${hydra:…} reads
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:…}
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         return from_hydra(cfg, schema), run_dir
 
 
 def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
-    """The plain dataclass of a composed configuration, checked.
+    """Convert a composed configuration to its dataclass, and validate it.
 
     Raises:
-        ConfigError: a key that no code reads, or a value that cannot work.
+        ConfigError: a key is unknown, or a value invalid.
     """
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, schema)
@@ -66,7 +66,7 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
 
 
 def check_grammar(overrides: Sequence[str]) -> None:
-    """Name the malformed override: some of Hydra's own errors do not.
+    """Parse the overrides: some of Hydra's own errors do not name the malformed one.
 
     Raises:
         ConfigError: an override cannot be parsed.
@@ -80,13 +80,10 @@ def check_grammar(overrides: Sequence[str]) -> None:
             raise ConfigError("override", override, remedy) from error
 
 
-CONF = "alexnet2012.conf"
-
-
 def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
-    """Overrides with quotes around text that Hydra would read as a number: a path like 2024_06.
+    """Quote text values that Hydra would parse as numbers, such as the path 2024_06.
 
-    The text then stays as written, also in a sweep, whose jobs receive what the grammar has parsed.
+    This also keeps them as written in a sweep, whose jobs get the parsed values.
     """
     return [_quoted_text(schema(), override) for override in overrides]
 
@@ -94,7 +91,7 @@ def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
 def _quoted_text(defaults: Any, override: str) -> str:
     key, equals, text = override.partition("=")
     *groups, name = key.lstrip("+").split(".")
-    owner = reduce(lambda at, group: getattr(at, group, None), groups, defaults)
+    owner = reduce(lambda node, group: getattr(node, group, None), groups, defaults)
     types = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
     if (types.get(name) in _TEXT_TYPES or key in _HYDRAS_PATHS) and _UNQUOTED.fullmatch(text):
         quoted = _NOT_TEXT.sub(r"\1'\2'", text)
@@ -102,18 +99,18 @@ def _quoted_text(defaults: Any, override: str) -> str:
     return override
 
 
-def quoted(word: object) -> str:
-    """Any text as a value that OmegaConf and then Hydra's grammar read back unchanged.
+def quoted(value: object) -> str:
+    """Quote any text so that Hydra's grammar and OmegaConf read it back unchanged.
 
-    To both a backslash is a backslash unless it stands before something that it would escape.
+    To both a backslash is literal unless it precedes a character that it would escape.
     """
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(word))
-    text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), text)
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
+    text = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + (match[2] and '\\"'), text)
     return f'"{text}"'
 
 
 def literal(value: Any) -> Any:
-    """Settings from a file, for OmegaConf: ``${…}`` in them is text, and nothing is resolved."""
+    """Escape saved settings for OmegaConf, so that ``${…}`` in them is text, not interpolation."""
     if isinstance(value, dict):
         return {key: literal(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a setting may be chosen from."""
+"""Choices of settings, as enums."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Choice(Enum):
-    """Shown as it is typed, in messages and in the names of folders."""
+    """An enum printed as users type it, in messages and in folder names."""
 
     def __str__(self) -> str:
         return str(self.value)
@@ -20,7 +20,7 @@ class Activation(Choice):
 
 
 class LayerOp(Choice):
-    """What follows a convolution."""
+    """Operations that follow a convolution."""
 
     activation = "activation"
     lrn = "lrn"
@@ -30,9 +30,9 @@ class LayerOp(Choice):
 
 
 class LightingScale(Choice):
-    """What multiplies the random α of the PCA lighting, along each principal colour.
+    """Factor of the random α of the PCA colour augmentation, along each principal component.
 
-    ``eigenvalues`` reads the paper literally, with pixels in [0, 1]; on the 0-255 scale the
+    ``eigenvalues`` follows the paper literally, with pixels in [0, 1]; on the 0-255 scale the
     same formula would add noise of a thousand grey levels.
     """
 
@@ -41,10 +41,11 @@ class LightingScale(Choice):
 
 
 class Precision(Choice):
-    """What is computed in.
+    """Arithmetic of training.
 
-    ``fp32`` and ``fp64`` throughout; ``tf32`` rounds what products read to 10 bits, on a GPU; with
-    ``bf16`` activations and their gradients are bf16, weights and updates float32.
+    ``fp32`` and ``fp64`` throughout; ``tf32`` rounds the inputs of matrix products and convolutions
+    to 10 bits, on a GPU; ``bf16`` keeps activations and their gradients in bf16, weights and
+    updates in float32.
     """
 
     fp32 = "fp32"
@@ -54,14 +55,14 @@ class Precision(Choice):
 
 
 class ScheduleKind(Choice):
-    """How the learning rate falls: on the validation error, or at given epochs."""
+    """When the learning rate drops: when the validation error plateaus, or at fixed epochs."""
 
     plateau = "plateau"
     fixed = "fixed"
 
 
 class WandbMode(Choice):
-    """Where Weights & Biases records go; ``offline`` needs no account."""
+    """Where Weights & Biases stores runs; ``offline`` needs no account."""
 
     offline = "offline"
     online = "online"
@@ -69,26 +70,26 @@ class WandbMode(Choice):
 
 
 class Budget(Choice):
-    """How much a reproduction spends on the effects: minutes, hours, or the paper's own days."""
+    """Compute budget of a reproduction's sweeps: minutes, hours, or the paper's own days."""
 
     quick = "quick"
     reduced = "reduced"
     full = "full"
 
 
-# Sources that need no path: made from a package, or downloaded.
+# Sources that need no path: generated from an installed package, or downloaded.
 NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
 
 
 class Feed(Choice):
-    """How the towers of a net come by the same pictures: each decodes all, or each its share."""
+    """How all towers of a replica get the same batch: each decodes all of it, or its share."""
 
     duplicate = "duplicate"
     split = "split"
 
 
 class Decoder(Choice):
-    """Where JPEGs are decoded; ``auto`` is the device of the mesh."""
+    """Device that decodes JPEGs; ``auto`` is the device of the mesh."""
 
     auto = "auto"
     cpu = "cpu"
@@ -96,14 +97,14 @@ class Decoder(Choice):
 
 
 class OnReject(Choice):
-    """What a picture that cannot be used does to a preparation: listed, or its end."""
+    """What to do with an image that cannot be used: list and skip it, or fail."""
 
     skip = "skip"
     fail = "fail"
 
 
 class ExportFormat(Choice):
-    """A net as one file: its tensors, or a graph for onnxruntime or for torch."""
+    """Format of a model exported to one file: its tensors, or a graph for onnxruntime or torch."""
 
     safetensors = "safetensors"
     onnx = "onnx"
@@ -111,7 +112,7 @@ class ExportFormat(Choice):
 
 
 class Device(Choice):
-    """Where the towers compute; ``auto`` takes CUDA where there is one."""
+    """Device of the towers; ``auto`` selects CUDA if available."""
 
     auto = "auto"
     cpu = "cpu"

@@ -1,4 +1,7 @@
-"""The typed configuration of what uses a trained net; see :mod:`alexnet2012.config.schema`."""
+"""Typed configuration of the commands that use a trained model.
+
+See :mod:`alexnet2012.config.schema`, also on the comments.
+"""
 
 from __future__ import annotations
 
@@ -13,73 +16,74 @@ from alexnet2012.config.schema import ranged
 
 @dataclass
 class PredictConfig:
-    """The guesses of a net, or of several averaged, for any pictures."""
+    """Predictions of a model, or of an ensemble, for any images."""
 
     checkpoint: Any = MISSING  # a run, a checkpoint or an exported .safetensors; or a list of them
-    images: Any = MISSING  # a file, a folder or an address; or a list of them
-    views: int = 10  # or 1
-    guesses: int = ranged(5, low=1)
-    json: bool = False
-    sheet: str | None = None  # an HTML file of the pictures with their guesses
-    batch_size: int = ranged(64, low=1)  # views at once
-    device: Device = Device.auto
-    decode_threads: int | None = ranged(None, low=1)  # null: one for each core
+    images: Any = MISSING  # a file, a folder or a URL; or a list of them
+    views: int = 10  # crops averaged per image, 1 or 10
+    guesses: int = ranged(5, low=1)  # predictions shown per image
+    json: bool = False  # print JSON instead of a table
+    sheet: str | None = None  # HTML file to write, with the images and their predictions
+    batch_size: int = ranged(64, low=1)  # views per forward pass
+    device: Device = Device.auto  # where the model runs; auto selects CUDA if available
+    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: one per core
 
 
 @dataclass
 class ServeConfig:
-    """A page that shows what a net makes of a picture."""
+    """A web page that shows the predictions and activations of a model."""
 
     checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
-    host: str = "127.0.0.1"  # an address or name of this machine; 0.0.0.0: all of them
-    port: int = ranged(8012, low=0, high=65535)  # 0: any that is free
-    views: int = 10  # that the guesses average; or 1
-    device: Device = Device.auto
+    # address or host name to listen on; 0.0.0.0 accepts connections from other machines
+    host: str = "127.0.0.1"
+    port: int = ranged(8012, low=0, high=65535)  # TCP port; 0 selects a free one
+    views: int = 10  # crops averaged per image, 1 or 10
+    device: Device = Device.auto  # where the model runs; auto selects CUDA if available
 
 
 @dataclass
 class FeaturesConfig:
-    """The last hidden activations of pictures, as a file."""
+    """The last hidden activations of images, as a file."""
 
-    checkpoint: str = MISSING
-    images: Any = MISSING
-    out: str = MISSING  # a .npy file; the names of the pictures go beside it
-    batch_size: int = ranged(64, low=1)
-    device: Device = Device.auto
-    decode_threads: int | None = ranged(None, low=1)  # null: one for each core
+    checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
+    images: Any = MISSING  # a file, a folder or a URL; or a list of them
+    out: str = MISSING  # .npy file to write; the file names of the images go to OUT.json
+    batch_size: int = ranged(64, low=1)  # images per forward pass
+    device: Device = Device.auto  # where the model runs; auto selects CUDA if available
+    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: one per core
 
 
 @dataclass
 class NearestConfig:
-    """The pictures of a file of activations that are most like given ones."""
+    """Nearest neighbours of images, among the images of a features file."""
 
-    features: str = MISSING
-    images: Any = MISSING
-    checkpoint: str | None = None  # null: where the features are from
-    count: int = ranged(6, low=1)  # paper fig. 4
-    json: bool = False
-    batch_size: int = ranged(64, low=1)
-    device: Device = Device.auto
-    decode_threads: int | None = ranged(None, low=1)  # null: one for each core
+    features: str = MISSING  # .npy file written by `features`
+    images: Any = MISSING  # query images: a file, a folder or a URL; or a list of them
+    checkpoint: str | None = None  # model of the query images; null: the one of the features file
+    count: int = ranged(6, low=1)  # neighbours per query image; 6 in paper fig. 4
+    json: bool = False  # print JSON instead of a table
+    batch_size: int = ranged(64, low=1)  # images per forward pass
+    device: Device = Device.auto  # where the model runs; auto selects CUDA if available
+    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: one per core
 
 
 @dataclass
 class ExportConfig:
-    """A net as one file."""
+    """A trained model as one file."""
 
-    checkpoint: str = MISSING
-    format: ExportFormat = ExportFormat.safetensors
-    out: str = MISSING
+    checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
+    format: ExportFormat = ExportFormat.safetensors  # tensors, or a graph for onnxruntime or torch
+    out: str = MISSING  # file to write
 
 
 @dataclass
 class ImportConfig:
-    """A checkpoint made of somebody else's net."""
+    """A checkpoint converted from a Caffe or torchvision model."""
 
-    source: str = MISSING  # a .caffemodel, or a state dict as torchvision's (.pth, .safetensors)
-    out: str = MISSING  # a folder for the checkpoint
-    mean: str | None = (
-        None  # Caffe's mean image, a .binaryproto; null: its own, or ImageNet's colour
-    )
-    classes: str | None = None  # a text file of their names, one a line; null: numbers
-    picture_size: int = ranged(256, low=1)  # pixels a side that pictures are brought to at first
+    source: str = MISSING  # a .caffemodel, or a torchvision state dict (.pth, .safetensors)
+    out: str = MISSING  # folder of the new checkpoint
+    # mean image of Caffe (.binaryproto); null: the one in the source, or ImageNet's mean colour
+    mean: str | None = None
+    classes: str | None = None  # text file of class names, one per line; null: class numbers
+    # side in pixels to which images are resized before cropping
+    picture_size: int = ranged(256, low=1)

@@ -1,7 +1,9 @@
-"""The typed configuration: what may be set, within which range, and what to do when it is not.
+"""Typed configuration of all commands: keys, types, ranges, defaults and roles.
 
 Hydra composes the files in ``conf/`` against these classes, so an unknown key or a wrong type is
-an error before any work starts; :mod:`alexnet2012.config.validation` looks at the values.
+an error before any work starts; :mod:`alexnet2012.config.validation` checks the values.
+
+The comment behind a field, or above it, is its help text in ``--help`` and in docs/settings.md.
 """
 
 from __future__ import annotations
@@ -25,26 +27,27 @@ from alexnet2012.config.enums import (
     ScheduleKind,
     WandbMode,
 )
+from alexnet2012.config.roles import Role
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work: its key, its value and what to use instead, in one line."""
+    """An invalid setting; the message is one line with its key, its value and a remedy."""
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         self.key, self.value, self.remedy = key, value, remedy
         super().__init__(f"{key}={value}: {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.key, str(self.value), self.remedy)  # between processes
+        return type(self), (self.key, str(self.value), self.remedy)  # picklable
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, through no fault in its settings; the message says it all."""
+    """A run cannot continue although its settings are valid; the message is for users."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a setting may hold; every bound is optional."""
+    """Valid numbers of a setting; every bound is optional."""
 
     low: float | None = None
     high: float | None = None
@@ -61,13 +64,13 @@ class Range:
         )
 
     def __str__(self) -> str:
-        words = (
+        bounds = (
             ("at least", self.low),
             ("above", self.above),
             ("at most", self.high),
             ("below", self.below),
         )
-        return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+        return " and ".join(f"{name} {bound:g}" for name, bound in bounds if bound is not None)
 
 
 def ranged(
@@ -77,78 +80,82 @@ def ranged(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    role: Role | None = None,
 ) -> Any:
-    """A field of a configuration whose numbers are checked."""
-    return field(default=default, metadata={"range": Range(low, high, above, below)})
+    """A field for numbers within a range."""
+    metadata = {"range": Range(low, high, above, below), "role": role}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class ConvConfig:
-    """One convolution with what follows it. Kernel counts are of the whole net, both towers."""
+    """A convolution and the operations after it. Kernel counts are totals over both towers."""
 
-    present: bool = True  # off: the net does without it
-    kernels: int = MISSING
-    kernel_size: int = ranged(low=1)
-    stride: int = ranged(1, low=1)
-    padding: int = ranged(0, low=0)  # zeros on each side
-    overhang: bool = False  # the last window may hang over the right and bottom edge
-    reads_both_towers: bool = False
+    present: bool = True  # false removes the layer
+    kernels: int = MISSING  # output channels
+    kernel_size: int = ranged(low=1)  # pixels per side
+    stride: int = ranged(1, low=1)  # pixels
+    padding: int = ranged(0, low=0)  # pixels of zeros on each side
+    overhang: bool = False  # the last window may extend past the right and bottom edge
+    reads_both_towers: bool = False  # input channels: those of both towers, or of its own tower
     after: list[LayerOp] = field(default_factory=lambda: [LayerOp.activation])  # in this order
-    init_std: float = MISSING
-    init_bias: float = MISSING
+    init_std: float = MISSING  # standard deviation of the initial weights
+    init_bias: float = MISSING  # initial bias
 
 
 @dataclass
 class LinearConfig:
-    """A hidden fully connected layer: units of the whole net and initial values."""
+    """A hidden fully connected layer. Unit counts are totals over both towers."""
 
-    present: bool = True
-    units: int = MISSING
-    reads_both_towers: bool = True
-    init_std: float = MISSING
-    init_bias: float = MISSING
+    present: bool = True  # false removes the layer
+    units: int = MISSING  # outputs
+    reads_both_towers: bool = True  # inputs: those of both towers, or of its own tower
+    init_std: float = MISSING  # standard deviation of the initial weights
+    init_bias: float = MISSING  # initial bias
 
 
 @dataclass
 class HeadConfig:
-    """The last layer; its units are the classes of the data set."""
+    """The last layer, with one unit per class of the data set."""
 
-    init_std: float = MISSING
-    init_bias: float = MISSING
+    init_std: float = MISSING  # standard deviation of the initial weights
+    init_bias: float = MISSING  # initial bias
 
 
 @dataclass
 class NormConfig:
     """b = a / (k + s·Σ a²)^beta over ``size`` maps or pixels; s is alpha, or alpha / window."""
 
-    size: int = MISSING
+    size: int = MISSING  # window: maps, or pixels per side; odd
     alpha: float = MISSING
     beta: float = MISSING
     k: float = ranged(above=0)
-    divide_by_window: bool = MISSING
+    divide_by_window: bool = MISSING  # divide alpha by the number of values in the window
 
 
 @dataclass
 class PoolConfig:
-    """Pooling, by the largest value or the mean."""
+    """Max or average pooling."""
 
-    size: int = ranged(low=1)
-    stride: int = ranged(low=1)
+    size: int = ranged(low=1)  # pixels per side
+    stride: int = ranged(low=1)  # pixels
 
 
 @dataclass
 class AugmentConfig:
-    """What training draws for a picture, and what is subtracted from it."""
+    """Random augmentation of training images, and mean subtraction."""
 
-    crop: bool = True  # off: the centre
-    flip: bool = True
-    include_last_position: bool = MISSING  # 33 positions a side instead of 32, at 256 and 224
-    images_per_draw: int = ranged(low=1)  # pictures that share a crop and a flip
-    mean_follows_crop: bool = MISSING  # off: the centre of the mean image, whatever the crop
-    lighting: bool = True
-    lighting_std: float = ranged(low=0)
-    lighting_scale: LightingScale = MISSING
-    train_divisor: float = ranged(above=0)  # of training pictures, while lighting is on
+    crop: bool = True  # random crops; false: the centre crop
+    flip: bool = True  # random horizontal flips
+    # 33 crop positions per side instead of 32, for crops of 224 from 256 pixels
+    include_last_position: bool = MISSING
+    images_per_draw: int = ranged(low=1)  # consecutive images that share a crop and a flip
+    # crop the mean image at the image's position; false: at the centre
+    mean_follows_crop: bool = MISSING
+    lighting: bool = True  # PCA colour augmentation
+    lighting_std: float = ranged(low=0)  # standard deviation of its random factors
+    lighting_scale: LightingScale = MISSING  # what the random factors multiply
+    train_divisor: float = ranged(above=0)  # divides training images while lighting is on
 
 
 @dataclass
@@ -157,17 +164,18 @@ class OptimizerConfig:
 
     momentum: float = ranged(low=0, below=1)
     weight_decay: float = ranged(low=0)
-    decay_biases: bool = MISSING
-    layer_decay: dict[str, float] = field(default_factory=dict)  # instead of weight_decay
+    decay_biases: bool = MISSING  # weight decay on biases, too
+    # weight decay by layer name, where it differs from weight_decay
+    layer_decay: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class RecipeConfig:
-    """Everything that a source prescribes: the net, its initial values, its training."""
+    """Everything that a source prescribes: architecture, initialization and training."""
 
-    name: str = MISSING
-    input_size: int = ranged(224, low=1)  # pixels a side that the initial values are meant for
-    towers: int = ranged(low=1)
+    name: str = MISSING  # of the file in conf/recipe
+    input_size: int = ranged(224, low=1)  # pixels per side for which init_std is given
+    towers: int = ranged(low=1)  # towers that share the layers
     conv1: ConvConfig = field(default_factory=ConvConfig)
     conv2: ConvConfig = field(default_factory=ConvConfig)
     conv3: ConvConfig = field(default_factory=ConvConfig)
@@ -178,107 +186,123 @@ class RecipeConfig:
     fc7: LinearConfig = field(default_factory=LinearConfig)
     fc8: HeadConfig = field(default_factory=HeadConfig)
     lrn: NormConfig = field(default_factory=NormConfig)
-    lrn_across_towers: bool = False  # windows go over the border of the towers, as on one GPU
+    # LRN windows cross the border between the towers, as on one GPU
+    lrn_across_towers: bool = False
     spatial_norm: NormConfig = field(default_factory=NormConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
-    dropout_rate: float = ranged(low=0, below=1)
+    dropout_rate: float = ranged(low=0, below=1)  # of the hidden fully connected layers
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     @property
     def convs(self) -> dict[str, ConvConfig]:
-        """Those that are present, by name and in order."""
-        every = {f"conv{i}": getattr(self, f"conv{i}") for i in range(1, 7)}
-        return {name: conv for name, conv in every.items() if conv.present}
+        """The convolutions that are present, by name and in order."""
+        convs = {f"conv{i}": getattr(self, f"conv{i}") for i in range(1, 7)}
+        return {name: conv for name, conv in convs.items() if conv.present}
 
     @property
     def hidden(self) -> dict[str, LinearConfig]:
-        """Those that are present, by name and in order."""
-        every = {"fc6": self.fc6, "fc7": self.fc7}
-        return {name: linear for name, linear in every.items() if linear.present}
+        """The hidden fully connected layers that are present, by name and in order."""
+        linears = {"fc6": self.fc6, "fc7": self.fc7}
+        return {name: linear for name, linear in linears.items() if linear.present}
 
 
 @dataclass
 class ModelConfig:
-    """Departures from a recipe's net: another activation, or a size for a small machine."""
+    """Changes to a recipe's architecture: the activation, or the size for a small machine."""
 
-    activation: Activation = Activation.relu
-    width: float = ranged(1.0, above=0)  # multiplies every kernel and unit count but the classes
-    input_size: int = ranged(224, low=1)  # pixels a side
+    # non-linearity after every layer but the last
+    activation: Activation = field(default=Activation.relu, metadata={"role": Role.variant})
+    width: float = ranged(1.0, above=0)  # factor of all kernel and unit counts but the classes
+    input_size: int = ranged(224, low=1)  # pixels per side of the crops that the model reads
 
 
 @dataclass
 class DropConfig:
-    """From the start of ``epoch`` on: whatever is given replaces the value in force."""
+    """A milestone: values that replace those in force from the start of ``epoch``."""
 
-    epoch: int = ranged(low=0)
-    rate: float | None = ranged(None, low=0)
-    bias_rate: float | None = ranged(None, low=0)
+    epoch: int = ranged(low=0)  # counted from 0
+    rate: float | None = ranged(None, low=0)  # learning rate of weights
+    bias_rate: float | None = ranged(None, low=0)  # learning rate of biases
+    # learning rate of the weights of single layers, by name
     layer_rates: dict[str, float] = field(default_factory=dict)
-    lighting: bool | None = None
+    lighting: bool | None = None  # PCA colour augmentation on or off
 
 
 @dataclass
 class ScheduleConfig:
-    """Learning rates by epoch."""
+    """Length of training, and learning rates by epoch."""
 
-    kind: ScheduleKind = MISSING
-    epochs: int = ranged(low=1)
-    rate: float = ranged(above=0)
-    bias_rate: float = ranged(low=0)
-    factor: float = ranged(10.0, above=1)  # plateau: a drop divides the rates by this
-    max_drops: int = ranged(3, low=0)
-    patience_epochs: int = ranged(
-        3, low=1
-    )  # plateau: epochs without a better validation error before a drop
-    drops: list[DropConfig] = field(default_factory=list)  # fixed: in order of epochs
-    # The batch that the rates are meant for: they grow in proportion to the actual one; null: no.
+    kind: ScheduleKind = MISSING  # drop rates when validation error plateaus, or at fixed epochs
+    epochs: int = ranged(low=1, role=Role.length)  # passes over the training images
+    rate: float = ranged(above=0)  # initial learning rate of weights
+    bias_rate: float = ranged(low=0)  # initial learning rate of biases
+    factor: float = ranged(10.0, above=1)  # plateau: each drop divides the rates by it
+    max_drops: int = ranged(3, low=0)  # plateau: largest number of drops
+    # plateau: epochs without a better validation error before a drop
+    patience_epochs: int = ranged(3, low=1)
+    # fixed: changes at given epochs, sorted by epoch; each has epoch and any of rate, bias_rate,
+    # layer_rates, lighting
+    drops: list[DropConfig] = field(default_factory=list)
+    # batch size for which the rates are given; they scale in proportion to data.batch_size. null:
+    # no scaling
     reference_batch: int | None = ranged(None, low=1)
 
 
 @dataclass
 class DataConfig:
-    """The prepared pictures, and what they are prepared from where the store is not there yet."""
+    """The store of preprocessed images, and the source from which it is made if missing."""
 
-    source: str | None = MISSING  # as for `prepare`; null: a store as it is
-    store: str | None = None  # null: beside the source, or the user's cache for named ones
-    store_size: int = ranged(256, low=1)
-    batch_size: int = ranged(128, low=1)  # pictures a step, over all data replicas
-    eval_batch_size: int = ranged(64, low=1)
-    feed: Feed = Feed.split
-    decoder: Decoder = Decoder.auto
-    # Of each process; null: 2, and where training is on a GPU as many as the process has cores.
-    decode_threads: int | None = ranged(None, low=1)
-    limit: int | None = ranged(None, low=1)  # first pictures of each class only
-    first_classes: int | None = ranged(None, low=1)  # of the store only; null: all
-    check_every_steps: int = ranged(
-        50, low=1
-    )  # steps between checks that all towers see the same batch
+    # images to make the store from, as in `prepare`; null: the store must exist
+    source: str | None = field(default=MISSING, metadata={"role": Role.input})
+    # path of the store; null: next to the source, or in the user's cache for named sources
+    store: str | None = field(default=None, metadata={"role": Role.input})
+    store_size: int = ranged(256, low=1, role=Role.identity)  # pixels per side of stored images
+    # training images per step, over all replicas
+    batch_size: int = ranged(128, low=1, role=Role.identity)
+    # validation images per forward pass of a replica
+    eval_batch_size: int = ranged(64, low=1, role=Role.evaluation)
+    # split: each tower decodes its share of a batch and sends it to the others; duplicate: each
+    # decodes all of it
+    feed: Feed = field(default=Feed.split, metadata={"role": Role.input})
+    # device that decodes JPEGs; auto is the device of the model
+    decoder: Decoder = field(default=Decoder.auto, metadata={"role": Role.input})
+    # decoder threads per process; null: 2, or one per core of the process when training on a GPU
+    decode_threads: int | None = ranged(None, low=1, role=Role.input)
+    # use this many images per class, the first ones; null: all
+    limit: int | None = ranged(None, low=1, role=Role.identity)
+    # use this many classes, the first ones of the store; null: all
+    first_classes: int | None = ranged(None, low=1, role=Role.identity)
+    # steps between checks that all towers got the same batch
+    check_every_steps: int = ranged(50, low=1, role=Role.input)
 
 
 @dataclass
 class MeshConfig:
-    """The processes: data × tower."""
+    """The processes, as a data × tower mesh."""
 
-    processes: int = 2  # started by `train` itself; under torchrun its world size counts
-    towers: int = ranged(
-        2, low=1
-    )  # processes that share one net; a single process always holds all towers
-    device: Device = Device.auto
-    timeout_s: int = ranged(300, low=1)  # for a rank that lives to come to an exchange
-    stall_s: int = ranged(20, low=1)  # without a sign of life a rank is taken for lost
-    gather_logits: bool = True  # before the loss; else it is made of each tower's own classes
+    # processes that `train` starts; under torchrun its world size counts instead
+    processes: int = field(default=2, metadata={"role": Role.world_size})
+    # processes that share a replica of the model; a single process computes all towers
+    towers: int = ranged(2, low=1)
+    device: Device = Device.auto  # auto selects CUDA if there is a GPU per process
+    # seconds that a rank may be late for a collective while it is alive
+    timeout_s: int = ranged(300, low=1)
+    stall_s: int = ranged(20, low=1)  # seconds without a sign of life before a rank counts as lost
+    # gather the logits of all towers before the loss; false: compute the loss from sharded logits
+    gather_logits: bool = True
 
 
 @dataclass
 class CheckpointConfig:
-    """When a run is saved, besides at its end and when a signal ends it; all three null: never."""
+    """When a run is saved, besides at its end and on SIGTERM or SIGINT; all three null: never."""
 
-    every_epochs: int | None = ranged(1, low=1)
-    every_steps: int | None = ranged(None, low=1)
-    every_minutes: float | None = ranged(10.0, above=0)  # by rank 0's clock
-    keep_last: int | None = ranged(3, low=1)  # null: all
-    keep_best: bool = True  # besides: the one of the lowest top-1 validation error
+    every_epochs: int | None = ranged(1, low=1)  # epochs between checkpoints; null: not by epoch
+    every_steps: int | None = ranged(None, low=1)  # steps between checkpoints; null: not by step
+    # minutes between checkpoints, on rank 0's clock; null: not by time
+    every_minutes: float | None = ranged(10.0, above=0)
+    keep_last: int | None = ranged(3, low=1)  # newest checkpoints to keep; null: all
+    keep_best: bool = True  # also keep the one with the lowest top-1 validation error
 
     @property
     def wanted(self) -> bool:
@@ -287,105 +311,126 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    """Views of a run's records, and how much is recorded."""
+    """Loggers besides the files of the run directory, and how much is logged."""
 
-    wandb: WandbMode = WandbMode.offline  # the environment variable WANDB_MODE counts before it
-    tensorboard: bool = False
-    project: str = "alexnet2012"  # of wandb
-    log_every_steps: int = ranged(10, low=1)
-    watch: bool = True  # kernels, wrong guesses and update ratios, where there is a view of them
+    # Weights & Biases; the environment variable WANDB_MODE takes precedence
+    wandb: WandbMode = WandbMode.offline
+    tensorboard: bool = False  # write TensorBoard event files into the run directory
+    project: str = "alexnet2012"  # project name in Weights & Biases
+    log_every_steps: int = ranged(10, low=1)  # steps between records of the training loss
+    # log kernels, wrong predictions and update ratios, if a logger is on
+    watch: bool = True
 
 
 @dataclass
 class TrainConfig:
     """One training run."""
 
-    seed: int = ranged(0, low=0)
-    precision: Precision = Precision.fp32
-    max_steps: int | None = ranged(None, low=1)
-    stop_at_train_error_pct: float | None = ranged(None, low=0, high=100)  # of an epoch; the last
-    eval_views: int = 1  # or 10
-    eval_every_epochs: int = ranged(1, low=1)
-    # `auto` goes on from the newest good checkpoint of the run directory, if there is one; or a
-    # checkpoint; null: the run directory must be a new one.
-    resume: str | None = "auto"
-    init_from: str | None = None  # a checkpoint or run whose layers a new run starts from
-    init_layers: list[str] = field(default_factory=list)  # which of them; none: all but fc8
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    # seed of initial weights, data order, augmentation and dropout
+    seed: int = ranged(0, low=0, role=Role.variant)
+    # arithmetic: bf16 keeps activations in bf16, tf32 rounds the inputs of products (GPU only)
+    precision: Precision = field(default=Precision.fp32, metadata={"role": Role.identity})
+    # stop after this many steps; null: after schedule.epochs
+    max_steps: int | None = ranged(None, low=1, role=Role.length)
+    # stop after the first epoch with at most this training error, in %; null: never
+    stop_at_train_error_pct: float | None = ranged(None, low=0, high=100, role=Role.length)
+    # crops averaged per validation image, 1 or 10
+    eval_views: int = field(default=1, metadata={"role": Role.evaluation})
+    # epochs between validations
+    eval_every_epochs: int = ranged(1, low=1, role=Role.evaluation)
+    # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
+    # from that checkpoint; null: require a new run directory
+    resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})
+    # pretrained weights: a checkpoint or run from which init_layers start; null: random weights
+    init_from: str | None = field(default=None, metadata={"role": Role.identity})
+    # layers that start from init_from; empty: all but fc8
+    init_layers: list[str] = field(default_factory=list, metadata={"role": Role.identity})
+    recipe: RecipeConfig = field(default_factory=RecipeConfig, metadata={"role": Role.variant})
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={"role": Role.identity})
+    schedule: ScheduleConfig = field(
+        default_factory=ScheduleConfig, metadata={"role": Role.identity}
+    )
     data: DataConfig = field(default_factory=DataConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig, metadata={"role": Role.placement})
+    checkpoint: CheckpointConfig = field(
+        default_factory=CheckpointConfig, metadata={"role": Role.checkpointing}
+    )
+    tracking: TrackingConfig = field(
+        default_factory=TrackingConfig, metadata={"role": Role.logging}
+    )
 
 
 @dataclass
 class PrepareConfig:
-    """A store from pictures."""
+    """A store made from images."""
 
-    source: str = "photos"  # or another name, a folder, or an archive
-    store: str = MISSING
-    size: int = ranged(256, low=16, high=4096)
-    quality: int = ranged(95, low=1, high=100)
-    workers: int | None = ranged(None, low=1, high=1024)  # null: one a core
-    on_reject: OnReject = OnReject.skip
-    val_percent: float = ranged(10.0, above=0, below=100)  # of folders without a split of their own
-    seed: int = ranged(0, low=0)  # of that split, and of the photos
+    source: str = "photos"  # name of a data set, a folder, or an archive
+    store: str = MISSING  # folder to write
+    size: int = ranged(256, low=16, high=4096)  # pixels per side of the stored images
+    quality: int = ranged(95, low=1, high=100)  # JPEG quality of the stored images
+    workers: int | None = ranged(None, low=1, high=1024)  # processes; null: one per core
+    on_reject: OnReject = OnReject.skip  # an unusable image is listed and skipped, or an error
+    # validation images in % of each class, for folders without a split of their own
+    val_percent: float = ranged(10.0, above=0, below=100)
+    seed: int = ranged(0, low=0)  # seed of that split, and of the crops of `photos`
 
 
 @dataclass
 class EvaluateConfig:
     """Errors of one checkpoint, or of several as an ensemble."""
 
-    checkpoint: Any = MISSING  # a path or a list of paths
-    store: str | None = None  # null: the store it was trained on
-    views: int = 10  # or 1
-    out: str | None = None  # a JSON file for the result
+    checkpoint: Any = MISSING  # a run or a checkpoint; or a list of them, as an ensemble
+    store: str | None = None  # store to evaluate on; null: the one of training
+    views: int = 10  # crops averaged per image, 1 or 10
+    out: str | None = None  # JSON file for the result
     json: bool = False  # print the result as JSON
-    batch_size: int = ranged(64, low=1)
-    device: Device = Device.auto
-    decode_threads: int | None = ranged(None, low=1)  # null: as in training
+    batch_size: int = ranged(64, low=1)  # images per forward pass
+    device: Device = Device.auto  # where the model runs; auto selects CUDA if available
+    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: as in training
 
 
 @dataclass
 class PlanConfig:
-    """A training step on machines that one may not have: what it would cost."""
+    """Predicted time and memory of a training step on given machines."""
 
     nodes: int = ranged(1, low=1)  # machines
-    gpus: int = ranged(2, low=1)  # processes on each
-    batch: int = ranged(128, low=1)  # pictures a step, over all data replicas
-    classes: int = ranged(1000, low=1)
-    precision: Precision = Precision.fp32
-    card: str | None = None  # a GPU whose data sheet stands for what is not given
-    tflops: float | None = ranged(None, above=0)  # of one process; null: measured here
-    memory_gb_per_s: float | None = ranged(
-        None, above=0
-    )  # of one process; null: the card's, or no limit
-    link_gbps: float | None = ranged(
-        None, above=0
-    )  # Gbit/s each way of a machine to the others; with one machine, of a process
-    node_link_gbps: float | None = ranged(None, above=0)  # Gbit/s of a process within its machine
-    link_latency_us: float | None = ranged(None, low=0)  # of a message
-    json: bool = False
+    gpus: int = ranged(2, low=1)  # processes per machine
+    batch: int = ranged(128, low=1)  # images per step, over all replicas
+    classes: int = ranged(1000, low=1)  # classes of the last layer
+    precision: Precision = Precision.fp32  # arithmetic; see `train`
+    card: str | None = None  # GPU whose data sheet supplies the speeds that are not given
+    # TFLOP/s of a process; null: the card's, or measured on this machine
+    tflops: float | None = ranged(None, above=0)
+    # memory bandwidth of a process in GB/s; null: the card's, or unlimited
+    memory_gb_per_s: float | None = ranged(None, above=0)
+    # bandwidth between machines in Gbit/s per direction; with one machine, between processes
+    link_gbps: float | None = ranged(None, above=0)
+    # bandwidth between the processes of a machine, Gbit/s
+    node_link_gbps: float | None = ranged(None, above=0)
+    link_latency_us: float | None = ranged(None, low=0)  # latency of a message, microseconds
+    json: bool = False  # print JSON instead of a table
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)  # its batch size counts, where none is set
-    mesh: MeshConfig = field(default_factory=MeshConfig)  # towers, and the device that is measured
+    # its batch_size is used unless `batch` is set
+    data: DataConfig = field(default_factory=DataConfig)
+    # its towers, and the device that is measured
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 @dataclass
 class ReproduceConfig:
-    """The whole reproduction, from pictures to the report."""
+    """The whole reproduction, from images to the report."""
 
-    source: str = "photos"  # or another, as for `prepare`
-    out: str = "reproduction"
-    budget: Budget = Budget.quick  # of all sweeps: minutes, hours, days
-    parts: list[str] = field(default_factory=list)  # none: all; their names: docs/ledger.md
-    seeds: int | None = ranged(None, low=1)  # paired ones; null: 2 at `quick`, else 5
-    caveat: str = ""  # what to say of your pictures wherever a number of theirs is shown
-    seed: int = ranged(0, low=0)
-    full_size_steps: int = ranged(100, low=1)
-    reduced_epochs: int = ranged(14, low=1)
-    relu_epochs: int = ranged(32, low=1)
-    pictures_per_class: int | None = ranged(None, low=1)  # of the reduced run; null: all
+    source: str = "photos"  # name of a data set, a folder, or an archive; as in `prepare`
+    out: str = "reproduction"  # folder to write
+    budget: Budget = Budget.quick  # compute of all sweeps: minutes, hours, days
+    # parts to run; empty: all. docs/ledger.md lists them
+    parts: list[str] = field(default_factory=list)
+    seeds: int | None = ranged(None, low=1)  # paired seeds per comparison; null: 2 if quick, else 5
+    caveat: str = ""  # a sentence about your images, shown with every number measured on them
+    seed: int = ranged(0, low=0)  # first seed
+    full_size_steps: int = ranged(100, low=1)  # training steps of the full-size run
+    reduced_epochs: int = ranged(14, low=1)  # epochs of the reduced run
+    relu_epochs: int = ranged(32, low=1)  # epochs of each run of the ReLU-tanh comparison
+    # training images per class of the reduced run; null: all
+    pictures_per_class: int | None = ranged(None, low=1)

@@ -1,4 +1,4 @@
-"""From a composed configuration to plain, checked dataclasses; no OmegaConf goes further."""
+"""Validation of configurations, default paths, and recipes read without Hydra."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from alexnet2012.config.schema import (
 
 
 def validate(config: object) -> None:
-    """Check a configuration, and make its paths those of where the command was given.
+    """Check a configuration; expand ``~`` in its paths and fill in the store's default path.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is invalid.
     """
     check_values(config)
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
-        config.data.store = str(user_path("data.store", store).absolute())  # for checkpoints, too
+        config.data.store = str(user_path("data.store", store).absolute())  # checkpoints keep it
         for key in ("resume", "init_from"):
             if (path := getattr(config, key)) is not None:
                 setattr(config, key, str(user_path(key, path)))
@@ -42,20 +42,20 @@ def validate(config: object) -> None:
     elif isinstance(config, (EvaluateConfig, PredictConfig, ServeConfig)):
         _check_views("views", config.views)
         if config.checkpoint == []:
-            raise ConfigError("checkpoint", "[]", "names none; give at least one")
+            raise ConfigError("checkpoint", "[]", "must name at least one checkpoint")
     elif isinstance(config, PlanConfig):
         check_recipe(config.recipe, config.model)
         _check_plan(config)
 
 
 def default_store(data: DataConfig) -> str:
-    """Where the store of a source is made when no place is given.
+    """The path of a source's store when none is given.
 
     Raises:
-        ConfigError: neither a source nor a store.
+        ConfigError: neither a source nor a store is set.
     """
     if data.source is None:
-        raise ConfigError("data.store", None, "set it to a store, or data.source to pictures")
+        raise ConfigError("data.store", None, "set it to a store, or set data.source to images")
     if data.source in NAMED_SOURCES:
         return str(home() / f"{data.source}-{data.store_size}")
     source = user_path("data.source", data.source).absolute()
@@ -64,43 +64,45 @@ def default_store(data: DataConfig) -> str:
 
 
 def home() -> Path:
-    """Where stores of named sources and downloads lie: $ALEXNET2012_HOME, or the user's cache.
+    """The folder of named stores and downloads: $ALEXNET2012_HOME, or one in the user's cache.
 
     Raises:
-        ConfigError: nobody knows where that is.
+        ConfigError: the user has no home directory.
     """
     given = os.environ.get("ALEXNET2012_HOME") or "~/.cache/alexnet2012"
     return user_path("ALEXNET2012_HOME", given).absolute()
 
 
 def user_path(key: str, path: str) -> Path:
-    """A path that may begin with ``~``.
+    """Expand a leading ``~``.
 
     Raises:
-        ConfigError: that is no user's, or this user has no home directory.
+        ConfigError: no such user, or the user has no home directory.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        remedy = "there is no such home directory here; give a path without ~"
+        remedy = "no such home directory on this machine; give a path without ~"
         raise ConfigError(key, path, remedy) from None
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Refuse numbers out of the range that their field gives, and keys that Hydra's ``+`` added.
+    """Check numbers against the ranges of their fields, and refuse keys added with Hydra's ``+``.
 
     Raises:
-        ConfigError: names the first.
+        ConfigError: names the first invalid key.
     """
     for key, value, allowed in _settings(config, prefix):
         if allowed is None:
-            raise ConfigError(key, value, "no such key; take it out")
+            raise ConfigError(key, value, "no such key; remove it")
         if value is not None and allowed != "any" and value not in allowed:
             raise ConfigError(key, value, f"must be {allowed}")
 
 
 def _settings(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value and range of each setting: ``any`` without one, None for an unknown key."""
+    """Key, value and range of each setting; the range is ``any`` if the field has none, None if
+    the key is unknown.
+    """
     known = {item.name: item.metadata.get("range", "any") for item in fields(config)}
     for name, value in vars(config).items():
         key = f"{prefix}{name}"
@@ -117,7 +119,7 @@ def load_recipe(name: str) -> RecipeConfig:
     """The recipe of ``conf/recipe/<name>.yaml``, without Hydra.
 
     Raises:
-        ConfigError: no such recipe.
+        ConfigError: there is no such recipe.
     """
     folder = resources.files("alexnet2012.conf") / "recipe"
     files = (file.name for file in folder.iterdir())
@@ -131,15 +133,15 @@ def load_recipe(name: str) -> RecipeConfig:
 
 
 def scaled(count: int, width: float, towers: int) -> int:
-    """A kernel or unit count under the width multiplier, rounded to whole kernels a tower."""
+    """A kernel or unit count times the width factor, rounded to whole kernels per tower."""
     return count if width == 1 else max(1, round(count * width / towers)) * towers
 
 
 def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
-    """Refuse a net that cannot be built.
+    """Check that the network can be built.
 
     Raises:
-        ConfigError: names the first key that is wrong.
+        ConfigError: names the first invalid key.
     """
     check_values(recipe, "recipe.")
     check_values(model, "model.")
@@ -154,11 +156,11 @@ def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
             raise ConfigError(f"recipe.{key}", count, remedy)
     for key, norm in (("lrn", recipe.lrn), ("spatial_norm", recipe.spatial_norm)):
         if norm.size < 1 or norm.size % 2 == 0:
-            raise ConfigError(f"recipe.{key}.size", norm.size, "must be odd; the paper has 5")
+            raise ConfigError(f"recipe.{key}.size", norm.size, "must be odd; the paper uses 5")
 
 
 def check_world_size(world_size: int, towers: int) -> None:
-    """Refuse a number of processes that makes no data × tower mesh.
+    """Check that the processes make a data × tower mesh.
 
     Raises:
         ConfigError: neither one process nor a multiple of the towers.
@@ -183,7 +185,7 @@ def _check_plan(config: PlanConfig) -> None:
         )
         raise ConfigError("gpus", config.gpus, remedy)
     if config.batch < processes // towers:
-        remedy = f"must be at least {processes // towers}, a picture for each replica of the net"
+        remedy = f"must be at least {processes // towers}: one image per replica"
         raise ConfigError("batch", config.batch, remedy)
 
 
@@ -198,7 +200,7 @@ def _check_train(config: TrainConfig) -> None:
         remedy = f"must be at least model.input_size={config.model.input_size}"
         raise ConfigError("data.store_size", config.data.store_size, remedy)
     if config.schedule.kind is ScheduleKind.plateau and config.eval_every_epochs != 1:
-        remedy = "must be 1 with a plateau schedule, which waits for each epoch's error"
+        remedy = "must be 1 with schedule.kind=plateau, which needs the error after each epoch"
         raise ConfigError("eval_every_epochs", config.eval_every_epochs, remedy)
     _check_drops(config)
 
@@ -207,11 +209,11 @@ def _check_drops(config: TrainConfig) -> None:
     drops = config.schedule.drops
     epochs = [drop.epoch for drop in drops]
     if epochs != sorted(epochs):
-        raise ConfigError("schedule.drops", epochs, "must be in order of their epochs")
+        raise ConfigError("schedule.drops", epochs, "must be sorted by epoch")
     layers = [*config.recipe.convs, *config.recipe.hidden, "fc8"]
     for name, rate in ((n, r) for drop in drops for n, r in drop.layer_rates.items()):
         if name not in layers or not rate >= 0:
-            remedy = f"must be a rate of at least 0 for one of {', '.join(layers)}"
+            remedy = f"must be a learning rate of at least 0 for one of {', '.join(layers)}"
             raise ConfigError("schedule.drops.layer_rates", f"{name}: {rate}", remedy)
 
 

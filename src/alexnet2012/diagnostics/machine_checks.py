@@ -21,13 +21,8 @@ from simplejpeg import decode_jpeg, encode_jpeg
 
 from alexnet2012.checkpoint import manifest
 from alexnet2012.config.enums import Decoder, Device
-<<<<<<< HEAD
 from alexnet2012.config.schema import ConfigError, NormConfig, TrainConfig
-from alexnet2012.data.dali import ExternalFeed, Reader, whole
-=======
-from alexnet2012.config.schema import ConfigError, NormConfig
 from alexnet2012.data.dali import DaliPipeline, ExternalFeed, full_image_graph
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
 from alexnet2012.data.store import SPLITS, Split, Store
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm

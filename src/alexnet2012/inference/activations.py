@@ -87,21 +87,12 @@ def inspect_image(trained: TrainedModel, pixels: npt.NDArray[np.uint8], views: i
     predictions = top_predictions(trained.classes, row, TOP_K)
     rows = padded_shard_size(len(trained.classes), trained.model.recipe.towers)
     return Inspection(
-<<<<<<< HEAD
-        centre(images[0], trained.model.config.input_size).numpy(),
+        centre_crop(images[0], trained.model.config.input_size).numpy(),
         _to_numpy(image[0]),
         {name: _to_numpy(x) for name, x in results.items()},
         {name: _to_numpy(x) for name, x in handed_on.items()},
         predictions,
         [prediction.index // rows for prediction in predictions],
-=======
-        centre_crop(pictures[0], net.model.config.input_size).numpy(),
-        _plain(image[0]),
-        {name: _plain(x) for name, x in results.items()},
-        {name: _plain(x) for name, x in handed_on.items()},
-        guesses,
-        [guess.index // rows for guess in guesses],
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
     )
 
 

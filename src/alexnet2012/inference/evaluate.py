@@ -37,11 +37,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
         input_size=first.config.input_size,
         views=config.views,
         batch_size=max(1, config.batch_size // config.views),
-<<<<<<< HEAD
-        place=LoaderPlacement(device=first.mesh.device, threads=config.decode_threads),
-=======
-        placement=LoaderPlacement(device=nets[0].model.mesh.device, threads=config.decode_threads),
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
+        placement=LoaderPlacement(device=first.mesh.device, threads=config.decode_threads),
     )
     return evaluate([trained.model for trained in models], loader.batches(), first.mesh)
 

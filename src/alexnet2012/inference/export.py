@@ -24,7 +24,7 @@ from alexnet2012.config.enums import Device, ExportFormat, Precision
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import photograph
-from alexnet2012.data.ten_crop import centre
+from alexnet2012.data.ten_crop import centre_crop
 from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,
@@ -139,11 +139,11 @@ def _float32_copy(trained: TrainedModel) -> AlexNet:
 def _mean(trained: TrainedModel) -> Tensor:
     """The centre crop of the mean image: [3, S, S]."""
     size = trained.model.config.input_size
-    return centre(torch.from_numpy(trained.mean_image), size).permute(2, 0, 1).contiguous()
+    return centre_crop(torch.from_numpy(trained.mean_image), size).permute(2, 0, 1).contiguous()
 
 
 def _graph_input(trained: TrainedModel, images: Tensor) -> Tensor:
     """Centre crops as exported graphs take them: uint8 [N, P, P, 3] → float32 [N, 3, S, S]."""
     size = trained.model.config.input_size
-    crops = [centre(image, size) for image in images]
+    crops = [centre_crop(image, size) for image in images]
     return torch.stack(crops).permute(0, 3, 1, 2).float().contiguous()

@@ -82,17 +82,10 @@ def find_images(images: Any) -> list[str]:
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
                 and file.is_file()
             ]
-<<<<<<< HEAD
             if not files:
-                kinds = " ".join(sorted(PICTURE_SUFFIXES))
+                kinds = " ".join(sorted(IMAGE_SUFFIXES))
                 raise ConfigError("images", name, f"the folder contains no images ({kinds})")
             names += files
-=======
-            if not inside:
-                kinds = " ".join(sorted(IMAGE_SUFFIXES))
-                raise ConfigError("images", name, f"a folder without pictures ({kinds})")
-            found += inside
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
         elif path.is_file():
             names.append(str(path))
         else:

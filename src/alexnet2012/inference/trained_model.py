@@ -52,11 +52,7 @@ class TrainedModel:
         places = view_positions(count, len(self.mean_image), size)
         mean = torch.from_numpy(self.mean_image).to(device)
         augment = self.model.recipe.augment
-<<<<<<< HEAD
-        return viewed(images.to(device), places, mean, augment, size)
-=======
-        return extract_views(pictures.to(device), places, mean, augment, size)
->>>>>>> f44eff2956e7b48e3761b45e48c6b66da4fbd61b
+        return extract_views(images.to(device), places, mean, augment, size)
 
 
 @dataclass(frozen=True)

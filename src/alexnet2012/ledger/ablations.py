@@ -19,7 +19,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from alexnet2012.config.schema import ConfigError
+from alexnet2012.checkpoint.run_dir import flatten
+from alexnet2012.config.roles import Role, role_of
+from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.claims import (
     Claim,
     Measurement,
@@ -34,8 +36,8 @@ from alexnet2012.tracking.tracker import read_records
 
 BASE = "none"
 METRICS = ("top1_error_pct", "top5_error_pct", "train_error_pct")
-# What an ablation, its seed, or the machine may change; all else must be alike in a sweep.
-_MAY_DIFFER = ("recipe", "seed", "mesh", "tracking")
+# Settings that an ablation, its seed or the machine may change; all others must match in a sweep.
+_MAY_DIFFER = (Role.variant, Role.placement, Role.world_size, Role.logging)
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,10 @@ def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
     first = next(iter(runs[BASE].values()))
     for arm, results in runs.items():
         for seed, result in results.items():
-            for key in sorted(result.settings.keys() - set(_MAY_DIFFER)):
-                mine, theirs = result.settings[key], first.settings[key]
-                if key == "model":  # an activation is an ablation
-                    mine, theirs = ({**m, "activation": None} for m in (mine, theirs))
-                if mine != theirs:
+            settings, base = flatten(result.settings), flatten(first.settings)
+            for key in sorted(settings.keys() | base.keys()):
+                may_differ = role_of(TrainConfig, key) in _MAY_DIFFER
+                if not may_differ and settings.get(key) != base.get(key):
                     remedy = f"run {arm}/{seed} has other settings of `{key}` than {BASE}; "
                     raise ConfigError("runs", directory, f"{remedy}compare like with like")
     return runs

@@ -1,1 +1,1 @@
-"""Records of a run and the views of them: files, W&B, TensorBoard, the terminal."""
+"""Experiment tracking: records in files, W&B, TensorBoard, the progress bar, lists of runs."""

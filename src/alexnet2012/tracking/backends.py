@@ -1,6 +1,6 @@
-"""Views of a run's records, behind one interface: Weights & Biases and TensorBoard.
+"""Loggers behind one interface: Weights & Biases and TensorBoard.
 
-A view holds nothing that the run directory does not: it can be made of the files there again.
+A logger holds nothing that the run directory does not: it can be rebuilt from the files.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from alexnet2012.config.schema import ConfigError, TrackingConfig
 from alexnet2012.utils.files import replace_text
 
 WANDB_MODE, WANDB_ID = "WANDB_MODE", "wandb_id.txt"
-EVENTS = "tensorboard"  # folder of a run directory
+EVENTS = "tensorboard"  # folder in the run directory
 
 
 class Backend(Protocol):
-    """Takes values and pictures in the order of their steps."""
+    """A logger; it receives values and images in the order of their steps."""
 
     name: str
 
     def values(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def picture(self, step: int, name: str, file: Path) -> None: ...
+    def image(self, step: int, name: str, file: Path) -> None: ...
 
     def close(self, *, failed: bool) -> None: ...
 
 
 def wandb_mode(config: TrackingConfig) -> WandbMode:
-    """What the environment says, else the setting; what is disabled stays so.
+    """The mode of W&B: disabled if the setting says so, else $WANDB_MODE, else the setting.
 
     Raises:
-        ConfigError: the environment says what does not exist.
+        ConfigError: $WANDB_MODE is not a mode.
     """
-    said = os.environ.get(WANDB_MODE)
-    if config.wandb is WandbMode.disabled or not said:
+    mode = os.environ.get(WANDB_MODE)
+    if config.wandb is WandbMode.disabled or not mode:
         return config.wandb
     try:
-        return WandbMode(said)
+        return WandbMode(mode)
     except ValueError:
         remedy = f"use one of {', '.join(map(str, WandbMode))}, or unset it"
-        raise ConfigError(WANDB_MODE, said, remedy) from None
+        raise ConfigError(WANDB_MODE, mode, remedy) from None
 
 
-def is_viewed(config: TrackingConfig) -> bool:
-    """Whether anything but the files of the run directory is wanted.
+def has_backends(config: TrackingConfig) -> bool:
+    """Whether any logger is on, besides the files of the run directory.
 
     Raises:
         ConfigError: as :func:`check_backends`.
@@ -63,40 +63,42 @@ def is_viewed(config: TrackingConfig) -> bool:
 
 
 def check_backends(config: TrackingConfig) -> None:
-    """What can be told before a run starts.
+    """Check the loggers before a run starts.
 
     Raises:
-        ConfigError: a mode that does not exist, or a package that is not there.
+        ConfigError: $WANDB_MODE is not a mode, or a package is not installed.
     """
     wandb_mode(config)
     if config.tensorboard and find_spec("tensorboard") is None:
-        remedy = "needs a package: pip install 'alexnet2012[tensorboard]', or use tracking=wandb"
+        remedy = (
+            "needs an extra package: pip install 'alexnet2012[tensorboard]', or use tracking=wandb"
+        )
         raise ConfigError("tracking.tensorboard", "true", remedy)
 
 
 def open_backends(
     config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, resumed: bool
 ) -> list[Backend]:
-    """Those that are wanted; each is to be given all records of the run directory first.
+    """Open the loggers that are on. The caller first replays all records of the run directory.
 
     Raises:
-        ConfigError: as :func:`check_backends`, or wandb is to send and cannot.
+        ConfigError: as :func:`check_backends`, or wandb cannot start.
     """
     check_backends(config)
-    found: list[Backend] = []
+    backends: list[Backend] = []
     if wandb_mode(config) is not WandbMode.disabled:
-        found.append(Wandb(config, run_dir, settings, resumed=resumed))
+        backends.append(Wandb(config, run_dir, settings, resumed=resumed))
     if config.tensorboard:
-        found.append(TensorBoard(run_dir, resumed=resumed))
-    return found
+        backends.append(TensorBoard(run_dir, resumed=resumed))
+    return backends
 
 
 class Wandb:
-    """One run of Weights & Biases, whatever number of times a run directory goes on.
+    """One run of Weights & Biases per run directory, however often it is resumed.
 
-    Online it is gone on with where the server stands. Offline its folder is written whole once
-    more, and those before it, which hold a part of the same, are removed: of two folders with one
-    id a later sync might keep either.
+    Online, a resumed run continues at the server's last step. Offline, a new folder receives the
+    whole run and earlier folders are removed: of two folders with the same id, a later sync might
+    keep either.
     """
 
     name = "wandb"
@@ -104,20 +106,20 @@ class Wandb:
     def __init__(
         self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, resumed: bool
     ) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # so it asks for no key, either
-        give_home(run_dir / "wandb")
-        import wandb  # takes a second: only where it is wanted
+        os.environ.setdefault("WANDB_SILENT", "true")  # also prevents the prompt for a key
+        set_home(run_dir / "wandb")
+        import wandb  # takes a second, so only if needed
 
-        mode, identity = wandb_mode(config), _wandb_id(run_dir / WANDB_ID, new=not resumed)
+        mode, run_id = wandb_mode(config), _wandb_id(run_dir / WANDB_ID, new=not resumed)
         online = mode is WandbMode.online
-        for folder in (run_dir / "wandb").glob(f"offline-run-*-{identity}"):
-            shutil.rmtree(folder, ignore_errors=True)  # first: a new one may have the same name
+        for folder in (run_dir / "wandb").glob(f"offline-run-*-{run_id}"):
+            shutil.rmtree(folder, ignore_errors=True)  # first: the new one may have the same name
         try:
             self._run = wandb.init(
                 project=config.project,
                 mode=mode.value,
                 dir=run_dir,
-                id=identity,
+                id=run_id,
                 resume="allow" if online else None,
                 name=run_dir.name,
                 config=dict(settings),
@@ -126,36 +128,36 @@ class Wandb:
         except wandb.errors.Error as error:
             remedy = f"cannot start ({' '.join(str(error).split())}); log in, or use offline"
             raise ConfigError("tracking.wandb", mode, remedy) from error
-        self._picture_of = wandb.Image
-        self._first_step = self._run.starting_step if online else 0  # the server has the others
+        self._to_image = wandb.Image
+        self._first_step = self._run.starting_step if online else 0  # the server has earlier steps
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first_step:
             self._run.log(dict(values), step=step)
 
-    def picture(self, step: int, name: str, file: Path) -> None:
+    def image(self, step: int, name: str, file: Path) -> None:
         if step >= self._first_step:
-            self._run.log({name: self._picture_of(str(file))}, step=step)
+            self._run.log({name: self._to_image(str(file))}, step=step)
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
 
 
 class TensorBoard:
-    """An event file in the run directory, begun anew whenever a run goes on.
+    """An event file in the run directory, written anew whenever a run resumes.
 
-    It purges what a server has of those before. The last of them is left to a server that reads it,
-    which would not find the way to the next.
+    It makes a running TensorBoard drop the values of earlier files. The last earlier file stays,
+    because a TensorBoard that is reading it would not move on to the new file otherwise.
     """
 
     name = "tensorboard"
 
     def __init__(self, run_dir: Path, *, resumed: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second, and a package of its own
+        from torch.utils.tensorboard import SummaryWriter  # slow, and an optional package
 
         folder = run_dir / EVENTS
-        before = sorted(folder.glob("events.out.tfevents.*"))
-        for file in before[:-1] if resumed else before:
+        earlier = sorted(folder.glob("events.out.tfevents.*"))
+        for file in earlier[:-1] if resumed else earlier:
             file.unlink(missing_ok=True)
         self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=30)
 
@@ -163,28 +165,28 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, file: Path) -> None:
-        with Image.open(file) as picture:
-            self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    def image(self, step: int, name: str, file: Path) -> None:
+        with Image.open(file) as image:
+            self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
 
 
-def give_home(folder: Path) -> None:
-    """Name the user's home directory, or one for who has none, as in some containers.
+def set_home(fallback: Path) -> None:
+    """Set $HOME if unset, to ``fallback`` if the user has no home directory, as in some containers.
 
-    wandb does not do without, and a process of it looks into the environment alone.
+    wandb requires one, and its service process reads only the environment.
     """
     try:
         home = Path.home()
     except RuntimeError:
-        home = folder
+        home = fallback
     os.environ.setdefault("HOME", str(home))
 
 
 def _wandb_id(file: Path, *, new: bool) -> str:
-    """The name under which a run directory's run is known to wandb, whenever it goes on."""
+    """The id of the W&B run of a run directory, kept when the run resumes."""
     if new or not file.exists():
         replace_text(file, secrets.token_hex(4))
     return file.read_text(encoding="utf-8")

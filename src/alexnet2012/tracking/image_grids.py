@@ -1,6 +1,6 @@
-"""Sheets of small pictures: a net's first kernels, and what it took for something else."""
+"""Grids of small images: first-layer kernels, and misclassified images."""
 
-# Shapes: K kernels of H×W pixels, P pixels a side of a picture
+# Shapes: K kernels of H×W pixels
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-PICTURE_PIXELS, GAP_PIXELS, LINE_PIXELS = 128, 8, 14
+IMAGE_PIXELS, GAP_PIXELS, LINE_PIXELS = 128, 8, 14
 COLUMNS = 4
 
 
 @dataclass(frozen=True)
 class Misclassified:
-    """A picture that was taken for another class than its own."""
+    """An image whose predicted class is wrong."""
 
     file: str
     true: str
-    guessed: str
-    probability: float  # of the guess
+    predicted: str
+    probability: float  # of the prediction
 
 
 def kernel_grids(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[Image.Image]:
-    """Conv1's kernels, one picture a tower, as the paper's figure 3 lays them out.
+    """Grids of conv1's kernels, one image per tower, as in the paper's figure 3.
 
-    Each kernel is scaled by its own largest absolute weight, with zero at mid grey, so that a
-    kernel that ignores colour shows no colour.
+    Each kernel is scaled by its largest absolute weight, with zero at mid grey, so that a kernel
+    without colour selectivity appears grey.
 
     Args:
-        weights: [K, 3, H, W] of the whole net, tower 0's kernels first.
+        weights: [K, 3, H, W] of the whole network, tower 0's kernels first.
     """
     kernels = weights.detach().double().cpu().nan_to_num()
     peak = kernels.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
@@ -47,46 +47,49 @@ def kernel_grids(
 
 
 def _tiled(kernels: npt.NDArray[Any], columns: int, zoom: int) -> Image.Image:
-    """[K, H, W, 3] bytes → one picture, a transparent pixel between kernels."""
+    """[K, H, W, 3] bytes → one image, with transparent lines of one pixel between kernels."""
     count, height, width, _ = kernels.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
+    grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
     for i, kernel in enumerate(kernels):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width, :3] = kernel
-        sheet[top : top + height, left : left + width, 3] = 255
-    return Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1))
+        grid[top : top + height, left : left + width, :3] = kernel
+        grid[top : top + height, left : left + width, 3] = 255
+    return Image.fromarray(grid.repeat(zoom, 0).repeat(zoom, 1))
 
 
-def misclassified_grid(guesses: Sequence[Misclassified]) -> Image.Image:
-    """The pictures with their own class and the guess below each; blank where there is none."""
-    rows = max(1, -(-len(guesses) // COLUMNS))
-    width, height = PICTURE_PIXELS + GAP_PIXELS, PICTURE_PIXELS + 2 * LINE_PIXELS + GAP_PIXELS
+def misclassified_grid(mistakes: Sequence[Misclassified]) -> Image.Image:
+    """A grid of images, each above its true and predicted class; blank without mistakes."""
+    rows = max(1, -(-len(mistakes) // COLUMNS))
+    width, height = IMAGE_PIXELS + GAP_PIXELS, IMAGE_PIXELS + 2 * LINE_PIXELS + GAP_PIXELS
     size = (COLUMNS * width + GAP_PIXELS, rows * height + GAP_PIXELS)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(11)
-    for i, guess in enumerate(guesses):
+    for i, mistake in enumerate(mistakes):
         left = GAP_PIXELS + i % COLUMNS * width
         top = GAP_PIXELS + i // COLUMNS * height
-        side = (PICTURE_PIXELS, PICTURE_PIXELS)
-        with Image.open(guess.file) as picture:
-            sheet.paste(picture.convert("RGB").resize(side, Image.Resampling.BOX), (left, top))
-        lines = (f"is {guess.true}", f"guess {100 * guess.probability:.0f}% {guess.guessed}")
+        side = (IMAGE_PIXELS, IMAGE_PIXELS)
+        with Image.open(mistake.file) as image:
+            grid.paste(image.convert("RGB").resize(side, Image.Resampling.BOX), (left, top))
+        lines = (
+            f"true: {mistake.true}",
+            f"predicted: {100 * mistake.probability:.0f}% {mistake.predicted}",
+        )
         for line, text in enumerate(lines):
-            where = (left, top + PICTURE_PIXELS + line * LINE_PIXELS)
+            position = (left, top + IMAGE_PIXELS + line * LINE_PIXELS)
             colour = ("black", "#a01818")[line]
-            draw.text(where, _fitting(text, font), fill=colour, font=font)
-    return sheet
+            draw.text(position, _truncated(text, font), fill=colour, font=font)
+    return grid
 
 
-def _fitting(text: str, font: Any) -> str:
-    """Cut to the width of a picture; a class may have any name."""
-    text = "".join(c if c.isprintable() else "?" for c in text)[:PICTURE_PIXELS]
-    if font.getlength(text) <= PICTURE_PIXELS:
+def _truncated(text: str, font: Any) -> str:
+    """The text cut to the width of an image; class names may be of any length."""
+    text = "".join(c if c.isprintable() else "?" for c in text)[:IMAGE_PIXELS]
+    if font.getlength(text) <= IMAGE_PIXELS:
         return text
-    while text and font.getlength(f"{text}…") > PICTURE_PIXELS:
+    while text and font.getlength(f"{text}…") > IMAGE_PIXELS:
         text = text[:-1]
     return f"{text}…"
 
@@ -94,11 +97,12 @@ def _fitting(text: str, font: Any) -> str:
 def kernel_pictures(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[str]:
-    """Conv1's kernels [K, 3, H, W], one PNG data URI a tower; see :func:`sheets.kernel_sheets`."""
-    return [data_uri(sheet) for sheet in kernel_grids(weights, towers, columns, zoom)]
+    """Conv1's kernels [K, 3, H, W] as PNG data URIs, one per tower; see :func:`kernel_grids`."""
+    return [data_uri(grid) for grid in kernel_grids(weights, towers, columns, zoom)]
 
 
-def data_uri(picture: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """The image as a PNG in a ``data:`` URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

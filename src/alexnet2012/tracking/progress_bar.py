@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line in a terminal, now and then a line anywhere else."""
+"""Progress of training: a live bar in a terminal, a line every 30 s in log files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import (
@@ -18,20 +18,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-CALM_S = 30.0  # between two lines of a log file
-SMOOTHED_OVER_S = 30.0
-# Set for what a notebook's cell starts. Its terminal shows colours, but no line twice.
+LINE_INTERVAL_S = 30.0  # between two lines in a log file
+SPEED_WINDOW_S = 30.0  # over which images/s is averaged
+# Set for processes started in a notebook's cell, whose output cannot redraw a line.
 NOTEBOOKS = ("JPY_PARENT_PID", "COLAB_RELEASE_TAG")
 
 
 def is_live(console: Console) -> bool:
-    """Whether a line can be drawn over there: neither in a log file nor in a notebook."""
+    """Whether the console can redraw a line; log files and notebooks cannot."""
     notebook = console.is_jupyter or any(name in os.environ for name in NOTEBOOKS)
     return console.is_terminal and not console.is_dumb_terminal and not notebook
 
 
-class TrainProgress:
-    """Progress of a training run, for rank 0."""
+class TrainProgress(AbstractContextManager["TrainProgress"]):
+    """Progress display of a training run, for rank 0."""
 
     def __init__(
         self, total_steps: int, done_steps: int, clock: Callable[[], float] = time.monotonic
@@ -49,33 +49,33 @@ class TrainProgress:
             console=self.console,
             disable=not self._live,
             transient=True,
-            redirect_stderr=sys.stderr.isatty(),  # elsewhere than on the terminal it stays there
-            speed_estimate_period=SMOOTHED_OVER_S,
+            redirect_stderr=sys.stderr.isatty(),  # stderr in a file stays there
+            speed_estimate_period=SPEED_WINDOW_S,
             get_time=clock,
         )
-        self._clock, self._told_s = clock, -float("inf")
-        self._began_s, self._done_before = clock(), done_steps
+        self._clock, self._last_line_s = clock, -float("inf")
+        self._start_s, self._start_step = clock(), done_steps
         self._steps = self._bar.add_task(
             "", total=total_steps, completed=done_steps, epoch=0, state="", speed=""
         )
 
-    def advance(self, epoch: int, pictures: int) -> None:
-        """One step of ``pictures`` pictures is done."""
+    def advance(self, epoch: int, images: int) -> None:
+        """Count a finished step of ``images`` images."""
         speed = self._bar.tasks[0].speed  # steps per second
-        text = f"{speed * pictures:,.0f} images/s" if speed else ""
+        text = f"{speed * images:,.0f} images/s" if speed else ""
         self._bar.update(self._steps, advance=1, epoch=epoch, speed=text)
 
     def training(self, loss: float, error_pct: float) -> None:
         self._bar.update(self._steps, state=f"loss {loss:.3f}")
-        if self._live or self._clock() < self._told_s + CALM_S:
+        if self._live or self._clock() < self._last_line_s + LINE_INTERVAL_S:
             return
-        self._told_s = self._clock()
+        self._last_line_s = self._clock()
         task = self._bar.tasks[0]
-        rest = [task.fields["speed"]]
+        parts = [task.fields["speed"]]
         if task.speed and task.time_remaining:
-            rest.append(f"{_duration(task.time_remaining)} left")
+            parts.append(f"{_duration(task.time_remaining)} left")
         line = f"step {task.completed:.0f}/{task.total:.0f}: loss {loss:.3f}"
-        self._print(", ".join([line, f"error {error_pct:.1f}%", *filter(None, rest)]))
+        self._print(", ".join([line, f"error {error_pct:.1f}%", *filter(None, parts)]))
 
     def validating(self) -> None:
         self._bar.update(self._steps, state="validating", speed="", refresh=True)
@@ -88,8 +88,8 @@ class TrainProgress:
         )
 
     def _finished(self) -> None:
-        steps = self._bar.tasks[0].completed - self._done_before
-        self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._began_s)}")
+        steps = self._bar.tasks[0].completed - self._start_step
+        self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._start_s)}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=self._live, soft_wrap=True)
@@ -98,19 +98,14 @@ class TrainProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._bar.stop()
         if error is None:
             self._finished()
 
 
 def _duration(seconds: float) -> str:
-    """1:02:03 or 4:05."""
+    """Format as 1:02:03 or 4:05."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

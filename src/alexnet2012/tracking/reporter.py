@@ -1,12 +1,11 @@
-"""What a run tells of itself while it goes on: its records, and a line for a person."""
+"""Reporting of a run: its records and the progress display, on rank 0."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from PIL import Image
 
@@ -15,87 +14,77 @@ from alexnet2012.config.schema import TrackingConfig
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.lr_schedule import LearningRates
-from alexnet2012.tracking.backends import is_viewed
+from alexnet2012.tracking.backends import has_backends
 from alexnet2012.tracking.progress_bar import TrainProgress
 from alexnet2012.tracking.tracker import Tracker
 from alexnet2012.utils.metrics import ErrorCounts
 
-LAST_ONLY = "wrong-guesses"  # of these pictures a run keeps that of the last validation
+LAST_ONLY = "wrong-guesses"  # images of which a run keeps only the last
 
 
 class Reporter:
-    """Records and display on rank 0, where they are given; silent on the others."""
+    """Writes records and updates the display, where given; does nothing without them."""
 
     def __init__(
         self,
         tracker: Tracker | None = None,
         display: TrainProgress | None = None,
         *,
-        viewed: bool = False,
+        log_stats: bool = False,
     ) -> None:
-        """``viewed``: somebody looks at more than the records, the same on every rank."""
-        self._tracker, self._display, self.viewed = tracker, display, viewed
-        self._closing = ExitStack()
+        """``log_stats``: kernels and update ratios are logged; the same on every rank."""
+        self._tracker, self._display, self.log_stats = tracker, display, log_stats
 
     @classmethod
-    def here(
+    @contextmanager
+    def open(
         cls,
         config: TrackingConfig,
         run_dir: Path,
         progress: Progress,
         total_steps: int,
         mesh: Mesh,
-    ) -> Reporter:
-        """This rank's. Collective.
+    ) -> Iterator[Reporter]:
+        """Open the records and loggers on rank 0, until the context ends. Collective.
 
         Raises:
-            ConfigError: on every rank alike: a view of the records cannot be opened.
+            ConfigError: on every rank: a logger cannot be opened.
         """
-        found: list[Tracker] = []
+        trackers: list[Tracker] = []
 
-        def begin() -> bool:
-            settings, before = progress.settings, progress.records
-            found.append(Tracker(config, run_dir, settings, resumed=before))
-            found[0].begun(progress.step, unix_s=round(time.time()), total_steps=total_steps)
-            return config.watch and is_viewed(config)
+        def start() -> bool:
+            tracker = Tracker(config, run_dir, progress.settings, resumed=progress.records)
+            trackers.append(tracker)
+            tracker.started(progress.step, unix_s=round(time.time()), total_steps=total_steps)
+            return config.watch and has_backends(config)
 
-        viewed = run_on_rank_0(begin, mesh)
-        display = TrainProgress(total_steps, progress.step) if mesh.rank == 0 else None
-        return cls(found[0] if found else None, display, viewed=viewed)
+        log_stats = run_on_rank_0(start, mesh)
+        with ExitStack() as stack:
+            tracker = stack.enter_context(trackers[0]) if trackers else None
+            display = None
+            if mesh.rank == 0:
+                display = stack.enter_context(TrainProgress(total_steps, progress.step))
+            yield cls(tracker, display, log_stats=log_stats)
 
-    def __enter__(self) -> Reporter:
-        for part in (self._tracker, self._display):
-            if part is not None:
-                self._closing.enter_context(part)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._closing.__exit__(kind, error, traceback)
-
-    def written(self) -> dict[str, int]:
-        """Lines of each file of records, all on the disk."""
+    def sync(self) -> dict[str, int]:
+        """Flush all records to the disk; returns the number of lines by file."""
         return {} if self._tracker is None else self._tracker.sync()
 
-    def advanced(self, epoch: int, pictures: int) -> None:
+    def advance(self, epoch: int, images: int) -> None:
         if self._display is not None:
-            self._display.advance(epoch, pictures)
+            self._display.advance(epoch, images)
 
     def training(
         self,
         step: int,
         epoch: int,
         means: dict[str, float],
-        now: LearningRates,
+        rates: LearningRates,
         pace: dict[str, float],
         update_ratios: dict[str, float],
     ) -> None:
         if self._tracker is not None:
-            self._tracker.metrics("train", step, epoch=epoch, **means, rate=now.weight)
+            self._tracker.metrics("train", step, epoch=epoch, **means, rate=rates.weight)
             self._tracker.timings("pace", step, **pace)
             if update_ratios:
                 self._tracker.watched("update_ratio", step, **update_ratios)
@@ -128,7 +117,7 @@ class Reporter:
         if self._display is not None:
             self._display.validation(epoch, errors.top1_error_pct, errors.top5_error_pct)
 
-    def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self._tracker is not None:
-            for name, picture in pictures.items():
-                self._tracker.picture(name, step, picture, last_only=name == LAST_ONLY)
+            for name, image in images.items():
+                self._tracker.image(name, step, image, last_only=name == LAST_ONLY)

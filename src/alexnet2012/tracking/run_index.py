@@ -1,6 +1,6 @@
-"""Runs below a folder, as their directories tell of them: state, errors, speed.
+"""Index of the runs below a folder: state, errors and speed, read from their directories.
 
-Everything is read from files, whatever wrote them; a directory that cannot be read is named.
+A directory that cannot be read is listed with the reason.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,17 +21,16 @@ import yaml
 from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, with_defaults
 from alexnet2012.config.compose import compose_config
+from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import TrainConfig
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
-# Where a run lies and how it is watched makes no other run of it.
-_PLACES = re.compile(
-    r"(hydra|tracking|checkpoint|mesh)(\.|$)|data\.(source|store|decode\w*)$|resume$"
-)
+# Settings that say where and how a run executes, not what it trains; not listed as changes.
+_NOT_LISTED = (Role.input, Role.placement, Role.world_size, Role.checkpointing, Role.logging)
 
 
 class RunState(Enum):
-    """How a run stands; the order is that of sorting."""
+    """State of a run, in the order of sorting."""
 
     running = "running"
     interrupted = "interrupted"
@@ -42,7 +40,7 @@ class RunState(Enum):
 
 @dataclass(frozen=True)
 class ValidationErrors:
-    """Of a validation, per cent, and the number of pictures if it is known."""
+    """Errors of a validation in %, and its number of images if known."""
 
     top1_pct: float
     top5_pct: float
@@ -51,18 +49,18 @@ class ValidationErrors:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run directory tells; None where it does not."""
+    """Contents of a run directory; None for what it does not have."""
 
     path: Path
     state: RunState
     step: int = 0
     total_steps: int | None = None
-    begun: datetime | None = None
+    started: datetime | None = None  # the first time
     recipe: str = ""
-    changed: tuple[str, ...] = ()  # what differs from the defaults of the recipe, as overrides
+    changed: tuple[str, ...] = ()  # differences from the defaults of the recipe, as overrides
     errors: ValidationErrors | None = None  # of the last validation
     images_per_s: float | None = None
-    problem: str | None = None  # of a damaged one
+    problem: str | None = None  # why the run counts as damaged
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -70,7 +68,7 @@ class RunInfo:
             "state": self.state.value,
             "step": self.step,
             "total_steps": self.total_steps,
-            "begun": None if self.begun is None else self.begun.isoformat(),
+            "begun": None if self.started is None else self.started.isoformat(),
             "recipe": self.recipe,
             "changed": list(self.changed),
             "top1_error_pct": None if self.errors is None else self.errors.top1_pct,
@@ -82,11 +80,11 @@ class RunInfo:
 
 
 class DamagedRunError(Exception):
-    """What of a run directory cannot be read."""
+    """A run directory that cannot be read; the message says why."""
 
 
-def find(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Run directories below a folder, itself among them, and what else was met there and why."""
+def find_runs(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Run directories at or below a folder, and other folders with why they are no runs."""
     runs: list[Path] = []
     others: list[tuple[Path, str]] = []
 
@@ -100,24 +98,25 @@ def find(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
             runs.append(folder)
             folders.clear()
         elif "manifest.json" in files:
-            others.append((folder, "is a store of pictures"))
+            others.append((folder, "is a store of images"))
             folders.clear()
         else:
             folders[:] = [inner for inner in folders if not inner.startswith(".")]
             if not folders:
-                others.append((folder, "holds no run"))
+                others.append((folder, "contains no run"))
     return runs, others
 
 
-def read(folder: Path) -> RunInfo:
-    """One run directory."""
-    state = RunState.running if _is_taken(folder) else RunState.interrupted
+def read_run(folder: Path) -> RunInfo:
+    """Read a run directory; if it cannot be read, its state is damaged."""
+    state = RunState.running if _is_locked(folder) else RunState.interrupted
     try:
         settings = load_settings(folder)
         summary = load_summary(folder)
-        last = _last_records(folder)
-    except DamagedRunError as damage:
-        return RunInfo(folder, RunState.damaged, begun=_begun(folder), problem=str(damage))
+        last = last_records(folder / METRICS, ("train", "validation"))
+        last |= last_records(folder / TIMINGS, ("begun", "pace"))
+    except DamagedRunError as error:
+        return RunInfo(folder, RunState.damaged, started=_started(folder), problem=str(error))
     if summary and state is RunState.interrupted:
         state = RunState.finished
     steps = [record["step"] for record in last.values()]
@@ -127,7 +126,7 @@ def read(folder: Path) -> RunInfo:
         state=state,
         step=summary.get("steps", max(steps, default=0)),
         total_steps=total,
-        begun=_begun(folder),
+        started=_started(folder),
         recipe=str(settings["recipe"]["name"]),
         changed=_changed(folder, settings),
         errors=_errors(summary or last.get("validation", {})),
@@ -136,49 +135,52 @@ def read(folder: Path) -> RunInfo:
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
-    """Raises DamagedRunError where they are none of ours."""
+    """Settings of a run, nested.
+
+    Raises:
+        DamagedRunError: they cannot be read, or are not of a training run.
+    """
     settings = _loaded(folder / SETTINGS)
     if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
-        raise DamagedRunError(f"{SETTINGS} is none of a training")
+        raise DamagedRunError(f"{SETTINGS} is not of a training run")
     if "name" not in settings["recipe"]:
         raise DamagedRunError(f"{SETTINGS} names no recipe")
     return settings
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
-    """Empty where a run has not come to its end."""
+    """Summary of a run; empty if it has not finished.
+
+    Raises:
+        DamagedRunError: it cannot be read, or is not of a training run.
+    """
     if not (folder / SUMMARY).exists():
         return {}
     summary = _loaded(folder / SUMMARY)
     if not isinstance(summary, dict):
-        raise DamagedRunError(f"{SUMMARY} is none of a training")
+        raise DamagedRunError(f"{SUMMARY} is not of a training run")
     return summary
 
 
-def last_of(file: Path, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The last record of each kind; a line that is being written is passed over."""
-    found: dict[str, dict[str, Any]] = {}
-    wanted = set(kinds)
+def last_records(file: Path, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The last record of each kind; an incomplete last line is ignored."""
+    records: dict[str, dict[str, Any]] = {}
+    missing = set(kinds)
     if not file.exists():
-        return found
+        return records
     try:
         text = file.read_text(encoding="utf-8")
         lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
         for line in reversed(lines):
             record = json.loads(line)
-            if (kind := record["kind"]) in wanted:
-                found[kind] = record
-                wanted.remove(kind)
-            if not wanted:
+            if (kind := record["kind"]) in missing:
+                records[kind] = record
+                missing.remove(kind)
+            if not missing:
                 break
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
-    return found
-
-
-def _last_records(folder: Path) -> dict[str, dict[str, Any]]:
-    metrics = last_of(folder / METRICS, ("train", "validation"))
-    return metrics | last_of(folder / TIMINGS, ("begun", "pace"))
+    return records
 
 
 def _loaded(file: Path) -> Any:
@@ -186,7 +188,7 @@ def _loaded(file: Path) -> Any:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
             return json.loads(text)
-        if yaml.__with_libyaml__:  # five times as fast, which a long list feels
+        if yaml.__with_libyaml__:  # five times as fast
             return yaml.load(text, Loader=yaml.CSafeLoader)
         return yaml.safe_load(text)
     except FileNotFoundError:
@@ -199,20 +201,20 @@ def _is_run(files: Sequence[str]) -> bool:
     return any(name in files for name in (LOCK, METRICS, SUMMARY, SETTINGS))
 
 
-def _is_taken(folder: Path) -> bool:
-    """Whether a process trains there now."""
+def _is_locked(folder: Path) -> bool:
+    """Whether a process is training in the directory."""
     try:
         with open(folder / LOCK, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no such file, or a file system without locks
+    except OSError:  # no such file, or the file system does not support locks
         return False
     return False
 
 
-def _begun(folder: Path) -> datetime | None:
-    """The first start, or where no record tells, when the oldest file was last written."""
+def _started(folder: Path) -> datetime | None:
+    """Time of the first start; without its record, the oldest modification time of a file."""
     try:
         with open(folder / TIMINGS, encoding="utf-8") as file:
             first = json.loads(file.readline())
@@ -234,37 +236,35 @@ def _errors(record: dict[str, Any]) -> ValidationErrors | None:
 
 
 def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
-    """The overrides of the command, where they are of these settings; else value by value."""
+    """The overrides of the command if they gave these settings, else each changed value."""
     try:
         composed = _loaded(folder / ".hydra" / "config.yaml")
-        words = _loaded(folder / ".hydra" / "overrides.yaml")
-        same = _of_training(flatten(composed)) == _of_training(flatten(settings))
-        if same and isinstance(words, list):
-            return tuple(word for word in map(str, words) if _changes(word))
+        overrides = _loaded(folder / ".hydra" / "overrides.yaml")
+        same = _listed(flatten(composed)) == _listed(flatten(settings))
+        if same and isinstance(overrides, list):
+            keys = ((text, text.partition("=")[0]) for text in map(str, overrides))
+            return tuple(text for text, key in keys if key != "recipe" and _is_listed(key))
     except DamagedRunError:
-        pass  # none there: under torchrun Hydra writes nothing
-    here, usual = _of_training(with_defaults(settings)), _defaults(str(settings["recipe"]["name"]))
-    return tuple(f"{key}={_told(here[key])}" for key in here if here[key] != usual.get(key))
+        pass  # no such files: under torchrun Hydra does not write them
+    values, defaults = _listed(with_defaults(settings)), _defaults(str(settings["recipe"]["name"]))
+    changed = {key: value for key, value in values.items() if value != defaults.get(key)}
+    return tuple(f"{k}={'null' if v is None else v}" for k, v in changed.items())
 
 
-def _of_training(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if not _PLACES.match(key)}
+def _listed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if _is_listed(key)}
 
 
-def _changes(word: str) -> bool:
-    key = word.partition("=")[0]
-    return key != "recipe" and not _PLACES.match(key)
+def _is_listed(key: str) -> bool:
+    """Whether a setting, or a group such as ``tracking``, is listed as a change."""
+    return key.split(".")[0] != "hydra" and role_of(TrainConfig, key) not in _NOT_LISTED
 
 
 @lru_cache
 def _defaults(recipe: str) -> dict[str, Any]:
-    """What a recipe is trained with where nothing else is asked for."""
+    """The default settings of a recipe, without those that are not listed."""
     try:
         config, _ = compose_config("train", TrainConfig, [f"recipe={recipe}"])
-    except Exception:  # of later code, or somebody's own: all of its settings are told
+    except Exception:  # an unknown recipe: all of its settings are listed
         config = TrainConfig()
-    return _of_training(flatten(to_plain(config)))
-
-
-def _told(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return _listed(flatten(to_plain(config)))

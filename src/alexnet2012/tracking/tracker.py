@@ -1,4 +1,4 @@
-"""Records of a run: the files of its directory are the truth, all else is a view of them."""
+"""Records of a run: .jsonl files in its directory, from which the loggers can be rebuilt."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from PIL import Image
@@ -20,18 +20,18 @@ from alexnet2012.utils.files import replace_text
 
 Record = dict[str, Any]
 FILES = ("metrics.jsonl", "timings.jsonl", "watched.jsonl")
-PICTURES = "pictures"
-_PICTURE = re.compile(r"(.+)-(\d{7,})\.png")
-_BEGUN = "begun"  # kind of the record of a start
+IMAGES = "pictures"  # folder in the run directory
+_IMAGE = re.compile(r"(.+)-(\d{7,})\.png")
+_STARTED = "begun"  # kind of the record of a start
 
 
-class Tracker:
-    """Writes each record to one of ``FILES`` and shows it in the views that are wanted.
+class Tracker(AbstractContextManager["Tracker"]):
+    """Writes each record to one of ``FILES`` and to the loggers. For rank 0 only.
 
-    ``metrics.jsonl`` holds only what two runs with the same seed have in common, whatever is
-    watched; seconds and images/s stand in ``timings.jsonl``, what a view asks for besides in
-    ``watched.jsonl`` and ``pictures/``. A view that fails is given up, and the run goes on. Made on
-    rank 0 alone.
+    ``metrics.jsonl`` has only values that are equal in two runs with the same seed, whatever else
+    is logged; ``timings.jsonl`` has seconds and images/s; ``watched.jsonl`` and ``pictures/`` have
+    the statistics and images that are computed only if a logger is on. A logger that fails is
+    dropped, and the run continues.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Tracker:
         *,
         resumed: Mapping[str, int] | None = None,
     ) -> None:
-        """``resumed`` has the lines of each file that the checkpoint to go on from knows of."""
+        """``resumed``: lines by file at the checkpoint from which the run resumes."""
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.lines = {f: _keep(run_dir / f, (resumed or {}).get(f, 0)) for f in FILES}
-        pictures = self._kept_pictures()
-        self._views = open_backends(config, run_dir, settings, resumed=bool(resumed))
-        if self._views:
-            self._replay(pictures)
+        self.lines = {f: _truncate(run_dir / f, (resumed or {}).get(f, 0)) for f in FILES}
+        images = self._keep_images()
+        self._backends = open_backends(config, run_dir, settings, resumed=bool(resumed))
+        if self._backends:
+            self._replay(images)
 
     def metrics(self, kind: str, step: int, **values: float) -> None:
         self._write("metrics.jsonl", kind, step, values)
@@ -60,28 +60,28 @@ class Tracker:
     def watched(self, kind: str, step: int, **values: float) -> None:
         self._write("watched.jsonl", kind, step, values)
 
-    def begun(self, step: int, **values: float) -> None:
-        """A start, the first or a later one; no view shows it."""
-        self._write("timings.jsonl", _BEGUN, step, values)
+    def started(self, step: int, **values: float) -> None:
+        """Record that the run started or resumed; loggers do not get this record."""
+        self._write("timings.jsonl", _STARTED, step, values)
 
-    def picture(self, name: str, step: int, picture: Image.Image, *, last_only: bool) -> None:
-        """Into ``pictures/``, under its step; ``last_only`` removes the earlier of its name."""
-        folder = self.run_dir / PICTURES
+    def image(self, name: str, step: int, image: Image.Image, *, last_only: bool) -> None:
+        """Save to ``pictures/``; ``last_only`` removes earlier images of this name."""
+        folder = self.run_dir / IMAGES
         file = folder / f"{name}-{step:07d}.png"
         try:
             folder.mkdir(exist_ok=True)
             if last_only:
-                for earlier in _pictures(folder):
-                    if earlier[1] == name:
-                        earlier[2].unlink()
-            picture.save(file)
-        except OSError as error:  # the records are what counts
+                for _, earlier_name, earlier_file in _saved_images(folder):
+                    if earlier_name == name:
+                        earlier_file.unlink()
+            image.save(file)
+        except OSError as error:  # not worth ending the run
             log.warning("%s: cannot be written (%s)", file, error.strerror)
             return
-        self._show(lambda view: view.picture(step, name, file))
+        self._log(lambda backend: backend.image(step, name, file))
 
     def sync(self) -> dict[str, int]:
-        """All records are on the disk; returns the lines of each file, which a checkpoint keeps."""
+        """Flush all records to the disk; returns lines by file, which checkpoints store."""
         for name in FILES:
             if (self.run_dir / name).exists():
                 with open(self.run_dir / name, "rb") as file:
@@ -92,77 +92,69 @@ class Tracker:
         with open(self.run_dir / name, "a", encoding="utf-8") as out:
             out.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self.lines[name] += 1
-        if kind != _BEGUN:
-            shown = {f"{kind}/{key}": value for key, value in values.items()}
-            self._show(lambda view: view.values(step, shown))
+        if kind != _STARTED:
+            named = {f"{kind}/{key}": value for key, value in values.items()}
+            self._log(lambda backend: backend.values(step, named))
 
-    def _show(self, show: Callable[[Backend], None]) -> None:
-        for view in [*self._views]:
+    def _log(self, call: Callable[[Backend], None]) -> None:
+        for backend in [*self._backends]:
             try:
-                show(view)
+                call(backend)
             except Exception as error:
-                self._views.remove(view)
-                told = "%s shows no more of this run (%s: %s); its files go on"
-                log.warning(told, view.name, type(error).__name__, error)
+                self._backends.remove(backend)
+                message = "%s failed and is off for the rest of this run (%s: %s)"
+                log.warning(message, backend.name, type(error).__name__, error)
 
-    def _kept_pictures(self) -> list[tuple[int, str, Path]]:
-        """Those of validations that are kept; the others go, and are made again."""
+    def _keep_images(self) -> list[tuple[int, str, Path]]:
+        """Remove images of validations without a record; these are repeated. Return the rest."""
         records = read_records(self.run_dir / "metrics.jsonl")
         steps = {record["step"] for record in records if record["kind"] == "validation"}
-        found = _pictures(self.run_dir / PICTURES)
-        for step, _, file in found:
+        images = _saved_images(self.run_dir / IMAGES)
+        for step, _, file in images:
             if step not in steps:
                 file.unlink()
-        return [picture for picture in found if picture[0] in steps]
+        return [image for image in images if image[0] in steps]
 
-    def _replay(self, pictures: list[tuple[int, str, Path]]) -> None:
-        """Show a view what was recorded before, so that it has no gap and no record twice."""
+    def _replay(self, images: list[tuple[int, str, Path]]) -> None:
+        """Send all earlier records to the loggers, so that curves have no gap or repeated step."""
         values: dict[int, dict[str, float]] = defaultdict(dict)
         for name in FILES:
             for record in read_records(self.run_dir / name):
                 kind, step = record.pop("kind"), record.pop("step")
-                if kind != _BEGUN:
+                if kind != _STARTED:
                     values[step].update({f"{kind}/{key}": v for key, v in record.items()})
-        shown: dict[int, list[tuple[str, Path]]] = defaultdict(list)
-        for step, picture, file in pictures:
-            shown[step].append((picture, file))
+        images_of_step: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+        for step, name, file in images:
+            images_of_step[step].append((name, file))
 
-        def replay(view: Backend) -> None:
+        def replay(backend: Backend) -> None:
             for step in sorted(values):
-                view.values(step, values[step])
-                for picture, file in shown[step]:
-                    view.picture(step, picture, file)
+                backend.values(step, values[step])
+                for name, file in images_of_step[step]:
+                    backend.image(step, name, file)
 
-        self._show(replay)
+        self._log(replay)
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._show(lambda view: view.close(failed=error is not None))
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._log(lambda backend: backend.close(failed=error is not None))
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a .jsonl file, oldest first; none where there is no file."""
+    """The records of a .jsonl file, oldest first; empty if the file does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _pictures(folder: Path) -> list[tuple[int, str, Path]]:
-    """Step, name and file of each, in order."""
-    matches = ((_PICTURE.fullmatch(file.name), file) for file in folder.glob("*.png"))
+def _saved_images(folder: Path) -> list[tuple[int, str, Path]]:
+    """Step, name and file of each image, sorted."""
+    matches = ((_IMAGE.fullmatch(file.name), file) for file in folder.glob("*.png"))
     return sorted((int(m[2]), m[1], file) for m, file in matches if m)
 
 
-def _keep(path: Path, count: int) -> int:
-    """Forget what a run wrote after the checkpoint that it goes on from; returns what is left."""
-    if not path.exists() and not count and path.name == "watched.jsonl":  # only where it is wanted
+def _truncate(path: Path, count: int) -> int:
+    """Keep the first ``count`` lines, those up to the checkpoint; returns how many there are."""
+    if not path.exists() and not count and path.name == "watched.jsonl":  # made when first written
         return 0
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines[:count] if line.endswith("\n")]

@@ -1,9 +1,10 @@
-"""What is watched of a training beside its losses and errors; no number of a run depends on it.
+"""Optional training statistics: update ratios, first-layer kernels, misclassified images.
 
-``update_ratios`` and ``kernels`` are collective: every rank enters them alike, rank 0 tells.
+No result of a run depends on them. ``update_ratios`` and ``kernels`` are collective; rank 0 logs
+the values.
 """
 
-# Shapes: N pictures, K classes
+# Shapes: N images, K classes
 
 from __future__ import annotations
 
@@ -28,19 +29,19 @@ from alexnet2012.tracking.image_grids import (
     misclassified_grid,
 )
 
-SHOWN = 3 * COLUMNS  # wrong guesses
+SHOWN = 3 * COLUMNS  # misclassified images per validation
 
 
 @torch.no_grad()
 def update_ratios(model: AlexNet, optimizer: PaperSGD, mesh: Mesh) -> dict[str, float]:
-    """‖last update‖ / ‖weights‖ of each layer of the whole net, biases left out. Collective.
+    """‖last update‖ / ‖weights‖ of each layer of the whole network, without biases. Collective.
 
-    The same on any mesh, to rounding: squares are summed over the towers.
+    Equal on any mesh up to rounding: squares are summed over the towers.
     """
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     weights = {name: layer.weight for name, layer in model.layers().items()}
     norms = [
-        # The velocity is what was added; a layer whose rate is 0 stands still, whatever it holds.
+        # The velocity is the last update, unless the learning rate is 0: then there is no update.
         torch.stack((optimizer.velocity(w).norm() * (rates[id(w)] != 0), w.norm()))
         for w in weights.values()
     ]
@@ -56,66 +57,67 @@ def update_ratios(model: AlexNet, optimizer: PaperSGD, mesh: Mesh) -> dict[str, 
 
 @torch.no_grad()
 def kernels(model: AlexNet) -> Tensor:
-    """The first layer's weights of the whole net, tower 0's kernels first. Collective."""
+    """Weights of the first layer of the whole network, tower 0's kernels first. Collective."""
     name, layer = next(iter(model.layers().items()))
     return gather_rows(layer.weight.detach(), layer.rows, model.comm, name, "inference")
 
 
 @dataclass
 class WorstMistakes:
-    """The likeliest wrong guesses of a validation, of the pictures that this replica is shown."""
+    """The misclassified images of a validation with the highest probability, of this replica."""
 
     split: Split
     classes: tuple[str, ...]
-    found: list[Misclassified] = field(default_factory=list)
+    mistakes: list[Misclassified] = field(default_factory=list)
 
-    def look(self, batch: Batch, probabilities: Tensor) -> None:
-        """Remember the worst of a batch; ``probabilities`` [N, K]."""
-        best, guessed = probabilities.max(1)
-        wrong = torch.where(guessed != batch.labels, best, best.new_tensor(-1.0))
+    def update(self, batch: Batch, probabilities: Tensor) -> None:
+        """Add a batch; ``probabilities`` [N, K]."""
+        best, predicted = probabilities.max(1)
+        wrong = torch.where(predicted != batch.labels, best, best.new_tensor(-1.0))
         for row in wrong.topk(min(SHOWN, len(wrong))).indices.tolist():
             if wrong[row] > 0:
-                names = self.classes[int(batch.labels[row])], self.classes[int(guessed[row])]
+                names = self.classes[int(batch.labels[row])], self.classes[int(predicted[row])]
                 file = self.split.paths[int(batch.indices[row])]
-                self.found.append(Misclassified(file, *names, float(best[row])))
-        self.found = sorted(self.found, key=lambda g: (-g.probability, g.file))[:SHOWN]
+                self.mistakes.append(Misclassified(file, *names, float(best[row])))
+        self.mistakes.sort(key=lambda mistake: (-mistake.probability, mistake.file))
+        del self.mistakes[SHOWN:]
 
-    def sheet(self) -> Image.Image:
-        return misclassified_grid(self.found)
+    def grid(self) -> Image.Image:
+        return misclassified_grid(self.mistakes)
 
 
 @dataclass
 class TrainStats:
-    """What a run watches; nothing where nobody looks, and then nothing is computed or exchanged."""
+    """Statistics of a run; unless enabled, nothing is computed or communicated."""
 
     model: AlexNet
     optimizer: PaperSGD
     mesh: Mesh
-    split: Split  # of the validation
+    split: Split  # of validation
     classes: tuple[str, ...]
-    wanted: bool = False  # the same on every rank
-    _guesses: WorstMistakes | None = None
+    enabled: bool = False  # the same on every rank
+    _worst: WorstMistakes | None = None
 
     def ratios(self) -> dict[str, float]:
-        """By layer, of the last step. Collective."""
-        return update_ratios(self.model, self.optimizer, self.mesh) if self.wanted else {}
+        """Update ratios of the last step, by layer. Collective."""
+        return update_ratios(self.model, self.optimizer, self.mesh) if self.enabled else {}
 
-    def look(self, batch: Batch, probabilities: Tensor) -> None:
-        """See a batch of a validation."""
-        if self.wanted and self.mesh.rank == 0:
-            self._guesses = self._guesses or WorstMistakes(self.split, self.classes)
-            self._guesses.look(batch, probabilities)
+    def update(self, batch: Batch, probabilities: Tensor) -> None:
+        """Add a batch of a validation; ``probabilities`` [N, K]."""
+        if self.enabled and self.mesh.rank == 0:
+            self._worst = self._worst or WorstMistakes(self.split, self.classes)
+            self._worst.update(batch, probabilities)
 
-    def pictures(self) -> dict[str, Image.Image]:
-        """After a validation: kernels of each tower, and a sheet of wrong guesses. Collective."""
-        if not self.wanted:
+    def images(self) -> dict[str, Image.Image]:
+        """After a validation: kernels of each tower, and misclassified images. Collective."""
+        if not self.enabled:
             return {}
         weights = kernels(self.model)
         if self.mesh.rank != 0:
             return {}
-        sheets = kernel_grids(weights, self.model.recipe.towers)
-        found = {f"kernels-tower{tower}": sheet for tower, sheet in enumerate(sheets)}
-        if self._guesses is not None:
-            found["wrong-guesses"] = self._guesses.sheet()
-        self._guesses = None
-        return found
+        grids = kernel_grids(weights, self.model.recipe.towers)
+        images = {f"kernels-tower{tower}": grid for tower, grid in enumerate(grids)}
+        if self._worst is not None:
+            images["wrong-guesses"] = self._worst.grid()
+        self._worst = None
+        return images

@@ -156,11 +156,11 @@ class Trainer:
             return
         settings = self.progress.settings
         run_on_rank_0(lambda: init_run_dir(self.run_dir, settings, self._resumed), self.mesh)
-        reporter = Reporter.here(
+        reporter = Reporter.open(
             self.config.tracking, self.run_dir, self.progress, self.total_steps, self.mesh
         )
         self._reporter = stack.enter_context(reporter)
-        self._train_stats.wanted = self._reporter.viewed
+        self._train_stats.enabled = self._reporter.log_stats
         stack.enter_context(self._signals)
 
     @property
@@ -212,7 +212,7 @@ class Trainer:
         for meter in (self.sums, self.epoch_sums):
             meter.add(output.loss, output.errors, batch.rows.size)
         self.throughput.trained(batch)
-        self._reporter.advanced(epoch, batch.rows.total)
+        self._reporter.advance(epoch, batch.rows.total)
         if self.progress.step % self.config.tracking.log_every_steps == 0:
             self._log_training(epoch, lr)
 
@@ -226,11 +226,11 @@ class Trainer:
     def _validate(self, epoch: int) -> ErrorCounts:
         self._reporter.validating()
         batches = self._with_flag_sync(self.val_loader.batches())
-        errors = evaluate([self.model], batches, self.mesh, self._train_stats.look)
+        errors = evaluate([self.model], batches, self.mesh, self._train_stats.update)
         timings = self.throughput.timings(self.model.comm.traffic)
         step, views = self.progress.step, self.config.eval_views
         self._reporter.validation(step, epoch, views, errors, timings)
-        self._reporter.pictures(step, self._train_stats.pictures())
+        self._reporter.images(step, self._train_stats.images())
         return errors
 
     def _with_flag_sync(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -266,7 +266,7 @@ class Trainer:
     def _save(self) -> None:
         self.progress.epoch_sums = self.epoch_sums.by_replica(self.mesh)
         self.progress.sums = self.sums.by_replica(self.mesh)
-        self.progress.records = self._reporter.written()
+        self.progress.records = self._reporter.sync()
         self._checkpoint_requested = False
         self._checkpoints.wait()  # at most one copy of the state in memory
         mean_image = self.store.mean_image

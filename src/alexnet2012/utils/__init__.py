@@ -1,1 +1,1 @@
-"""Small pieces that nothing above needs to know: files, hashes, seeded streams, metrics."""
+"""Helpers without dependencies on other packages: files, locks, seeded streams, metrics, text."""

@@ -1,4 +1,4 @@
-"""What a number was measured with: the commit that ran, and the processor."""
+"""Provenance of measurements: commit, library versions and CPU."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def running_commit() -> tuple[str, bool]:
-    """The commit of the checkout that runs, and whether what runs has changes since.
+    """The commit of the running checkout, and whether its code has uncommitted changes.
 
-    Outside a checkout the version: also where a virtual environment lies in somebody else's.
-    Results and documents are no changes, nor are files that git does not know.
+    Without a checkout, the package version; also if the package is installed inside another
+    project's repository. Results, documents and untracked files do not count as changes.
     """
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(PACKAGE), *words], check=True, capture_output=True, text=True
+            ["git", "-C", str(PACKAGE), *arguments], check=True, capture_output=True, text=True
         ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))
-        what_runs = ("src", "conf", "benchmarks/*.py", "setup.cfg", "requirements.lock")
-        changes = git("status", "--porcelain", "-uno", "--", *(f":/{path}" for path in what_runs))
+        code = ("src", "conf", "benchmarks/*.py", "setup.cfg", "requirements.lock")
+        changes = git("status", "--porcelain", "-uno", "--", *(f":/{path}" for path in code))
         return git("rev-parse", "--short=12", "HEAD"), bool(changes)
     except (OSError, subprocess.CalledProcessError):
         return f"version {version('alexnet2012')}", False
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same on every rank: libraries, and the code itself, committed or not."""
+    """Versions that must match on all ranks: Python, libraries, and a hash of the code itself."""
     code = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         code.update(file.read_bytes())
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name; its architecture where the system does not tell."""
+    """Model name of the CPU, or its architecture if unknown."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

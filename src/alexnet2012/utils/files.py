@@ -1,4 +1,4 @@
-"""Files that survive a crash: on the disk before they get their name, and checked afterwards."""
+"""Crash-safe file writing (fsync, atomic rename) and checksums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 
 @contextmanager
 def synced(path: Path) -> Iterator[IO[bytes]]:
-    """A new file whose bytes are on the disk when the context ends."""
+    """Open a new file for writing; its bytes are on the disk when the context ends."""
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -20,9 +20,9 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
 
 
 def forget(file: IO[bytes]) -> None:
-    """What was written goes to the disk, and the memory that held it may be used again.
+    """Flush a file to the disk and drop it from the page cache.
 
-    So a large file neither takes fresh memory nor drives out what others read again, as pictures.
+    Writing a large file then does not evict files that are read again, such as images.
     """
     file.flush()
     os.fdatasync(file.fileno())
@@ -30,7 +30,7 @@ def forget(file: IO[bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """What was created, renamed or removed there is on the disk."""
+    """Flush the creation, renaming and removal of files in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,7 +39,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """The file holds its old text or the new, whatever happens."""
+    """Replace a text file atomically: after a crash it has either the old or the new text."""
     writing = path.with_name(f".{path.name}.writing")
     with synced(writing) as file:
         file.write(text.encode("utf-8"))
@@ -48,7 +48,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def checksum_lines(folder: Path, names: Sequence[str]) -> list[str]:
-    """The lines of files that are there."""
+    """Checksum lines of files in a folder; see :func:`checksum_line`."""
     lines = []
     for name in names:
         digest = hashlib.sha256()
@@ -60,5 +60,5 @@ def checksum_lines(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def checksum_line(digest: str, name: str) -> str:
-    """``SHA-256  name``, as sha256sum prints and reads it."""
+    """``SHA-256  name``, the format of sha256sum."""
     return f"{digest}  {name}\n"

@@ -1,6 +1,6 @@
-"""Errors and their uncertainty: top-k with shared ties, Student and Wilson intervals."""
+"""Top-k errors with shared ties, and confidence intervals (Student, Wilson, jackknife)."""
 
-# Shapes: N pictures, C classes
+# Shapes: N images, C classes
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor
 def topk_errors(
     scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5), share_ties: bool = True
 ) -> dict[int, float]:
-    """How many of the N pictures miss their label among the k highest scores, for each k.
+    """Top-k errors, for each k: images whose label is not among the k highest scores.
 
-    Where several classes tie across the edge of the k guesses, each gets an equal part of the
-    places left, as the 2012 code counts; so a count may be fractional. Without sharing, the lower
-    class index goes first. A k of C or more misses nothing. A row with NaN is missed, whatever k.
+    If several classes tie for the last of the k places, each gets an equal share of those left, as
+    in the 2012 code; so a count may be fractional. With ``share_ties=False`` the lower class index
+    wins. There are no errors for k ≥ C. A row with NaN is an error for any k.
 
     Args:
         scores: [N, C], logits or probabilities.
         labels: [N], class indices.
 
     Raises:
-        ValueError: a k below 1, shapes that do not match, a label outside the classes.
+        ValueError: k is below 1, shapes do not match, or a label is out of range.
     """
     if min(ks) < 1:
         raise ValueError(f"ks={tuple(ks)}: must be 1 or more")
@@ -46,10 +46,10 @@ def topk_errors(
 def misses(
     scores: Tensor, labels: Tensor, ks: Sequence[int], share_ties: bool = True
 ) -> dict[int, Tensor]:
-    """The same, unchecked and left on the device: nothing waits for it."""
-    own = scores.gather(1, labels[:, None])  # [N, 1]
-    higher = (scores > own).sum(1)
-    tied = scores == own
+    """As :func:`topk_errors`, without checks; the counts stay on the device, without a sync."""
+    of_label = scores.gather(1, labels[:, None])  # [N, 1]
+    higher = (scores > of_label).sum(1)
+    tied = scores == of_label
     valid = ~scores.isnan().any(1)
     errors = {}
     for k in ks:
@@ -65,30 +65,35 @@ def misses(
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float | None, float | None]:
-    """Mean over seeds and its Student interval; no interval for a single value.
+    """Mean and the bounds of its Student interval; the bounds are None for a single value.
 
     Raises:
         ValueError: no values, or a confidence outside (0, 1).
     """
     if not values:
-        raise ValueError("values: must hold at least one")
+        raise ValueError("values: must not be empty")
+    _check_confidence(confidence)
     mean = fmean(values)
     if len(values) == 1:
-        _check_confidence(confidence)
         return mean, None, None
-    half = student_quantile(len(values) - 1, confidence) * stdev(values) / math.sqrt(len(values))
+    from scipy.special import stdtrit  # takes 0.4 s, so only if needed
+
+    quantile = float(stdtrit(len(values) - 1, (1 + confidence) / 2))
+    half = quantile * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
 def jackknife_interval(
     whole: float, left_out: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Around a number that n seeds make together, from what it is without each; None: one seed.
+    """Jackknife interval of a statistic of n seeds, from its values without each seed.
+
+    None for one seed.
 
     Source: Tukey's jackknife; Student's quantile on the n pseudo-values.
     """
     n = len(left_out)
-    _, low, high = mean_interval([n * whole - (n - 1) * one for one in left_out], confidence)
+    _, low, high = mean_interval([n * whole - (n - 1) * value for value in left_out], confidence)
     if low is None or high is None:
         return None
     return whole - (high - low) / 2, whole + (high - low) / 2
@@ -97,15 +102,15 @@ def jackknife_interval(
 def error_interval_pct(
     errors: float, pictures: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Wilson's interval of an error rate from one run's counts, in per cent.
+    """Wilson interval of the error rate of one run, in %.
 
-    It covers the draw of the pictures, not of the seed, and takes the pictures as independent.
+    It covers the sampling of images, taken as independent, but not the variation between seeds.
 
     Raises:
-        ValueError: no pictures, errors outside 0 … pictures, or a confidence outside (0, 1).
+        ValueError: no images, errors outside 0 … images, or a confidence outside (0, 1).
     """
     if pictures < 1 or not 0 <= errors <= pictures:
-        raise ValueError(f"errors={errors} of {pictures}: must be 0 … pictures, and pictures ≥ 1")
+        raise ValueError(f"errors={errors} of {pictures}: must be 0 … images, of at least 1 image")
     _check_confidence(confidence)
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     rate = errors / pictures
@@ -115,42 +120,6 @@ def error_interval_pct(
     return max(0.0, (centre - half) * scale), min(100.0, (centre + half) * scale)
 
 
-def student_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """t with P(|T| ≤ t) = confidence; T is Student's with whole degrees of freedom.
-
-    Raises:
-        ValueError: degrees below 1, or a confidence outside (0, 1).
-    """
-    if degrees < 1:
-        raise ValueError(f"degrees={degrees}: must be 1 or more")
-    _check_confidence(confidence)
-    # t = √degrees · tan θ turns the half line into an angle, so bisection needs no upper guess
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _student_mass(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _student_mass(angle: float, degrees: int) -> float:
-    """P(|T| ≤ √degrees · tan(angle)): the finite series for whole degrees of freedom.
-
-    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4.
-    """
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for i in range(odd + 1, degrees, 2):
-        total += term
-        term *= cosine**2 * i / (i + 1)
-    if odd:
-        return 2 / math.pi * (angle + sine * total)
-    return sine * total
-
-
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: must be between 0 and 1")
@@ -158,9 +127,9 @@ def _check_confidence(confidence: float) -> None:
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Counts over a split, equal on every rank; ties share the credit, so they may be halves."""
+    """Error counts over a split, equal on every rank; ties may make them fractional."""
 
-    pictures: int
+    pictures: int  # images evaluated
     top1_errors: float
     top5_errors: float
     loss: float  # mean cross-entropy of the averaged probabilities, nats
@@ -174,6 +143,6 @@ class ErrorCounts:
         return 100 * self.top5_errors / self.pictures
 
     def summary(self) -> dict[str, float]:
-        """All of it, by name."""
-        shares = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
-        return {**asdict(self), **shares}
+        """Counts and error rates, by name."""
+        rates = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
+        return {**asdict(self), **rates}

@@ -1,7 +1,4 @@
-"""Which part of a full tensor a process owns. Pure functions of sizes and positions.
-
-Legend: T towers (or any number of parts), rows = the first dimension of a tensor.
-"""
+"""Shards of a tensor's first dimension, as pure functions of sizes and positions."""
 
 from __future__ import annotations
 
@@ -23,15 +20,15 @@ class Shard(NamedTuple):
         return self.stop - self.start
 
     def of(self, full: Tensor) -> Tensor:
-        """The own rows of a full tensor: [total, ...] → [size, ...], a view."""
+        """This shard's rows of a full tensor: [total, ...] → [size, ...], a view."""
         assert full.shape[0] == self.total, (full.shape, self)
         return full[self.start : self.stop]
 
 
 def shard_of(total: int, parts: int, index: int) -> Shard:
-    """The contiguous share of part ``index``, by torch's chunk rule: checkpoints agree with it.
+    """The contiguous shard ``index`` of ``parts``, as torch.chunk and so checkpoints split.
 
-    Five classes on two towers: rows 0-2 and rows 3-4. A last part may be smaller, or empty.
+    Five classes on two towers: rows 0-2 and rows 3-4. The last shards may be smaller, or empty.
     """
     assert 0 <= index < parts, (index, parts)
     size = padded_shard_size(total, parts)
@@ -40,5 +37,5 @@ def shard_of(total: int, parts: int, index: int) -> Shard:
 
 
 def padded_shard_size(total: int, parts: int) -> int:
-    """Rows of the largest share: what a collective over uneven shares pads to."""
+    """Rows of the largest shard, to which collectives pad uneven shards."""
     return -(-total // parts)

@@ -1,4 +1,4 @@
-"""HTML from the package's templates."""
+"""Jinja templates of HTML pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def page_template(package: str, name: str, **filters: Callable[..., Any]) -> Template:
-    """All text that is put into it is escaped; what is not given is an error."""
+    """Load a template of a package; values are HTML-escaped, and undefined names are errors."""
     environment = Environment(
         loader=PackageLoader(package, ""),
         autoescape=True,

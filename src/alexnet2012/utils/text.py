@@ -1,8 +1,8 @@
-"""Text of unknown origin, made safe to print."""
+"""Untrusted text, made safe to print."""
 
 from __future__ import annotations
 
 
-def printable(name: str) -> str:
-    """A name that can be shown: no control characters, nothing that is no text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+def printable(text: str) -> str:
+    """Escape all characters that are not printable, such as control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

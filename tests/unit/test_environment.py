@@ -1,4 +1,4 @@
-"""Which commit a run says it ran."""
+"""The commit and the code hash that runs record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Git = Callable[..., str]
 
 @pytest.fixture
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
-    """A repository around a copy of the package, which is not yet in it."""
+    """A repository around a copy of the package, which is not committed yet."""
 
     def run(*words: str) -> str:
         who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -33,7 +33,7 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
     return run
 
 
-def test_a_change_is_one_of_what_runs(git: Git, tmp_path: Path) -> None:
+def test_only_changes_of_code_count_as_changes(git: Git, tmp_path: Path) -> None:
     git("add", "src")
     git("commit", "--quiet", "--message", "code")
     commit = git("rev-parse", "--short=12", "HEAD")
@@ -43,13 +43,13 @@ def test_a_change_is_one_of_what_runs(git: Git, tmp_path: Path) -> None:
     assert environment.running_commit() == (commit, True)
 
 
-def test_code_installed_within_somebody_elses_repository_is_a_version(git: Git) -> None:
+def test_a_package_installed_inside_another_repository_reports_its_version(git: Git) -> None:
     name, changed = environment.running_commit()
     assert name.startswith("version ")
     assert not changed
 
 
-def test_versions_read_the_code_of_every_room(
+def test_the_code_hash_covers_every_subpackage(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path / "alexnet2012"

@@ -1,4 +1,4 @@
-"""Two reproductions side by side: what is said of a claim follows from both measurements."""
+"""Comparison of two reproductions: each verdict follows from both measurements."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_two_measurements_of_a_claim(
     assert all(row.outcome is Comparison.neither for row in rows if row.claim != "relu")
 
 
-def test_only_what_was_made_differently_is_told() -> None:
+def test_only_conditions_that_differ_are_listed() -> None:
     first, second = made("2 ×", commit="abc", seeds=[0, 1]), made("2 ×", commit="abd", seeds=[0, 1])
     assert other_conditions(first["provenance"], second["provenance"]) == [("commit", "abc", "abd")]
     assert len(comparison_tables(("A", "B"), first, first)) == 1
 
 
-def test_the_command_prints_both_and_refuses_a_folder_without(
+def test_the_command_prints_both_and_refuses_a_folder_without_a_reproduction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("one", "2 × [bold]"), ("two", "3 ×")):

@@ -1,4 +1,4 @@
-"""What two processes watch is what one process does, and enters exchanges alike on every rank."""
+"""Training statistics of several processes equal those of one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def watched(sums_over_towers: bool = True) -> tuple[dict[str, float], bytes, dic
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_every_rank_finds_the_ratios_and_kernels_of_one_process(processes: int) -> None:
+def test_every_rank_has_the_ratios_and_kernels_of_one_process(processes: int) -> None:
     ((alone, kernels_alone, _),) = run_ranks(1, watched)
     for ratios, weights, sent in run_ranks(processes, watched):
         # float64; sums of squares in another order
@@ -45,7 +45,7 @@ def test_every_rank_finds_the_ratios_and_kernels_of_one_process(processes: int) 
         assert sent["before"] == sent["after"] > 0  # of training
 
 
-def test_a_ratio_of_the_own_tower_alone_would_be_noticed() -> None:
+def test_a_ratio_of_one_tower_alone_is_detected() -> None:
     ((alone, *_),) = run_ranks(1, watched)
     for ratios, *_ in run_ranks(2, watched, False):
         assert ratios != pytest.approx(alone, rel=1e-9)

@@ -1,4 +1,4 @@
-"""What a person sees of a training: in a terminal, in a log file, in a notebook."""
+"""Progress of training in a terminal, a log file and a notebook."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from programs import in_terminal
 from rich.console import Console
 
 from alexnet2012.tracking import progress_bar
-from alexnet2012.tracking.progress_bar import CALM_S, TrainProgress, is_live
+from alexnet2012.tracking.progress_bar import LINE_INTERVAL_S, TrainProgress, is_live
 
 
 class Clock:
-    """Time as a test has it."""
+    """A clock that the test sets."""
 
     now_s = 0.0
 
@@ -24,10 +24,10 @@ class Clock:
         return self.now_s
 
 
-def told(
+def printed_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step_s: float, steps: int
 ) -> list[str]:
-    """The lines in a log file of a run that records every step."""
+    """The lines in the log file of a run that records every step."""
     clock = Clock()
     with TrainProgress(steps, 0, clock) as display:
         for step in range(1, steps + 1):
@@ -39,10 +39,10 @@ def told(
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_log_file_grows_by_a_line_now_and_then(
+def test_a_log_file_gets_a_line_every_30_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, *more, validation, last = told(monkeypatch, capsys, step_s=1.0, steps=95)
+    first, *more, validation, last = printed_lines(monkeypatch, capsys, step_s=1.0, steps=95)
     assert first == "step 1/95: loss 6.908, error 99.9%"
     assert [line.split(":")[0] for line in more] == ["step 31/95", "step 61/95", "step 91/95"]
     assert more[0].endswith("loss 0.223, error 99.9%, 128 images/s, 1:04 left")
@@ -50,10 +50,10 @@ def test_a_log_file_grows_by_a_line_now_and_then(
     assert last == "95 steps in 1:35"
 
 
-def test_slow_steps_each_have_a_line(
+def test_each_slow_step_has_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(told(monkeypatch, capsys, step_s=CALM_S, steps=5)) == 5 + 2
+    assert len(printed_lines(monkeypatch, capsys, step_s=LINE_INTERVAL_S, steps=5)) == 5 + 2
 
 
 def test_the_lines_of_a_long_run_fit_80_columns(
@@ -62,7 +62,7 @@ def test_the_lines_of_a_long_run_fit_80_columns(
     clock = Clock()
     with TrainProgress(1_000_000, 900_000, clock) as display:
         for _ in range(3):
-            clock.now_s += CALM_S
+            clock.now_s += LINE_INTERVAL_S
             display.advance(89, 400_000)
             display.training(6.9078, 99.94)
     lines = capsys.readouterr().out.splitlines()
@@ -100,7 +100,7 @@ def test_the_bar_of_a_long_run_fits_80_columns(monkeypatch: pytest.MonkeyPatch) 
         (True, {"COLAB_RELEASE_TAG": "r"}, False),
     ],
 )
-def test_a_line_is_drawn_over_only_where_that_can_be_seen(
+def test_lines_are_redrawn_only_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], live: bool
 ) -> None:
     for name in progress_bar.NOTEBOOKS:
@@ -111,14 +111,14 @@ def test_a_line_is_drawn_over_only_where_that_can_be_seen(
     assert is_live(Console(force_terminal=terminal, file=io.StringIO())) is live
 
 
-def test_in_the_cell_of_a_notebook_there_are_lines_too() -> None:
+def test_lines_are_not_redrawn_in_a_notebook() -> None:
     assert not is_live(Console(force_jupyter=True, file=io.StringIO()))
 
 
-def test_a_message_does_not_run_into_the_live_line(tmp_path: Path) -> None:
+def test_a_log_message_does_not_mix_with_the_bar(tmp_path: Path) -> None:
     program = """
 from alexnet2012.distributed.mesh import log, setup_logging
-from alexnet2012.progress import TrainProgress
+from alexnet2012.tracking.progress_bar import TrainProgress
 setup_logging(0)
 with TrainProgress(10, 0) as display:
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Kernels, wrong guesses and update ratios: what they show, and that nothing depends on them."""
+"""Kernels, misclassified images and update ratios."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from alexnet2012.utils.shard import Shard
 TINY = ModelConfig(width=0.04, input_size=64)
 
 
-def net_and_optimizer() -> tuple[AlexNet, PaperSGD]:
+def model_and_optimizer() -> tuple[AlexNet, PaperSGD]:
     model = AlexNet("paper", 4, model=TINY, precision=Precision.fp64)
     return model, PaperSGD(model, model.recipe.optimizer)
 
@@ -41,8 +41,8 @@ def a_step(model: AlexNet, optimizer: PaperSGD, rates: LearningRates) -> None:
     optimizer.step()
 
 
-def test_an_update_ratio_is_the_norm_of_what_was_added_over_that_of_the_weights() -> None:
-    model, optimizer = net_and_optimizer()
+def test_an_update_ratio_is_the_norm_of_the_update_over_that_of_the_weights() -> None:
+    model, optimizer = model_and_optimizer()
     rates = LearningRates(weight=0.01, bias=0.02)
     a_step(model, optimizer, rates)  # so that there is momentum
     before = {name: layer.weight.detach().clone() for name, layer in model.layers().items()}
@@ -55,8 +55,8 @@ def test_an_update_ratio_is_the_norm_of_what_was_added_over_that_of_the_weights(
         assert found[name] > 0
 
 
-def test_a_layer_that_stands_still_has_a_ratio_of_zero_whatever_its_momentum() -> None:
-    model, optimizer = net_and_optimizer()
+def test_a_layer_with_learning_rate_zero_has_ratio_zero_despite_its_momentum() -> None:
+    model, optimizer = model_and_optimizer()
     a_step(model, optimizer, LearningRates(weight=0.01, bias=0.02))
     a_step(model, optimizer, LearningRates(weight=0.01, bias=0.02, layers={"conv2": 0.0}))
     found = update_ratios(model, optimizer, single_process())
@@ -64,14 +64,14 @@ def test_a_layer_that_stands_still_has_a_ratio_of_zero_whatever_its_momentum() -
     assert min(found.values()) > 0
 
 
-def test_nothing_is_computed_where_nobody_looks(photos_store: Store) -> None:
-    model, optimizer = net_and_optimizer()
-    watch = TrainStats(model, optimizer, single_process(), photos_store.split("val"), ("a",))
-    assert (watch.ratios(), watch.pictures()) == ({}, {})
+def test_nothing_is_computed_unless_enabled(photos_store: Store) -> None:
+    model, optimizer = model_and_optimizer()
+    stats = TrainStats(model, optimizer, single_process(), photos_store.split("val"), ("a",))
+    assert (stats.ratios(), stats.images()) == ({}, {})
     batch = validation_batch(photos_store, 2)
-    watch.look(batch, torch.full((2, 16), 1 / 16))
-    watch.wanted = True
-    assert set(watch.pictures()) == {"kernels-tower0", "kernels-tower1"}  # no guesses were seen
+    stats.update(batch, torch.full((2, 16), 1 / 16))
+    stats.enabled = True
+    assert set(stats.images()) == {"kernels-tower0", "kernels-tower1"}  # no predictions were added
 
 
 def validation_batch(store: Store, count: int) -> Batch:
@@ -79,38 +79,40 @@ def validation_batch(store: Store, count: int) -> Batch:
     return Batch(torch.empty(count, 1), labels, np.arange(count), Shard(0, count, count))
 
 
-def test_the_surest_wrong_guesses_of_a_validation_are_kept(photos_store: Store) -> None:
+def test_the_misclassified_images_with_the_highest_probability_are_kept(
+    photos_store: Store,
+) -> None:
     split, count = photos_store.split("val"), 2 * SHOWN
-    guesses = WorstMistakes(split, photos_store.classes)
+    worst = WorstMistakes(split, photos_store.classes)
     batch = validation_batch(photos_store, count)
     probabilities = torch.zeros(count, 16)
     wrong = (batch.labels + 1) % 16
-    for row in range(count):  # the first is right; each later one surer than the one before
-        guessed = batch.labels[0] if row == 0 else wrong[row]
-        probabilities[row, guessed] = 0.5 + row / 100
+    for row in range(count):  # the first is right; the probability rises from row to row
+        predicted = batch.labels[0] if row == 0 else wrong[row]
+        probabilities[row, predicted] = 0.5 + row / 100
     for part in (slice(0, 5), slice(5, count)):
         rows = np.arange(count)[part]
         one = Batch(batch.images[part], batch.labels[part], rows, Shard(0, 1, 1))
-        guesses.look(one, probabilities[part])
-    assert len(guesses.found) == SHOWN
-    assert [guess.file for guess in guesses.found] == [
+        worst.update(one, probabilities[part])
+    assert len(worst.mistakes) == SHOWN
+    assert [mistake.file for mistake in worst.mistakes] == [
         split.paths[row] for row in range(count - 1, count - 1 - SHOWN, -1)
     ]
-    first = guesses.found[0]
+    first = worst.mistakes[0]
     assert first.true == photos_store.classes[int(batch.labels[-1])]
-    assert first.guessed == photos_store.classes[int(wrong[-1])]
+    assert first.predicted == photos_store.classes[int(wrong[-1])]
     assert first.probability == pytest.approx(0.5 + (count - 1) / 100)
 
 
-def test_a_net_without_mistakes_has_an_empty_sheet(photos_store: Store) -> None:
-    guesses = WorstMistakes(photos_store.split("val"), photos_store.classes)
+def test_a_model_without_mistakes_has_a_blank_grid(photos_store: Store) -> None:
+    worst = WorstMistakes(photos_store.split("val"), photos_store.classes)
     batch = validation_batch(photos_store, 3)
-    guesses.look(batch, torch.nn.functional.one_hot(batch.labels, 16).float())
-    assert guesses.found == []
-    assert len(guesses.sheet().getcolors() or []) == 1
+    worst.update(batch, torch.nn.functional.one_hot(batch.labels, 16).float())
+    assert worst.mistakes == []
+    assert len(worst.grid().getcolors() or []) == 1
 
 
-def test_the_sheet_shows_each_picture_and_cuts_long_names(photos_store: Store) -> None:
+def test_the_grid_shows_each_image_and_truncates_long_names(photos_store: Store) -> None:
     file = photos_store.split("val").paths[0]
     plain = misclassified_grid([Misclassified(file, "a", "b", 0.9)] * 5)
     hostile = misclassified_grid([Misclassified(file, "a" * 500, "日本\x1b[2J\n" * 50, 0.9)] * 5)
@@ -123,8 +125,8 @@ def test_the_sheet_shows_each_picture_and_cuts_long_names(photos_store: Store) -
     assert all(edge.getcolors() == [(8 * 28, (255, 255, 255))] for edge in edges)
 
 
-def test_the_kernels_of_each_tower_are_a_picture_of_their_own() -> None:
-    model, _ = net_and_optimizer()
+def test_the_kernels_of_each_tower_are_a_separate_image() -> None:
+    model, _ = model_and_optimizer()
     weights = kernels(model)
     assert torch.equal(weights, model.full_state_dict()["conv1.weight"])
     first, second = kernel_grids(weights, 2, zoom=1)
@@ -136,7 +138,7 @@ def test_the_kernels_of_each_tower_are_a_picture_of_their_own() -> None:
     assert again[1].tobytes() != second.tobytes()
 
 
-def test_a_net_of_one_tower_has_one_picture() -> None:
+def test_a_model_of_one_tower_has_one_image_of_kernels() -> None:
     recipe = load_recipe("paper")
     recipe.towers = 1
     model = AlexNet(recipe, 4, model=TINY)
