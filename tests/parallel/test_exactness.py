@@ -80,8 +80,8 @@ def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True)
         if gather_logits:
             loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")
         else:
-            own_logits = model.own_logits(model.features(images[rows]))
-            loss, _ = split_loss_and_errors(own_logits, labels[rows], model.fc8.rows, model.comm)
+            logits_shard = model.logits_shard(model.features(images[rows]))
+            loss, _ = split_loss_and_errors(logits_shard, labels[rows], model.fc8.rows, model.comm)
         (loss / len(images)).backward()
         sums.wait()
         if not gradients:

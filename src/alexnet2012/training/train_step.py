@@ -60,8 +60,8 @@ class TrainStep:
         if self.gather_logits:
             loss, errors = loss_and_errors(model(images, rows), labels)
         else:
-            own_logits = model.own_logits(model.features(images, rows))
-            loss, errors = split_loss_and_errors(own_logits, labels, model.fc8.rows, model.comm)
+            logits_shard = model.logits_shard(model.features(images, rows))
+            loss, errors = split_loss_and_errors(logits_shard, labels, model.fc8.rows, model.comm)
         model.zero_grad()
         (loss / rows.total).backward()  # so replicas with fewer rows weigh less
         return loss.detach(), errors
