@@ -29,7 +29,7 @@ from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.launch import launch, reuse_memory
 from alexnet2012.distributed.mesh import Mesh, single_process
-from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.flops import LayerCounts, count_layers
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES, allow_tf32
@@ -287,12 +287,12 @@ def floor_s(batch: int, number_bytes: int, flops: float, copied: float) -> float
     layers, flops_of = audited(), layer_flops()
     seconds = 0.0
     for index, layer in enumerate(layers):
-        operands = batch * (math.prod(layer.reads) + layer.neurons) + layer.weights
+        operands = batch * (math.prod(layer.input_shape) + layer.neurons) + layer.weights
         products = 2 if index == 0 else 3  # forward, for the weights, for what it reads
         one = batch * flops_of[layer.name] / products
         seconds += products * max(one / flops, number_bytes * operands / copied)
         if index + 1 < len(layers):
-            result = math.prod(layers[index + 1].reads)
+            result = math.prod(layers[index + 1].input_shape)
             touched = batch * (layer.neurons + result + result + 2 * layer.neurons)
             seconds += number_bytes * touched / copied
     weights = sum(layer.weights + layer.biases for layer in layers)
@@ -308,6 +308,6 @@ def layer_flops(width: float = 1.0) -> dict[str, int]:
 
 
 @cache
-def audited(width: float = 1.0) -> list[LayerAudit]:
+def audited(width: float = 1.0) -> list[LayerCounts]:
     net = AlexNet("paper", CLASSES, model=ModelConfig(width=width), mesh=single_process(Device.cpu))
-    return audit(net)
+    return count_layers(net)

@@ -24,7 +24,7 @@ from alexnet2012 import AlexNet
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.nn.cost_model import Layout, layer_costs, memory_bytes
-from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.flops import LayerCounts, count_layers
 from alexnet2012.nn.precision import DTYPES
 
 STEPS = 2
@@ -55,7 +55,7 @@ def resident_bytes(which: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(which))
 
 
-def planned(audited: Sequence[LayerAudit], arm: Arm, batch: int) -> dict[str, int]:
+def planned(audited: Sequence[LayerCounts], arm: Arm, batch: int) -> dict[str, int]:
     types = DTYPES[Precision(arm.precision)]
     layout = Layout(
         batch,
@@ -68,7 +68,7 @@ def planned(audited: Sequence[LayerAudit], arm: Arm, batch: int) -> dict[str, in
 
 def main() -> None:
     words, load_before = given(batches="32,128"), os.getloadavg()[0]
-    audited = audit(AlexNet("paper", CLASSES))
+    audited = count_layers(AlexNet("paper", CLASSES))
     rows = []
     for arm in (arm for arm in arms() if arm.kind == OURS):
         for batch in map(int, words.batches.split(",")):

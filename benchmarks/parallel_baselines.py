@@ -162,10 +162,10 @@ class OneWeirdTrick(Scheme):
     def step(self, images: Tensor, labels: Tensor) -> None:
         own, rows = (_rows(len(images), net.mesh) for net in (self._convs, self._units))
         maps = _GatherRows.apply(  # type: ignore[no-untyped-call]
-            self._convs.maps(images[own.start : own.stop]), self._units.comm
+            self._convs.conv_features(images[own.start : own.stop]), self._units.comm
         )
         units = self._units
-        logits = units.gathered(units.own_logits(units.units(maps, rows)))
+        logits = units.gather_logits(units.logits_shard(units.hidden_features(maps, rows)))
         loss = F.cross_entropy(logits, labels[rows.start : rows.stop], reduction="sum")
         self._optimizer.zero_grad()
         (loss / len(images)).backward()

@@ -1,4 +1,4 @@
-"""Compile the kernels between products for GPUs that need not be here; print what they became."""
+"""Compile the Triton kernels for GPUs that need not be present; print PTX and shared memory."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from triton.compiler import ASTSource
 
 from alexnet2012.nn.kernels import triton_kernels
 
-TILE = {"PARTS": 6, "TOWERS": 2, "T": 128, "CYCLE": 3, "TIMES": 8}
+TILE = {"VECTORS": 6, "TOWERS": 2, "T": 128, "CYCLE": 3, "ITERATIONS": 8}
 NORM = {"BETA": 0.75, "HALF": 2}
-POOL = {"HEIGHT": 55, "WIDTH": 55, "HIGH": 27, "WIDE": 27, "SIZE": 3, "STRIDE": 2}
+POOL = {"HEIGHT": 55, "WIDTH": 55, "OUTHEIGHT": 27, "OUTWIDTH": 27, "SIZE": 3, "STRIDE": 2}
 FLAGS: dict[str, dict[str, Any]] = {
-    "norm_kernel": {**NORM, "BIAS": True, "RELU": True},
-    "norm_backward_kernel": {**NORM, "BIAS": True, "RELU": True},
-    "relu_kernel": {"BIAS": True, "RELU": True},
-    "relu_backward_kernel": {"BIAS": True, "RELU": True},
-    "pool_kernel": {**POOL, "BIAS": True, "RELU": True},
-    "unpool_kernel": {**POOL, "BIAS": True},
-    "blocks_kernel": {"STRIDE": 4, "PADDING": 2, "BLOCKS": 64, "CHANNELS": 64},
-    "sums_kernel": {"ROWS": 64, "COLUMNS": 32},
-    "update_kernel": {"CHECKED": True, "BLOCK": 2048},
+    "bias_relu_norm_kernel": {**NORM, "BIAS": True, "RELU": True},
+    "bias_relu_norm_backward_kernel": {**NORM, "BIAS": True, "RELU": True},
+    "bias_relu_kernel": {"BIAS": True, "RELU": True},
+    "bias_relu_backward_kernel": {"BIAS": True, "RELU": True},
+    "max_pool_kernel": {**POOL, "BIAS": True, "RELU": True},
+    "max_pool_backward_kernel": {**POOL, "BIAS": True},
+    "space_to_depth_kernel": {"STRIDE": 4, "PADDING": 2, "BLOCKS": 64, "CHANNELS": 64},
+    "column_sums_kernel": {"ROWS": 64, "COLUMNS": 32},
+    "sgd_kernel": {"CHECKED": True, "BLOCK": 2048},
 }
 
 
 def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
     kernel = getattr(triton_kernels, name)
-    known = {a: v for a, v in {**TILE, **FLAGS[name]}.items() if a in kernel.arg_names}
-    types = dict.fromkeys(("bias", "sums", "w", "v", "loss"), "*fp32") | {"taken": "*i8"}
-    types |= dict.fromkeys(("scale", "k", "momentum", "rate", "decay"), "fp32")
+    constants = {a: v for a, v in {**TILE, **FLAGS[name]}.items() if a in kernel.arg_names}
+    types = dict.fromkeys(("bias", "sums", "w", "v", "loss"), "*fp32") | {"argmax": "*i8"}
+    types |= dict.fromkeys(("scale", "k", "momentum", "lr", "decay"), "fp32")
     types |= dict.fromkeys(("images", "z", "y", "x", "grad", "grad_z", "grad_x", "g"), maps)
-    if name == "sums_kernel":
+    if name == "column_sums_kernel":
         types |= {"x": "*fp32", "y": "*fp32"}
     signature = {
-        argument: "constexpr" if argument in known else types.get(argument, "i32")
+        argument: "constexpr" if argument in constants else types.get(argument, "i32")
         for argument in kernel.arg_names
     }
-    places = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
+    positions = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
     aligned = [
         a
         for a, kind in signature.items()
@@ -49,17 +49,17 @@ def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
     source = ASTSource(
         kernel,
         signature,
-        constexprs={places[argument]: value for argument, value in known.items()},
-        attrs={places[argument]: [["tt.divisibility", 16]] for argument in aligned},
+        constexprs={positions[argument]: value for argument, value in constants.items()},
+        attrs={positions[argument]: [["tt.divisibility", 16]] for argument in aligned},
     )
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    return {"shared": made.metadata.shared, "ptx": made.asm["ptx"]}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return {"shared": kernel.metadata.shared, "ptx": kernel.asm["ptx"]}
 
 
 if __name__ == "__main__":
-    found = {
+    results = {
         f"{name} {maps} {capability}": compiled(name, maps, capability)
         for name in FLAGS
         for maps, capability in (("*bf16", 80), ("*bf16", 90), ("*fp32", 90))
     }
-    sys.stdout.write(json.dumps(found))
+    sys.stdout.write(json.dumps(results))

@@ -1,7 +1,7 @@
-"""An AlexNet of plain torch, independent of the package: what the towers are compared with.
+"""An independent AlexNet in plain torch, with which tests compare the package.
 
-Written from the two sources' descriptions with grouped convolutions and torch's own
-normalisation; it shares no code with ``alexnet2012`` but the agreed names of tensors.
+Written from the paper and the 2012 code, with grouped convolutions and torch's own normalisation.
+It shares only the names of parameters with ``alexnet2012``, and no code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, Tensor]) -> Tensor:
-    """[N, 3, S, S] → [N, K]; ``masks`` are the units that dropout keeps, empty at test time."""
+    """[N, 3, S, S] → [N, K]; ``masks``: the units that dropout keeps; empty in evaluation."""
 
     def conv(name: str, x: Tensor, stride: int, padding: int, groups: int) -> Tensor:
         return F.conv2d(
@@ -56,7 +56,7 @@ def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, 
 
 
 class DropoutStreams:
-    """The masks of a seed: of each layer a SplitMix64 stream, a bit a number, images row by row."""
+    """Dropout masks of a seed: one SplitMix64 stream per layer, row by row, one number per unit."""
 
     def __init__(self, seed: int) -> None:
         self.states = {}
@@ -74,7 +74,7 @@ class DropoutStreams:
 
 
 def splitmix64(state: int, count: int) -> npt.NDArray[np.uint64]:
-    """The next numbers. Source: Steele, Lea and Flood 2014."""
+    """The next ``count`` numbers. Source: Steele, Lea and Flood 2014."""
     z = np.uint64(state) + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, count + 1, dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -89,7 +89,7 @@ def train(
     rates: list[float],
     bias_factor: float,
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Weights after the steps, and every step's gradients."""
+    """Weights after all steps, and the gradients of each step."""
     weights = {name: w.clone() for name, w in weights.items()}
     velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
     streams, gradients = DropoutStreams(seed), []

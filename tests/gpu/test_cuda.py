@@ -1,4 +1,4 @@
-"""What only a GPU can show."""
+"""Tests that need a GPU: kernels, CUDA graphs, DALI on the GPU, TF32 and NCCL."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
-def test_logits_on_the_gpu_are_those_of_the_independent_net(recipe: str) -> None:
-    net = AlexNet(recipe, 10, model=ModelConfig(width=0.25), precision="fp64").eval()
-    assert next(net.parameters()).is_cuda
+def test_gpu_logits_equal_those_of_the_independent_model(recipe: str) -> None:
+    model = AlexNet(recipe, 10, model=ModelConfig(width=0.25), precision="fp64").eval()
+    assert next(model.parameters()).is_cuda
     images = 60 * torch.randn(2, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():
-        got = net(images.cuda()).cpu()
-    weights = {name: w.cpu() for name, w in net.full_state_dict().items()}
+        got = model(images.cuda()).cpu()
+    weights = {name: w.cpu() for name, w in model.full_state_dict().items()}
     want = reference.logits(weights, images, recipe, {})
-    # Another library adds in another order: float64's last bits, grown through eight layers.
+    # Sums are added in another order: errors in float64's last bits grow through eight layers.
     assert torch.allclose(got, want, rtol=1e-10, atol=1e-10 * float(want.abs().max()))
 
 
-def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
+def test_dali_gives_the_same_images_on_gpu_and_cpu(photos_store: Store) -> None:
     augment: AugmentConfig = load_recipe("paper").augment
 
     def first_batch(device: str) -> torch.Tensor:
@@ -65,12 +65,12 @@ def test_dali_feeds_the_gpu_what_it_feeds_the_cpu(photos_store: Store) -> None:
         )
         return next(iter(loader.epoch(0))).images.cpu()
 
-    # nvJPEG rounds its inverse transform otherwise than libjpeg: a few grey levels at most.
+    # nvJPEG rounds its inverse transform differently from libjpeg: a few grey levels at most.
     difference = (first_batch("cuda") - first_batch("cpu")).abs()
     assert float(difference.mean()) < 1
 
 
-def test_dropout_draws_on_the_gpu_what_it_draws_on_the_cpu() -> None:
+def test_dropout_draws_the_same_numbers_on_gpu_and_cpu() -> None:
     rows, units = Shard(3, 60, 64), Shard(5, 90, 100)
     on_cpu, on_gpu = (
         draws(torch.tensor([9], device=device), rows, units) for device in ("cpu", "cuda")
@@ -80,38 +80,38 @@ def test_dropout_draws_on_the_gpu_what_it_draws_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [3, 5])
-def test_the_normalisation_is_the_cpus(dtype: torch.dtype, size: int) -> None:
+def test_lrn_on_the_gpu_equals_that_on_the_cpu(dtype: torch.dtype, size: int) -> None:
     norm = NormConfig(size=size, alpha=1e-4, beta=0.75, k=2.0, divide_by_window=False)
     draw = torch.Generator().manual_seed(0)
     x, grad = (20 * torch.randn(4, 96, 55, 55, generator=draw).to(dtype) for _ in range(2))
 
-    def both(device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        there = x.to(device).requires_grad_()
-        y = local_response_norm(there, norm, 2)
-        return y.detach().cpu(), torch.autograd.grad(y, there, grad.to(device))[0].cpu()
+    def result_and_gradient(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.to(device).requires_grad_()
+        y = local_response_norm(leaf, norm, 2)
+        return y.detach().cpu(), torch.autograd.grad(y, leaf, grad.to(device))[0].cpu()
 
-    # Roots and sums differ in float32's last bits, which may round a bf16 the other way.
+    # Roots and sums differ in float32's last bits, which may change how a bf16 is rounded.
     bound = torch.finfo(dtype).eps + 1e-5
-    for got, want in zip(both("cuda"), both("cpu"), strict=True):
+    for got, want in zip(*map(result_and_gradient, ("cuda", "cpu")), strict=True):
         difference = (got.double() - want.double()).abs().max() / want.double().abs().max()
         assert difference < bound
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
-def test_steps_by_kernels_and_as_graphs_are_those_in_float64(recipe: str) -> None:
-    """A step of another size stands between those that are replayed."""
+def test_training_with_kernels_and_cuda_graphs_equals_that_in_float64(recipe: str) -> None:
+    """A step with another batch size falls between replays of the graph."""
     sizes = [8] * 6 + [5] + [8] * 2
     want = trained(recipe, sizes, "fp64", fused=False)
     got = trained(recipe, sizes, "fp32", fused=True)
-    # Ten steps of products in float32 of up to 9,216 terms: 1e-6 a step, some of it carried on.
+    # Ten steps of float32 products of up to 9,216 terms: 1e-6 per step, partly accumulating.
     for name, weight in want.items():
         error = (got[name] - weight).norm() / weight.norm()
         assert error < 1e-4, (name, float(error))
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_two_towers_train_as_one_process(gpus: int, tmp_path: Path) -> None:
-    """On a GPU that they share by gloo, which goes by way of the host; NCCL wants one for each."""
+def test_two_towers_train_like_one_process(gpus: int, tmp_path: Path) -> None:
+    """gloo, through host memory, for two processes on one GPU; NCCL needs one GPU per process."""
     if torch.cuda.device_count() < gpus:
         pytest.skip("needs two GPUs")
     want = trained("paper", [8] * 3, "fp64", fused=False)
@@ -130,22 +130,22 @@ def trained_tower(nccl: str | None) -> dict[str, np.ndarray]:
         torch.cuda.set_device(rank)
         dist.init_process_group("nccl", init_method=nccl, rank=rank, world_size=2)
     mesh = init_mesh(2)
-    found = trained("paper", [8] * 3, "fp32", mesh=mesh)
-    return {name: weight.numpy() for name, weight in found.items()}
+    weights = trained("paper", [8] * 3, "fp32", mesh=mesh)
+    return {name: weight.numpy() for name, weight in weights.items()}
 
 
 def trained(
     recipe: str, sizes: list[int], precision: str, *, fused: bool = True, **settings: Any
 ) -> dict[str, torch.Tensor]:
-    """The whole net's weights after a step of each size, on the CPU and in float64."""
+    """The full weights after one step of each batch size, on the CPU in float64."""
     allow_tf32(Precision(precision))
-    model = ModelConfig(width=0.5, input_size=64)
-    net = AlexNet(recipe, 10, model=model, precision=precision, **settings)
-    assert next(net.parameters()).is_cuda
-    net.fused &= fused
-    assert net.fused is fused
-    optimizer = PaperSGD(net, load_recipe(recipe).optimizer)
-    step = TrainStep(net, optimizer)
+    config = ModelConfig(width=0.5, input_size=64)
+    model = AlexNet(recipe, 10, model=config, precision=precision, **settings)
+    assert next(model.parameters()).is_cuda
+    model.fused &= fused
+    assert model.fused is fused
+    optimizer = PaperSGD(model, load_recipe(recipe).optimizer)
+    step = TrainStep(model, optimizer)
     optimizer.set_rates(LearningRates(1e-3, 2e-3))
     draw = torch.Generator().manual_seed(1)
     for count in sizes:
@@ -155,19 +155,19 @@ def trained(
         output = step(Batch(images.cuda(), labels.cuda(), np.arange(count), rows))
         assert math.isfinite(output.loss)
         assert output.global_loss == output.loss and 0 <= output.errors <= count
-    before = [weight.clone() for weight in net.parameters()]
+    before = [weight.clone() for weight in model.parameters()]
     optimizer.step(loss=torch.full((), math.nan, device="cuda"))
-    assert all(map(torch.equal, before, net.parameters()))
-    return {name: w.double().cpu() for name, w in net.full_state_dict().items()}
+    assert all(map(torch.equal, before, model.parameters()))
+    return {name: w.double().cpu() for name, w in model.full_state_dict().items()}
 
 
-def test_bf16_steps_take_gradients_of_bf16() -> None:
+def test_bf16_gradients_are_as_accurate_with_kernels_as_without() -> None:
     want = trained("paper", [8] * 6, "fp64", fused=False)
     got = trained("paper", [8] * 6, "bf16")
     plain = trained("paper", [8] * 6, "bf16", fused=False)
     for name, weight in want.items():
-        error, before = ((w[name] - weight).norm() for w in (got, plain))
-        assert error < 2 * before + 1e-6 * weight.norm(), name
+        error, plain_error = ((w[name] - weight).norm() for w in (got, plain))
+        assert error < 2 * plain_error + 1e-6 * weight.norm(), name
 
 
 def test_fp32_is_not_tf32() -> None:

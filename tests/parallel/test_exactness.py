@@ -81,7 +81,7 @@ def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True)
         if gather_logits:
             loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum")
         else:
-            logits_shard = model.own_logits(model.features(images[rows]))
+            logits_shard = model.logits_shard(model.features(images[rows]))
             loss, _ = split_loss_and_errors(logits_shard, labels[rows], model.fc8.rows, model.comm)
         (loss / len(images)).backward()
         grad_sync.wait()

@@ -121,7 +121,7 @@ def _changed(index: int, **settings: Any) -> bytes:
         (_changed(4, pooling_param={"kernel_size": 3, "stride": 2, "pad": 1}), "pool1: only"),
         (_changed(1, convolution_param={"num_output": 7, "kernel_size": [11]}), "conv1: its wei"),
         (_changed(5, convolution_param={"num_output": 12, "kernel_size": [5], "pad": [2]}),
-         r"conv2.weight: is \(12, 4, 5, 5\), this net has \(12, 8, 5, 5\)"),
+         r"conv2.weight: has shape \(12, 4, 5, 5\), this model needs \(12, 8, 5, 5\)"),
         (_changed(0, transform_param={"crop_size": 10**9}), "has an input of 1000000000 pixels"),
         (_changed(2, type="Data"), "every layer but the last must be followed"),
     ],

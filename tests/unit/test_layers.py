@@ -1,7 +1,7 @@
-"""The layers of one process, each against torch's own or a plain formula, in float64.
+"""Layers of one process, each compared with torch's own or a plain formula, in float64.
 
-Bound: a layer here and its counterpart round the same sums in another order, some 1e-15 of the
-result; 1e-12 leaves room for sums of a few hundred terms. What they must tell apart is above 1e-6.
+Tolerance: both sides add the same terms in another order, with errors of some 1e-15 of the result;
+1e-12 leaves room for sums of a few hundred terms. The errors to be detected are above 1e-6.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from alexnet2012.utils.shard import Shard, shard_of
 
 CPU = torch.device("cpu")
 BOUND = {"rtol": 1e-12, "atol": 1e-12}
-# Strong enough that the denominator moves; the paper's alpha of 1e-4 would hide a wrong window.
+# A large alpha, so that the denominator varies; the paper's 1e-4 would hide a wrong window.
 LRN = NormConfig(size=5, alpha=0.3, beta=0.75, k=2.0, divide_by_window=False)
 SPATIAL = NormConfig(size=5, alpha=0.3, beta=0.75, k=1.0, divide_by_window=True)
 
@@ -43,14 +43,14 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     size=st.sampled_from([1, 3, 5, 7]),
     divide=st.booleans(),
 )
-def test_lrn_is_torchs_within_each_tower(
+def test_lrn_equals_torchs_within_each_tower(
     channels: int, towers: int, size: int, divide: bool
 ) -> None:
     norm = NormConfig(size=size, alpha=0.3, beta=0.75, k=2.0, divide_by_window=divide)
     x = numbers(2, channels * towers, 3, 2).requires_grad_()
     torchs_alpha = 0.3 if divide else 0.3 * size  # torch divides by the window
     want = torch.cat(
-        [F.local_response_norm(part, size, torchs_alpha, 0.75, 2.0) for part in x.chunk(towers, 1)],
+        [F.local_response_norm(own, size, torchs_alpha, 0.75, 2.0) for own in x.chunk(towers, 1)],
         1,
     )
     got = local_response_norm(x, norm, towers)
@@ -63,9 +63,9 @@ def test_lrn_is_torchs_within_each_tower(
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_lrn_rounds_its_result_once(precision: torch.dtype) -> None:
-    """Sums, roots and the gradient are float32's, a few of its 2^-24; then comes the result's eps.
+    """Sums, roots and the gradient are float32, off by a few 2^-24; then the result is rounded.
 
-    For bf16 the largest gradients are compared: small ones are differences of larger terms.
+    Gradient errors are relative to the largest: small gradients are differences of larger terms.
     """
     exact = numbers(3, 20, 9, 9).to(precision).double().requires_grad_()
     rounded = exact.detach().to(precision).requires_grad_()
@@ -81,34 +81,34 @@ def test_lrn_rounds_its_result_once(precision: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5])
-def test_lrn_works_in_blocks_of_any_size_alike(
+def test_lrn_does_not_depend_on_the_block_size(
     monkeypatch: pytest.MonkeyPatch, beta: float
 ) -> None:
     norm = NormConfig(size=5, alpha=0.3, beta=beta, k=2.0, divide_by_window=False)
     x = numbers(3, 6, 5, 4).requires_grad_()
 
-    def both() -> tuple[Tensor, Tensor]:
+    def result_and_gradient() -> tuple[Tensor, Tensor]:
         y = local_response_norm(x, norm, 2)
         return y, torch.autograd.grad(y, x, numbers(*y.shape, seed=1))[0]
 
-    whole = both()
+    whole = result_and_gradient()
     for block in (1, 7 * 6, 59 * 6):
         monkeypatch.setattr(lrn, "BLOCK", block)
-        assert all(map(torch.equal, both(), whole))
+        assert all(map(torch.equal, result_and_gradient(), whole))
 
 
-def test_lrns_gradient_is_that_of_its_forward() -> None:
+def test_lrn_gradient_passes_gradcheck() -> None:
     x = numbers(2, 6, 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: local_response_norm(x, LRN, 2), x)
 
 
-def test_lrn_reads_any_memory_layout_alike() -> None:
+def test_lrn_does_not_depend_on_the_memory_layout() -> None:
     x = numbers(2, 6, 4, 4)
     got = local_response_norm(x.to(memory_format=torch.channels_last), LRN, 2)
     torch.testing.assert_close(got, local_response_norm(x, LRN, 2), rtol=0, atol=0)
 
 
-def test_lrn_leaves_its_input_and_the_gradient_it_is_given_as_they_are() -> None:
+def test_lrn_does_not_modify_its_input_or_the_incoming_gradient() -> None:
     x, grad = numbers(1, 6, 2, 2).requires_grad_(), numbers(1, 6, 2, 2, seed=1)
     x_before, grad_before = x.detach().clone(), grad.clone()
     local_response_norm(x, LRN, 1).backward(grad)
@@ -120,11 +120,12 @@ def test_lrn_windows_never_cross_the_towers() -> None:
     x = numbers(1, 8, 2, 2)
     changed = x.clone()
     changed[:, 4:] *= 10  # the second tower's maps
-    whole, apart = local_response_norm(changed, LRN, 1), local_response_norm(changed, LRN, 2)
+    one_tower, two_towers = (local_response_norm(changed, LRN, towers) for towers in (1, 2))
     before = local_response_norm(x, LRN, 2)
-    assert torch.equal(apart[:, :4], before[:, :4])
-    assert (whole[:, 2:4] - before[:, 2:4]).abs().max() > 1e-2  # one tower would see them
-    torch.testing.assert_close(whole[:, :2], apart[:, :2], **BOUND)  # out of reach of a window
+    assert torch.equal(two_towers[:, :4], before[:, :4])
+    # Windows of a single tower include the changed maps.
+    assert (one_tower[:, 2:4] - before[:, 2:4]).abs().max() > 1e-2
+    torch.testing.assert_close(one_tower[:, :2], two_towers[:, :2], **BOUND)  # beyond any window
 
 
 def test_spatial_norm_sums_a_square_of_the_same_map() -> None:
@@ -139,26 +140,26 @@ def test_spatial_norm_sums_a_square_of_the_same_map() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5])
-def test_spatial_norms_gradient_is_that_of_its_forward(beta: float) -> None:
+def test_spatial_norm_gradient_passes_gradcheck(beta: float) -> None:
     norm = NormConfig(size=3, alpha=0.3, beta=beta, k=1.0, divide_by_window=True)
     x = numbers(2, 3, 4, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: spatial_norm(x, norm), x)
 
 
-def test_spatial_norm_works_in_blocks_of_any_size_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spatial_norm_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x = numbers(5, 2, 7, 6).requires_grad_()
 
-    def both() -> tuple[Tensor, Tensor]:
+    def result_and_gradient() -> tuple[Tensor, Tensor]:
         y = spatial_norm(x, SPATIAL)
         return y, torch.autograd.grad(y, x, numbers(*y.shape, seed=1))[0]
 
-    whole = both()
-    for pictures in (1, 2):
-        monkeypatch.setattr(lrn, "BLOCK", pictures * x[0].numel())
-        assert all(map(torch.equal, both(), whole))
+    whole = result_and_gradient()
+    for images in (1, 2):
+        monkeypatch.setattr(lrn, "BLOCK", images * x[0].numel())
+        assert all(map(torch.equal, result_and_gradient(), whole))
 
 
-def test_spatial_norm_multiplies_the_plain_sum_where_it_is_not_divided() -> None:
+def test_spatial_norm_without_divide_by_window_uses_the_sum() -> None:
     plain = NormConfig(size=3, alpha=0.3, beta=0.5, k=1.0, divide_by_window=False)
     x = torch.full((1, 1, 3, 3), 2.0, dtype=torch.float64)
     centre = spatial_norm(x, plain)[0, 0, 1, 1]
@@ -171,7 +172,7 @@ def test_spatial_norm_multiplies_the_plain_sum_where_it_is_not_divided() -> None
     stride=st.integers(1, 7),
     pad=st.integers(0, 3),
 )
-def test_overhang_makes_the_windows_those_of_a_division_rounded_up(
+def test_overhang_rounds_the_number_of_windows_up(
     size: int, kernel: int, stride: int, pad: int
 ) -> None:
     if size + 2 * pad < kernel:
@@ -184,11 +185,11 @@ def test_overhang_makes_the_windows_those_of_a_division_rounded_up(
 
 def conv(config: ConvConfig, rows: int, channels: int, groups: int = 1) -> ColumnParallelConv2d:
     layer = ColumnParallelConv2d(config, shard_of(rows, 1, 0), channels, groups).double()
-    layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
+    layer.init_parameters(0.1, 0.5, torch.Generator().manual_seed(0))
     return layer
 
 
-def test_conv1_of_the_2012_code_is_that_of_227_pixels_padded_right_and_below() -> None:
+def test_conv1_of_the_2012_code_pads_3_pixels_right_and_below() -> None:
     config = ConvConfig(kernels=4, kernel_size=11, stride=4, padding=0, overhang=True)
     layer, x = conv(config, 4, 3), numbers(1, 3, 224, 224)
     assert overhang_pixels(224, 11, 4, 0) == 3
@@ -199,7 +200,7 @@ def test_conv1_of_the_2012_code_is_that_of_227_pixels_padded_right_and_below() -
     torch.testing.assert_close(layer(x), want, rtol=0, atol=0)
 
 
-def test_conv1_of_the_paper_gives_55_pixels_with_two_of_zeros_around() -> None:
+def test_conv1_of_the_paper_pads_2_pixels_on_each_side() -> None:
     config = ConvConfig(kernels=4, kernel_size=11, stride=4, padding=2)
     layer, x = conv(config, 4, 3), numbers(1, 3, 224, 224)
     want = F.conv2d(F.pad(x, (2, 2, 2, 2)), layer.weight, layer.bias, stride=4)
@@ -207,7 +208,7 @@ def test_conv1_of_the_paper_gives_55_pixels_with_two_of_zeros_around() -> None:
     torch.testing.assert_close(layer(x), want, **BOUND)
 
 
-def test_a_grouped_convolution_keeps_each_tower_to_its_own_maps() -> None:
+def test_grouped_convolution_reads_each_towers_own_maps() -> None:
     config = ConvConfig(kernels=6, kernel_size=3, padding=1)
     layer, x = conv(config, 6, 4, groups=2), numbers(2, 8, 5, 5)
     want = torch.cat(
@@ -220,9 +221,9 @@ def test_a_grouped_convolution_keeps_each_tower_to_its_own_maps() -> None:
     torch.testing.assert_close(layer(x), want, **BOUND)
 
 
-def test_a_grouped_linear_layer_is_block_diagonal() -> None:
+def test_grouped_linear_layer_is_block_diagonal() -> None:
     layer = ColumnParallelLinear(shard_of(6, 1, 0), (4,), groups=2).double()
-    layer.draw(1.0, 0.5, torch.Generator().manual_seed(0))
+    layer.init_parameters(1.0, 0.5, torch.Generator().manual_seed(0))
     x = numbers(3, 8).requires_grad_()
     blocks = torch.block_diag(layer.weight[:3], layer.weight[3:])
     want, got = F.linear(x, blocks, layer.bias), layer(x)
@@ -236,18 +237,21 @@ def test_a_grouped_linear_layer_is_block_diagonal() -> None:
         torch.testing.assert_close(mine, theirs, **BOUND)
 
 
-def test_initial_values_of_the_parts_are_rows_of_the_whole() -> None:
-    def drawn(parts: int, index: int) -> Tensor:
-        layer = ColumnParallelLinear(shard_of(7, parts, index), (5,), groups=1)
-        layer.draw(0.3, 1.0, torch.Generator().manual_seed(4))
+def test_initial_values_of_shards_are_rows_of_the_full_weight() -> None:
+    def initial_weight(shards: int, index: int) -> Tensor:
+        layer = ColumnParallelLinear(shard_of(7, shards, index), (5,), groups=1)
+        layer.init_parameters(0.3, 1.0, torch.Generator().manual_seed(4))
         assert (layer.bias == 1).all()
         return layer.weight.detach()
 
-    assert torch.equal(torch.cat([drawn(2, 0), drawn(2, 1)]), drawn(1, 0))
+    shards = torch.cat([initial_weight(2, 0), initial_weight(2, 1)])
+    assert torch.equal(shards, initial_weight(1, 0))
 
 
-def dropped(rows: tuple[int, int, int], units: tuple[int, int, int], rate: float = 0.5) -> Tensor:
-    """Ones through a dropout of seed 9; (total, parts, index) of rows and of units."""
+def dropout_mask(
+    rows: tuple[int, int, int], units: tuple[int, int, int], rate: float = 0.5
+) -> Tensor:
+    """Dropout of ones, seed 9; (total, shards, index) of rows and of units."""
     own_rows, own_units = shard_of(*rows), shard_of(*units)
     layer = Dropout(rate, own_units, 9, CPU)
     return layer(torch.ones(own_rows.size, own_units.size, dtype=torch.float64), own_rows)
@@ -257,62 +261,62 @@ def dropped(rows: tuple[int, int, int], units: tuple[int, int, int], rate: float
     rows=st.integers(1, 12), units=st.integers(1, 12), replicas=st.integers(1, 4),
     towers=st.integers(1, 4),
 )  # fmt: skip
-def test_dropout_masks_of_all_parts_make_up_that_of_the_whole(
+def test_dropout_masks_of_all_shards_form_the_full_mask(
     rows: int, units: int, replicas: int, towers: int
 ) -> None:
-    parts = [
-        torch.cat([dropped((rows, replicas, r), (units, towers, t)) for t in range(towers)], 1)
+    shards = [
+        torch.cat([dropout_mask((rows, replicas, r), (units, towers, t)) for t in range(towers)], 1)
         for r in range(replicas)
     ]
-    assert torch.equal(torch.cat(parts), dropped((rows, 1, 0), (units, 1, 0)))
+    assert torch.equal(torch.cat(shards), dropout_mask((rows, 1, 0), (units, 1, 0)))
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
-def test_dropout_drops_its_rate_and_does_not_rescale_what_it_keeps(rate: float) -> None:
-    kept = dropped((400, 1, 0), (500, 1, 0), rate)
+def test_dropout_drops_at_its_rate_without_rescaling(rate: float) -> None:
+    kept = dropout_mask((400, 1, 0), (500, 1, 0), rate)
     assert set(kept.unique().tolist()) == {0.0, 1.0}
-    # 200,000 draws: a standard error of .001, so that .006 is more than five of them.
+    # 200,000 draws have a standard error of 0.001; 0.006 is more than five of them.
     assert float(kept.mean()) == pytest.approx(1 - rate, abs=0.006)
 
 
-def test_dropout_draws_another_mask_each_step_whatever_rows_it_holds() -> None:
+def test_dropout_draws_a_new_mask_each_step_whatever_rows_it_holds() -> None:
     layers = [Dropout(0.5, shard_of(50, 1, 0), 9, CPU) for _ in range(2)]
     full, empty = shard_of(4, 1, 0), shard_of(4, 5, 4)
     assert empty.size == 0
     first = layers[0](torch.ones(4, 50), full)
-    layers[1](torch.ones(0, 50), empty)  # a replica without a picture of this step
+    layers[1](torch.ones(0, 50), empty)  # a replica without images in this step
     second = [layer(torch.ones(4, 50), full) for layer in layers]
     assert torch.equal(*second)
     assert not torch.equal(first, second[0])
 
 
-def test_at_test_time_outputs_are_halved_and_nothing_is_drawn() -> None:
+def test_dropout_in_evaluation_halves_outputs_and_draws_nothing() -> None:
     layer = Dropout(0.5, shard_of(3, 1, 0), 9, CPU).eval()
     before, x = layer.state.clone(), numbers(2, 3)
     assert torch.equal(layer(x, shard_of(2, 1, 0)), 0.5 * x)
     assert torch.equal(layer.state, before)
 
 
-def test_what_is_drawn_is_splitmix64() -> None:
+def test_dropout_numbers_are_splitmix64() -> None:
     """The first numbers of seed 1234567, as published with several implementations."""
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     got = draws(torch.tensor([1234567]), shard_of(2, 1, 0), shard_of(2, 1, 0)).flatten()
     assert [number % 2**64 >> 33 for number in got.tolist()] == [number >> 33 for number in known]
 
 
-def test_a_strided_convolution_of_as_many_groups_is_no_convolution_of_blocks() -> None:
-    """Four towers in a process at stride 2: 2² channels for each that a kernel reads."""
+def test_strided_grouped_convolution_is_not_taken_for_space_to_depth() -> None:
+    """Four towers at stride 2: the input has 2² times a kernel's channels, like blocks would."""
     config = ConvConfig(kernels=8, kernel_size=3, stride=2, padding=1)
     layer = ColumnParallelConv2d(config, Shard(0, 8, 8), kernel_channels=3, groups=4)
-    layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
+    layer.init_parameters(0.1, 0.5, torch.Generator().manual_seed(0))
     x = torch.randn(2, 12, 9, 9)
     want = F.conv2d(x, layer.weight, layer.bias, stride=2, padding=1, groups=4)
     assert torch.equal(layer(x), want)
 
 
-def test_weights_computed_from_others_are_taken() -> None:
+def test_functional_call_uses_the_given_weights() -> None:
     layer = ColumnParallelLinear(Shard(0, 3, 3), (4,), groups=1)
-    layer.draw(0.1, 0.5, torch.Generator().manual_seed(0))
+    layer.init_parameters(0.1, 0.5, torch.Generator().manual_seed(0))
     twice = {"weight": 2 * layer.weight, "bias": layer.bias}
     x = torch.ones(2, 4)
     got = torch.func.functional_call(layer, twice, (x,))

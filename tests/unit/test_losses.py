@@ -1,6 +1,6 @@
-"""The loss of split logits in one process, against torch's cross-entropy.
+"""The class-parallel loss in one process, compared with torch's cross-entropy.
 
-Bound: the same exponentials are added in another order, some eps of the loss; 1e-12 leaves room.
+Tolerance: the same exponentials are added in another order, an error of a few eps of the loss.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def both(logits: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[T
 @given(
     images=st.integers(1, 5),
     classes=st.integers(1, 7),
-    scale=st.sampled_from([0.0, 1.0, 300.0]),  # nothing but ties; usual; beyond exp's range
+    scale=st.sampled_from([0.0, 1.0, 300.0]),  # only ties; usual; beyond exp's range
     seed=st.integers(0, 1000),
 )
-def test_it_is_torchs_loss_gradient_and_errors(
+def test_split_loss_equals_torchs_loss_gradient_and_errors(
     images: int, classes: int, scale: float, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -40,19 +40,19 @@ def test_it_is_torchs_loss_gradient_and_errors(
     labels = torch.randint(classes, (images,), generator=draw)
     (want, errors_wanted), (got, errors) = both(logits, labels)
     torch.testing.assert_close(got, want, **BOUND)
-    assert abs(errors - errors_wanted) < 1e-6  # shares of a tie are float32s
+    assert abs(errors - errors_wanted) < 1e-6  # fractions of a tie are float32
     want_grad, got_grad = (torch.autograd.grad(3 * loss, logits)[0] for loss in (want, got))
     torch.testing.assert_close(got_grad, want_grad, **BOUND)
 
 
-def test_a_tie_for_the_first_place_is_shared() -> None:
+def test_a_tie_for_first_place_counts_as_a_fraction_of_an_error() -> None:
     logits = torch.tensor([[2.0, 2.0, 1.0], [2.0, 2.0, 2.0], [1.0, 2.0, 0.0]])
     (_, wanted), (_, errors) = both(logits, torch.tensor([0, 2, 0]))
     assert abs(errors - wanted) < 1e-6
     assert abs(errors - (1 / 2 + 2 / 3 + 1)) < 1e-6
 
 
-def test_what_is_no_number_is_an_error_and_a_loss_that_is_none() -> None:
+def test_a_nan_logit_is_an_error_and_gives_a_nan_loss() -> None:
     logits = torch.tensor([[float("nan"), 1.0], [3.0, 1.0]])
     (_, wanted), (loss, errors) = both(logits, torch.tensor([1, 0]))
     assert torch.isnan(loss)

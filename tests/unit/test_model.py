@@ -1,8 +1,10 @@
-"""The net in one process: the paper's counts, the public names, and what it refuses."""
+"""AlexNet in one process: counts, public names, casts, torch's transforms, invalid arguments."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -14,11 +16,12 @@ from torch import Tensor
 
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Activation
+from alexnet2012.config.enums import Activation, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.flops import LayerCounts, count_layers
+from alexnet2012.nn.precision import DTYPES, DTypes
 
 RECIPES = ["paper", "code145"]
 SMALL = ModelConfig(width=1 / 16, input_size=64)
@@ -58,7 +61,7 @@ def images(count: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return 60 * torch.randn(count, 3, size, size, generator=draw, dtype=dtype)
 
 
-def parameters(layers: list[LayerAudit]) -> int:
+def parameters(layers: list[LayerCounts]) -> int:
     return sum(layer.weights + layer.biases for layer in layers)
 
 
@@ -78,7 +81,7 @@ def paper() -> AlexNet:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_each_layer_has_the_papers_parameters_and_neurons(recipe: str) -> None:
-    layers = audit(full_size(recipe))
+    layers = count_layers(full_size(recipe))
     assert {x.name: (x.weights, x.biases, x.neurons) for x in layers} == COUNTS
     assert parameters(layers) == 60_965_224
     assert sum(x.neurons for x in layers) == 659_272
@@ -93,21 +96,21 @@ def test_each_layer_has_the_papers_parameters_and_neurons(recipe: str) -> None:
     ],
     ids=["one_gpu", "ungrouped"],
 )
-def test_the_other_nets_of_the_comparison_have_their_sizes(
+def test_single_gpu_and_ungrouped_variants_have_the_expected_number_of_parameters(
     overrides: list[str], count: int
 ) -> None:
     model = AlexNet(recipe_of(*overrides))
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_names_and_shapes_are_the_public_ones(paper: AlexNet) -> None:
+def test_state_dict_has_the_documented_names_and_shapes(paper: AlexNet) -> None:
     state = paper.full_state_dict()
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == SHAPES
     assert {n: tuple(s) for n, s in paper.full_shapes().items()} == SHAPES
     assert set(paper.state_dict()) == set(SHAPES)
 
 
-def test_the_documented_use_gives_logits_and_a_gradient_for_every_parameter(
+def test_documented_use_gives_logits_and_a_gradient_for_every_parameter(
     paper: AlexNet,
 ) -> None:
     logits = paper.train()(images(2, 224))
@@ -119,16 +122,16 @@ def test_the_documented_use_gives_logits_and_a_gradient_for_every_parameter(
     paper.zero_grad()
 
 
-def test_without_torchrun_the_mesh_is_this_process_with_both_towers() -> None:
+def test_without_torchrun_one_process_holds_both_towers() -> None:
     mesh = init_mesh(towers=2)
     model = AlexNet("paper", 10, model=SMALL, mesh=mesh)
-    assert (mesh.world_size, mesh.towers, model.towers_here) == (1, 1, 2)
+    assert (mesh.world_size, mesh.towers, model.local_towers) == (1, 1, 2)
     assert mesh.tower_group is None
     assert mesh.data_group is None
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_initial_values_are_the_recipes(recipe: str) -> None:
+def test_initial_values_follow_the_recipe(recipe: str) -> None:
     model = full_size(recipe)
     deep_std = 0.01 if recipe == "paper" else 0.03
     for name, layer in model.layers().items():
@@ -146,7 +149,7 @@ def test_initial_values_are_the_recipes(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("width", "size"), [(0.25, 112), (0.25, 64), (0.1, 96), (1 / 16, 227), (0.001, 64), (0.5, 72)]
 )
-def test_other_widths_and_input_sizes_work(recipe: str, width: float, size: int) -> None:
+def test_other_widths_and_input_sizes_are_supported(recipe: str, width: float, size: int) -> None:
     model = AlexNet(recipe, 5, model=ModelConfig(width=width, input_size=size)).eval()
     assert model(images(2, size)).shape == (2, 5)
     assert all(layer.rows.total % 2 == 0 for n, layer in model.layers().items() if n != "fc8")
@@ -159,7 +162,7 @@ def test_other_widths_and_input_sizes_work(recipe: str, width: float, size: int)
     pool=st.sampled_from([(3, 2), (2, 2), (2, 1), (3, 3)]),
     padding=st.integers(0, 2),
 )
-def test_any_input_size_either_works_or_is_refused_before_anything_runs(
+def test_any_input_size_either_works_or_is_rejected_at_construction(
     size: int, recipe: str, pool: tuple[int, int], padding: int
 ) -> None:
     config = load_recipe(recipe)
@@ -168,14 +171,14 @@ def test_any_input_size_either_works_or_is_refused_before_anything_runs(
     try:
         model = AlexNet(config, 3, model=ModelConfig(width=1 / 48, input_size=size))
     except ConfigError as error:
-        refused = (error.key, error.value)
+        rejected = (error.key, error.value)
     else:
         assert model.eval()(images(1, size)).shape == (1, 3)
         return
-    assert refused == ("model.input_size", size)
+    assert rejected == ("model.input_size", size)
 
 
-def test_pools_with_gaps_between_their_windows_work_or_are_refused() -> None:
+def test_pooling_with_stride_above_size_works_or_is_rejected() -> None:
     config = load_recipe("paper")
     config.pool.size, config.pool.stride = 1, 2
     try:
@@ -185,16 +188,16 @@ def test_pools_with_gaps_between_their_windows_work_or_are_refused() -> None:
     assert model.eval()(images(1, 223)).shape == (1, 3)
 
 
-def test_the_overlap_ablation_keeps_the_size_of_the_maps() -> None:
+def test_overlap_ablation_keeps_the_size_of_the_maps() -> None:
     overrides = ["recipe.pool.size=2", "recipe.conv2.padding=1", "recipe.conv5.padding=0"]
     model = AlexNet(recipe_of(*overrides), 10, model=ModelConfig(width=1 / 16))
     assert model.fc6.weight.shape[1] == model.conv5.weight.shape[0] * 6 * 6
 
 
-def test_a_seed_fixes_the_net_and_its_dropout() -> None:
+def test_seed_determines_initial_values_and_dropout() -> None:
     def run(seed: int) -> tuple[dict[str, Tensor], Tensor]:
         model = AlexNet("paper", 7, model=SMALL, seed=seed)
-        torch.rand(seed + 3)  # what else is drawn does not matter
+        torch.rand(seed + 3)  # torch's global generator must not matter
         return model.full_state_dict(), model.train()(images(3, 64)).detach()
 
     (state, logits), (again, logits_again), (other, _) = run(1), run(1), run(2)
@@ -203,12 +206,12 @@ def test_a_seed_fixes_the_net_and_its_dropout() -> None:
     assert not any(torch.equal(state[n], other[n]) for n in state if n.endswith("weight"))
 
 
-def test_the_number_of_classes_changes_the_last_layer_only() -> None:
+def test_number_of_classes_changes_the_last_layer_only() -> None:
     few, many = (AlexNet("paper", n, model=SMALL, seed=1).full_state_dict() for n in (3, 30))
     assert all(torch.equal(few[n], many[n]) for n in few if not n.startswith("fc8"))
 
 
-def test_dropout_works_in_training_and_rests_in_evaluation() -> None:
+def test_dropout_is_random_in_training_and_deterministic_in_evaluation() -> None:
     model, x = AlexNet("paper", 7, model=SMALL), images(3, 64)
     model.train()
     assert not torch.equal(model(x), model(x))
@@ -217,12 +220,12 @@ def test_dropout_works_in_training_and_rests_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("layer", ["conv2", "conv4", "conv5"])
-def test_a_tower_does_not_see_the_other_where_nothing_is_exchanged(layer: str) -> None:
+def test_layers_without_an_exchange_read_their_own_tower_only(layer: str) -> None:
     assert changed_channels(layer) == {"second half"}
 
 
 @pytest.mark.parametrize("layer", ["conv3", "fc6", "fc7"])
-def test_a_tower_sees_the_other_where_activations_are_exchanged(layer: str) -> None:
+def test_layers_with_an_exchange_read_both_towers(layer: str) -> None:
     assert changed_channels(layer) == {"first half", "second half"}
 
 
@@ -242,27 +245,180 @@ def changed_channels(layer: str) -> set[str]:
     model(x)
     before, after = (output.chunk(2, 1) for output in outputs)
     halves = zip(("first half", "second half"), before, after, strict=True)
-    return {name for name, one, other in halves if not torch.equal(one, other)}
+    return {name for name, old, new in halves if not torch.equal(old, new)}
 
 
-def test_hidden_features_are_those_that_the_last_layer_reads() -> None:
+def test_features_are_the_input_of_fc8() -> None:
     model, x = AlexNet("paper", 7, model=SMALL).eval(), images(2, 64)
-    hidden = model.features(x)
-    assert hidden.shape == (2, model.fc8.weight.shape[1])
-    torch.testing.assert_close(model.fc8(hidden), model(x), rtol=0, atol=0)
+    features = model.features(x)
+    assert features.shape == (2, model.fc8.weight.shape[1])
+    torch.testing.assert_close(model.fc8(features), model(x), rtol=0, atol=0)
 
 
-def test_tanh_bounds_every_hidden_activation() -> None:
+def test_tanh_features_are_at_most_one_half() -> None:
     model = AlexNet("paper", 7, model=ModelConfig(Activation.tanh, 1 / 16, 64)).eval()
-    assert model.features(images(2, 64)).abs().max() <= 0.5  # halved by dropout's test rule
+    assert model.features(images(2, 64)).abs().max() <= 0.5  # dropout halves them in evaluation
 
 
-def test_a_net_of_float64_computes_in_float64() -> None:
+def test_fp64_logits_are_float64() -> None:
     model = AlexNet("code145", 7, model=SMALL, precision="fp64")
     assert model(images(1, 64, torch.float64)).dtype == torch.float64
 
 
-def test_a_loaded_state_makes_the_same_net() -> None:
+CASTS: dict[str, tuple[Callable[[AlexNet], AlexNet], torch.dtype]] = {
+    "double": (AlexNet.double, torch.float64),
+    "half": (AlexNet.half, torch.float16),
+    "bfloat16": (AlexNet.bfloat16, torch.bfloat16),
+    "float": (AlexNet.float, torch.float32),
+    "to float64": (lambda model: model.to(torch.float64), torch.float64),
+    "to float16": (lambda model: model.to(dtype=torch.float16), torch.float16),
+}
+RECIPE_CASTS = [(recipe, cast) for recipe in RECIPES for cast in CASTS]
+
+
+def layer_dtypes(model: AlexNet, x: Tensor) -> set[torch.dtype]:
+    """Dtypes of all layers' inputs and outputs and of the logits."""
+    dtypes: set[torch.dtype] = set()
+    hooks = [
+        layer.register_forward_hook(lambda _, x, y: dtypes.update([x[0].dtype, y.dtype]))
+        for layer in model.layers().values()
+    ]
+    dtypes.add(model(x).dtype)
+    for hook in hooks:
+        hook.remove()
+    return dtypes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize(("recipe", "cast"), RECIPE_CASTS)
+def test_every_layer_computes_in_the_dtype_that_the_model_was_cast_to(
+    recipe: str, cast: str, precision: str
+) -> None:
+    convert, dtype = CASTS[cast]
+    model = convert(AlexNet(recipe, 7, model=SMALL, precision=precision).eval())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert layer_dtypes(model, images(2, 64)) == {dtype}
+
+
+@pytest.mark.parametrize("cast", ["double", "half", "bfloat16"])
+def test_a_cast_replaces_the_mixed_dtypes_of_bf16(cast: str) -> None:
+    convert, dtype = CASTS[cast]
+    model = AlexNet("paper", 7, model=SMALL, precision="bf16").eval()
+    assert layer_dtypes(model, images(2, 64)) == {torch.bfloat16, torch.float32}
+    assert layer_dtypes(convert(model), images(2, 64)) == {dtype}
+    assert layer_dtypes(model.float(), images(2, 64)) == {torch.bfloat16, torch.float32}
+
+
+def test_activations_that_ignore_a_cast_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def types_of_precision(model: AlexNet) -> DTypes:
+        return DTYPES[model.precision]
+
+    monkeypatch.setattr(AlexNet, "types", property(types_of_precision))
+    model = AlexNet("paper", 7, model=SMALL).eval().double()
+    assert layer_dtypes(model, images(2, 64)) == {torch.float32}  # weights are cast at each use
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_double_gives_the_logits_of_fp64_with_the_same_weights(
+    recipe: str, precision: Precision
+) -> None:
+    model = AlexNet(recipe, 7, model=SMALL, precision=precision).eval()
+    reference = AlexNet(recipe, 7, model=SMALL, precision="fp64").eval()
+    reference.load_full_state_dict(model.full_state_dict())
+    x = images(2, 64, torch.float64)
+    logits = model.double()(x)
+    assert logits.dtype == torch.float64
+    torch.testing.assert_close(logits, reference(x), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_16_bit_logits_are_close_to_float32(recipe: str, cast: str) -> None:
+    """Some 30 roundings of images, weights, products and maps lie between an image and a logit,
+    each of at most half an eps and independent: √30·eps/2 < 3·eps. The bound is 5·eps.
+    """
+    convert, dtype = CASTS[cast]
+    model, x = AlexNet(recipe, 7, model=SMALL).eval(), images(3, 64)
+    expected = model(x).detach()
+    logits = convert(model)(x).detach()
+    error = float((logits.float() - expected).norm() / expected.norm())
+    assert 1e-5 < error < 5 * torch.finfo(dtype).eps  # not zero: the model did round
+
+
+@pytest.mark.parametrize(("recipe", "cast"), RECIPE_CASTS)
+def test_gradients_flow_in_the_dtype_that_the_model_was_cast_to(recipe: str, cast: str) -> None:
+    convert, dtype = CASTS[cast]
+    model = convert(AlexNet(recipe, 7, model=SMALL).train())
+    F.cross_entropy(model(images(3, 64)), torch.tensor([1, 2, 3])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == dtype, name
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def logits_and_gradients(module: torch.nn.Module, model: AlexNet) -> list[Tensor]:
+    """A training step's logits by ``module``, and the gradients of the model's parameters."""
+    logits = module(images(3, 64, torch.float64))
+    loss = F.cross_entropy(logits, torch.tensor([1, 2, 3]))
+    return [logits, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize(("recipe", "backend"), [("paper", "aot_eager"), ("code145", "eager")])
+def test_a_compiled_model_has_the_same_logits_and_gradients(recipe: str, backend: str) -> None:
+    """1e-12: sums are added in another order in float64."""
+    model = AlexNet(recipe, 7, model=SMALL, precision="fp64").train()
+    state = model.random_state()
+    expected = logits_and_gradients(model, model)
+    model.load_random_state(state)  # the same dropout masks again
+    torch._dynamo.reset()
+    compiled = logits_and_gradients(torch.compile(model, backend=backend, fullgraph=True), model)
+    for ours, theirs in zip(compiled, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_deep_copy_has_the_same_logits_and_its_own_parameters(recipe: str) -> None:
+    model, x = AlexNet(recipe, 7, model=SMALL).train(), images(2, 64)
+    duplicate = copy.deepcopy(model)
+    assert torch.equal(duplicate(x), model(x))  # in training: dropout's state is copied, too
+    with torch.no_grad():
+        duplicate.conv1.weight.zero_()
+    assert model.conv1.weight.abs().max() > 0
+
+
+def test_functional_call_replaces_the_parameters() -> None:
+    model, x = AlexNet("paper", 7, model=SMALL, seed=0).eval(), images(2, 64)
+    other = AlexNet("paper", 7, model=SMALL, seed=1).eval()
+    before = model(x)
+    logits = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
+    assert torch.equal(logits, other(x))
+    assert torch.equal(model(x), before)
+
+
+def test_functional_call_computes_in_the_dtype_of_the_given_parameters() -> None:
+    model, x = AlexNet("paper", 7, model=SMALL).eval(), images(2, 64)
+    doubled = {name: p.detach().double() for name, p in model.named_parameters()}
+    logits = torch.func.functional_call(model, doubled, (x,))
+    assert logits.dtype == torch.float64
+    torch.testing.assert_close(logits, model.double()(x), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_exported_program_has_the_same_logits_for_any_number_of_images(
+    recipe: str, dtype: torch.dtype
+) -> None:
+    model = AlexNet(recipe, 7, model=SMALL).eval().to(dtype)
+    batch = {"images": {0: torch.export.Dim("n")}}
+    program = torch.export.export(model, (images(2, 64, dtype),), dynamic_shapes=batch)
+    for count in (1, 3):
+        x = images(count, 64, dtype)
+        eps = torch.finfo(dtype).eps  # LRN is computed as a whole instead of in blocks
+        torch.testing.assert_close(program.module()(x), model(x), rtol=100 * eps, atol=100 * eps)
+
+
+def test_loaded_state_gives_the_same_logits() -> None:
     saved, other = (AlexNet("paper", 7, model=SMALL, seed=seed).eval() for seed in (0, 1))
     x = images(2, 64)
     assert not torch.equal(saved(x), other(x))
@@ -270,7 +426,7 @@ def test_a_loaded_state_makes_the_same_net() -> None:
     assert torch.equal(saved(x), other(x))
 
 
-def test_a_state_that_was_read_out_does_not_follow_the_net() -> None:
+def test_full_state_dict_is_a_copy() -> None:
     model = AlexNet("paper", 7, model=SMALL)
     state = model.full_state_dict()
     with torch.no_grad():
@@ -279,21 +435,21 @@ def test_a_state_that_was_read_out_does_not_follow_the_net() -> None:
 
 
 @pytest.mark.parametrize("name", ["conv3.weight", "fc8.bias"])
-def test_a_state_of_another_net_is_refused_by_name_and_changes_nothing(name: str) -> None:
+def test_mismatched_state_is_rejected_by_name_and_changes_nothing(name: str) -> None:
     model = AlexNet("paper", 7, model=SMALL)
     before = model.full_state_dict()
     state = {key: tensor + 1 for key, tensor in before.items()}
     cases = {
         "missing": {key: tensor for key, tensor in state.items() if key != name},
         "not a parameter": {**state, f"{name}2": state[name]},
-        "is (": {**state, name: state[name][:-1]},
+        "has shape (": {**state, name: state[name][:-1]},
     }
-    for what, wrong in cases.items():
+    for problem, wrong in cases.items():
         with pytest.raises(ConfigError, match=name.replace(".", r"\.")) as error:
             model.load_full_state_dict(wrong)
-        assert what in str(error.value)
+        assert problem in str(error.value)
         after = model.full_state_dict()
-        assert all(torch.equal(after[key], before[key]) for key in before), what
+        assert all(torch.equal(after[key], before[key]) for key in before), problem
 
 
 @pytest.mark.parametrize(
@@ -307,7 +463,7 @@ def test_a_state_of_another_net_is_refused_by_name_and_changes_nothing(name: str
         ({"mesh": Mesh(torch.device("cpu"), towers=3)}, "mesh.towers"),
     ],
 )
-def test_a_net_that_cannot_be_built_is_refused_with_its_key(
+def test_invalid_arguments_are_rejected_with_their_key(
     arguments: dict[str, object], key: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -316,7 +472,7 @@ def test_a_net_that_cannot_be_built_is_refused_with_its_key(
     assert "\n" not in str(error.value)
 
 
-def test_kernels_that_do_not_divide_are_refused_with_the_next_ones() -> None:
+def test_an_odd_number_of_kernels_is_rejected_with_the_nearest_even_ones() -> None:
     recipe = load_recipe("paper")
     recipe.conv1.kernels = 97
     with pytest.raises(ConfigError, match=r"recipe\.conv1\.kernels=97: .* use 96 or 98"):

@@ -1,4 +1,4 @@
-"""The cost model: bytes and memory against torch's counts, times against hand calculations."""
+"""The cost model and its command: bytes and memory against torch's counts, times against sums."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from alexnet2012.nn.cost_model import (
     memory_bytes,
     step_time,
 )
-from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.flops import LayerCounts, count_layers
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES
@@ -61,7 +61,7 @@ TINY = ("model.width=0.04", "model.input_size=64", "classes=5")
 
 @contextmanager
 def fake_mesh(replicas: int, towers: int) -> Iterator[Mesh]:
-    """Rank 0 of a mesh whose collectives only pretend, so that it may be of any size."""
+    """Rank 0 of a mesh of any size, with torch's fake process group."""
     if replicas * towers == 1:
         yield Mesh(torch.device("cpu"))
         return
@@ -73,10 +73,10 @@ def fake_mesh(replicas: int, towers: int) -> Iterator[Mesh]:
         dist.destroy_process_group()
 
 
-class Wire(TorchDispatchMode):
-    """The bytes that this rank has a part in, of each kind of collective that torch dispatches.
+class CollectiveBytes(TorchDispatchMode):
+    """Bytes of this rank's tensors in each kind of collective that torch dispatches.
 
-    An exchange between towers holds what is for the peers only; a sum the whole.
+    An exchange between towers counts what is sent to peers only; an all-reduce the full tensor.
     """
 
     def __init__(self) -> None:
@@ -93,25 +93,25 @@ class Wire(TorchDispatchMode):
 
 
 @cache
-def audited(recipe: str) -> list[LayerAudit]:
-    return audit(net_on(Mesh(torch.device("cpu")), recipe))
+def counts(recipe: str) -> list[LayerCounts]:
+    return count_layers(model_on(Mesh(torch.device("cpu")), recipe))
 
 
-def planned(recipe: str, layout: Layout) -> list[LayerCost]:
-    return layer_costs(load_recipe(recipe), audited(recipe), layout)
+def costs_of(recipe: str, layout: Layout) -> list[LayerCost]:
+    return layer_costs(load_recipe(recipe), counts(recipe), layout)
 
 
-def net_on(mesh: Mesh, recipe: str, precision: Precision = Precision.fp32) -> AlexNet:
+def model_on(mesh: Mesh, recipe: str, precision: Precision = Precision.fp32) -> AlexNet:
     model = SIZES.get(recipe, SMALL)
     return AlexNet(recipe, CLASSES, model=model, mesh=mesh, precision=precision)
 
 
-def forward(net: AlexNet, rows: int, replicas: int = 1) -> Tensor:
-    """The loss of ``rows`` pictures, laid out as the net reads them."""
-    size = net.config.input_size
-    images = torch.zeros(rows, 3, size, size, dtype=net.types.activations)
+def forward(model: AlexNet, rows: int, replicas: int = 1) -> Tensor:
+    """The loss of ``rows`` images in channels-last layout."""
+    size = model.config.input_size
+    images = torch.zeros(rows, 3, size, size, dtype=model.types.activations)
     images = images.contiguous(memory_format=torch.channels_last)
-    logits = net(images, Shard(0, rows, rows * replicas))
+    logits = model(images, Shard(0, rows, rows * replicas))
     return F.cross_entropy(logits, torch.zeros(rows, dtype=torch.long), reduction="sum")
 
 
@@ -126,17 +126,17 @@ def forward(net: AlexNet, rows: int, replicas: int = 1) -> Tensor:
         (512, 2, Precision.fp32),
     ],
 )
-def test_predicted_bytes_equal_those_that_torch_counts(
+def test_planned_bytes_equal_those_that_torch_counts(
     replicas: int, towers: int, precision: Precision
 ) -> None:
     types = DTYPES[precision]
     sizes = types.activations.itemsize, types.parameters.itemsize
     layout = Layout(ROWS * replicas, replicas, towers, *sizes)
-    plans = planned("paper", layout)
-    with fake_mesh(replicas, towers) as mesh, CommDebugMode() as comm, Wire() as wire:
-        net = net_on(mesh, "paper", precision)
-        sums = GradientSync(net, mesh)
-        forward(net, ROWS, replicas).backward()
+    plans = costs_of("paper", layout)
+    with fake_mesh(replicas, towers) as mesh, CommDebugMode() as comm, CollectiveBytes() as used:
+        model = model_on(mesh, "paper", precision)
+        sums = GradientSync(model, mesh)
+        forward(model, ROWS, replicas).backward()
         sums.wait()
     sent = {
         way: ROWS * sum(cost.sent_bytes.get(way, 0) for cost in plans)
@@ -147,8 +147,8 @@ def test_predicted_bytes_equal_those_that_torch_counts(
         "alltoall_base": sent["forward"] + sent["backward"],
         "allreduce": parameters if replicas > 1 else 0,
     }
-    assert dict(wire.sent) == {kind: size for kind, size in expected.items() if size}
-    # Round a ring each process sends all but its part of the sum, and then of the result.
+    assert dict(used.sent) == {kind: size for kind, size in expected.items() if size}
+    # In a ring all-reduce each process sends all but its shard of the sum, then of the result.
     assert gradient_bytes(plans, layout) >= 2 * expected["allreduce"] * (replicas - 1) / replicas
     assert comm.get_total_counts() == sum(
         [
@@ -156,13 +156,13 @@ def test_predicted_bytes_equal_those_that_torch_counts(
             2 * sum(cost.parameters > 0 for cost in plans) * (replicas > 1),
         ]
     )
-    assert net.comm.traffic.sent_bytes == {
+    assert model.comm.traffic.sent_bytes == {
         (cost.name, way): ROWS * size for cost in plans for way, size in cost.sent_bytes.items()
     }
 
 
-def test_exchanges_of_the_full_size_model_are_those_of_figure_2() -> None:
-    plans = layer_costs(load_recipe("paper"), audit(AlexNet("paper")), Layout(128, 1, 2))
+def test_full_size_exchanges_equal_those_of_the_papers_figure() -> None:
+    plans = layer_costs(load_recipe("paper"), count_layers(AlexNet("paper")), Layout(128, 1, 2))
     both_towers = {cost.name: 2 * cost.sent_bytes["forward"] for cost in plans if cost.sent_bytes}
     assert both_towers == {n: 4 * f for n, f in EXCHANGED_FLOATS.items()} | {"logits": 4 * 1000}
     assert [cost.name for cost in plans if "backward" in cost.sent_bytes] == list(EXCHANGED_FLOATS)
@@ -170,20 +170,21 @@ def test_exchanges_of_the_full_size_model_are_those_of_figure_2() -> None:
     assert round(2 * sum(cost.multiply_adds for cost in plans) / 1e6, 1) == 724.4
 
 
-def kept_by_torch(recipe: str, towers: int, precision: Precision) -> int:
-    """Bytes of what autograd keeps for backward, each storage once, parameters left out."""
+def saved_by_torch(recipe: str, towers: int, precision: Precision) -> int:
+    """Bytes that autograd saves for backward; each storage once, parameters left out."""
     storages: dict[int, Tensor] = {}
     with fake_mesh(1, towers) as mesh:
-        net = net_on(mesh, recipe, precision)
-        own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+        model = model_on(mesh, recipe, precision)
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
         def pack(x: Tensor) -> Tensor:
-            if x.dim() > 0 and x.untyped_storage().data_ptr() not in own:  # no sum of weights
-                storages[x.untyped_storage().data_ptr()] = x
+            address = x.untyped_storage().data_ptr()
+            if x.dim() > 0 and address not in own:  # neither a scalar nor a parameter
+                storages[address] = x
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            forward(net, ROWS)
+            forward(model, ROWS)
     return sum(x.untyped_storage().nbytes() for x in storages.values())
 
 
@@ -191,51 +192,51 @@ def kept_by_torch(recipe: str, towers: int, precision: Precision) -> int:
     ("recipe", "towers"),
     [("paper", 1), ("paper", 2), ("code145", 1), ("code145", 2), ("code146", 2), ("cifar4", 1)],
 )
-def test_predicted_activations_equal_those_that_torch_saves(recipe: str, towers: int) -> None:
+def test_planned_activations_equal_those_that_torch_saves(recipe: str, towers: int) -> None:
     for precision in Precision:
         types = DTYPES[precision]
         sizes = types.activations.itemsize, types.parameters.itemsize
         layout = Layout(ROWS, 1, towers, *sizes)
-        plans = planned(recipe, layout)
+        plans = costs_of(recipe, layout)
         kept = ROWS * sum(cost.kept_bytes for cost in plans)
         copies = memory_bytes(plans, layout).get("weights as activations", 0)
-        if copies:  # of biases too, but backward does not read those
-            here = (padded_shard_size(layer.biases, towers) for layer in audited(recipe))
-            copies -= types.activations.itemsize * sum(here)
+        if copies:  # includes biases, which backward does not read
+            biases = (padded_shard_size(layer.biases, towers) for layer in counts(recipe))
+            copies -= types.activations.itemsize * sum(biases)
         kept += copies
-        assert kept == kept_by_torch(recipe, towers, precision)
+        assert kept == saved_by_torch(recipe, towers, precision)
 
 
-def test_a_missing_map_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cost_model.KEPT, LayerOp.activation, SavedForBackward())
-    kept = ROWS * sum(cost.kept_bytes for cost in planned("paper", Layout(ROWS)))
-    assert kept < kept_by_torch("paper", 1, Precision.fp32)
+def test_a_saved_map_left_out_of_the_plan_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cost_model.SAVED_FOR_BACKWARD, LayerOp.activation, SavedForBackward())
+    kept = ROWS * sum(cost.kept_bytes for cost in costs_of("paper", Layout(ROWS)))
+    assert kept < saved_by_torch("paper", 1, Precision.fp32)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
-def test_predicted_memory_is_close_to_the_peak_that_torch_tracks(recipe: str) -> None:
+def test_planned_memory_is_close_to_the_peak_that_torch_tracks(recipe: str) -> None:
     rows = 16
-    net = net_on(Mesh(torch.device("cpu")), recipe)
-    optimizer = PaperSGD(net, net.recipe.optimizer)
+    model = model_on(Mesh(torch.device("cpu")), recipe)
+    optimizer = PaperSGD(model, model.recipe.optimizer)
     optimizer.set_rates(LearningRates(0.01, 0.01))
     tracker = MemTracker()
-    tracker.track_external(net, optimizer)
+    tracker.track_external(model, optimizer)
     with tracker:
         for _ in range(2):  # the second step has a momentum from the start
             tracker.reset_mod_stats()
             optimizer.zero_grad()
-            forward(net, rows).backward()
+            forward(model, rows).backward()
             optimizer.step()
     (peak,) = tracker.get_tracker_snapshot("peak").values()
-    together = sum(memory_bytes(planned(recipe, Layout(rows)), Layout(rows)).values())
-    # Left out: what passes within a layer, which weighs most in a net of few weights as this one.
-    # At full size and 64 pictures it is a hundredth.
-    assert 0.75 < together / peak["Total"] < 1
+    total = sum(memory_bytes(costs_of(recipe, Layout(rows)), Layout(rows)).values())
+    # Temporaries within a layer are left out. They are a large share in a small network like this
+    # one; at full size and 64 images they are 1%.
+    assert 0.75 < total / peak["Total"] < 1
 
 
-def test_a_process_draws_dropout_only_for_its_own_units_and_images() -> None:
+def test_a_process_draws_dropout_for_its_own_units_and_images_only() -> None:
     few, many = (
-        memory_bytes(planned("paper", layout), layout)["draws of dropout"]
+        memory_bytes(costs_of("paper", layout), layout)["draws of dropout"]
         for layout in (Layout(ROWS, 1, 2), Layout(512 * ROWS, 512, 2))
     )
     assert few == many == 2 * 8 * ROWS * 128  # half of a sixteenth of 4096 units
@@ -250,32 +251,32 @@ LAYERS = [
 ]  # fmt: skip
 
 
-def test_only_arithmetic_bounds_the_time_without_a_memory_rate() -> None:
+def test_without_a_memory_rate_only_arithmetic_bounds_the_time() -> None:
     work = bounded_work(LAYERS, Layout(batch=8, replicas=2), Peaks(1000.0))
-    # 4 pictures, 2 operations a multiply-add; conv1 needs no gradient of the images.
+    # 4 images, 2 operations a multiply-add; conv1 needs no gradient of the images.
     assert work.layers == {"conv1": (4.0, 4.0), "fc8": (2.4, 4.8)}
     assert work.update_s == 0
 
 
-def test_slow_memory_bounds_products_and_elementwise_steps() -> None:
+def test_slow_memory_bounds_products_and_all_other_layers() -> None:
     work = bounded_work(LAYERS, Layout(batch=4), Peaks(1e9, 100.0))
-    product = 4 * (4 * 30 + 10) / 100  # float32: operands of 4 pictures, and weights
+    product = 4 * (4 * 30 + 10) / 100  # float32: operands of 4 images, and weights
     steps = 4 * 4 * 40 / 100
     assert work.layers["conv1"] == pytest.approx((product + steps, product + 1.5 * steps))
     assert work.update_s == 5 * 4 * 16 / 100
 
 
-def test_a_steps_time_is_the_sum_of_its_parts() -> None:
+def test_step_time_is_the_sum_of_its_parts() -> None:
     layout = Layout(batch=8, replicas=4, towers=2)
     work = Work({"conv1": (1.0, 2.0), "fc8": (3.0, 4.0)}, update_s=0.5)
     time = step_time(LAYERS, layout, work, Link(10.0, 0.01), Link(2.0, 0.001))
-    exchanges = 2 * (70 + 50) / 10 + 2 * 0.01  # 2 pictures; two exchanges with one peer
+    exchanges = 2 * (70 + 50) / 10 + 2 * 0.01  # 2 images; two exchanges with one peer
     gradients = 2 * 3 / 4 * (4 * 16) / 2 + 2 * 2 * 2 * 3 * 0.001  # two tensors a layer
     assert time == pytest.approx(StepTime(10.0, 0.5, exchanges, gradients))
     assert time.total_s == pytest.approx(10.5 + exchanges + gradients)
 
 
-def test_exchanges_and_the_updates_of_replicas_reduce_efficiency() -> None:
+def test_exchanges_and_updates_of_every_replica_lower_the_efficiency() -> None:
     assert efficiency(StepTime(8.0, 2.0, 0.0, 0.0), Layout(4)) == 1
     assert efficiency(StepTime(8.0, 2.0, 0.0, 0.0), Layout(4, towers=2)) == 1
     assert efficiency(StepTime(8.0, 2.0, 0.0, 10.0), Layout(4, towers=2)) == 0.5
@@ -286,17 +287,17 @@ def config_of(*overrides: str) -> PlanConfig:
     return compose_config("plan", PlanConfig, overrides)[0]
 
 
-def test_two_gtx_580_fit_the_model_and_the_bound_is_below_the_papers_time() -> None:
-    costs = plan_training(config_of("card=gtx580"))
-    assert sum(costs["memory_bytes"].values()) < 1e9 * costs["memory_of_card_gb"]
-    assert 1 < costs["days_for_90_epochs_of_1_2_m"] < 5  # "five to six days"; this is a bound
-    assert {speed["source"] for speed in costs["speeds"]} == {"data sheet", "not given"}
+def test_two_of_the_papers_gpus_hold_the_model_and_need_at_most_the_papers_time() -> None:
+    result = plan_training(config_of("card=gtx580"))
+    assert sum(result["memory_bytes"].values()) < 1e9 * result["memory_of_card_gb"]
+    assert 1 < result["days_for_90_epochs_of_1_2_m"] < 5  # "five to six days"; this is a bound
+    assert {speed["source"] for speed in result["speeds"]} == {"data sheet", "not given"}
 
 
-def test_given_speeds_override_the_data_sheet() -> None:
+def test_given_rates_override_the_data_sheet() -> None:
     given = ("tflops=2", "node_link_gbps=8", "link_gbps=4", "link_latency_us=3", "nodes=2")
-    costs = plan_training(config_of("card=h100", *given, *TINY))
-    values = {speed["name"]: (speed["value"], speed["source"]) for speed in costs["speeds"]}
+    result = plan_training(config_of("card=h100", *given, *TINY))
+    values = {speed["name"]: (speed["value"], speed["source"]) for speed in result["speeds"]}
     assert values == {
         "arithmetic": (2, "given"),
         "memory": (3350, "data sheet"),
@@ -306,7 +307,7 @@ def test_given_speeds_override_the_data_sheet() -> None:
     }
 
 
-def test_the_towers_of_a_machine_share_its_link() -> None:
+def test_towers_of_one_machine_share_its_link_to_other_machines() -> None:
     def gradients_ms(*overrides: str) -> float:
         common = ("tflops=1", "link_gbps=1", "node_link_gbps=1", "link_latency_us=0", *TINY)
         milliseconds: float = plan_training(config_of(*common, *overrides))["step_ms"]["gradients"]
@@ -333,14 +334,14 @@ def test_the_towers_of_a_machine_share_its_link() -> None:
         (["model.input_size=8", "card=h100"], "model.input_size"),
     ],
 )
-def test_an_impossible_plan_is_refused_and_the_key_is_named(overrides: list[str], key: str) -> None:
+def test_invalid_plans_are_rejected_with_their_key(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         plan_training(config_of(*overrides))
     assert error.value.key == key
     assert "\n" not in str(error.value)
 
 
-def test_a_measured_plan_is_printed_in_80_columns_and_as_json(
+def test_a_measured_plan_prints_in_80_columns_and_as_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -350,10 +351,10 @@ def test_a_measured_plan_is_printed_in_80_columns_and_as_json(
     assert max(map(len, lines)) <= 80
     assert any("measured on this machine" in line for line in lines)
     run(config_of(*overrides, "json=true"), tmp_path)
-    costs = json.loads(capsys.readouterr().out)
-    parts = [costs["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
-    assert costs["step_ms"]["total"] == pytest.approx(sum(parts))
-    assert costs["images_per_s"] == pytest.approx(4 / (sum(parts) / 1e3))
-    timed = [layer for layer in costs["layers"] if layer["layer"] != "logits"]
+    result = json.loads(capsys.readouterr().out)
+    parts = [result["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
+    assert result["step_ms"]["total"] == pytest.approx(sum(parts))
+    assert result["images_per_s"] == pytest.approx(4 / (sum(parts) / 1e3))
+    timed = [layer for layer in result["layers"] if layer["layer"] != "logits"]
     assert all(ms > 0 for layer in timed for ms in layer["step_ms"].values())
-    assert costs["efficiency_pct"] == pytest.approx(100)
+    assert result["efficiency_pct"] == pytest.approx(100)

@@ -21,7 +21,7 @@ from alexnet2012.nn.cost_model import (
     memory_bytes,
     step_time,
 )
-from alexnet2012.nn.flops import audit
+from alexnet2012.nn.flops import count_layers
 from alexnet2012.nn.precision import DTYPES
 
 PAPER_TRAINING_IMAGES = 1_200_000  # paper sec. 2
@@ -56,7 +56,7 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
     model = AlexNet(
         config.recipe, config.classes, model=config.model, mesh=single_process(Device.cpu)
     )
-    costs = layer_costs(config.recipe, audit(model), layout)
+    costs = layer_costs(config.recipe, count_layers(model), layout)
     del model  # frees memory for the measurement
     speeds = find_speeds(config, costs, layout)
     time = step_time(costs, layout, speeds.work, speeds.tower_link, speeds.data_link)

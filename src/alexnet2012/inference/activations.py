@@ -31,7 +31,7 @@ from alexnet2012.inference.trained_model import (
 )
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import Layout, layer_costs
-from alexnet2012.nn.flops import audit
+from alexnet2012.nn.flops import count_layers
 from alexnet2012.tracking.image_grids import kernel_pictures
 from alexnet2012.utils.shard import padded_shard_size, shard_of
 from alexnet2012.utils.text import printable
@@ -138,7 +138,7 @@ def describe_layers(trained: TrainedModel) -> tuple[list[LayerDescription], int]
     layout = Layout(
         1, towers=recipe.towers, activation_bytes=activations, parameter_bytes=parameters
     )
-    costs = {cost.name: cost for cost in layer_costs(recipe, audit(model), layout)}
+    costs = {cost.name: cost for cost in layer_costs(recipe, count_layers(model), layout)}
     crossing = {
         name: cost.sent_bytes.get("forward", 0) * recipe.towers for name, cost in costs.items()
     }

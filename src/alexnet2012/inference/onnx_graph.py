@@ -136,7 +136,7 @@ class _Graph:
         # ONNX divides alpha by the window size.
         alpha = norm.alpha if norm.divide_by_window else norm.alpha * norm.size
         settings = {"size": norm.size, "alpha": alpha, "beta": norm.beta, "bias": norm.k}
-        towers = 1 if self.model.recipe.lrn_across_towers else self.model.towers_here
+        towers = 1 if self.model.recipe.lrn_across_towers else self.model.local_towers
         parts = [self.add("LRN", [part], **settings) for part in self._split(x, towers, 1)]
         return self.add("Concat", parts, axis=1) if towers > 1 else parts[0]
 

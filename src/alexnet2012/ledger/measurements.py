@@ -17,7 +17,7 @@ from alexnet2012.diagnostics.training_plan import PAPER_EPOCHS, PAPER_TRAINING_I
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.results import Audit, AuditLayer, Evaluation, ExchangeTraffic, TrainingRun
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.flops import LayerAudit, audit
+from alexnet2012.nn.flops import LayerCounts, count_layers
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.utils.metrics import ErrorCounts, error_interval_pct
 from alexnet2012.utils.shard import padded_shard_size
@@ -29,7 +29,7 @@ EXCHANGED_FLOATS = {"conv3": 2 * 21_632, "fc6": 2 * 4_608, "fc7": 2 * 2_048, "fc
 
 def audit_measurements(command: str) -> tuple[Audit, list[Measurement]]:
     """The architecture's numbers, counted from the built net of the paper's recipe."""
-    counts = audit(AlexNet("paper"))
+    counts = count_layers(AlexNet("paper"))
     parameters = sum(layer.weights + layer.biases for layer in counts)
     neurons = sum(layer.neurons for layer in counts)
     shares = {
@@ -234,7 +234,7 @@ def colour_share(kernels: Tensor) -> float:
     return float((off_axis / kernels.square().sum((1, 2, 3))).mean())
 
 
-def _audit_layer(layer: LayerAudit) -> AuditLayer:
+def _audit_layer(layer: LayerCounts) -> AuditLayer:
     return AuditLayer(
         name=layer.name,
         kernels=layer.biases,  # one bias a kernel

@@ -1,1 +1,1 @@
-"""The network: layers, loss, optimizer, schedule, and their cost."""
+"""AlexNet: model, layers, loss, optimizer, learning-rate schedule, and their cost."""

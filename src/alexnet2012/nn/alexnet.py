@@ -1,6 +1,7 @@
-"""AlexNet: any recipe, both towers in one process or one tower in each of two.
+"""The AlexNet module: any recipe, with all towers in one process or one tower per process.
 
-Legend: N images, C channels, H×W pixels, T towers of the net, t of them in this process.
+Shapes: N images, S input size, C channels, H×W pixels, T towers of the network, t of them in this
+process, K classes, k of them in this tower.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from alexnet2012.distributed.collectives import (
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
-from alexnet2012.nn.kernels.epilogue import Epilogue, fits, norm_of, split_epilogues
+from alexnet2012.nn.kernels.epilogue import Epilogue, norm_params, split_epilogues, supported
 from alexnet2012.nn.kernels.fused_conv_stack import FusedConv, fused_conv_stack
 from alexnet2012.nn.layers import (
     ColumnParallel,
@@ -45,23 +46,26 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class AlexNet(nn.Module):
-    """The net of a recipe; on a mesh of several towers, this rank's part of it.
+    """The network of a recipe; on a mesh with several towers, this rank's shard of it.
 
-    Takes images [N, 3, S, S] (grey levels 0-255, mean subtracted) and returns the logits
-    [N, num_classes], whole, on every rank. The usual cross-entropy and ``loss.backward()`` on
-    every rank give each parameter its right gradient.
+    Maps images [N, 3, S, S] to logits [N, num_classes], complete on every rank. Images are RGB
+    values in 0-255 (not 0-1) minus the training-set mean image. Cross-entropy and
+    ``loss.backward()`` on every rank give each parameter its full gradient.
+
+    ``.double()``, ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` work as on any module:
+    activations follow the dtype of the parameters.
 
     Args:
-        recipe: ``paper``, ``code145``, or a recipe of your own.
-        num_classes: any number; towers share them as evenly as it goes.
-        model: activation, width and input size; the recipe's own net without.
-        mesh: from :func:`alexnet2012.init_mesh`; one process with both towers without.
-        seed: fixes initial values and dropout, whatever the mesh.
-        precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. Whether float32 products may be tf32 is
-            a switch of torch's for the whole process: :func:`alexnet2012.nn.precision.allow_tf32`.
+        recipe: ``paper``, ``code145``, or your own :class:`RecipeConfig`.
+        num_classes: K; split over the towers as evenly as possible.
+        model: activation, width and input size; the recipe's by default.
+        mesh: from :func:`alexnet2012.init_mesh`; by default one process with all towers.
+        seed: determines initial values and dropout masks, independently of the mesh.
+        precision: ``fp32``, ``fp64``, ``tf32`` or ``bf16``. TF32 is a process-wide torch switch:
+            also call :func:`alexnet2012.nn.precision.allow_tf32`.
 
     Raises:
-        ConfigError: the net cannot be built; names the key and a remedy.
+        ConfigError: the network cannot be built; the message names the key and a remedy.
 
     Source: paper sec. 3.5 and fig. 2.
     """
@@ -93,7 +97,7 @@ class AlexNet(nn.Module):
         if self.recipe.lrn_across_towers and self.mesh.towers > 1:
             remedy = "needs all maps in one process; set mesh=one_process"
             raise ConfigError("recipe.lrn_across_towers", "true", remedy)
-        self.towers_here = self.recipe.towers // self.mesh.towers
+        self.local_towers = self.recipe.towers // self.mesh.towers
         self.comm = communicator_of(self.mesh)
         self.activation = ACTIVATIONS[self.config.activation]
         self._convs, self._hidden = self.recipe.convs, self.recipe.hidden
@@ -101,55 +105,55 @@ class AlexNet(nn.Module):
         self._after_conv = {n: [self._steps[s] for s in c.after] for n, c in self._convs.items()}
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
-        self.fused = (  # whether training takes the kernels for a GPU
+        self.fused = (  # whether training uses the fused GPU kernels
             kernels.kernels_available(self.mesh.device, DTYPES[self.precision].activations)
-            and all(fits(conv.rows.size // self.towers_here) for conv in convs)
+            and all(supported(conv.rows.size // self.local_towers) for conv in convs)
         )
-        # Channels last: the layout in which convolutions are fastest, on CPU and on CUDA.
+        # Convolutions are fastest in channels-last layout, on CPU and on CUDA.
         self.to(self.mesh.device, DTYPES[self.precision].parameters)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def types(self) -> DTypes:
-        """Of parameters and activations. After ``.double()``, ``.half()`` or ``.bfloat16()`` the
-        activations follow the parameters.
+        """Dtypes of parameters and activations: those of ``precision``, unless the parameters have
+        been cast, for example by ``.double()``; then activations have the parameters' dtype.
         """
         dtype = self.fc8.weight.dtype
         types = DTYPES[self.precision]
         return types if dtype == types.parameters else DTypes(dtype, dtype)
 
     def forward(self, images: Tensor, rows: Shard | None = None) -> Tensor:
-        """[N, 3, S, S] of any type → logits [N, num_classes] of the parameters', on every rank.
+        """[N, 3, S, S] of any dtype → logits [N, K] of the parameters' dtype, on every rank.
 
-        ``rows`` says which rows of the global batch these are (for dropout); without it every
-        replica is taken to hold N rows.
+        ``rows``: the rows of the global batch that ``images`` are, which dropout needs; by default
+        every replica holds N rows.
         """
-        return self.gathered(self.own_logits(self.features(images, rows)))
+        return self.gather_logits(self.logits_shard(self.features(images, rows)))
 
-    def own_logits(self, features: Tensor) -> Tensor:
-        """Those of the classes of ``fc8.rows`` alone: [N, t·2048] → [N, k]."""
+    def logits_shard(self, features: Tensor) -> Tensor:
+        """Logits of this tower's classes, ``fc8.rows``: [N, t·2048] → [N, k]."""
         logits = self._layer("fc8", features, gather=True)
-        return logits.to(self.types.parameters)  # exponentials and their sums need the digits
+        return logits.to(self.types.parameters)  # softmax needs the precision
 
-    def gathered(self, logits_shard: Tensor) -> Tensor:
-        """[N, k] → [N, num_classes]."""
+    def gather_logits(self, logits_shard: Tensor) -> Tensor:
+        """[N, k] → [N, K], on every rank."""
         return all_gather_to_replicated(logits_shard, self.comm, "logits", self.num_classes)
 
     def features(self, images: Tensor, rows: Shard | None = None) -> Tensor:
-        """The last hidden activations of the towers here: [N, 3, S, S] → [N, t·2048]."""
-        return self.units(self.maps(images), rows)
+        """Last hidden activations of this process's towers: [N, 3, S, S] → [N, t·2048]."""
+        return self.hidden_features(self.conv_features(images), rows)
 
-    def maps(self, images: Tensor) -> Tensor:
-        """What the convolutions give, flattened by channel, row, column; tower 0's channels first.
+    def conv_features(self, images: Tensor) -> Tensor:
+        """Output of the convolutional layers: [N, 3, S, S] → [N, t·4608].
 
-        [N, 3, S, S] → [N, t·4608]
+        Flattened by channel, row, column; tower 0's channels first.
         """
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         if self._runs_kernels() and not images.requires_grad:
-            dtype = self.types.activations
-            return fused_conv_stack(images, self._fused_convs(), self.towers_here, dtype).flatten(1)
+            convs, dtype = self._fused_convs(), self.types.activations
+            return fused_conv_stack(images, convs, self.local_towers, dtype).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
             x = self._layer(name, x, gather=conv.reads_both_towers)
@@ -157,13 +161,14 @@ class AlexNet(nn.Module):
                 x = step(x)
         return x.flatten(1)
 
-    def units(self, x: Tensor, rows: Shard | None = None) -> Tensor:
-        """The hidden layers: [N, t·4608], or the maps of all towers → [N, t·2048].
+    def hidden_features(self, x: Tensor, rows: Shard | None = None) -> Tensor:
+        """Output of the hidden fully connected layers: [N, t·4608] or [N, T·4608] → [N, t·2048].
 
-        Of maps that a caller has gathered, the gradient is that of the units here alone.
+        For [N, T·4608], which the caller has gathered, the gradient is partial: that of this
+        process's units.
         """
         if rows is None:
-            count = len(x)
+            count = x.shape[0]  # len() would fix the number of images of an exported program
             start = self.mesh.replica * count
             rows = Shard(start, start + count, self.mesh.replicas * count)
         for name, linear in self._hidden.items():
@@ -177,15 +182,15 @@ class AlexNet(nn.Module):
         return x
 
     def _runs_kernels(self) -> bool:
-        """They train parameters of the type that the precision says."""
+        """The kernels compute in the dtypes of ``precision``, so only for parameters not cast."""
         return self.fused and self.training and self.types == DTYPES[self.precision]
 
     def layers(self) -> dict[str, ColumnParallel]:
-        """The eight layers with parameters, by name."""
+        """All layers with parameters, by name, from conv1 to fc8."""
         return {n: m for n, m in self.named_children() if isinstance(m, ColumnParallel)}
 
     def full_shapes(self) -> dict[str, torch.Size]:
-        """Names and shapes of the whole net's parameters."""
+        """Names and shapes of the full network's parameters."""
         owners = self.layers()
         return {
             name: torch.Size((owners[name.split(".")[0]].rows.total, *parameter.shape[1:]))
@@ -193,10 +198,10 @@ class AlexNet(nn.Module):
         }
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole net's parameters on every rank. Collective: call it on every rank.
+        """The full network's parameters, gathered on every rank. Collective: call on every rank.
 
-        Names and layouts are public: ``conv2.weight`` is [256, 48, 5, 5] with tower 0's kernels
-        first; ``fc6.weight`` is [4096, 9216] and reads maps flattened channels first.
+        Names and layouts are stable: ``conv2.weight`` is [256, 48, 5, 5] with tower 0's kernels
+        first; ``fc6.weight`` is [4096, 9216], its input flattened by channel, row, column.
         """
         owners = self.layers()
         return {
@@ -207,29 +212,30 @@ class AlexNet(nn.Module):
         }
 
     def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take this rank's rows of a whole net's parameters.
+        """Load this rank's shard of the full network's parameters.
 
         Raises:
-            ConfigError: a name is missing or unknown, or a shape is another net's.
+            ConfigError: a name is missing or unknown, or a shape does not match.
         """
         shapes = self.full_shapes()
         for name in sorted(set(state) ^ set(shapes)):
-            what = "missing" if name in shapes else "not a parameter of this net"
-            raise ConfigError("state_dict", name, f"{what}; was it saved by another recipe?")
+            problem = "missing" if name in shapes else "not a parameter of this model"
+            raise ConfigError("state_dict", name, f"{problem}; use the recipe that saved it")
         owners = self.layers()
         for name, shape in shapes.items():
             if state[name].shape != shape:
-                remedy = f"is {tuple(state[name].shape)}, this net has {tuple(shape)}"
-                raise ConfigError("state_dict", name, f"{remedy}; use the same recipe and size")
+                problem = f"has shape {tuple(state[name].shape)}, this model needs {tuple(shape)}"
+                raise ConfigError("state_dict", name, f"{problem}; use the same recipe and size")
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 parameter.copy_(owners[name.split(".")[0]].rows.of(state[name]))
 
     def random_state(self) -> dict[str, Tensor]:
-        """Where the dropout streams stand, in host memory; the same on every rank."""
+        """State of each dropout layer's random stream, on the CPU; the same on every rank."""
         return {name: dropout.state.to("cpu", copy=True) for name, dropout in self._dropouts()}
 
     def load_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`random_state` returned."""
         for name, dropout in self._dropouts():
             dropout.state.copy_(state[name])
 
@@ -237,27 +243,27 @@ class AlexNet(nn.Module):
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 
     def _fused_convs(self) -> list[FusedConv]:
-        """The convolutions as the kernels for a GPU take them."""
-        found, towers = [], self.towers_here
-        following = [*list(self._convs.values())[1:], None]
-        for (name, conv), after in zip(self._convs.items(), following, strict=True):
+        """The convolutions as :func:`fused_conv_stack` takes them."""
+        convs, towers = [], self.local_towers
+        next_convs = [*list(self._convs.values())[1:], None]
+        for (name, conv), next_conv in zip(self._convs.items(), next_convs, strict=True):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
-            product = partial(self._layer, name, gather=conv.reads_both_towers, skip_bias=True)
-            steps = split_epilogues(
+            compute = partial(self._layer, name, gather=conv.reads_both_towers, skip_bias=True)
+            passes = split_epilogues(
                 conv, self.recipe, self.config.activation, layer.rows.size // towers
             )
-            apart = towers > 1 and after is not None and not after.reads_both_towers
-            then = [step if isinstance(step, Epilogue) else self._steps[step] for step in steps]
-            found.append(FusedConv(layer, product, then, apart))
-        return found
+            separate = towers > 1 and next_conv is not None and not next_conv.reads_both_towers
+            after = [step if isinstance(step, Epilogue) else self._steps[step] for step in passes]
+            convs.append(FusedConv(layer, compute, after, separate))
+        return convs
 
     def _steps_after_convs(self) -> dict[LayerOp, Callable[[Tensor], Tensor]]:
         recipe = self.recipe
-        towers = 1 if recipe.lrn_across_towers else self.towers_here
-        lrn, spatial = norm_of(recipe.lrn), recipe.spatial_norm
-        # ceil_mode keeps a last window that is cut off by the edge, as the 2012 code does; at 224
-        # pixels and 3/2 every window fits and nothing changes.
+        towers = 1 if recipe.lrn_across_towers else self.local_towers
+        lrn, spatial = norm_params(recipe.lrn), recipe.spatial_norm
+        # ceil_mode keeps a last window that extends beyond the edge, as the 2012 code does. At 224
+        # pixels, size 3 and stride 2 every window fits, so that it makes no difference.
         pool: dict[str, Any] = {
             "kernel_size": recipe.pool.size,
             "stride": recipe.pool.stride,
@@ -267,17 +273,18 @@ class AlexNet(nn.Module):
             LayerOp.activation: self.activation,
             LayerOp.lrn: partial(response_norm, norm=lrn, towers=towers),
             LayerOp.spatial_norm: partial(
-                response_norm, norm=norm_of(spatial, spatial.size**2), towers=None
+                response_norm, norm=norm_params(spatial, spatial.size**2), towers=None
             ),
             LayerOp.max_pool: partial(F.max_pool2d, **pool),
             LayerOp.average_pool: partial(F.avg_pool2d, **pool),
         }
 
     def _layer(self, name: str, x: Tensor, *, gather: bool, skip_bias: bool = False) -> Tensor:
-        """One layer of this process, which gathers its input where it reads every tower."""
+        """Apply a layer; with ``gather``, gather its input from all towers first."""
         layer = self.get_submodule(name)
         assert isinstance(layer, ColumnParallel)
-        if not gather or self.mesh.towers == 1 or x.shape[1] == layer.weight.shape[1]:  # is whole
+        already_full = x.shape[1] == layer.weight.shape[1]
+        if not gather or self.mesh.towers == 1 or already_full:
             y: Tensor = layer(x, skip_bias=skip_bias)
         else:
             y = layer(x, comm=self.comm, name=name, skip_bias=skip_bias)
@@ -287,50 +294,43 @@ class AlexNet(nn.Module):
         recipe, width = self.recipe, self.config.width
         channels, sizes = 3, map_sizes(recipe, self.config.input_size)
         for name, conv in recipe.convs.items():
-            reads_image = name == next(iter(recipe.convs))  # whole, on every tower
-            whole_input = conv.reads_both_towers or reads_image
-            rows = self._own(scaled(conv.kernels, width, recipe.towers))
+            reads_image = name == next(iter(recipe.convs))  # every tower reads the full image
+            full_input = conv.reads_both_towers or reads_image
+            rows = self._shard(scaled(conv.kernels, width, recipe.towers))
             layer = ColumnParallelConv2d(
                 conv,
                 rows,
-                kernel_channels=channels if whole_input else channels // recipe.towers,
-                groups=1 if whole_input else self.towers_here,
+                kernel_channels=channels if full_input else channels // recipe.towers,
+                groups=1 if full_input else self.local_towers,
             )
-            # A narrower net sums fewer terms: a larger std keeps its signals at full size.
+            # A narrower layer sums fewer terms: a larger std keeps the scale of its outputs.
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
             self._add(name, layer, std, conv.init_bias, seed)
             channels = rows.total
-        full_size = map_sizes(recipe, recipe.input_size)[name]
-        inputs, full_inputs = channels * sizes[name] ** 2, conv.kernels * full_size**2
+        unscaled_size = map_sizes(recipe, recipe.input_size)[name]
+        inputs, unscaled_inputs = channels * sizes[name] ** 2, conv.kernels * unscaled_size**2
         self.dropouts = nn.ModuleDict()
         for name, linear in recipe.hidden.items():
-            both, rows = (
-                linear.reads_both_towers,
-                self._own(scaled(linear.units, width, recipe.towers)),
-            )
+            full_input = linear.reads_both_towers
+            rows = self._shard(scaled(linear.units, width, recipe.towers))
             fc = ColumnParallelLinear(
                 rows,
-                (inputs if both else inputs // recipe.towers,),
-                groups=1 if both else self.towers_here,
+                (inputs if full_input else inputs // recipe.towers,),
+                groups=1 if full_input else self.local_towers,
             )
-            self._add(
-                name,
-                fc,
-                linear.init_std * math.sqrt(full_inputs / inputs),
-                linear.init_bias,
-                seed,
-            )
+            std = linear.init_std * math.sqrt(unscaled_inputs / inputs)
+            self._add(name, fc, std, linear.init_bias, seed)
             stream = stream_seed(seed, "dropout", name)
             self.dropouts[name] = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
-            inputs, full_inputs = rows.total, linear.units
-        head = ColumnParallelLinear(self._own(self.num_classes), (inputs,), groups=1)
-        std = recipe.fc8.init_std * math.sqrt(full_inputs / inputs)
-        self._add("fc8", head, std, recipe.fc8.init_bias, seed)
+            inputs, unscaled_inputs = rows.total, linear.units
+        fc8 = ColumnParallelLinear(self._shard(self.num_classes), (inputs,), groups=1)
+        std = recipe.fc8.init_std * math.sqrt(unscaled_inputs / inputs)
+        self._add("fc8", fc8, std, recipe.fc8.init_bias, seed)
 
-    def _own(self, total: int) -> Shard:
+    def _shard(self, total: int) -> Shard:
         return shard_of(total, self.mesh.towers, self.mesh.tower)
 
     def _add(self, name: str, layer: ColumnParallel, std: float, bias: float, seed: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))
-        layer.draw(std, bias, generator)
+        layer.init_parameters(std, bias, generator)
         self.add_module(name, layer)

@@ -1,9 +1,9 @@
-"""What a training step costs one process of a data × tower mesh: memory, operations, bytes, time.
+"""Cost model of a training step: memory, operations, bytes sent and time of one process.
 
-Counts follow from the layers' shapes; times follow from them and from speeds that were measured
-or given. Where shares are uneven, all is of the process that holds the most.
+Counts follow from the layers' shapes; times follow from the counts and from measured or given
+speeds. Where shards are uneven, costs are those of the process with the largest shard.
 
-Legend: T towers, R replicas of the net, n pictures of one replica.
+Shapes: T towers, R replicas of the network, n images of one replica.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from typing import NamedTuple
 
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import RecipeConfig
-from alexnet2012.nn.flops import LayerAudit
+from alexnet2012.nn.flops import LayerCounts
 from alexnet2012.nn.layers import overhang_pixels
 from alexnet2012.utils.shard import padded_shard_size
 
 INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, int64, two int64
-BACKWARD_TO_FORWARD = 1.5  # numbers that a step after a layer touches: g, x → gx to x → y
+# Memory traffic of an element-wise layer: backward reads g and x and writes gx; forward x → y.
+BACKWARD_TO_FORWARD = 1.5
 
 
 class SavedForBackward(NamedTuple):
-    """What a step after a convolution keeps for backward."""
+    """Which tensors a layer after a convolution saves for backward."""
 
     input: bool = False
     output: bool = False
-    indices: bool = False  # of each output number
+    indices: bool = False  # one per output
 
 
-KEPT = {
+SAVED_FOR_BACKWARD = {
     LayerOp.activation: SavedForBackward(output=True),
-    LayerOp.lrn: SavedForBackward(input=True),  # from which backward has the denominators again
+    LayerOp.lrn: SavedForBackward(input=True),  # backward recomputes the denominators
     LayerOp.spatial_norm: SavedForBackward(input=True),
     LayerOp.max_pool: SavedForBackward(input=True, indices=True),
     LayerOp.average_pool: SavedForBackward(input=True),
@@ -42,7 +43,7 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch and a net lie on R × T processes, and the bytes of a number."""
+    """How a global batch and a network are split over R × T processes, and in what dtypes."""
 
     batch: int
     replicas: int = 1
@@ -56,53 +57,61 @@ class Layout:
 
     @property
     def copies_weights(self) -> bool:
-        """bf16: layers read rounded copies, and the gradients of these."""
+        """Whether layers compute with copies of the weights in the activations' dtype (bf16)."""
         return self.activation_bytes != self.parameter_bytes
 
     @property
     def rows(self) -> int:
-        """n: pictures of the largest replica."""
+        """n: images of the largest replica."""
         return padded_shard_size(self.batch, self.replicas)
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer with all that follows it; but for the parameters, of one picture."""
+    """Cost of a layer with parameters and of the layers after it, up to the next such layer.
+
+    Everything but ``parameters`` is per image.
+    """
 
     name: str
     parameters: int = 0
-    multiply_adds: int = 0
-    products: int = 0  # as large as the forward one, in backward: for weights, and for the input
-    operands: int = 0  # numbers that the product reads and writes, without weights
-    touched: int = 0  # numbers that the steps after it read and write, forward
-    kept_bytes: int = 0
-    drawn_bytes: int = 0  # for dropout, while it draws
-    gathered_bytes: int = 0  # its input from all towers
+    multiply_adds: int = 0  # of the forward matrix product
+    products: int = 0  # matrix products of that size in backward: for the weights, for the input
+    operands: int = 0  # numbers that the product reads and writes, except weights
+    touched: int = 0  # numbers that the layers after it read and write in forward
+    kept_bytes: int = 0  # saved for backward
+    drawn_bytes: int = 0  # temporary memory of dropout's random numbers
+    gathered_bytes: int = 0  # its input, gathered from all towers
     sent_bytes: Mapping[str, int] = field(default_factory=dict)  # to peers, by direction
 
 
 class Link(NamedTuple):
-    """A way between processes: what one of them sends in a second, and how long a message takes."""
+    """A connection between processes: bytes one process sends per second, and seconds per message.
+
+    ``latency_s`` is added once per message.
+    """
 
     bytes_per_s: float
     latency_s: float = 0.0
 
     def seconds(self, sent_bytes: float, messages: int) -> float:
+        """Time to send ``sent_bytes`` in ``messages`` messages."""
         return sent_bytes / self.bytes_per_s + messages * self.latency_s
 
 
 class Peaks(NamedTuple):
-    """Rates of one process that bound what it does; without a memory rate, arithmetic alone."""
+    """Peak rates of one process; without a memory rate, only arithmetic limits it."""
 
-    flops: float  # multiplications and additions in a second
+    flops: float  # multiplications and additions per second
     memory_bytes_per_s: float | None = None
 
     def memory_seconds(self, moved_bytes: float) -> float:
+        """Time to read or write ``moved_bytes``; 0 without a memory rate."""
         return 0.0 if self.memory_bytes_per_s is None else moved_bytes / self.memory_bytes_per_s
 
 
 class Work(NamedTuple):
-    """Seconds of a step without its exchanges: by layer, forward and backward; of the update."""
+    """Compute time of a step, without communication: layers (forward, backward) and update."""
 
     layers: Mapping[str, tuple[float, float]]
     update_s: float
@@ -113,7 +122,7 @@ class Work(NamedTuple):
 
 
 class StepTime(NamedTuple):
-    """Seconds of one step, one part after the other."""
+    """Seconds of one step by part; parts do not overlap."""
 
     layers_s: float
     update_s: float
@@ -126,82 +135,88 @@ class StepTime(NamedTuple):
 
 
 def layer_costs(
-    recipe: RecipeConfig, audited: Sequence[LayerAudit], layout: Layout
+    recipe: RecipeConfig, counts: Sequence[LayerCounts], layout: Layout
 ) -> list[LayerCost]:
-    """Every layer's costs, and the logits' with the loss as one more."""
-    costs, input_is_kept = [], False
-    for index, layer in enumerate(audited):
-        read_next = audited[index + 1].reads if index + 1 < len(audited) else (layer.neurons,)
-        cost, input_is_kept = _layer_cost(
-            recipe, layer, math.prod(read_next), layout, index == 0, input_is_kept
+    """Cost of every layer, then of the logits and the loss as one more entry."""
+    costs, input_is_saved = [], False
+    for index, layer in enumerate(counts):
+        is_last = index + 1 == len(counts)
+        next_input = (layer.neurons,) if is_last else counts[index + 1].input_shape
+        cost, input_is_saved = _layer_cost(
+            recipe, layer, math.prod(next_input), layout, index == 0, input_is_saved
         )
         costs.append(cost)
-    classes, size = audited[-1].biases, layout.parameter_bytes
-    part = padded_shard_size(classes, layout.towers) * size
+    classes, size = counts[-1].biases, layout.parameter_bytes
+    shard_bytes = padded_shard_size(classes, layout.towers) * size
     peers = layout.towers - 1
     return [
         *costs,
         LayerCost(
             "logits",
             kept_bytes=classes * size + LABEL_BYTES,
-            gathered_bytes=part * layout.towers if peers else 0,
-            sent_bytes={"forward": part * peers} if peers else {},
+            gathered_bytes=shard_bytes * layout.towers if peers else 0,
+            sent_bytes={"forward": shard_bytes * peers} if peers else {},
         ),
     ]
 
 
 def _layer_cost(
     recipe: RecipeConfig,
-    layer: LayerAudit,
+    layer: LayerCounts,
     result_full: int,
     layout: Layout,
-    first: bool,
-    input_is_kept: bool,
+    is_first: bool,
+    input_is_saved: bool,
 ) -> tuple[LayerCost, bool]:
-    """Its cost, and whether its result, ``result_full`` numbers in all towers, is kept already."""
+    """Cost of a layer, and whether its result is already saved for backward.
+
+    ``result_full``: size of the result in all towers. ``input_is_saved``: the layer before saved
+    the tensor that this one reads.
+    """
     conv, hidden = recipe.convs.get(layer.name), recipe.hidden.get(layer.name)
     size, towers = layout.activation_bytes, layout.towers
-    own = conv or hidden
-    whole = first or own is None or own.reads_both_towers  # the images, and what fc8 reads
-    gathered = math.prod(layer.reads) if whole and not first and towers > 1 else 0
-    channels = layer.reads[0] // (1 if whole else towers)
-    read = channels * math.prod(layer.reads[1:])
+    config = conv or hidden
+    full_input = is_first or config is None or config.reads_both_towers  # config is None for fc8
+    gathered = math.prod(layer.input_shape) if full_input and not is_first and towers > 1 else 0
+    channels = layer.input_shape[0] // (1 if full_input else towers)
+    read = channels * math.prod(layer.input_shape[1:])
     rows = padded_shard_size(layer.biases, towers)
-    now = layer.neurons // layer.biases * rows  # numbers of the map at hand
+    map_size = layer.neurons // layer.biases * rows  # of the current layer's output
     if conv and conv.overhang:
-        extra = overhang_pixels(layer.reads[1], conv.kernel_size, conv.stride, conv.padding)
-        kept = channels * (layer.reads[1] + extra) ** 2  # a padded copy
-    else:  # a convolution may read the very tensor that the step before keeps
-        kept = 0 if conv and input_is_kept and not gathered else read
-    operands, touched, other_bytes, is_kept = read + now, 0, 0, False
+        height = layer.input_shape[1]
+        extra = overhang_pixels(height, conv.kernel_size, conv.stride, conv.padding)
+        saved = channels * (height + extra) ** 2  # a padded copy
+    else:  # a convolution may save the same tensor as the layer before it
+        saved = 0 if conv and input_is_saved and not gathered else read
+    operands, touched, other_bytes, is_saved = read + map_size, 0, 0, False
     for step in conv.after if conv else [LayerOp.activation] if hidden else []:
-        keeps = KEPT[step]
-        kept += now * (keeps.input and not is_kept)
-        touched += 2 * now
+        saves = SAVED_FOR_BACKWARD[step]
+        saved += map_size * (saves.input and not is_saved)
+        touched += 2 * map_size
         if step in (LayerOp.max_pool, LayerOp.average_pool):
-            now = result_full // towers
-        kept += now * keeps.output
-        other_bytes += now * INDEX_BYTES * keeps.indices
-        is_kept = keeps.output
+            map_size = result_full // towers
+        saved += map_size * saves.output
+        other_bytes += map_size * INDEX_BYTES * saves.indices
+        is_saved = saves.output
     if hidden:  # dropout
-        touched, other_bytes, is_kept = touched + 2 * now, now * MASK_BYTES, False
+        touched, other_bytes, is_saved = touched + 2 * map_size, map_size * MASK_BYTES, False
     sent = gathered // towers * (towers - 1) * size
     return LayerCost(
         name=layer.name,
         parameters=rows * (layer.weights // layer.biases + 1),
         multiply_adds=layer.multiply_adds // layer.biases * rows,
-        products=1 if first else 2,
+        products=1 if is_first else 2,
         operands=operands,
         touched=touched,
-        kept_bytes=kept * size + other_bytes,
+        kept_bytes=saved * size + other_bytes,
         drawn_bytes=rows * DRAW_BYTES if hidden else 0,
         gathered_bytes=gathered * size,
         sent_bytes={"forward": sent, "backward": sent} if sent else {},
-    ), is_kept
+    ), is_saved
 
 
 def memory_bytes(costs: Sequence[LayerCost], layout: Layout) -> dict[str, int]:
-    """What one process holds, as if all at once, less what passes within a layer."""
+    """Memory of one process, as if all were held at once; temporaries within a layer left out."""
     count = sum(cost.parameters for cost in costs)
     parameters = layout.parameter_bytes * count
     copies = {"weights as activations": layout.activation_bytes * count}
@@ -217,15 +232,17 @@ def memory_bytes(costs: Sequence[LayerCost], layout: Layout) -> dict[str, int]:
 
 
 def gradient_bytes(costs: Sequence[LayerCost], layout: Layout) -> int:
-    """What a process sends to average its gradients over the replicas, round a ring."""
+    """Bytes that a process sends in the ring all-reduce of its gradients over the replicas."""
     size = layout.parameter_bytes * sum(cost.parameters for cost in costs)
     return 2 * (layout.replicas - 1) * -(-size // layout.replicas)
 
 
 def bounded_work(costs: Sequence[LayerCost], layout: Layout, peaks: Peaks) -> Work:
-    """The least time at given rates: a product waits for arithmetic or for memory, whichever is
-    slower; every other step reads and writes its maps once; the update reads three and writes two
-    numbers a weight, and copies one each way where layers read copies.
+    """Roofline lower bound of the compute time.
+
+    A matrix product takes its arithmetic or its memory time, whichever is longer. Every other layer
+    reads and writes its maps once. The update reads three and writes two numbers per weight, plus a
+    cast of each weight and gradient where layers compute with copies.
     """
     layers, parameters = {}, 0
     for cost in costs:
@@ -252,7 +269,7 @@ def step_time(
     tower_link: Link | None,
     data_link: Link | None,
 ) -> StepTime:
-    """Nothing overlaps: layers, exchanges, gradients and the update follow each other."""
+    """Time of a step, without overlap of layers, exchanges, gradient all-reduce and update."""
     exchange_s = gradients_s = 0.0
     if layout.towers > 1:
         assert tower_link is not None
@@ -263,16 +280,17 @@ def step_time(
         )
     if layout.replicas > 1:
         assert data_link is not None
-        tensors = 2 * sum(cost.parameters > 0 for cost in costs)  # each travels by itself
+        tensors = 2 * sum(cost.parameters > 0 for cost in costs)  # each is reduced by itself
         messages = tensors * 2 * (layout.replicas - 1)
         gradients_s = data_link.seconds(gradient_bytes(costs, layout), messages)
     return StepTime(work.layers_s, work.update_s, exchange_s, gradients_s)
 
 
 def efficiency(time: StepTime, layout: Layout) -> float:
-    """Images/s against as many times those of one process that does the whole batch alone.
+    """Parallel efficiency: speedup over a single process, divided by the number of processes.
 
-    That one runs every tower's layers at the same speeds, and updates the net once.
+    The single process computes the whole batch and all towers at the same speeds, and updates the
+    network once.
     """
     alone_s = layout.processes * time.layers_s + layout.towers * time.update_s
     return alone_s / (layout.processes * time.total_s)

@@ -1,4 +1,4 @@
-"""Dropout whose masks do not depend on how a batch or a layer is split over processes.
+"""Dropout with masks that do not depend on how a batch or a layer is split over processes.
 
 Shapes: N images, U units of the layer in this process.
 """
@@ -14,10 +14,18 @@ from alexnet2012.utils.shard import Shard
 
 
 class Dropout(nn.Module):
-    """Drops units in training; in evaluation scales them by the fraction that is kept.
+    """Zeroes units in training; in evaluation scales them by the keep probability instead.
 
-    The random number of a unit follows from its place in the global batch and in the network, so
-    any mesh drops the same units, and each process draws only its own. Source: paper sec. 4.2.
+    A unit's random number depends on its position in the global batch and in the full layer, so
+    every mesh drops the same units while each process draws only its own numbers.
+
+    Args:
+        rate: probability of dropping a unit.
+        units: this process's shard of the layer's units.
+        seed: seed of the random stream.
+        device: where the stream's state is stored.
+
+    Source: paper sec. 4.2.
     """
 
     state: Tensor
@@ -26,11 +34,11 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate, self.units = rate, units
         self._threshold = int64(round(rate * 2**64) - 2**63)
-        # State of the stream before the next step: not saved with the parameters.
+        # State of the stream before the next step; checkpoints store it apart from the parameters.
         self.register_buffer("state", torch.tensor([seed], device=device), persistent=False)
 
     def forward(self, x: Tensor, rows: Shard) -> Tensor:
-        """[N, U] → [N, U]; ``rows`` says which rows of the global batch these are."""
+        """[N, U] → [N, U]; ``rows`` are the rows of the global batch that ``x`` holds."""
         if not self.training:
             return x * (1 - self.rate)
         kept = draws(self.state, rows, self.units) >= self._threshold
@@ -38,9 +46,9 @@ class Dropout(nn.Module):
         return x * kept
 
     def after_relu(self, z: Tensor, rows: Shard) -> Tensor:
-        """``dropout(relu(z))`` by one kernel on a GPU; in training only."""
-        place = (rows.start, self.units.start, self.units.total)
-        x = relu_dropout(z, self.state, place, self._threshold)
+        """``dropout(relu(z))`` as one GPU kernel; in training only."""
+        position = (rows.start, self.units.start, self.units.total)
+        x = relu_dropout(z, self.state, position, self._threshold)
         self._advance(rows)
         return x
 
@@ -49,11 +57,12 @@ class Dropout(nn.Module):
 
 
 def draws(state: Tensor, rows: Shard, columns: Shard) -> Tensor:
-    """A part of the next rows.total × columns.total numbers of a SplitMix64 stream, row by row.
+    """A shard of the next rows.total × columns.total numbers of a SplitMix64 stream, row by row.
 
-    [1] → [rows.size, columns.size], spread evenly over int64. SplitMix64's last shift is left out:
-    it changes none of the 31 highest bits. Source: Steele, Lea and Flood 2014, "Fast splittable
-    pseudorandom number generators".
+    State [1] → [rows.size, columns.size], uniform over int64. SplitMix64's last shift is omitted:
+    it does not change the 31 highest bits.
+
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """
     row, column = (torch.arange(s.start, s.stop, device=state.device) for s in (rows, columns))
     z = (row * columns.total + 1)[:, None] * GAMMA + (column * GAMMA + state)

@@ -1,4 +1,4 @@
-"""The architecture's numbers, counted from a built net."""
+"""Per-layer counts of parameters, neurons and multiply-adds, from a built model."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from alexnet2012.nn.alexnet import AlexNet
 
 
 @dataclass(frozen=True)
-class LayerAudit:
-    """Counts of one layer of the whole net, taken from its built tensors."""
+class LayerCounts:
+    """Counts of one layer of the full network; neurons, multiply-adds and input for one image."""
 
     name: str
     weights: int
     biases: int
     neurons: int
     multiply_adds: int
-    reads: tuple[int, ...]  # what it reads of one picture, of all towers: [C, H, W] or [inputs]
+    input_shape: tuple[int, ...]  # of all towers: [C, H, W] or [inputs]
 
 
 @torch.no_grad()
-def audit(model: AlexNet) -> list[LayerAudit]:
-    """Count a whole net, in one process, by running one picture through it."""
-    assert model.mesh.towers == 1, "count the whole net"
-    outputs: dict[str, int] = {}
-    reads: dict[str, tuple[int, ...]] = {}
+def count_layers(model: AlexNet) -> list[LayerCounts]:
+    """Count every layer with parameters, by one forward pass over a single image.
+
+    The model must hold all towers in one process.
+    """
+    assert model.mesh.towers == 1, "only a model with all towers in one process can be counted"
+    output_sizes: dict[str, int] = {}
+    input_shapes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            outputs[name] = output[0].numel()
-            reads[name] = tuple(inputs[0].shape[1:])
+            output_sizes[name] = output[0].numel()
+            input_shapes[name] = tuple(inputs[0].shape[1:])
 
         return hook
 
@@ -46,13 +49,13 @@ def audit(model: AlexNet) -> list[LayerAudit]:
     for handle in handles:
         handle.remove()
     return [
-        LayerAudit(
+        LayerCounts(
             name=name,
             weights=layer.weight.numel(),
             biases=layer.bias.numel(),
-            neurons=outputs[name],
-            multiply_adds=outputs[name] * layer.weight[0].numel(),
-            reads=reads[name],
+            neurons=output_sizes[name],
+            multiply_adds=output_sizes[name] * layer.weight[0].numel(),
+            input_shape=input_shapes[name],
         )
         for name, layer in model.layers().items()
     ]

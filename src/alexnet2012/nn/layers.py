@@ -1,10 +1,10 @@
-"""The layers of one process: column-parallel convolution and linear.
+"""Column-parallel convolution and linear layers.
 
-Each layer holds the rows (kernels, units) of the towers that live in this process. A process may
-hold all towers: then towers that do not read each other are the groups of one convolution.
+Each layer holds the rows (kernels, units) of the towers in this process. A process may hold all
+towers; towers that do not read each other are then the groups of one convolution.
 
 Shapes: N images, C channels of all towers in this process, C_in channels that one kernel reads,
-H×W pixels, T towers of the network, t of them in this process.
+H×W pixels, S input size, T towers of the network, t of them in this process.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.distributed.collectives import Communicator, all_gather_to_sharded
-from alexnet2012.nn.kernels.autograd import to_blocks, weight_in_blocks
+from alexnet2012.nn.kernels.autograd import space_to_depth, space_to_depth_weight
 from alexnet2012.nn.kernels.epilogue import Pool
 from alexnet2012.utils.shard import Shard
 
 
 class ColumnParallel(nn.Module, ABC):
-    """Kernels or units ``rows`` of a full weight [rows.total, ...] and bias [rows.total].
+    """A layer with the shard ``rows`` of a full weight [rows.total, ...] and bias [rows.total].
 
-    ``groups`` is t where a tower reads its own channels only, else 1. Both are cast to the type of
-    the activations at each use: bf16 computes with copies, and updates accumulate in float32.
+    ``groups`` is t if a tower reads its own channels only, else 1. Weight and bias are cast to the
+    dtype of the activations at each use, so that bf16 computes with copies while updates accumulate
+    in float32.
     """
 
     def __init__(self, rows: Shard, row_shape: tuple[int, ...], groups: int) -> None:
@@ -37,8 +38,8 @@ class ColumnParallel(nn.Module, ABC):
         self.weight = nn.Parameter(torch.empty(rows.size, *row_shape))
         self.bias = nn.Parameter(torch.empty(rows.size))
 
-    def draw(self, weight_std: float, bias: float, generator: torch.Generator) -> None:
-        """Initial values: the *full* weight is drawn and the own rows kept, on any mesh."""
+    def init_parameters(self, weight_std: float, bias: float, generator: torch.Generator) -> None:
+        """Draw the *full* weight and keep this shard: initial values do not depend on the mesh."""
         full = torch.randn(self.rows.total, *self.weight.shape[1:], generator=generator)
         with torch.no_grad():
             self.weight.copy_(self.rows.of(full).mul_(weight_std))
@@ -52,10 +53,15 @@ class ColumnParallel(nn.Module, ABC):
         name: str = "",
         skip_bias: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """``x`` is all that the layer reads or, with ``comm``, this tower's shard of it.
+        """Apply the layer to its full input ``x``; with ``comm``, gather it from shards first.
 
-        With ``others``, x is what the first tower of this process reads and each tower is computed
-        by itself. With ``skip_bias`` the caller adds the bias. ``name`` labels the exchange.
+        Args:
+            x: the layer's input or, with ``comm``, this tower's shard of it.
+            others: inputs of the other towers in this process; ``x`` is then the first tower's, and
+                the result is one tensor per tower.
+            comm: gathers the shards of ``x``.
+            name: labels the exchange.
+            skip_bias: the caller adds the bias.
         """
         weight = cast_weight(self.weight, x.dtype)
         bias = None if skip_bias else self.bias.to(x.dtype)
@@ -86,12 +92,14 @@ class ColumnParallelConv2d(ColumnParallel):
         )
         self.overhang = config.overhang
 
-    def forward(self, x: Tensor, *others: Tensor, blocks: bool = False, **how: Any) -> Any:
-        """With ``blocks`` x is what :meth:`in_blocks` made of images; the bias is skipped."""
-        if blocks:
+    def forward(
+        self, x: Tensor, *others: Tensor, input_is_blocks: bool = False, **options: Any
+    ) -> Any:
+        """With ``input_is_blocks``, ``x`` comes from :meth:`space_to_depth`; no bias is added."""
+        if input_is_blocks:
             weight = cast_weight(self.weight, x.dtype)
-            return F.conv2d(x, weight_in_blocks(weight, self.stride))
-        return super().forward(x, *others, **how)
+            return F.conv2d(x, space_to_depth_weight(weight, self.stride))
+        return super().forward(x, *others, **options)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         groups = x.shape[1] // weight.shape[1]
@@ -100,11 +108,11 @@ class ColumnParallelConv2d(ColumnParallel):
             x = F.pad(x, (0, extra, 0, extra))
         return F.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
 
-    def in_blocks(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """[N, 3, S, S] → [N, 3·stride², B, B], on a GPU: the layout that suits its matrix units."""
-        windows = pixels_after(self, images.shape[-1])
+    def space_to_depth(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """[N, 3, S, S] → [N, 3·stride², B, B]: more channels keep a GPU's matrix units busy."""
+        windows = conv_output_size(self, images.shape[-1])
         blocks = windows - 1 + -(-self.kernel_size // self.stride)
-        return to_blocks(images, blocks, self.stride, self.padding, dtype)
+        return space_to_depth(images, blocks, self.stride, self.padding, dtype)
 
 
 class ColumnParallelLinear(ColumnParallel):
@@ -120,8 +128,10 @@ class ColumnParallelLinear(ColumnParallel):
 
 
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in another type. A parameter that declares that type as its ``grad_dtype`` gets
-    gradients of it as they are: casting them back would pass through memory twice more.
+    """The weight in another dtype.
+
+    A parameter whose ``grad_dtype`` is that dtype receives its gradient without a cast back, which
+    would read and write memory once more each.
     """
     if weight.dtype == dtype:
         return weight
@@ -132,7 +142,7 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _CastKeepingGradient(torch.autograd.Function):
-    """y = cast(x).  Backward: gx = gy, still of y's type."""
+    """Forward: y = cast(x).  Backward: gx = g, still in the dtype of y."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,15 +154,15 @@ class _CastKeepingGradient(torch.autograd.Function):
 
 
 def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    """Pixels by which the last window leaves an edge when windows are counted rounding up.
+    """Pixels by which the last window extends beyond the edge if windows are counted rounding up.
 
-    224 pixels, kernel 11, stride 4: 55 windows, the last one 3 pixels outside.
+    224 pixels, kernel size 11, stride 4: 55 windows, the last one 3 pixels outside.
     """
     return -(size + 2 * padding - kernel_size) % stride
 
 
-def pixels_after(conv: ConvConfig | ColumnParallelConv2d, size: int) -> int:
-    """Windows that a convolution has on a side of so many pixels."""
+def conv_output_size(conv: ConvConfig | ColumnParallelConv2d, size: int) -> int:
+    """Pixels per side after a convolution of ``size`` × ``size`` pixels."""
     padded = size + 2 * conv.padding
     if conv.overhang:
         padded += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
@@ -160,18 +170,18 @@ def pixels_after(conv: ConvConfig | ColumnParallelConv2d, size: int) -> int:
 
 
 def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
-    """Pixels a side after each convolution and its pooling.
+    """Pixels per side after each convolution and its pooling, by layer.
 
     Raises:
-        ConfigError: an input of which nothing is left.
+        ConfigError: the input is so small that no pixel is left after some layer.
     """
     sizes, size = {}, input_size
     for name, conv in recipe.convs.items():
-        size = pixels_after(conv, size)
+        size = conv_output_size(conv, size)
         if {LayerOp.max_pool, LayerOp.average_pool} & set(conv.after):
-            size = Pool(recipe.pool.size, recipe.pool.stride).side(size)
+            size = Pool(recipe.pool.size, recipe.pool.stride).output_size(size)
         if size < 1:
-            remedy = f"too small: nothing is left after {name}; use 224, or 64 and more"
+            remedy = f"too small: no pixels are left after {name}; use 224, or at least 64"
             raise ConfigError("model.input_size", input_size, remedy)
         sizes[name] = size
     return sizes

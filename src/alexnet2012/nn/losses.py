@@ -1,6 +1,6 @@
-"""The loss of a batch: of logits that every tower has gathered, or of each tower's own classes.
+"""Cross-entropy and top-1 errors, from full logits or from each tower's shard of the classes.
 
-Legend: N images, K classes, k of them here, T towers.
+Shapes: N images, K classes, k of them in this tower, T towers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from alexnet2012.utils.shard import Shard
 
 
 def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropy and number of top-1 errors: [N, K], [N] → [], []."""
+    """Summed cross-entropy and number of top-1 errors: [N, K], [N] → [], [].
+
+    A tie for first place counts as a fraction of an error.
+    """
     errors = misses(logits.detach(), labels, ks=(1,))[1]
     return F.cross_entropy(logits, labels, reduction="sum"), errors
 
@@ -25,42 +28,45 @@ def loss_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def split_loss_and_errors(
     logits_shard: Tensor, labels: Tensor, own: Shard, comm: Communicator
 ) -> tuple[Tensor, Tensor]:
-    """The same without gathering the logits: [N, k], [N] → [], []. Collective.
+    """:func:`loss_and_errors` without gathering the logits: [N, k], [N] → [], []. Collective.
 
-    Towers tell each other four numbers an image instead of K/T, and nothing backward.
-    Source: Megatron-LM's vocabulary-parallel cross-entropy.
+    ``own``: this tower's classes. Towers exchange four numbers per image instead of K/T, and
+    nothing in backward. Source: Megatron-LM's vocabulary-parallel cross-entropy.
     """
     losses, errors = _SplitCrossEntropy.apply(logits_shard, labels, own, comm)  # type: ignore[no-untyped-call]
     return losses.sum(), errors.double().sum()
 
 
 class _SplitCrossEntropy(torch.autograd.Function):
-    """loss = log Σ exp(x) - x_label. Backward: gx = g·(softmax - one-hot), of the own classes."""
+    """Forward: loss = log Σ exp(x) - x[label], Σ over the classes of all towers.
+
+    Backward: gx = g·(softmax(x) - onehot(label)), for this tower's classes.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, logits_shard: Tensor, labels: Tensor, own: Shard, comm: Communicator
     ) -> tuple[Tensor, Tensor]:
-        x = F.pad(logits_shard, (0, 1), value=-torch.inf)  # a tower may have no class at all
-        here = (labels >= own.start) & (labels < own.stop)
-        column = (labels - own.start).where(here, own.size)[:, None]
-        top = x.amax(1)
-        total = (x - top.clamp_min(torch.finfo(x.dtype).min)[:, None]).exp().sum(1)
-        of_label = x.gather(1, column)[:, 0].where(here, 0)
-        tied = (x == top[:, None]).sum(1)
-        found = torch.stack([top, total, of_label, tied.to(x.dtype)])
-        every = found[None]
+        x = F.pad(logits_shard, (0, 1), value=-torch.inf)  # a tower may hold no class at all
+        is_own = (labels >= own.start) & (labels < own.stop)
+        column = (labels - own.start).where(is_own, own.size)[:, None]
+        maximum = x.amax(1)
+        exp_sum = (x - maximum.clamp_min(torch.finfo(x.dtype).min)[:, None]).exp().sum(1)
+        label_logit = x.gather(1, column)[:, 0].where(is_own, 0)
+        ties = (x == maximum[:, None]).sum(1)
+        local = torch.stack([maximum, exp_sum, label_logit, ties.to(x.dtype)])
+        gathered = local[None]
         if comm.towers > 1:
-            every = torch.stack(comm.all_gather(found, "loss", "forward"))
-        tops, totals, of_labels, ties = every.unbind(1)  # [T, N] each
-        highest = tops.amax(0)
-        log_sum = highest + (totals * (tops - highest).exp()).sum(0).log()
-        of_label = of_labels.sum(0)
-        shared = (ties * (tops == highest)).sum(0).clamp_min(1)  # a first place may be shared
-        errors = 1 - (of_label == highest) / shared
+            gathered = torch.stack(comm.all_gather(local, "loss", "forward"))
+        maxima, exp_sums, label_logits, tie_counts = gathered.unbind(1)  # [T, N] each
+        maximum = maxima.amax(0)
+        log_sum = maximum + (exp_sums * (maxima - maximum).exp()).sum(0).log()
+        label_logit = label_logits.sum(0)
+        ties = (tie_counts * (maxima == maximum)).sum(0).clamp_min(1)
+        errors = 1 - (label_logit == maximum) / ties  # ties share the first place
         ctx.save_for_backward(logits_shard, log_sum, column)
         ctx.mark_non_differentiable(errors)
-        return log_sum - of_label, errors
+        return log_sum - label_logit, errors
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the epoch and of the validation errors so far."""
+"""Learning-rate schedules: pure functions of the epoch and of the validation errors so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from alexnet2012.config.schema import ScheduleConfig
 
 @dataclass(frozen=True)
 class LearningRates:
-    """What is in force during one epoch. ``layers`` replaces both rates of a layer."""
+    """Learning rates of one epoch, and whether lighting augmentation is on.
+
+    ``layers`` overrides the rates of both weight and bias of a layer.
+    """
 
     weight: float
     bias: float
@@ -19,9 +22,10 @@ class LearningRates:
     lighting: bool = True
 
     def of(self, layer: str, *, bias: bool) -> float:
+        """Learning rate of a layer's bias or weight."""
         return self.layers.get(layer, self.bias if bias else self.weight)
 
-    def times(self, factor: float) -> LearningRates:
+    def scaled(self, factor: float) -> LearningRates:
         layers = {layer: factor * rate for layer, rate in self.layers.items()}
         return LearningRates(factor * self.weight, factor * self.bias, layers, self.lighting)
 
@@ -29,36 +33,38 @@ class LearningRates:
 def learning_rates(
     config: ScheduleConfig, epoch: int, validation_errors: Sequence[float], batch_size: int
 ) -> LearningRates:
-    """The rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
+    """Learning rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
 
-    Source: paper sec. 5 (``plateau``); the 2012 code's run notes (``fixed``).
+    They are scaled linearly with the batch size if the schedule has a ``reference_batch``.
+
+    Source: paper sec. 5 (``plateau``); the training notes of the 2012 code (``fixed``).
     """
-    now = _as_written(config, epoch, validation_errors)
+    rates = _unscaled(config, epoch, validation_errors)
     if config.reference_batch is None:
-        return now
-    return now.times(batch_size / config.reference_batch)
+        return rates
+    return rates.scaled(batch_size / config.reference_batch)
 
 
-def _as_written(
+def _unscaled(
     config: ScheduleConfig, epoch: int, validation_errors: Sequence[float]
 ) -> LearningRates:
     if config.kind is ScheduleKind.plateau:
-        drops = _plateaus(validation_errors, config.patience_epochs, config.max_drops)
-        return LearningRates(config.rate, config.bias_rate).times(config.factor**-drops)
-    now = LearningRates(config.rate, config.bias_rate)
+        drops = _count_plateaus(validation_errors, config.patience_epochs, config.max_drops)
+        return LearningRates(config.rate, config.bias_rate).scaled(config.factor**-drops)
+    rates = LearningRates(config.rate, config.bias_rate)
     for drop in config.drops:
         if drop.epoch <= epoch:
-            now = LearningRates(
-                weight=now.weight if drop.rate is None else drop.rate,
-                bias=now.bias if drop.bias_rate is None else drop.bias_rate,
-                layers={**now.layers, **drop.layer_rates},
-                lighting=now.lighting if drop.lighting is None else drop.lighting,
+            rates = LearningRates(
+                weight=rates.weight if drop.rate is None else drop.rate,
+                bias=rates.bias if drop.bias_rate is None else drop.bias_rate,
+                layers={**rates.layers, **drop.layer_rates},
+                lighting=rates.lighting if drop.lighting is None else drop.lighting,
             )
-    return now
+    return rates
 
 
-def _plateaus(errors: Sequence[float], patience: int, most: int) -> int:
-    """How often the error went ``patience`` epochs without a new best, at most ``most`` times."""
+def _count_plateaus(errors: Sequence[float], patience: int, limit: int) -> int:
+    """Number of times, up to ``limit``, that ``patience`` epochs brought no new lowest error."""
     best, waited, plateaus = float("inf"), 0, 0
     for error in errors:
         if error < best:
@@ -67,4 +73,4 @@ def _plateaus(errors: Sequence[float], patience: int, most: int) -> int:
             waited += 1
         if waited == patience:
             waited, plateaus = 0, plateaus + 1
-    return min(plateaus, most)
+    return min(plateaus, limit)

@@ -1,7 +1,7 @@
-"""Response normalisation: over neighbouring maps (the paper's), or over neighbouring pixels.
+"""Response normalisation over neighbouring maps (the paper's LRN) or over neighbouring pixels.
 
-Legend: N images, C channels, H×W pixels, M = N·H·W, t towers in this process, c channels of each.
-Pieces to work on are [M, t, c] where a window holds maps, [n, C, H, W] where it holds pixels.
+Shapes: N images, C channels, H×W pixels, M = N·H·W, t towers in this process, c channels of each.
+Blocks are [m, t, c] for windows of maps, [n, C, H, W] for windows of pixels.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from alexnet2012.config.schema import NormConfig
 from alexnet2012.nn.kernels import autograd as kernels
-from alexnet2012.nn.kernels.epilogue import Epilogue, NormParams, fits, norm_of
+from alexnet2012.nn.kernels.epilogue import Epilogue, NormParams, norm_params, supported
 
-BLOCK = 2**18  # numbers of a map that are worked on at a time on a CPU: they stay in its cache
+BLOCK = 2**18  # numbers per block on a CPU: they fit in its cache
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """y = x·d^-β, d = k + s·W(x²), W the sum over a window of maps, or of pixels of a map.
+    """Forward: y = x·d^-β, d = k + s·W(x²); W sums over a window of maps or of pixels of a map.
 
-    Backward: gx = g·d^-β - 2·s·β·x·W(g·x·d^(-β-1)); W is its own transpose. Only x is kept: to
-    compute d again costs less than to read it from memory.
+    Backward: gx = g·d^-β - 2·s·β·x·W(g·x·d^(-β-1)), as W is its own transpose. Only x is saved:
+    recomputing d is cheaper than reading it from memory.
     """
 
     @staticmethod
@@ -32,8 +32,8 @@ class _ResponseNorm(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.norm, ctx.towers = norm, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        for x_piece, y_piece in _blocks(towers, x, y):
-            y_piece.copy_(_normalised(x_piece, norm))
+        for x_block, y_block in _blocks(towers, x, y):
+            y_block.copy_(_normalise(x_block, norm))
         return y
 
     @staticmethod
@@ -41,21 +41,21 @@ class _ResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        for x_piece, grad_piece, out_piece in _blocks(ctx.towers, x, grad, grad_x):
-            out_piece.copy_(_gradient(x_piece, grad_piece, ctx.norm))
+        for x_block, grad_block, grad_x_block in _blocks(ctx.towers, x, grad, grad_x):
+            grad_x_block.copy_(_input_gradient(x_block, grad_block, ctx.norm))
         return grad_x, None, None
 
 
-def _normalised(x: Tensor, norm: NormParams) -> Tensor:
-    x = _wide(x)
-    return _to_minus(_denominator(x, norm), norm.beta).mul_(x)
+def _normalise(x: Tensor, norm: NormParams) -> Tensor:
+    x = _at_least_float32(x)
+    return _negative_power(_denominator(x, norm), norm.beta).mul_(x)
 
 
-def _gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:
-    """The gradient of the result → that of x."""
-    x, grad = _wide(x), _wide(grad)
+def _input_gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:
+    """From the gradient of y to that of x."""
+    x, grad = _at_least_float32(x), _at_least_float32(grad)
     denominator = _denominator(x, norm)
-    direct = _to_minus(denominator, norm.beta).mul_(grad)
+    direct = _negative_power(denominator, norm.beta).mul_(grad)
     crossed = _window_sum((direct * x).div_(denominator), norm.size)
     return direct.addcmul_(x, crossed, value=-2 * norm.scale * norm.beta)
 
@@ -65,13 +65,13 @@ def _denominator(x: Tensor, norm: NormParams) -> Tensor:
     return torch.add(torch.full_like(sums[:1, :1, :1], norm.k), sums, alpha=norm.scale)
 
 
-def _to_minus(x: Tensor, exponent: float) -> Tensor:
-    """x to the power of -exponent; the paper's ¾ by square roots, an order of magnitude sooner."""
+def _negative_power(x: Tensor, exponent: float) -> Tensor:
+    """x^-exponent; the paper's ¾ by square roots, which are ten times faster than ``pow``."""
     return x.sqrt().mul_(x).rsqrt_() if exponent == 0.75 else x.pow(-exponent)
 
 
 def _window_sum(x: Tensor, size: int) -> Tensor:
-    """Over ``size`` maps or ``size`` × ``size`` pixels centred on each, cut off at the edges."""
+    """Sum over the ``size`` maps or ``size`` × ``size`` pixels centred on each, cut at edges."""
     if x.dim() == 4:
         return F.avg_pool2d(x, size, stride=1, padding=size // 2, divisor_override=1)
     total = x.clone()
@@ -81,41 +81,48 @@ def _window_sum(x: Tensor, size: int) -> Tensor:
     return total
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Types of 16 bits as float32: sums of squares need its digits."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """16-bit dtypes as float32: sums of squares need the precision, and the range."""
     return x.float() if x.element_size() < 4 else x
 
 
 def _blocks(towers: int | None, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equal pieces of maps [N, C, H, W] that lie channels last; on a GPU, one."""
-    pieces = list(maps)
+    """Matching blocks of channels-last maps [N, C, H, W]; on a GPU, a single block."""
+    views = list(maps)
     if towers is not None:
-        pieces = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
-    if maps[0].is_cuda or torch.compiler.is_exporting():  # a graph is for any number of images
-        yield tuple(pieces)
+        views = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
+    if maps[0].is_cuda or torch.compiler.is_exporting():  # an exported graph takes any N
+        yield tuple(views)
         return
-    step = max(1, BLOCK // pieces[0].shape[1:].numel())
-    yield from zip(*(p.split(step) for p in pieces), strict=True)
+    size = max(1, BLOCK // views[0].shape[1:].numel())
+    yield from zip(*(x.split(size) for x in views), strict=True)
 
 
-def local_response_norm(x: Tensor, norm: NormConfig, towers_here: int) -> Tensor:
-    """Across neighbouring maps of one tower: [N, C, H, W] → [N, C, H, W].
+def local_response_norm(x: Tensor, norm: NormConfig, towers: int) -> Tensor:
+    """LRN across neighbouring maps of each tower: [N, C, H, W] → [N, C, H, W].
 
-    Source: paper sec. 3.3; windows never cross the towers.
+    Windows never cross towers. Source: paper sec. 3.3.
     """
-    return response_norm(x, norm_of(norm), towers_here)
+    return response_norm(x, norm_params(norm), towers)
 
 
 def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
-    """Over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W]. Source: 2012 code."""
-    return response_norm(x, norm_of(norm, norm.size**2), None)
+    """Normalise over a square of pixels of the same map: [N, C, H, W] → [N, C, H, W].
+
+    Source: 2012 code.
+    """
+    return response_norm(x, norm_params(norm, norm.size**2), None)
 
 
 def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
-    """Across the maps of each of ``towers`` towers; None: over pixels of the same map."""
+    """Normalise across the maps of each of ``towers`` towers; None: over pixels of each map."""
     x = x.contiguous(memory_format=torch.channels_last)
-    on_gpu = x.is_cuda and towers is not None and kernels.kernels_available(x.device, x.dtype)
-    if on_gpu and fits(x.shape[1] // towers, norm):  # type: ignore[operator]
-        return kernels.fused_epilogue([x], None, Epilogue(norm=norm), towers, by_tower=False)[0]  # type: ignore[arg-type]
+    if (
+        towers is not None
+        and x.is_cuda
+        and kernels.kernels_available(x.device, x.dtype)
+        and supported(x.shape[1] // towers, norm)
+    ):
+        return kernels.fused_epilogue([x], None, Epilogue(norm=norm), towers, separate=False)[0]
     y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]
     return y

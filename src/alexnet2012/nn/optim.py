@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the paper writes it."""
+"""Stochastic gradient descent with momentum and weight decay, as the paper defines it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from alexnet2012.config.schema import OptimizerConfig
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.lr_schedule import LearningRates
 
-BLOCK = 2**16  # numbers of a weight that are updated at a time on a CPU
+BLOCK = 2**16  # numbers per block of an update on a CPU
 
 
 class PaperSGD(Optimizer):
-    """v ← μ·v - λ·ε·w - ε·g;  w ← w + v.
+    """SGD with v ← μ·v - λ·ε·w - ε·g;  w ← w + v.
 
-    The rate ε stands inside v. torch's SGD multiplies it on afterwards, which gives other weights
-    right after a rate change. Source: paper sec. 5.
+    The learning rate ε is inside the momentum v. torch's SGD multiplies v by ε instead, so that the
+    two differ after every change of ε.
+
+    Args:
+        model: the model whose parameters are updated, named ``layer.weight`` and ``layer.bias``.
+        config: momentum μ, weight decay λ, per-layer decay, and whether biases decay.
+
+    Source: paper sec. 5.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -40,6 +46,7 @@ class PaperSGD(Optimizer):
         super().__init__(groups, {"lr": 0.0, "momentum": config.momentum})
 
     def set_rates(self, rates: LearningRates) -> None:
+        """Set the learning rate of every parameter; the initial rates are 0."""
         for group in self.param_groups:
             group["lr"] = rates.of(group["layer"], bias=group["bias"])
 
@@ -47,37 +54,36 @@ class PaperSGD(Optimizer):
     def step(  # type: ignore[override]
         self, closure: Callable[[], Any] | None = None, *, loss: Tensor | None = None
     ) -> None:
-        """One update; where a ``loss`` (one number) is given, none unless it is finite.
+        """Update the parameters; skip the update if a ``loss`` is given and not finite.
 
-        The kernels for a GPU look at it themselves: all is handed over before it is known.
+        The GPU kernels check the loss on the device, so that the update is enqueued without waiting
+        for it.
         """
         assert closure is None and (loss is None or loss.numel() == 1)
 
         @cache
-        def refused() -> bool:  # waits for a GPU
+        def diverged() -> bool:  # synchronizes with the GPU
             return loss is not None and not math.isfinite(loss)
 
         for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
-            if rate == 0:  # frozen: the 2012 code does not let the old momentum run on either
+            lr, momentum = group["lr"], group["momentum"]
+            if lr == 0:  # frozen: the 2012 code does not apply the old momentum either
                 continue
-            decay = rate * group["weight_decay"]
+            decay = lr * group["weight_decay"]
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 velocity = self.velocity(weight)
-                alike = weight.stride() == velocity.stride() == weight.grad.stride()
-                if alike and kernels.kernels_available(weight.device, weight.dtype):
-                    from alexnet2012.nn.kernels import (
-                        launchers as launches,  # there is a Triton to import
-                    )
+                same_layout = weight.stride() == velocity.stride() == weight.grad.stride()
+                if same_layout and kernels.kernels_available(weight.device, weight.dtype):
+                    from alexnet2012.nn.kernels import launchers  # needs Triton
 
-                    launches.sgd_update(weight, velocity, weight.grad, momentum, rate, decay, loss)
-                elif not refused():
-                    _update(weight, velocity, weight.grad, momentum, rate, decay)
+                    launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)
+                elif not diverged():
+                    _update(weight, velocity, weight.grad, momentum, lr, decay)
 
     def velocity(self, weight: Tensor) -> Tensor:
-        """The momentum of one parameter, of its own shape; zero before the first step."""
+        """Momentum buffer of a parameter; zero before the first step."""
         state = self.state[weight]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(weight)
@@ -86,18 +92,19 @@ class PaperSGD(Optimizer):
 
 
 def _update(
-    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, rate: float, decay: float
+    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, lr: float, decay: float
 ) -> None:
     for w, v, g in _blocks(weight, velocity, grad):
-        v.mul_(momentum).add_(g, alpha=-rate)
+        v.mul_(momentum).add_(g, alpha=-lr)
         if decay:
             v.add_(w, alpha=-decay)
         w.add_(v)
 
 
 def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Equal pieces along the first dimension: on a CPU a piece stays in its cache from the first
-    operation to the last, and memory is gone through once.
+    """Matching blocks along the first dimension; on a GPU, a single block.
+
+    On a CPU a block stays in the cache for all operations, so that memory is read once.
     """
     first = tensors[0]
     if first.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""What a precision computes with."""
+"""The dtypes of each precision, and the switch for TF32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alexnet2012.config.enums import Precision
 
 
 class DTypes(NamedTuple):
-    """What a precision computes with."""
+    """Dtypes of a model's parameters and activations."""
 
     parameters: torch.dtype
     activations: torch.dtype
@@ -25,6 +25,9 @@ DTYPES = {
 
 
 def allow_tf32(precision: Precision) -> None:
-    """Whether a GPU may round float32 products of this process to tf32; torch lets cuDNN do it."""
+    """Allow TF32 in this process's float32 products for ``tf32``, forbid it otherwise.
+
+    torch allows it for convolutions by default.
+    """
     torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
     torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32

@@ -60,7 +60,7 @@ class TrainStep:
         if self.gather_logits:
             loss, errors = loss_and_errors(model(images, rows), labels)
         else:
-            logits_shard = model.own_logits(model.features(images, rows))
+            logits_shard = model.logits_shard(model.features(images, rows))
             loss, errors = split_loss_and_errors(logits_shard, labels, model.fc8.rows, model.comm)
         model.zero_grad()
         (loss / rows.total).backward()  # of the global batch: replicas with fewer rows weigh less

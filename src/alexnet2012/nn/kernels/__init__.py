@@ -1,1 +1,1 @@
-"""Fused GPU kernels, written in Triton, and how autograd calls them."""
+"""Fused Triton kernels for GPUs, their launchers, and the autograd functions around them."""

@@ -1,8 +1,9 @@
-"""What follows a product on a GPU, as few passes over memory: autograd around the launches.
+"""Autograd functions for the fused conv epilogue (bias, ReLU, LRN, max-pool) and ReLU + dropout.
 
-The kernels are imported where they run: Triton comes with torch's CUDA builds only.
+Kernels are imported inside the functions: Triton ships with torch's CUDA builds only.
 
-Legend: N images, C channels of all towers here, c of one, t towers, H×W pixels before, H'×W' after.
+Shapes: N images, C channels of all towers in this process, c of one tower, t towers, H×W pixels of
+the input, H'×W' of the output.
 """
 
 from __future__ import annotations
@@ -19,91 +20,120 @@ from alexnet2012.nn.kernels.epilogue import Epilogue, TowerMaps
 
 
 def kernels_available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for it: on a GPU, for bf16 and float32."""
+    """Whether kernels exist for this device and dtype: on a GPU with Triton, except for float64."""
     return device.type == "cuda" and dtype != torch.float64 and bool(find_spec("triton"))
 
 
 def fused_epilogue(
-    products: Sequence[Tensor], bias: Tensor | None, tail: Epilogue, towers: int, *, by_tower: bool
+    products: Sequence[Tensor],
+    bias: Tensor | None,
+    epilogue: Epilogue,
+    towers: int,
+    *,
+    separate: bool,
 ) -> tuple[Tensor, ...]:
-    """[N, C, H, W], or t times [N, c, H, W] → the same of H' × W', with ``by_tower`` t tensors.
+    """Bias, ReLU, LRN and max-pool after a convolution: [N, C, H, W] → [N, C, H', W'].
 
-    ``bias`` [C] float32 is added to the products. All lie channels last.
+    Args:
+        products: the convolution's output, as one tensor or as t tensors [N, c, H, W].
+        bias: [C] float32, added to the products; optional.
+        epilogue: the layers to compute.
+        towers: t.
+        separate: return t tensors [N, c, H', W'] instead of one.
+
+    All tensors are in channels-last layout. There are no gradients of gradients.
     """
-    found: tuple[Tensor, ...] = _FusedEpilogue.apply(  # type: ignore[no-untyped-call]
-        tail, towers, by_tower, bias, *_channels_last(products)
+    outputs: tuple[Tensor, ...] = _FusedEpilogue.apply(  # type: ignore[no-untyped-call]
+        epilogue, towers, separate, bias, *_channels_last(products)
     )
-    return found
+    return outputs
 
 
 class _FusedEpilogue(torch.autograd.Function):
+    """Each layer where the epilogue enables it.
+
+    Forward: x = relu(z + b), n = x·d^-β with d = k + s·W(x²), y = relu(max of n over each pool
+    window); W sums over a window of maps.
+
+    Backward: gn[i] = Σ g over the pool windows whose maximum is pixel i (y > 0 with the last ReLU);
+    gx = gn·d^-β - 2·s·β·x·W(gn·x·d^(-β-1)); gz = gx·[x > 0]; gb = Σ gz over images and pixels.
+
+    Saved: z with LRN, y with ReLU but neither LRN nor pool, and the index of each window's maximum.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
-        tail: Epilogue,
+        epilogue: Epilogue,
         towers: int,
-        by_tower: bool,
+        separate: bool,
         bias: Tensor | None,
         *products: Tensor,
     ) -> tuple[Tensor, ...]:
-        from alexnet2012.nn.kernels import launchers as launches
+        from alexnet2012.nn.kernels import launchers
 
-        images, _, *before = products[0].shape
-        channels = sum(x.shape[1] for x in products) // towers
-        after = [tail.pool.side(side) for side in before] if tail.pool is not None else before
-        out = _empty(products[0], (images, channels, *after), towers, apart=by_tower)
-        x, shift = products, bias
-        taken: tuple[Tensor, ...] = ()
-        if tail.norm is not None or tail.pool is None:
-            between = (images, channels, *before)
-            x = out if tail.pool is None else _empty(products[0], between, towers, apart=True)
+        pool, norm = epilogue.pool, epilogue.norm
+        images, _, *sides = products[0].shape
+        channels = sum(z.shape[1] for z in products) // towers
+        out_sides = [pool.output_size(side) for side in sides] if pool is not None else sides
+        out = _empty(products[0], (images, channels, *out_sides), towers, separate=separate)
+        x, pool_bias = products, bias
+        argmax: tuple[Tensor, ...] = ()
+        if norm is not None or pool is None:
+            shape = (images, channels, *sides)
+            x = out if pool is None else _empty(products[0], shape, towers, separate=True)
             for z, own_bias, y in _launches(towers, products, bias, x):
-                launches.bias_relu_norm(z, own_bias, y, tail.norm, relu=tail.relu)
-            shift = None  # is added
-        if tail.pool is not None:
+                launchers.bias_relu_norm(z, own_bias, y, norm, relu=epilogue.relu)
+            pool_bias = None  # already added
+        if pool is not None:
             like = products[0].new_empty(0, dtype=torch.int8)
-            taken = _empty(like, (images, channels, *after), towers, apart=True)
-            relu = tail.relu_last or (tail.relu and tail.norm is None)
-            for maps, own_bias, y, places in _launches(towers, x, shift, out, taken):
-                launches.max_pool(maps, own_bias, y, places, tail.pool, relu=relu)
-        kept = {"z": products, "y": out, "": ()}[tail.read_backward]
-        ctx.save_for_backward(*kept, *taken)
-        ctx.tail, ctx.towers, ctx.bias, ctx.kept = tail, towers, bias, len(kept)
-        ctx.shape, ctx.apart = (images, channels, *before), len(products) > 1
+            argmax = _empty(like, (images, channels, *out_sides), towers, separate=True)
+            relu = epilogue.relu_last or (epilogue.relu and norm is None)
+            for maps, own_bias, y, indices in _launches(towers, x, pool_bias, out, argmax):
+                launchers.max_pool(maps, own_bias, y, indices, pool, relu=relu)
+        saved = {"z": products, "y": out, "": ()}[epilogue.saved_for_backward]
+        ctx.save_for_backward(*saved, *argmax)
+        ctx.epilogue, ctx.towers, ctx.bias, ctx.saved_count = epilogue, towers, bias, len(saved)
+        ctx.shape, ctx.separate = (images, channels, *sides), len(products) > 1
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        from alexnet2012.nn.kernels import launchers as launches
+        from alexnet2012.nn.kernels import launchers
 
-        _refuse_a_graph()
-        tail, towers, bias = ctx.tail, ctx.towers, ctx.bias
-        # Hooks on saved tensors may have laid them otherwise.
+        _refuse_double_backward()
+        epilogue, towers, bias = ctx.epilogue, ctx.towers, ctx.bias
+        pool, norm = epilogue.pool, epilogue.norm
+        # Hooks on saved tensors may have changed their layout.
         saved, grads = map(_channels_last, (ctx.saved_tensors, grads))
-        kept, taken = saved[: ctx.kept], saved[ctx.kept :]
-        out, sums = _empty(grads[0], ctx.shape, towers, apart=ctx.apart), list[Any]()
-        if tail.pool is not None:
-            last = tail.norm is None
-            x = out if last else _empty(grads[0], ctx.shape, towers, apart=True)
-            for g, places, maps in _launches(towers, grads, taken, x):
-                alone = last and bias is not None
-                sums.append(launches.max_pool_backward(g, places, maps, tail.pool, sums=alone))
-            grads = x
-        if tail.norm is not None or tail.pool is None:
-            sums.clear()
-            for read, own_bias, g, maps in _launches(towers, kept or None, bias, grads, out):
-                sums.append(
-                    launches.bias_relu_norm_backward(
-                        read, own_bias, g, maps, tail.norm, relu=tail.early_relu
+        saved, argmax = saved[: ctx.saved_count], saved[ctx.saved_count :]
+        grads_z = _empty(grads[0], ctx.shape, towers, separate=ctx.separate)
+        bias_grads = list[Any]()
+        if pool is not None:
+            grads_x = (
+                grads_z if norm is None else _empty(grads[0], ctx.shape, towers, separate=True)
+            )
+            sums_bias = norm is None and bias is not None
+            for g, indices, maps in _launches(towers, grads, argmax, grads_x):
+                bias_grads.append(
+                    launchers.max_pool_backward(g, indices, maps, pool, bias=sums_bias)
+                )
+            grads = grads_x
+        if norm is not None or pool is None:
+            bias_grads.clear()
+            for read, own_bias, g, maps in _launches(towers, saved or None, bias, grads, grads_z):
+                bias_grads.append(
+                    launchers.bias_relu_norm_backward(
+                        read, own_bias, g, maps, norm, relu=epilogue.relu_before_pool
                     )
                 )
-        return None, None, None, None if bias is None else torch.cat(sums), *out
+        return None, None, None, None if bias is None else torch.cat(bias_grads), *grads_z
 
 
-def _refuse_a_graph() -> None:
+def _refuse_double_backward() -> None:
     if torch.is_grad_enabled():  # create_graph=True
-        remedy = "set net.fused = False, or precision=fp64 where maps are normalised"
-        raise RuntimeError(f"kernels for a GPU have no gradients of gradients; {remedy}")
+        remedy = "set model.fused = False, or precision=fp64 for networks with LRN"
+        raise RuntimeError(f"the GPU kernels do not support double backward; {remedy}")
 
 
 def _channels_last(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -113,23 +143,23 @@ def _channels_last(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _launches(
     towers: int, *groups: tuple[Tensor, ...] | Tensor | None
 ) -> Iterator[tuple[Any, ...]]:
-    """What each launch of a kernel takes of maps, and of a bias: one of all towers where their maps
-    lie at equal distances, else one of each.
+    """Arguments of each kernel launch: one launch for all towers if their maps are equally spaced
+    in memory, else one per tower. A group is maps, a bias, or None.
     """
     maps = [group for group in groups if isinstance(group, tuple)]
-    count = 1 if all(map(_evenly_laid, maps)) else towers
+    count = 1 if all(map(_equally_spaced, maps)) else towers
 
-    def shared_out(group: tuple[Tensor, ...] | Tensor | None) -> Iterable[Any]:
+    def by_launch(group: tuple[Tensor, ...] | Tensor | None) -> Iterable[Any]:
         if group is None:
             return [None] * count
         if isinstance(group, Tensor):
             return group.detach().chunk(count)
-        return _maps(group, towers, count)
+        return _tower_maps(group, towers, count)
 
-    return zip(*map(shared_out, groups), strict=True)
+    return zip(*map(by_launch, groups), strict=True)
 
 
-def _evenly_laid(tensors: tuple[Tensor, ...]) -> bool:
+def _equally_spaced(tensors: tuple[Tensor, ...]) -> bool:
     first = tensors[0]
     return all(
         x.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
@@ -138,70 +168,82 @@ def _evenly_laid(tensors: tuple[Tensor, ...]) -> bool:
     )
 
 
-def _maps(tensors: tuple[Tensor, ...], towers: int, count: int) -> list[TowerMaps]:
-    """Of all towers at once or of each, in a tensor of all or in one of each."""
+def _tower_maps(tensors: tuple[Tensor, ...], towers: int, count: int) -> list[TowerMaps]:
+    """Maps in one tensor of all towers or one of each, as arguments of ``count`` launches."""
     images, channels, height, width = tensors[0].shape
-    apart = len(tensors) == towers  # also where there is but one
-    own = channels if apart else channels // towers
-    shape, row = (images, own, height, width), channels
+    separate = len(tensors) == towers  # also true of a single tower
+    per_tower = channels if separate else channels // towers
+    shape, row = (images, per_tower, height, width), channels
     if count == 1:
-        return [TowerMaps(tensors[0], shape, row, towers, tensors[0].numel() if apart else own)]
-    each = tensors if apart else tensors[0].chunk(towers, 1)
-    return [TowerMaps(x, shape, row) for x in each]
+        tower_stride = tensors[0].numel() if separate else per_tower
+        return [TowerMaps(tensors[0], shape, row, towers, tower_stride)]
+    by_tower = tensors if separate else tensors[0].chunk(towers, 1)
+    return [TowerMaps(x, shape, row) for x in by_tower]
 
 
-def _empty(like: Tensor, shape: Sequence[int], towers: int, *, apart: bool) -> tuple[Tensor, ...]:
-    """Maps [N, c, H, W] of each tower, channels last, in a tensor of each or in one of all."""
+def _empty(
+    like: Tensor, shape: Sequence[int], towers: int, *, separate: bool
+) -> tuple[Tensor, ...]:
+    """Uninitialised channels-last maps, t tensors [N, c, H, W] or one [N, C, H, W]."""
     images, channels, *sides = shape
-    if apart:
-        whole = like.new_empty(towers, images, *sides, channels)
-        return tuple(x.permute(0, 3, 1, 2) for x in whole)
+    if separate:
+        by_tower = like.new_empty(towers, images, *sides, channels)
+        return tuple(x.permute(0, 3, 1, 2) for x in by_tower)
     return (like.new_empty(images, *sides, towers * channels).permute(0, 3, 1, 2),)
 
 
-def relu_dropout(z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int) -> Tensor:
-    """relu(z) of the units that are kept in a step of training; arguments as the kernel's."""
-    y: Tensor = _ReluDropout.apply(z, state, place, threshold)  # type: ignore[no-untyped-call]
+def relu_dropout(
+    z: Tensor, state: Tensor, position: tuple[int, int, int], threshold: int
+) -> Tensor:
+    """relu(z) of the units that dropout keeps, in training; arguments as for the launcher."""
+    y: Tensor = _ReluDropout.apply(z, state, position, threshold)  # type: ignore[no-untyped-call]
     return y
 
 
 class _ReluDropout(torch.autograd.Function):
+    """Forward: y = m·relu(z), with a random mask m of zeros and ones.  Backward: gz = g·[y > 0]."""
+
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
+        ctx: Any, z: Tensor, state: Tensor, position: tuple[int, int, int], threshold: int
     ) -> Tensor:
-        from alexnet2012.nn.kernels import launchers as launches
+        from alexnet2012.nn.kernels import launchers
 
         z = z.contiguous()
         y = torch.empty_like(z)
-        launches.relu_dropout(z, y, state, place, threshold)
+        launchers.relu_dropout(z, y, state, position, threshold)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        _refuse_a_graph()
+        _refuse_double_backward()
         (y,) = ctx.saved_tensors
         grad_z: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)
         return grad_z, None, None, None
 
 
-def to_blocks(images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
-    """[N, 3, S, S] → [N, 3·stride², blocks, blocks] for a convolution by :func:`weight_in_blocks`.
+def space_to_depth(
+    images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype
+) -> Tensor:
+    """[N, 3, S, S] → [N, 3·stride², blocks, blocks], to convolve by :func:`space_to_depth_weight`.
 
-    Pixels of a block of stride × stride become channels: three of them leave most of a matrix unit
-    idle. The images get no gradient.
+    The pixels of a stride × stride block become channels: with three channels most of a GPU's
+    matrix unit would be idle. The images get no gradient.
     """
-    from alexnet2012.nn.kernels import launchers as launches
+    from alexnet2012.nn.kernels import launchers
 
     shape = (len(images), blocks, blocks, 3 * stride**2)
     x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
-    launches.image_to_blocks(images, x, stride, padding)
+    launchers.space_to_depth(images, x, stride, padding)
     return x
 
 
-def weight_in_blocks(weight: Tensor, stride: int) -> Tensor:
-    """[K, 3, P, P] → [K, 3·stride², P/stride, P/stride] rounded up: the same sums at stride 1."""
+def space_to_depth_weight(weight: Tensor, stride: int) -> Tensor:
+    """[K, 3, P, P] → [K, 3·stride², P/stride, P/stride], rounded up; the convolution has stride 1.
+
+    It computes the same sums as a convolution of the images by ``weight`` at ``stride``.
+    """
     side = -(-weight.shape[-1] // stride)
     extra = side * stride - weight.shape[-1]
     by_block: Tensor = F.pad(weight, (0, extra, 0, extra)).unflatten(3, (side, stride))

@@ -1,4 +1,4 @@
-"""What follows a product on a GPU, as passes over memory: how a recipe falls into them."""
+"""Fused conv epilogues: which of a recipe's layers after a convolution one kernel pass computes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig, RecipeConfig
 
-PART = 8  # channels that a thread of a GPU takes at a time: 16 bytes of bf16
-HALO = 4  # channels on each side of a part, twice as many as half a window
+VECTOR = 8  # channels that a GPU thread processes at a time: 16 bytes of bf16
+HALO = 4  # channels loaded on each side of a vector; LRN backward reaches two half windows
 
 
 class NormParams(NamedTuple):
-    """d = k + scale · (sum of squares over a window); y = x · d^-beta.
+    """y = x·d^-beta with d = k + scale · (sum of x² over a window).
 
-    The window: ``size`` neighbouring maps, or a square of so many pixels a side.
+    The window is ``size`` neighbouring maps, or a square of ``size`` × ``size`` pixels.
     """
 
     size: int
@@ -27,44 +27,50 @@ class NormParams(NamedTuple):
 
 
 class Pool(NamedTuple):
+    """A pooling window of ``size`` × ``size`` pixels."""
+
     size: int
     stride: int
 
-    def side(self, side: int) -> int:
-        """Pixels after it, as torch counts: rounding up, and no window wholly outside."""
-        found = -(-(side - self.size) // self.stride) + 1
-        return found - ((found - 1) * self.stride >= side)
+    def output_size(self, size: int) -> int:
+        """Pixels per side after pooling, as torch's ``ceil_mode`` counts them.
+
+        Rounds up, but no window lies wholly outside.
+        """
+        windows = -(-(size - self.size) // self.stride) + 1
+        return windows - ((windows - 1) * self.stride >= size)
 
 
 class TowerMaps(NamedTuple):
-    """Maps of one or more towers that lie channels last, a row for each pixel.
+    """Channels-last maps of one or more towers; a row holds one pixel's channels of one tower.
 
-    ``tensor`` begins at the first number of the first tower's; the next row and the next tower are
-    so many numbers on.
+    ``tensor`` begins at the first channel of the first tower; ``row_stride`` and ``tower_stride``
+    count numbers from one row and one tower to the next.
     """
 
     tensor: Tensor
-    shape: tuple[int, int, int, int]  # of a tower: N, c, H, W
-    row: int
+    shape: tuple[int, int, int, int]  # of one tower: N, c, H, W
+    row_stride: int
     towers: int = 1
-    tower: int = 0
+    tower_stride: int = 0
 
     @property
     def channels(self) -> int:
+        """Of one tower."""
         return self.shape[1]
 
     @property
-    def parts(self) -> int:
-        """All there are."""
-        return self.towers * math.prod(self.shape) // PART
+    def vectors(self) -> int:
+        """Number of vectors in all towers."""
+        return self.towers * math.prod(self.shape) // VECTOR
 
     @property
     def strides(self) -> tuple[int, int]:
-        return self.row, self.tower
+        return self.row_stride, self.tower_stride
 
 
 class Epilogue(NamedTuple):
-    """What one pass does: relu, normalisation, pooling, relu, each where it is wanted."""
+    """Layers that one fused pass computes, each where enabled: ReLU, LRN, max-pool, ReLU."""
 
     relu: bool = False
     norm: NormParams | None = None
@@ -72,50 +78,55 @@ class Epilogue(NamedTuple):
     relu_last: bool = False
 
     @property
-    def early_relu(self) -> bool:
-        """Before what is written next; behind a pooling alone it may come after, too."""
+    def relu_before_pool(self) -> bool:
+        """Whether ReLU runs in the kernel before the pool. With a pool alone it runs in the pool's
+        kernel: the two commute.
+        """
         return self.relu and (self.norm is not None or self.pool is None)
 
     @property
-    def read_backward(self) -> str:
-        """What the backward pass reads besides gradients: z, y, or nothing."""
+    def saved_for_backward(self) -> str:
+        """What backward reads besides gradients: ``z``, ``y`` or nothing."""
         if self.norm is not None:
             return "z"
-        return "y" if self.early_relu else ""
+        return "y" if self.relu_before_pool else ""
 
 
 def split_epilogues(
     conv: ConvConfig, recipe: RecipeConfig, activation: Activation, channels: int
 ) -> list[Epilogue | LayerOp]:
-    """The steps after a convolution of ``channels`` a tower; a step that has no kernel stays."""
-    found: list[Epilogue | LayerOp] = []
+    """Group the layers after a convolution into fused passes; layers without a kernel stay.
+
+    ``channels``: of one tower. The first pass also adds the bias.
+    """
+    passes: list[Epilogue | LayerOp] = []
     steps = list(conv.after)
     while steps:
-        tail = Epilogue()
+        epilogue = Epilogue()
         if steps[0] is LayerOp.activation and activation is Activation.relu:
-            tail, steps = tail._replace(relu=True), steps[1:]
-        own = not recipe.lrn_across_towers
-        if steps[:1] == [LayerOp.lrn] and own and fits(channels, recipe.lrn):
-            tail, steps = tail._replace(norm=norm_of(recipe.lrn)), steps[1:]
-        if steps[:1] == [LayerOp.max_pool] and recipe.pool.size**2 <= 128:  # places, in an int8
-            tail = tail._replace(pool=Pool(recipe.pool.size, recipe.pool.stride))
+            epilogue, steps = epilogue._replace(relu=True), steps[1:]
+        within_tower = not recipe.lrn_across_towers
+        if steps[:1] == [LayerOp.lrn] and within_tower and supported(channels, recipe.lrn):
+            epilogue, steps = epilogue._replace(norm=norm_params(recipe.lrn)), steps[1:]
+        if steps[:1] == [LayerOp.max_pool] and recipe.pool.size**2 <= 128:  # indices are int8
+            epilogue = epilogue._replace(pool=Pool(recipe.pool.size, recipe.pool.stride))
             steps = steps[1:]
             if steps[:1] == [LayerOp.activation] and activation is Activation.relu:
-                tail, steps = tail._replace(relu_last=True), steps[1:]
-        if tail == Epilogue():
-            found.append(steps.pop(0))
+                epilogue, steps = epilogue._replace(relu_last=True), steps[1:]
+        if epilogue == Epilogue():
+            passes.append(steps.pop(0))
         else:
-            found.append(tail)
-    adds_bias = bool(found) and isinstance(found[0], Epilogue)
-    return found if adds_bias else [Epilogue(), *found]
+            passes.append(epilogue)
+    adds_bias = bool(passes) and isinstance(passes[0], Epilogue)
+    return passes if adds_bias else [Epilogue(), *passes]
 
 
-def norm_of(config: NormConfig, window: int | None = None) -> NormParams:
-    """Of a window of so many numbers; None: of ``size`` maps."""
+def norm_params(config: NormConfig, window: int | None = None) -> NormParams:
+    """``window``: numbers in a window, by which alpha may be divided; ``size`` by default."""
     scale = config.alpha / (window or config.size) if config.divide_by_window else config.alpha
     return NormParams(config.size, scale, config.beta, config.k)
 
 
-def fits(channels: int, norm: NormConfig | NormParams | None = None) -> bool:
-    """Whether there are kernels for a tower of so many channels, and for windows of so many."""
-    return channels % PART == 0 and (norm is None or norm.size // 2 * 2 <= HALO)
+def supported(channels: int, norm: NormConfig | NormParams | None = None) -> bool:
+    """Whether the kernels support towers of ``channels`` channels, and LRN windows of this size."""
+    return channels % VECTOR == 0 and (norm is None or norm.size // 2 * 2 <= HALO)

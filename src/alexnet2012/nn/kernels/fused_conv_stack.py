@@ -1,8 +1,9 @@
-"""The convolutions of a net on a GPU, with what follows each in few passes over its memory.
+"""The conv layers of a network on a GPU, each followed by its fused epilogue.
 
-Towers of a process that do not read each other have tensors of their own: cuDNN is slow at groups.
+Towers of one process that do not read each other get separate tensors and separate convolutions:
+cuDNN is slow at grouped convolutions.
 
-Legend: N images, C channels of all towers here, c of one, t towers, H×W pixels.
+Shapes: N images, C channels of all towers in this process, c of one tower, t towers, H×W pixels.
 """
 
 from __future__ import annotations
@@ -21,46 +22,48 @@ Maps = tuple[Tensor, ...]  # [N, C, H, W], or t times [N, c, H, W]
 
 
 class FusedConv(NamedTuple):
-    """A layer, and what follows it."""
+    """A convolution and the layers after it."""
 
     layer: ColumnParallelConv2d
-    product: Callable[[Tensor], Tensor]  # of [N, C, H, W], exchanged where need be; without bias
+    conv: Callable[[Tensor], Tensor]  # of [N, C, H, W], gathered where needed; without bias
     after: Sequence[Epilogue | Callable[[Tensor], Tensor]]  # the first adds the bias
-    apart: bool  # the next one reads each tower by itself
+    separate: bool  # the next convolution reads each tower separately
 
 
 def fused_conv_stack(
     images: Tensor, convolutions: Sequence[FusedConv], towers: int, dtype: torch.dtype
 ) -> Tensor:
-    """What the last one gives: [N, 3, S, S] → [N, C, H, W]."""
+    """Run all convolutions: [N, 3, S, S] → [N, C, H, W] of the last."""
     maps: Maps = (images,)
-    for layer, product, after, apart in convolutions:
+    for layer, conv, after, separate in convolutions:
         if maps[0] is images and layer.stride > 1:
-            maps = (layer(layer.in_blocks(images, dtype), blocks=True),)
+            blocks = layer.space_to_depth(images, dtype)
+            maps = (layer(blocks, input_is_blocks=True),)
         elif maps[0] is images:
-            maps = (product(images.to(dtype).contiguous(memory_format=torch.channels_last)),)
+            maps = (conv(images.to(dtype).contiguous(memory_format=torch.channels_last)),)
         else:
-            maps = (product(*maps),) if len(maps) == 1 else layer(*maps, skip_bias=True)
-        maps = _followed(maps, layer.bias, after, towers, apart=apart)
+            maps = (conv(*maps),) if len(maps) == 1 else layer(*maps, skip_bias=True)
+        maps = _apply_epilogues(maps, layer.bias, after, towers, separate=separate)
     return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 
 
-def _followed(
+def _apply_epilogues(
     maps: Maps,
     bias: Tensor | None,
     after: Sequence[Epilogue | Callable[[Tensor], Tensor]],
     towers: int,
     *,
-    apart: bool,
+    separate: bool,
 ) -> Maps:
     for i, step in enumerate(after):
         if isinstance(step, Epilogue):
-            by_tower = apart and i == len(after) - 1
-            maps, bias = fused_epilogue(maps, bias, step, towers, by_tower=by_tower), None
+            is_last = i == len(after) - 1
+            maps = fused_epilogue(maps, bias, step, towers, separate=separate and is_last)
+            bias = None
         else:
-            (whole,) = maps
-            maps = (step(whole),)
-    if apart and len(maps) == 1:
-        own = maps[0].chunk(towers, 1)
-        maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in own)
+            (x,) = maps
+            maps = (step(x),)
+    if separate and len(maps) == 1:
+        by_tower = maps[0].chunk(towers, 1)
+        maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
     return maps

@@ -1,6 +1,6 @@
-"""How the kernels for a GPU are called: of which maps, in how many programs.
+"""Launchers of the Triton kernels: which maps a launch covers, on what grid.
 
-Imported only where a net is on a GPU, as the kernels are.
+Imported only by models on a GPU, like the kernels.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ import triton
 from torch import Tensor
 
 from alexnet2012.nn.kernels import triton_kernels
-from alexnet2012.nn.kernels.epilogue import PART, NormParams, Pool, TowerMaps
+from alexnet2012.nn.kernels.epilogue import VECTOR, NormParams, Pool, TowerMaps
 from alexnet2012.utils.rng import GAMMA, MIX
 
-THREADS = 128
-BLOCK = 2048  # numbers at a time where there are no rows
-ROWS, COLUMNS, PROGRAMS = 64, 32, 528  # of sums; programs are four a multiprocessor of an H100
+THREADS = 128  # per program
+BLOCK = 2048  # numbers per program of an element-wise kernel
+ROWS, COLUMNS, PROGRAMS = 64, 32, 528  # of column sums; four programs per multiprocessor of an H100
 
 
 def bias_relu_norm(
     z: TowerMaps, bias: Tensor | None, y: TowerMaps, norm: NormParams | None, *, relu: bool
 ) -> None:
-    """y = normalised(relu(z + bias)), each where asked for. ``bias``: [c] of each tower here."""
-    grid, tile = _tile(z, z.parts, times=4)
-    tile |= {"BIAS": bias is not None, "RELU": relu}
-    tensors = z.tensor, _or(bias, z), y.tensor, z.parts, *z.strides, *y.strides
+    """y = lrn(relu(z + bias)), each where enabled. ``bias``: [c] of each tower of the launch."""
+    grid, constants = _launch_config(z, z.vectors, iterations=4)
+    constants |= {"BIAS": bias is not None, "RELU": relu}
+    tensors = z.tensor, _pointer(bias, z), y.tensor, z.vectors, *z.strides, *y.strides
     if norm is None:
-        triton_kernels.relu_kernel[grid](*tensors, **tile)
+        triton_kernels.bias_relu_kernel[grid](*tensors, **constants)
     else:
-        triton_kernels.norm_kernel[grid](*tensors, norm.scale, norm.k, **_formula(norm), **tile)
+        triton_kernels.bias_relu_norm_kernel[grid](
+            *tensors, norm.scale, norm.k, **_norm_constants(norm), **constants
+        )
 
 
 def bias_relu_norm_backward(
@@ -43,99 +45,106 @@ def bias_relu_norm_backward(
     *,
     relu: bool,
 ) -> Tensor | None:
-    """From y's gradient to z's, and where there is a ``bias`` to its: a sum over rows, float32.
+    """From the gradient of y to that of z and, with a ``bias``, of the bias: [c], float32.
 
-    Without ``norm`` the gradient passes where ``z``, or y, is positive; and everywhere without
-    ``relu``, when z is not read.
+    Without ``norm``, ``z`` may be y: the gradient passes where it is positive. Without ``norm`` and
+    ``relu`` the gradient passes everywhere and ``z`` is not read.
     """
-    grid, tile = _tile(grad_z, grad_z.parts, _turns(grad_z.parts))
-    tile |= {"BIAS": bias is not None, "RELU": relu}
+    grid, constants = _launch_config(grad_z, grad_z.vectors, _iterations(grad_z.vectors))
+    constants |= {"BIAS": bias is not None, "RELU": relu}
     sums, read = _empty_sums(grid, grad_z), grad_z if z is None else z
-    results = grad.tensor, grad_z.tensor, sums, grad_z.parts
+    results = grad.tensor, grad_z.tensor, sums, grad_z.vectors
     strides = *read.strides, *grad.strides, *grad_z.strides
     if norm is None:
-        triton_kernels.relu_backward_kernel[grid](read.tensor, *results, *strides, **tile)
+        triton_kernels.bias_relu_backward_kernel[grid](read.tensor, *results, *strides, **constants)
     else:
-        numbers = norm.scale, norm.k
-        triton_kernels.norm_backward_kernel[grid](
-            read.tensor, _or(bias, read), *results, *strides, *numbers, **_formula(norm), **tile
-        )
-    return None if bias is None else summed(sums)
+        triton_kernels.bias_relu_norm_backward_kernel[grid](
+            read.tensor, _pointer(bias, read), *results, *strides, norm.scale, norm.k,
+            **_norm_constants(norm), **constants,
+        )  # fmt: skip
+    return None if bias is None else column_sums(sums)
 
 
 def max_pool(
-    x: TowerMaps, bias: Tensor | None, y: TowerMaps, taken: TowerMaps, pool: Pool, *, relu: bool
+    x: TowerMaps, bias: Tensor | None, y: TowerMaps, argmax: TowerMaps, pool: Pool, *, relu: bool
 ) -> None:
-    """y = relu(largest of each window + bias), each where asked for.
+    """y = relu(max over each window + bias), each where enabled.
 
-    ``taken``, int8 and of y's shape: which pixel of its window that was, row by row; -1 for none.
+    ``argmax``, int8 and of y's shape: the index of the maximum within its window, row by row; -1
+    where ReLU gives 0.
     """
-    grid, tile = _tile(y, y.parts, times=1)
-    tile |= {"BIAS": bias is not None, "RELU": relu}
-    tensors = x.tensor, _or(bias, x), y.tensor, taken.tensor, y.parts
-    strides = *x.strides, *y.strides, taken.tower
-    triton_kernels.pool_kernel[grid](*tensors, *strides, **_sides(x, y), **_windows(pool), **tile)
+    grid, constants = _launch_config(y, y.vectors, iterations=1)
+    constants |= {"BIAS": bias is not None, "RELU": relu}
+    tensors = x.tensor, _pointer(bias, x), y.tensor, argmax.tensor, y.vectors
+    strides = *x.strides, *y.strides, argmax.tower_stride
+    triton_kernels.max_pool_kernel[grid](
+        *tensors, *strides, **_map_sizes(x, y), **_pool_constants(pool), **constants
+    )
 
 
 def max_pool_backward(
-    grad: TowerMaps, taken: TowerMaps, grad_x: TowerMaps, pool: Pool, *, sums: bool
+    grad: TowerMaps, argmax: TowerMaps, grad_x: TowerMaps, pool: Pool, *, bias: bool
 ) -> Tensor | None:
-    """From y's gradient to x's, and with ``sums`` to that of a bias."""
+    """Max-pool backward by stride × stride tiles: from the gradient of y to that of x.
+
+    With ``bias`` also the gradient of the bias: [c], float32.
+    """
     images, _, *sides = grad_x.shape
-    squares = images * math.prod(-(-side // pool.stride) for side in sides)
-    parts = squares * grad_x.towers * (grad_x.channels // PART)
-    grid, tile = _tile(grad_x, parts, _turns(parts))
-    tile |= {"BIAS": sums}
-    found = _empty_sums(grid, grad_x)
-    tensors = grad.tensor, taken.tensor, grad_x.tensor, found, parts
-    strides = *grad.strides, taken.tower, *grad_x.strides
-    triton_kernels.unpool_kernel[grid](
-        *tensors, *strides, **_sides(grad_x, grad), **_windows(pool), **tile
+    tiles = images * math.prod(-(-side // pool.stride) for side in sides)
+    vectors = tiles * grad_x.towers * (grad_x.channels // VECTOR)
+    grid, constants = _launch_config(grad_x, vectors, _iterations(vectors))
+    constants |= {"BIAS": bias}
+    sums = _empty_sums(grid, grad_x)
+    tensors = grad.tensor, argmax.tensor, grad_x.tensor, sums, vectors
+    strides = *grad.strides, argmax.tower_stride, *grad_x.strides
+    triton_kernels.max_pool_backward_kernel[grid](
+        *tensors, *strides, **_map_sizes(grad_x, grad), **_pool_constants(pool), **constants
     )
-    return summed(found) if sums else None
+    return column_sums(sums) if bias else None
 
 
-def summed(x: Tensor) -> Tensor:
-    """[n, c] → [c], of float32, where there are many more rows than columns."""
+def column_sums(x: Tensor) -> Tensor:
+    """Sum float32 numbers over many rows: [n, c] → [c]."""
     columns = x.shape[1]
     across = triton.cdiv(columns, COLUMNS)
-    for programs in (triton.cdiv(PROGRAMS, across), 1):  # shares of the rows, then of the shares
+    for programs in (triton.cdiv(PROGRAMS, across), 1):  # partial sums, then the sum of those
         rows = len(x)
-        down = max(1, min(programs, triton.cdiv(rows, ROWS)))  # one also of no rows
+        down = max(1, min(programs, triton.cdiv(rows, ROWS)))  # at least one, even of zero rows
         y = x.new_empty(down, columns)
-        turns = triton.cdiv(rows, down * ROWS)
-        triton_kernels.sums_kernel[(down, across)](
-            x, y, rows, columns, turns, ROWS=ROWS, COLUMNS=COLUMNS
+        iterations = triton.cdiv(rows, down * ROWS)
+        triton_kernels.column_sums_kernel[(down, across)](
+            x, y, rows, columns, iterations, ROWS=ROWS, COLUMNS=COLUMNS
         )
         x = y
     return x[0]
 
 
-def image_to_blocks(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
-    """[N, 3, S, S] → [N, 3·stride², B, B], channels last: square blocks of pixels as channels.
+def space_to_depth(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
+    """[N, 3, S, S] → [N, 3·stride², B, B], channels last: blocks of pixels become channels.
 
-    The first block begins ``padding`` pixels outside; what lies outside is 0. Within a block
-    channels count row by row, and red, green, blue of each pixel.
+    The first block begins ``padding`` pixels outside the image; pixels outside are 0. Channels of a
+    block are ordered row by row, then by red, green, blue of each pixel.
     """
-    count, channels, _, side = y.shape
-    triton_kernels.blocks_kernel[(count * side,)](
-        images, y, images.shape[-1], side, *images.stride(), STRIDE=stride, PADDING=padding,
-        BLOCKS=triton.next_power_of_2(side), CHANNELS=triton.next_power_of_2(channels),
+    count, channels, _, blocks = y.shape
+    triton_kernels.space_to_depth_kernel[(count * blocks,)](
+        images, y, images.shape[-1], blocks, *images.stride(), STRIDE=stride, PADDING=padding,
+        BLOCKS=triton.next_power_of_2(blocks), CHANNELS=triton.next_power_of_2(channels),
     )  # fmt: skip
 
 
 def relu_dropout(
-    z: Tensor, y: Tensor, state: Tensor, place: tuple[int, int, int], threshold: int
+    z: Tensor, y: Tensor, state: Tensor, position: tuple[int, int, int], threshold: int
 ) -> None:
-    """y = relu(z) where the number drawn for a unit reaches ``threshold``, else 0: [n, k] both.
+    """y = relu(z) where the unit's random number reaches ``threshold``, else 0; both [n, k].
 
-    ``place``: the first row and the first column of z in the global batch and the whole layer, and
-    how many columns that has. Draws what :func:`alexnet2012.nn.dropout.draws` does.
+    ``position``: first row of z in the global batch, first column in the layer, and the layer's
+    number of columns. The numbers are those of :func:`alexnet2012.nn.dropout.draws`.
     """
     count = z.numel()
-    triton_kernels.units_kernel[(triton.cdiv(count, BLOCK),)](
-        z, y, state, count, z.shape[1], *place, threshold, GAMMA, *(f for _, f in MIX), BLOCK=BLOCK
-    )
+    triton_kernels.relu_dropout_kernel[(triton.cdiv(count, BLOCK),)](
+        z, y, state, count, z.shape[1], *position, threshold, GAMMA, *(f for _, f in MIX),
+        BLOCK=BLOCK,
+    )  # fmt: skip
 
 
 def sgd_update(
@@ -143,56 +152,66 @@ def sgd_update(
     velocity: Tensor,
     grad: Tensor,
     momentum: float,
-    rate: float,
+    lr: float,
     decay: float,
     loss: Tensor | None,
 ) -> None:
-    """v ← momentum·v - rate·g - decay·w;  w ← w + v, unless there is a ``loss`` and it is not
-    finite. All of the same layout, and float32 but for g.
+    """v ← momentum·v - lr·g - decay·w;  w ← w + v; nothing where a given ``loss`` is not finite.
+
+    ``decay`` is the learning rate times the weight decay. All tensors have the same layout; weight
+    and velocity are float32.
     """
     count, checked = weight.numel(), loss is not None
-    triton_kernels.update_kernel[(triton.cdiv(count, BLOCK),)](
-        weight, velocity, grad, loss if checked else weight, count, momentum, rate, decay,
+    triton_kernels.sgd_kernel[(triton.cdiv(count, BLOCK),)](
+        weight, velocity, grad, loss if checked else weight, count, momentum, lr, decay,
         CHECKED=checked, BLOCK=BLOCK,
     )  # fmt: skip
 
 
-def _or(bias: Tensor | None, maps: TowerMaps) -> Tensor:
-    """A pointer that is not read stands where there is no bias."""
+def _pointer(bias: Tensor | None, maps: TowerMaps) -> Tensor:
+    """The bias, or some tensor in its place: a kernel without bias never reads the pointer."""
     return maps.tensor if bias is None else bias
 
 
-def _tile(maps: TowerMaps, count: int, times: int) -> tuple[tuple[int], dict[str, Any]]:
-    """For ``count`` parts, or squares of parts."""
-    parts = maps.channels // PART
-    in_a_row = parts * maps.towers
-    cycle = in_a_row // math.gcd(in_a_row, THREADS)
-    grid = (triton.cdiv(count, THREADS * cycle * times) * cycle,)
-    sizes = {"PARTS": parts, "TOWERS": maps.towers, "TIMES": times, "T": THREADS, "CYCLE": cycle}
-    return grid, sizes
+def _launch_config(
+    maps: TowerMaps, count: int, iterations: int
+) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and compile-time constants of a launch over ``count`` vectors (or tiles of vectors)."""
+    vectors = maps.channels // VECTOR
+    per_row = vectors * maps.towers
+    cycle = per_row // math.gcd(per_row, THREADS)
+    grid = (triton.cdiv(count, THREADS * cycle * iterations) * cycle,)
+    constants = {
+        "VECTORS": vectors,
+        "TOWERS": maps.towers,
+        "ITERATIONS": iterations,
+        "T": THREADS,
+        "CYCLE": cycle,
+    }
+    return grid, constants
 
 
-def _turns(parts: int) -> int:
-    """As many as leave the GPU enough programs; the more, the fewer sums go through memory."""
-    enough = max(2, parts // (THREADS * 2048))
+def _iterations(vectors: int) -> int:
+    """As many as leave the GPU enough programs: more iterations write fewer partial sums."""
+    enough = max(2, vectors // (THREADS * 2048))
     return min(16, 1 << (enough.bit_length() - 1))
 
 
 def _empty_sums(grid: tuple[int], maps: TowerMaps) -> Tensor:
-    """[…, channels of all towers]: of each thread of a grid, eight of them."""
-    count = grid[0] * THREADS * PART
-    found = torch.empty(count, device=maps.tensor.device)
-    return found.view(-1, maps.channels * maps.towers)
+    """One partial sum of eight channels per thread: [..., channels of all towers]."""
+    count = grid[0] * THREADS * VECTOR
+    sums = torch.empty(count, device=maps.tensor.device)
+    return sums.view(-1, maps.channels * maps.towers)
 
 
-def _formula(norm: NormParams) -> dict[str, Any]:
+def _norm_constants(norm: NormParams) -> dict[str, Any]:
     return {"BETA": norm.beta, "HALF": norm.size // 2}
 
 
-def _sides(before: TowerMaps, after: TowerMaps) -> dict[str, int]:
-    (height, width), (high, wide) = before.shape[2:], after.shape[2:]
-    return {"HEIGHT": height, "WIDTH": width, "HIGH": high, "WIDE": wide}
+def _map_sizes(x: TowerMaps, y: TowerMaps) -> dict[str, int]:
+    (height, width), (out_height, out_width) = x.shape[2:], y.shape[2:]
+    return {"HEIGHT": height, "WIDTH": width, "OUTHEIGHT": out_height, "OUTWIDTH": out_width}
 
 
-def _windows(pool: Pool) -> dict[str, int]:
+def _pool_constants(pool: Pool) -> dict[str, int]:
     return {"SIZE": pool.size, "STRIDE": pool.stride}

@@ -1,4 +1,4 @@
-"""Learning rates by epoch: the 2012 run's by its notes, the paper's by the validation error."""
+"""Learning rates by epoch: fixed (the 2012 training notes) and on plateaus (the paper)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def rates_at(config: ScheduleConfig, epoch: int, errors: list[float]) -> Learnin
 
 
 @pytest.mark.parametrize("kind", ["paper", "code145"])
-def test_rates_grow_with_the_batch_only_where_they_are_meant_for_another(kind: str) -> None:
+def test_rates_scale_with_the_batch_size_only_with_a_reference_batch(kind: str) -> None:
     config = schedule(kind)
     errors = [50.0] * 70
-    as_written = learning_rates(config, 70, errors, batch_size=512)
-    assert as_written == rates_at(config, 70, errors)
+    unscaled = learning_rates(config, 70, errors, batch_size=512)
+    assert unscaled == rates_at(config, 70, errors)
     config.reference_batch = 128
-    grown = learning_rates(config, 70, errors, batch_size=512)
-    assert grown.weight == 4 * as_written.weight
-    assert grown.bias == 4 * as_written.bias
-    assert grown.layers == {name: 4 * rate for name, rate in as_written.layers.items()}
-    assert grown.lighting is as_written.lighting
+    scaled = learning_rates(config, 70, errors, batch_size=512)
+    assert scaled.weight == 4 * unscaled.weight
+    assert scaled.bias == 4 * unscaled.bias
+    assert scaled.layers == {name: 4 * rate for name, rate in unscaled.layers.items()}
+    assert scaled.lighting is unscaled.lighting
 
 
 def schedule(name: str) -> ScheduleConfig:
@@ -68,7 +68,7 @@ def plateau(patience: int = 3, max_drops: int = 3) -> ScheduleConfig:
         (90, 1e-5, 0.0, False),
     ],
 )
-def test_code145_follows_the_run_notes(
+def test_code145_follows_the_training_notes(
     epoch: int, weight: float, conv1: float, lighting: bool
 ) -> None:
     now = rates_at(schedule("code145"), epoch, [])
@@ -77,13 +77,13 @@ def test_code145_follows_the_run_notes(
     assert now.lighting is lighting
 
 
-def test_code145_ends_after_epoch_90_and_starts_biases_at_twice_the_rate() -> None:
+def test_code145_has_91_epochs_and_starts_biases_at_twice_the_rate() -> None:
     config = schedule("code145")
     assert config.epochs == 91
     assert rates_at(config, 0, []).of("conv2", bias=True) == 0.02
 
 
-def test_the_papers_schedule_is_a_tenth_three_times_in_about_90_cycles() -> None:
+def test_the_papers_schedule_divides_the_rate_by_10_three_times_in_90_epochs() -> None:
     config = schedule("paper")
     start, end = rates_at(config, 0, []), rates_at(config, 89, [50.0] * 89)
     assert (config.kind, config.epochs, config.max_drops) == (ScheduleKind.plateau, 90, 3)
@@ -91,16 +91,16 @@ def test_the_papers_schedule_is_a_tenth_three_times_in_about_90_cycles() -> None
     assert end.weight == pytest.approx(1e-5, rel=1e-12)
 
 
-@given(errors=ERRORS, patience=st.integers(1, 5), most=st.integers(0, 4))
+@given(errors=ERRORS, patience=st.integers(1, 5), limit=st.integers(0, 4))
 def test_plateau_rates_never_rise_and_drop_at_most_max_drops_times(
-    errors: list[float], patience: int, most: int
+    errors: list[float], patience: int, limit: int
 ) -> None:
-    config = plateau(patience, most)
+    config = plateau(patience, limit)
     history = [rates_at(config, epoch, errors[:epoch]).weight for epoch in range(len(errors) + 1)]
     assert history == sorted(history, reverse=True)
     drops = [round(math.log10(0.01 / rate)) for rate in history]
     assert drops[0] == 0
-    assert drops[-1] <= most
+    assert drops[-1] <= limit
     assert all(after - before in (0, 1) for before, after in pairwise(drops))
 
 
@@ -112,7 +112,7 @@ def test_plateau_waits_patience_epochs_between_drops(errors: list[float], patien
     assert all(later - sooner >= patience for sooner, later in pairwise([0, *dropped_at]))
 
 
-def test_an_error_that_keeps_falling_never_lowers_the_rate() -> None:
+def test_a_falling_error_never_lowers_the_rate() -> None:
     assert rates_at(plateau(), 50, [100.0 - epoch for epoch in range(50)]).weight == 0.01
 
 
@@ -122,16 +122,16 @@ def test_the_rate_falls_after_exactly_patience_epochs_without_a_new_best() -> No
     assert rates_at(plateau(), 5, errors).weight == pytest.approx(0.001, rel=1e-12)
 
 
-def test_an_error_that_is_no_number_counts_as_no_improvement() -> None:
+def test_a_nan_error_counts_as_no_improvement() -> None:
     errors = [50.0, math.nan, math.nan, math.nan]
     assert rates_at(plateau(), 4, errors).weight == pytest.approx(0.001, rel=1e-12)
 
 
-def test_biases_fall_with_the_weights_on_a_plateau() -> None:
+def test_a_plateau_lowers_the_bias_rate_too() -> None:
     assert rates_at(plateau(), 3, [50.0] * 4).bias == pytest.approx(0.002, rel=1e-12)
 
 
-def test_a_drop_replaces_only_what_it_names() -> None:
+def test_a_drop_changes_only_the_rates_it_names() -> None:
     config = ScheduleConfig(
         kind=ScheduleKind.fixed,
         epochs=9,
