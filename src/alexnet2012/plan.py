@@ -18,7 +18,7 @@ from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import PlanConfig
 from alexnet2012.diagnostics.hardware import Speeds, card_of, check_speeds, find_speeds
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.ledger.measurements import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
+from alexnet2012.ledger.training_runs import PAPER_EPOCHS, PAPER_TRAINING_IMAGES
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import (
     LayerCost,

@@ -28,7 +28,7 @@ from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.ledger.measurements import EXCHANGED_FLOATS
+from alexnet2012.ledger.architecture import EXCHANGED_FLOATS
 from alexnet2012.nn import cost_model
 from alexnet2012.nn.cost_model import (
     LayerCost,

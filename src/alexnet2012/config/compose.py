@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from alexnet2012.config.renamed import with_current_names
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.config.validation import validate
 
@@ -87,8 +88,9 @@ def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
     """Overrides with quotes around text that Hydra would read as a number: a path like 2024_06.
 
     The text then stays as written, also in a sweep, whose jobs receive what the grammar has parsed.
+    Former names of experiments become the current ones.
     """
-    return [_quoted_text(schema(), override) for override in overrides]
+    return [_quoted_text(schema(), with_current_names(override)) for override in overrides]
 
 
 def _quoted_text(defaults: Any, override: str) -> str:
