@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py [seeds=5] [epochs=6]
 
-A small net (conf/experiment/effects/quick: an eighth of the kernels, 64 pixels) on the embedded
+A small net (conf/experiment/ablations/quick: an eighth of the kernels, 64 pixels) on the embedded
 photographs, in both precisions with the same seeds: initial values, order, crops and dropout are
 alike. Prints each epoch's mean difference of the training loss and error, bf16 less float32, with
 its 95% interval over the seeds, beside how far the seeds of float32 lie apart, and writes
@@ -36,7 +36,7 @@ def main() -> None:
     seeds = range(words.seeds)
     with tempfile.TemporaryDirectory() as folder:
         sweep = (
-            "experiment=effects/quick",
+            "experiment=ablations/quick",
             "ablation=none",
             f"schedule.epochs={words.epochs}",
             f"precision={','.join(PRECISIONS)}",

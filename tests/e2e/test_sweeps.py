@@ -1,4 +1,4 @@
-"""A sweep of ablations as a person runs it: one command, again after it was ended."""
+"""A sweep of ablations from the command line, interrupted and continued."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from alexnet2012.distributed.mesh import single_process
 from alexnet2012.ledger.ablations import effect_measurements, effects, read_sweep
 from alexnet2012.ledger.claims import Scale
 from alexnet2012.ledger.ensembles import seed_measurements
-from alexnet2012.ledger.nearest_neighbours import look_alike
+from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurement
 from alexnet2012.ledger.pretraining import pretrain_measurements, read_errors
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.environment import running_commit
 
-ARMS = ("none", "no_lrn", "no_dropout")
+ABLATIONS = ("none", "no_lrn", "no_dropout")
 
 
 def small(store: Store, root: Path) -> list[str]:
@@ -46,7 +46,7 @@ def small(store: Store, root: Path) -> list[str]:
 
 
 def command(store: Store, root: Path, *more: str) -> list[str]:
-    words = ("-m", "experiment=effects/quick", *small(store, root))
+    words = ("-m", "experiment=ablations/quick", *small(store, root))
     return [*ON_ONE_CORE, *module("train", *words, *more)]
 
 
@@ -60,31 +60,37 @@ def results(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def swept(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("swept") / "runs" / "effects-quick"
+    root = tmp_path_factory.mktemp("swept") / "runs" / "ablations-quick"
     # fmt: off
-    words = printed("python -m alexnet2012.train -m experiment=effects/quick ablation=none,no_lrn,no_dropout seed=0,1,2")  # noqa: E501
+    words = printed("python -m alexnet2012.train -m experiment=ablations/quick ablation=none,no_lrn,no_dropout seed=0,1,2")  # noqa: E501
     # fmt: on
     succeed([*ON_ONE_CORE, *words, *small(photos_store, root)], root.parents[1])
     return root
 
 
-def test_every_ablation_and_seed_has_a_place_of_its_own_and_a_line_of_the_table(
+def test_every_ablation_and_seed_has_a_directory_and_a_row_of_the_table(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert {str(p.parent.relative_to(swept)) for p in swept.glob("*/*/summary.json")} == {
-        f"{arm}/{seed}" for arm in ARMS for seed in (0, 1, 2)
+        f"{ablation}/{seed}" for ablation in ABLATIONS for seed in (0, 1, 2)
     }
     found = effects(read_sweep(swept))
     assert {effect["arm"] for effect in found} == {"no_lrn", "no_dropout"}
     assert all(effect["seeds"] == [0, 1, 2] for effect in found)
     commits = {r.commit for results in read_sweep(swept).values() for r in results.values()}
     assert commits == {running_commit()[0]}
-    _, _, name, *words = printed("python -m alexnet2012.effects runs/effects-quick")
+    _, _, name, *words = printed("python -m alexnet2012.ledger runs/ablations-quick")
     monkeypatch.chdir(swept.parents[1])
     monkeypatch.setattr("sys.argv", [name, *words])
-    import_module(name).main()
+    import_module(f"{name}.__main__").main()
     out = capsys.readouterr().out
-    assert all(arm in out for arm in ARMS[1:])
+    assert all(ablation in out for ablation in ABLATIONS[1:])
+    assert "lsvrc2010-1crop" in out
+    monkeypatch.setattr("sys.argv", ["effects", "runs/effects-quick"])  # a former spelling of both
+    import_module("alexnet2012.effects").main()
+    out = capsys.readouterr().out
+    assert all(ablation in out for ablation in ABLATIONS[1:])
+    assert "lsvrc2010-1crop" not in out
 
 
 def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new_past_what_fails(
@@ -120,7 +126,7 @@ def test_a_run_that_was_cut_off_is_done_again_to_the_same_end(
     assert mine["top1_error_pct"] == theirs["top1_error_pct"]
 
 
-def test_two_seeds_show_the_form_and_claim_nothing(swept: Path) -> None:
+def test_two_seeds_are_inconclusive(swept: Path) -> None:
     found = seed_measurements(swept, Scale.reduced, "tiny", "…", only=[0, 1])
     assert [m.claim for m in found] == ["lsvrc2010-1crop", "table2"]
     assert [m.agrees for m in found] == [None] * 2
@@ -130,8 +136,10 @@ def test_two_seeds_show_the_form_and_claim_nothing(swept: Path) -> None:
     assert f"{ten:.2f} / " in found[0].value.rpartition(", ")[2]
 
 
-def test_the_figure_of_look_alikes_goes_with_its_pictures(swept: Path, photos_store: Store) -> None:
-    found, pictures, measurement = look_alike(swept / "none" / "0", Scale.reduced, "tiny", "…")
+def test_the_images_of_figure_4_match_its_labels(swept: Path, photos_store: Store) -> None:
+    figure = figure4(swept / "none" / "0")
+    found, pictures = figure.lookalikes, figure.images
+    measurement = neighbours_measurement(figure.neighbours, Scale.reduced, "tiny", "…")
     assert pictures.shape == (8 + 5 * 7, 72, 72, 3)
     assert [len(guess["guesses"]) for guess in found["guesses"]] == [5] * 8
     assert [len(near) for near in found["nearest"]] == [6] * 5
@@ -141,11 +149,11 @@ def test_the_figure_of_look_alikes_goes_with_its_pictures(swept: Path, photos_st
     assert measurement.numbers["chance_pct"] == pytest.approx(100 / 16, abs=3)
 
 
-def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
+def test_a_network_is_pretrained_on_all_classes_and_fine_tuned_on_few(
     photos_store: Store, tmp_path: Path
 ) -> None:
     words = command(photos_store, tmp_path / "runs", "ablation=none,few_classes,pretrained")
-    words[words.index("experiment=effects/quick")] = "experiment=pretrain/quick"
+    words[words.index("experiment=ablations/quick")] = "experiment=pretrain/quick"
     ended = succeed([*words, "seed=0,1"], tmp_path)
     assert (
         ended.err.count("initialized layers from") + ended.out.count("initialized layers from") == 2
@@ -161,9 +169,7 @@ def test_a_net_is_pretrained_on_all_classes_and_tuned_on_few(
     assert pretrain.numbers["top1_gain_points"] == pytest.approx(gain)
 
 
-def test_nothing_is_supported_by_pictures_whose_labels_are_drawn(
-    photos_folder: Path, tmp_path: Path
-) -> None:
+def test_random_labels_support_no_claim(photos_folder: Path, tmp_path: Path) -> None:
     draw = random.Random(1)  # of one draw in forty a claim would be supported, by chance
     classes = sorted(folder.name for folder in (photos_folder / "train").iterdir())
     for file in sorted(photos_folder.rglob("*.jpg")):
@@ -173,17 +179,18 @@ def test_nothing_is_supported_by_pictures_whose_labels_are_drawn(
         shutil.copy(file, folder / f"{file.parent.name}-{file.name}")
     settings = PrepareConfig(str(tmp_path / "drawn"), str(tmp_path / "store"), size=72, workers=1)
     store = prepare(settings, progress=False)
-    words = ["experiment=effects/quick", "mesh=one_process", *small(store, tmp_path / "runs")]
-    for arm in (*ARMS, "one_gpu"):
-        config, _ = compose_config("train", TrainConfig, [*words, f"ablation={arm}"])
+    words = ["experiment=ablations/quick", "mesh=one_process", *small(store, tmp_path / "runs")]
+    for ablation in (*ABLATIONS, "one_gpu"):
+        config, _ = compose_config("train", TrainConfig, [*words, f"ablation={ablation}"])
         for seed in range(3):
-            run_dir = tmp_path / "runs" / arm / str(seed)
+            run_dir = tmp_path / "runs" / ablation / str(seed)
             run_dir.mkdir(parents=True)
             Trainer(replace(config, seed=seed), single_process(Device.cpu), run_dir).run()
     how = (Scale.reduced, "tiny", "…")
     found = effect_measurements(effects(read_sweep(tmp_path / "runs")), *how)
     found += seed_measurements(tmp_path / "runs", *how)
-    found.append(look_alike(tmp_path / "runs" / "none" / "0", *how)[-1])
+    neighbours = figure4(tmp_path / "runs" / "none" / "0").neighbours
+    found.append(neighbours_measurement(neighbours, *how))
     assert {m.claim for m in found} == {
         "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4"
     }  # fmt: skip
@@ -191,7 +198,7 @@ def test_nothing_is_supported_by_pictures_whose_labels_are_drawn(
 
 
 @pytest.mark.parametrize("launcher", ["submitit", "ray"])
-def test_jobs_of_a_clusters_launcher_run_and_fail_as_processes_of_their_own(
+def test_jobs_of_a_cluster_launcher_run_and_fail_in_their_own_processes(
     launcher: str, photos_store: Store, tmp_path: Path
 ) -> None:
     pytest.importorskip(

@@ -1,4 +1,4 @@
-"""The ledger's data against the sources, and verdicts that follow from measurements."""
+"""The ledger's claims against their sources, verdicts, and the registry of measuring functions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from alexnet2012.config.schema import EvaluateConfig, PrepareConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.ledger.claims import (
+    Claim,
     Kind,
     Measurement,
     Scale,
@@ -25,12 +26,8 @@ from alexnet2012.ledger.claims import (
     verdict,
     write_json,
 )
+from alexnet2012.ledger.registry import Measure, all_measures, check_coverage, measure, measures
 
-IDS = [
-    "data", "size", "fig2", "conv-share", "lsvrc2010", "lsvrc2010-1crop", "table1", "table2",
-    "pretrain", "imagenet2009", "relu", "two-gpu", "lrn", "lrn-cifar10", "overlap", "augment",
-    "lighting", "dropout", "decay", "recipe", "time", "depth", "fig3", "fig4", "crosslinks",
-]  # fmt: skip
 CLAIMS = {claim.id: claim for claim in load_claims()}
 
 
@@ -40,41 +37,44 @@ def measured(claim: str = "size", scale: Scale = Scale.exact, **more: Any) -> Me
     return Measurement(claim=claim, scale=scale, **fields)
 
 
-def test_every_claim_is_there_exactly_once() -> None:
-    assert [claim.id for claim in load_claims()] == IDS
+NUMBERS = [
+    ("data", "paper", "1.2 50,000 150,000 1,000"), ("data", "article", "1.3 1,000"),
+    ("size", "paper", "60 650,000"), ("size", "article", "60 500,000"),
+    ("fig2", "paper", "253,440"), ("conv-share", "paper", "1"),
+    ("lsvrc2010", "paper", "37.5 17.0"), ("lsvrc2010", "code", "37.47 17.00"),
+    ("lsvrc2010", "article", "39.7 18.9"), ("lsvrc2010-1crop", "paper", "39.0 18.3"),
+    ("lsvrc2010-1crop", "code", "39.02 18.30"), ("table1", "paper", "47.1 28.2 45.7 25.7"),
+    ("table2", "paper", "40.7 18.2 38.1 16.4 39.0 16.6 36.7 15.4 15.3 26.2"),
+    ("table2", "code", "40.66 18.21 38.99 16.62"), ("table2", "article", "15.3 26.2"),
+    ("pretrain", "paper", "15 22,000"), ("pretrain", "code", "146"),
+    ("imagenet2009", "paper", "67.4 40.9"), ("relu", "paper", "6"), ("relu", "article", "6"),
+    ("two-gpu", "paper", "1.7 1.2"), ("two-gpu", "code", "39.17 18.23 1.70 1.23"),
+    ("lrn", "paper", "1.4 1.2"), ("lrn", "code", "42.03 19.36 1.37 1.15"),
+    ("lrn-cifar10", "paper", "13 11"), ("lrn-cifar10", "code", "13 11"),
+    ("overlap", "paper", "0.4 0.3"), ("overlap", "code", "41.06 18.51 0.39 0.30"),
+    ("overlap", "article", "0.4 0.3"), ("augment", "paper", "2,048"), ("lighting", "paper", "0.1"),
+    ("lighting", "code", "12.2 3.7 2.0"), ("dropout", "paper", "0.5 2"),
+    ("dropout", "article", "0.5 2"), ("decay", "paper", "0.0005"), ("decay", "article", "0.0005"),
+    ("recipe", "paper", "128 0.9 0.01 3 90"), ("recipe", "article", "90 0.01 0.9 0.0005 3"),
+    ("time", "paper", "5–6 580 208–250"), ("time", "article", "5–6"), ("depth", "paper", "2"),
+    ("fig3", "paper", "96"), ("fig4", "paper", "6 4,096"), ("fig4", "code", "16"),
+    ("crosslinks", "code", "150 41.83 19.33"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("claim", "source", "numbers"),
-    [("data", "paper", "1.2 50,000 150,000 1,000"), ("data", "article", "1.3 1,000"),
-     ("size", "paper", "60 650,000"), ("size", "article", "60 500,000"),
-     ("fig2", "paper", "253,440"), ("conv-share", "paper", "1"),
-     ("lsvrc2010", "paper", "37.5 17.0"), ("lsvrc2010", "code", "37.47 17.00"),
-     ("lsvrc2010", "article", "39.7 18.9"), ("lsvrc2010-1crop", "paper", "39.0 18.3"),
-     ("lsvrc2010-1crop", "code", "39.02 18.30"), ("table1", "paper", "47.1 28.2 45.7 25.7"),
-     ("table2", "paper", "40.7 18.2 38.1 16.4 39.0 16.6 36.7 15.4 15.3 26.2"),
-     ("table2", "code", "40.66 18.21 38.99 16.62"), ("table2", "article", "15.3 26.2"),
-     ("pretrain", "paper", "15 22,000"), ("pretrain", "code", "146"),
-     ("imagenet2009", "paper", "67.4 40.9"), ("relu", "paper", "6"), ("relu", "article", "6"),
-     ("two-gpu", "paper", "1.7 1.2"), ("two-gpu", "code", "39.17 18.23 1.70 1.23"),
-     ("lrn", "paper", "1.4 1.2"), ("lrn", "code", "42.03 19.36 1.37 1.15"),
-     ("lrn-cifar10", "paper", "13 11"), ("lrn-cifar10", "code", "13 11"),
-     ("overlap", "paper", "0.4 0.3"), ("overlap", "code", "41.06 18.51 0.39 0.30"),
-     ("overlap", "article", "0.4 0.3"), ("augment", "paper", "2,048"), ("lighting", "paper", "0.1"),
-     ("lighting", "code", "12.2 3.7 2.0"), ("dropout", "paper", "0.5 2"),
-     ("dropout", "article", "0.5 2"), ("decay", "paper", "0.0005"), ("decay", "article", "0.0005"),
-     ("recipe", "paper", "128 0.9 0.01 3 90"), ("recipe", "article", "90 0.01 0.9 0.0005 3"),
-     ("time", "paper", "5–6 580 208–250"), ("time", "article", "5–6"), ("depth", "paper", "2"),
-     ("fig3", "paper", "96"), ("fig4", "paper", "6 4,096"), ("fig4", "code", "16"),
-     ("crosslinks", "code", "150 41.83 19.33")],
-)  # fmt: skip
-def test_a_source_holds_its_numbers(claim: str, source: str, numbers: str) -> None:
-    said = getattr(CLAIMS[claim], source).value
+def test_no_claim_of_the_sources_is_missing() -> None:
+    assert {claim for claim, _, _ in NUMBERS} <= CLAIMS.keys()
+    assert len({claim for claim, _, _ in NUMBERS}) == 25
+
+
+@pytest.mark.parametrize(("claim", "source", "numbers"), NUMBERS)
+def test_a_source_has_its_numbers(claim: str, source: str, numbers: str) -> None:
+    value = getattr(CLAIMS[claim], source).value
     for number in numbers.split():
-        assert re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", said), (number, said)
+        assert re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", value), (number, value)
 
 
-def test_a_source_that_says_nothing_is_null() -> None:
+def test_a_source_that_does_not_mention_a_claim_is_null() -> None:
     silent = {
         (c.id, s) for c in load_claims() for s in ("paper", "code", "article") if not getattr(c, s)
     }
@@ -89,7 +89,7 @@ def test_a_source_that_says_nothing_is_null() -> None:
     [("size", "500,000"), ("fig2", "290,400"), ("conv-share", "1.45%"), ("lsvrc2010", "39.7"),
      ("lighting", "eigenvalues"), ("augment", "33"), ("lrn", "second normalisation")],
 )  # fmt: skip
-def test_contradictions_are_spelled_out(claim: str, words: str) -> None:
+def test_contradictions_of_the_sources_are_described(claim: str, words: str) -> None:
     assert words in (CLAIMS[claim].disagreement or "")
 
 
@@ -141,8 +141,8 @@ def test_a_difference_names_settings_that_the_two_recipes_set_differently() -> N
                     for name in key.split(".")[1:]:
                         value = getattr(value, name)
                     values.append(value)
-                not_said = "not said" in difference.paper
-                assert values[0] != values[1] or not_said, key
+                unspecified = "not specified" in difference.paper
+                assert values[0] != values[1] or unspecified, key
 
 
 def test_the_verdict_follows_from_the_measurement() -> None:
@@ -152,25 +152,25 @@ def test_the_verdict_follows_from_the_measurement() -> None:
     assert verdicts["decay"] == "measured at full scale"
     assert verdicts["relu"] == "measured at reduced scale"
     assert verdicts["lsvrc2010"] == "not measured here"
-    assert list(verdicts.values()).count("not measured here") == len(IDS) - 3
+    assert list(verdicts.values()).count("not measured here") == len(CLAIMS) - 3
 
 
-def test_what_is_not_measured_says_what_it_takes() -> None:
+def test_every_claim_names_what_full_scale_needs() -> None:
     for claim in load_claims():
         if claim.kind is not Kind.count:
             assert claim.needs, claim.id
-    exempt = {"table1"}  # nothing here could run it
-    assert {claim.id for claim in load_claims() if claim.command is None} == exempt
+    published = {claim.id for claim in load_claims() if claim.kind is Kind.published}
+    assert {claim.id for claim in load_claims() if claim.command is None} == published
 
 
-def test_an_error_rate_is_never_exact_and_others_numbers_are_never_ours() -> None:
+def test_an_error_rate_is_never_exact_and_a_published_result_is_never_measured() -> None:
     with pytest.raises(ValueError, match="lsvrc2010: scale=exact"):
         verdict(CLAIMS["lsvrc2010"], measured("lsvrc2010"))
     with pytest.raises(ValueError, match="table1"):
         verdict(CLAIMS["table1"], measured("table1", Scale.full))
 
 
-def test_a_measurement_says_what_it_does_not_show() -> None:
+def test_an_inconsistent_measurement_is_refused() -> None:
     with pytest.raises(ValueError, match="relu: a reduced measurement must carry a caveat"):
         Measurement("relu", "6", Scale.reduced, "make reproduce")
     with pytest.raises(ValueError, match=r"interval=\(2, 1\)"):
@@ -186,7 +186,7 @@ def test_unknown_and_doubled_claims_are_refused() -> None:
         ledger([measured(), measured()], {})
 
 
-def test_rows_are_the_same_in_two_runs_of_one_seed() -> None:
+def test_rows_are_identical_in_two_runs_with_one_seed() -> None:
     one = measured("time", Scale.reduced, timings={"images_per_s": 40.0}, run_dirs=["runs/a"])
     two = replace(one, timings={"images_per_s": 44.0}, run_dirs=["runs/b"])
     first, second = ledger([one], {"date": "monday"}), ledger([two], {"date": "friday"})
@@ -200,10 +200,52 @@ def test_a_measurement_survives_json() -> None:
     assert Measurement.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
-def test_json_is_readable_by_any_reader_and_sorted(tmp_path: Path) -> None:
+def test_json_has_sorted_keys_and_null_for_nan(tmp_path: Path) -> None:
     write_json({"b": math.nan, "a": [math.inf, 1.5], "é": True}, tmp_path / "x.json")
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"a": [None, 1.5], "b": None, "é": True}
     assert "NaN" not in text
     assert text.index('"a"') < text.index('"b"')
     assert "é" in text
+
+
+def invented(**changed: Any) -> Claim:
+    return replace(CLAIMS["fig4"], id="fig9", **changed)
+
+
+def test_every_claim_is_measured_by_one_function_or_only_quoted() -> None:
+    check_coverage(load_claims(), all_measures())
+
+
+def test_a_claim_without_a_measuring_function_is_named() -> None:
+    with pytest.raises(ValueError, match="fig9: no function measures it"):
+        check_coverage([*load_claims(), invented()], all_measures())
+    check_coverage([*load_claims(), invented(kind=Kind.published)], all_measures())
+
+
+def test_a_measuring_function_of_an_unknown_claim_is_named() -> None:
+    def figure9(*_: object) -> Measurement:
+        return measured()
+
+    with pytest.raises(ValueError, match=r"figure9: measures fig9: not in claims\.yaml"):
+        measures("fig9", part="audit")(figure9)
+    assert figure9 not in [entry.function for entry in all_measures()]
+
+
+def test_a_claim_that_is_measured_twice_or_quoted_and_measured_is_named() -> None:
+    entries = all_measures()
+    again = Measure(measured, ("size",), "audit", False)
+    with pytest.raises(ValueError, match=r"size: measured by .*architecture_measurements and "):
+        check_coverage(load_claims(), [*entries, again])
+    quoted = Measure(measured, ("table1",), "audit", False)
+    with pytest.raises(ValueError, match="table1: kind=published"):
+        check_coverage(load_claims(), [*entries, quoted])
+
+
+def test_a_function_that_returns_another_claim_than_it_declares_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = Measure(lambda *_: measured("fig2"), ("size",), "nothing", False)
+    monkeypatch.setattr("alexnet2012.ledger.registry._MEASURES", {("wrong", "nothing"): wrong})
+    with pytest.raises(ValueError, match="returned a measurement of fig2"):
+        measure("nothing", None, Scale.exact, None, "…")

@@ -31,6 +31,7 @@ from alexnet2012.config.inference_schema import (
     PredictConfig,
     ServeConfig,
 )
+from alexnet2012.config.renamed import FORMER_EXPERIMENTS, with_current_names
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import (
     ConfigError,
@@ -112,8 +113,13 @@ def test_an_invalid_setting_is_reported_with_its_key_and_a_remedy(
     [
         ("recipe=papr", ["recipe=papr", "no such recipe", "code145", "paper"]),
         (
-            "experiment=effects/quikc",
-            ["experiment=effects/quikc", "no such experiment", "effects/quick", "pretrain/full"],
+            "experiment=ablations/quikc",
+            [
+                "experiment=ablations/quikc",
+                "no such experiment",
+                "ablations/quick",
+                "pretrain/full",
+            ],
         ),
         ("data.batch_size=many", ["data.batch_size=many", "Integer"]),
         ("data.batch_size=1.5", ["data.batch_size=1.5", "Integer"]),
@@ -299,8 +305,26 @@ def test_the_commands_in_an_experiments_header_can_be_composed(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "ablation").iterdir()))
-def test_every_ablation_can_be_composed_with_the_effects_experiment(name: str) -> None:
-    assert composed("experiment=effects/quick", f"ablation={name}").recipe.name == "code145"
+def test_every_ablation_composes_with_the_ablations_experiment(name: str) -> None:
+    assert composed("experiment=ablations/quick", f"ablation={name}").recipe.name == "code145"
+
+
+@pytest.mark.parametrize(("current", "former"), FORMER_EXPERIMENTS.items())
+def test_a_former_name_of_an_experiment_composes_the_current_one(current: str, former: str) -> None:
+    assert current in EXPERIMENTS
+    assert former not in EXPERIMENTS
+    assert composed(f"experiment={former}") == composed(f"experiment={current}")
+    assert with_current_names(f"experiment={former},x") == f"experiment={current},x"
+
+
+def test_only_experiments_are_renamed() -> None:
+    assert with_current_names("init_from=runs/effects/quick") == "init_from=runs/effects/quick"
+    assert with_current_names("experiment=lrn_cifar10/full") == "experiment=lrn_cifar10/full"
+
+
+def test_presets_have_two_spellings() -> None:
+    assert composed("model=small") == composed("preset=small")
+    assert composed("model=one_gpu") == composed("ablation=one_gpu")
 
 
 def test_a_recipe_selects_its_own_schedule_by_default() -> None:

@@ -1,4 +1,4 @@
-"""Measurements of views, ensembles, kernel colours and nearest neighbours over several seeds."""
+"""Verdicts on views, ensembles, colours and nearest images follow from the numbers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.inference.nearest import BLOCK, nearest
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims, verdict
 from alexnet2012.ledger.ensembles import (
-    Pair,
+    Errors,
     colour_measurement,
     ensemble_measurement,
     seed_measurements,
     views_measurement,
 )
-from alexnet2012.ledger.nearest_neighbours import lookalikes_measurement
+from alexnet2012.ledger.nearest_neighbours import (
+    Neighbours,
+    neighbours_measurement,
+)
 from alexnet2012.utils.metrics import jackknife_interval, mean_interval
 
 HOW = (Scale.reduced, "tiny", "…")
 
 
-def pairs(*top1: float) -> list[Pair]:
-    return [Pair(error, error / 2) for error in top1]
+def pairs(*top1: float) -> list[Errors]:
+    return [Errors(error, error / 2) for error in top1]
 
 
 def kernels(colourful: float, seed: int) -> Tensor:
@@ -59,7 +62,7 @@ def test_views_are_compared_model_by_model(
 def test_an_ensemble_is_compared_with_each_of_its_models() -> None:
     def found(together: float, *without: float) -> Measurement:
         return ensemble_measurement(
-            pairs(40, 41, 42, 41), Pair(together, 16), pairs(*without), *HOW
+            pairs(40, 41, 42, 41), Errors(together, 16), pairs(*without), *HOW
         )
 
     gain = found(38, 38.7, 38.3, 38.0, 38.4)
@@ -98,8 +101,8 @@ def test_tower_colour_difference_is_judged_against_halves_of_one_tower_models() 
     assert colour_measurement(turned, alike, *HOW).agrees is True
 
 
-def test_one_seed_measures_views_and_two_an_ensemble(saved_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no finished run of ablation=none"):
+def test_one_seed_shows_its_views_and_two_an_ensemble(saved_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="contains no finished run of ablation=none"):
         seed_measurements(tmp_path, *HOW)
     for seed in ("0", "1"):
         net = shutil.copytree(saved_run, tmp_path / "none" / seed)
@@ -138,7 +141,8 @@ def likeness(same: float, seed: int = 0) -> Measurement:
     like = draw.random((60, 6)) < same
     wanted = np.where(like, labels[:, None], draw.integers(4, size=(60, 6)))
     parts = 50 * wanted + draw.integers(50, size=(60, 6)), labels, of_neighbours
-    return lookalikes_measurement(*map(torch.from_numpy, parts), *HOW)
+    indices, of_queries, of_train = map(torch.from_numpy, parts)
+    return neighbours_measurement(Neighbours(indices, of_queries, of_train), *HOW)
 
 
 def test_neighbour_agreement_is_judged_against_shuffled_labels() -> None:
@@ -159,4 +163,5 @@ def test_random_neighbours_rarely_support_the_claim() -> None:
 def test_neighbours_of_other_classes_contradict_the_claim() -> None:
     labels, of_neighbours = torch.arange(40) % 2, torch.arange(20) % 2
     neighbours = (1 - labels)[:, None] + 2 * torch.arange(6)  # all of the other class
-    assert lookalikes_measurement(neighbours, labels, of_neighbours, *HOW).agrees is False
+    measurement = neighbours_measurement(Neighbours(neighbours, labels, of_neighbours), *HOW)
+    assert measurement.agrees is False

@@ -20,7 +20,7 @@ from alexnet2012.ledger.relu_vs_tanh import (
     epochs_to,
     rates_beyond,
     read_runs,
-    relu_ablation,
+    relu_chart,
     relu_measurement,
 )
 from alexnet2012.ledger.sweeps import Sweeps
@@ -40,7 +40,7 @@ def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, bool 
     return measurement.value, measurement.numbers.get("ratio"), measurement.agrees
 
 
-def test_a_best_rate_at_an_end_of_those_tried_asks_for_one_further() -> None:
+def test_a_best_rate_at_an_end_of_those_tried_extends_the_search() -> None:
     rates = {0.004: {0: falling(9)}, 0.008: {0: falling(7)}}
     tried = {0.004, 0.008}
     assert rates_beyond(
@@ -60,7 +60,7 @@ def test_the_epoch_is_the_first_at_or_below_the_threshold() -> None:
     assert epochs_to(falling(7)) == 7
 
 
-def test_the_best_rate_is_soonest_in_the_mean_over_seeds() -> None:
+def test_the_best_rate_has_the_fewest_epochs_in_the_mean_over_seeds() -> None:
     lucky = {0: falling(5), 1: falling(30)}
     steady = {0: falling(12), 1: falling(12)}
     assert best_rate({0.1: lucky, 0.01: steady}) == 0.01
@@ -69,7 +69,7 @@ def test_the_best_rate_is_soonest_in_the_mean_over_seeds() -> None:
     assert best_rate({1.0: slower, 2.0: slow}) == 2.0  # then lowest at the end
 
 
-def test_the_ratio_is_of_seeds_and_six_is_six() -> None:
+def test_the_ratio_is_paired_by_seed() -> None:
     value, ratio, agrees = measured([5, 6, 5], [30, 36, 30])
     assert ratio == pytest.approx(6)
     assert agrees is True
@@ -87,7 +87,7 @@ def test_one_seed_gives_a_ratio_and_no_verdict() -> None:
     assert "95%" not in value
 
 
-def test_what_was_not_reached_is_a_lower_bound() -> None:
+def test_a_threshold_that_was_not_reached_gives_a_lower_bound() -> None:
     value, ratio, _ = measured([5, 5], [99, 30])
     assert value.startswith("more than 7.0 × (of the bound 95% -5.7 to 19.7)")
     assert "over 40, 30 with tanh" in value
@@ -135,7 +135,7 @@ def searched(tmp_path: Path, photos_store: Store, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(sweeps, "_run_child", run)
         config = ReproduceConfig(out=str(tmp_path), seeds=3)
-        return Sweeps(config, tmp_path, relu_sweep.RATES), trained
+        return Sweeps(config, tmp_path, relu_sweep.SEARCH), trained
 
     return search
 
@@ -150,7 +150,7 @@ def test_rates_are_searched_until_each_best_has_neighbours(searched: Search) -> 
     runs = relu_sweep.train(sweeps)
     short, long = (
         {(name, rate, seed) for experiment, name, rate, seed in trained if experiment == which}
-        for which in (relu_sweep.RATES, relu_sweep.EPOCHS)
+        for which in (relu_sweep.SEARCH, relu_sweep.TRAINING)
     )
     assert short == {
         *(("relu", rate, 0) for rate in (0.002, 0.004, 0.008)),
@@ -159,13 +159,15 @@ def test_rates_are_searched_until_each_best_has_neighbours(searched: Search) -> 
     assert long == {
         (name, rate, seed) for name, rate in (("relu", 0.004), ("tanh", 0.016)) for seed in range(3)
     }
-    assert len(trained) == len(short) + len(long)  # none twice
+    assert len(trained) == len(short) + len(long)  # no run twice
     assert len(runs) == 6
-    # One warning of what failed, though the sweep that it was in has failed, too.
-    assert sweeps.warnings == ["relu_cifar10/rates: tanh at 0.032 failed: held for too high"]
+    # One warning, although the sweep with the failed run failed as well.
+    assert sweeps.warnings == [
+        "relu_cifar10_lr/full: tanh at learning rate 0.032 failed; treated as too high"
+    ]
 
 
-def test_rates_that_all_fail_are_told(searched: Search) -> None:
+def test_an_activation_whose_rates_all_fail_is_named(searched: Search) -> None:
     sweeps, _ = searched({"relu": {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}, "tanh": {}})
     with pytest.raises(ConfigError, match="without tanh"):
         relu_sweep.train(sweeps)
@@ -174,11 +176,11 @@ def test_rates_that_all_fail_are_told(searched: Search) -> None:
 def test_short_and_long_runs_of_one_seed_are_not_mixed(tmp_path: Path) -> None:
     for length in ("short", "long"):
         write_run(tmp_path / length, "relu", 0.004, 0, [50.0])
-    with pytest.raises(ConfigError, match=r"second of relu at rate 0\.004, seed 0; take one"):
+    with pytest.raises(ConfigError, match=r"second run of relu at rate 0\.004, seed 0; give"):
         read_runs(sorted(tmp_path.iterdir()))
 
 
-def test_a_ratio_takes_a_seed_of_both(tmp_path: Path) -> None:
+def test_a_ratio_needs_a_seed_trained_with_both(tmp_path: Path) -> None:
     found = {"relu": {0.01: {0: falling(5)}}, "tanh": {0.01: {1: falling(5)}}}
     with pytest.raises(ConfigError, match=r"relu has \[0\], tanh \[1\].*no seed in common"):
         relu_measurement(found, Scale.reduced, "made up", "…")
@@ -190,7 +192,7 @@ def test_runs_are_read_from_their_files(tmp_path: Path) -> None:
             run_dir = tmp_path / activation / str(seed)
             write_run(run_dir, activation, 0.01, seed, falling(epochs))
     found = read_runs(tmp_path.glob("*/*"))
-    ablation = relu_ablation(found, "…")
+    ablation = relu_chart(found, "…")
     assert [arm["epochs_to_threshold"] for arm in ablation["arms"]] == [5, 20]
     assert ablation["n_seeds"] == 2
     with pytest.raises(ConfigError, match="without tanh"):

@@ -1,4 +1,4 @@
-"""The report's page and figures as text; tests/e2e/test_report_page.py opens it."""
+"""The report's page and figures as text; tests/e2e/test_report_page.py opens it in a browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.claims import Measurement, Scale, load_claims
 from alexnet2012.ledger.report.context import scientific, view
 from alexnet2012.ledger.report.render import claims_table, write_report
 from alexnet2012.ledger.report.svg import Curve, ReferenceLine, line_chart, two_towers
@@ -79,7 +79,7 @@ def small() -> Reproduction:
     }  # fmt: skip
 
 
-def test_foreign_text_never_becomes_markup(tmp_path: Path) -> None:
+def test_text_of_the_data_never_becomes_markup(tmp_path: Path) -> None:
     page = page_of(small(), tmp_path)
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
@@ -101,11 +101,11 @@ def test_the_page_fetches_nothing(tmp_path: Path) -> None:
 
 def test_an_empty_reproduction_still_shows_the_whole_ledger(tmp_path: Path) -> None:
     page = page_of({}, tmp_path)
-    assert sum(tag == "article" for tag, _ in page.tags) == 25
-    assert page.text.count("Not measured") == 25
+    assert sum(tag == "article" for tag, _ in page.tags) == len(load_claims())
+    assert page.text.count("Not measured") == len(load_claims())
 
 
-def test_every_anchor_leads_somewhere_and_no_id_is_there_twice(tmp_path: Path) -> None:
+def test_every_anchor_has_a_target_and_ids_are_unique(tmp_path: Path) -> None:
     page = page_of(small(), tmp_path)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
@@ -113,7 +113,7 @@ def test_every_anchor_leads_somewhere_and_no_id_is_there_twice(tmp_path: Path) -
     assert {anchor.removeprefix("#") for anchor in anchors if anchor} <= set(ids)
 
 
-def test_the_page_is_readable_without_eyes(tmp_path: Path) -> None:
+def test_the_page_works_with_a_screen_reader(tmp_path: Path) -> None:
     page = page_of(small(), tmp_path)
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg")
@@ -123,7 +123,7 @@ def test_the_page_is_readable_without_eyes(tmp_path: Path) -> None:
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
-def test_claims_of_several_seeds_make_a_table_and_single_ones_do_not() -> None:
+def test_the_table_of_claims_has_only_those_with_several_seeds() -> None:
     how = {"scale": Scale.reduced, "command": "…", "caveat": "tiny"}
     lrn = Measurement("lrn", "no_lrn: +2.50 | odd", n_seeds=3, agrees=True, **how)
     dropout = Measurement("dropout", "no_dropout: -1", n_seeds=1, **how)
@@ -132,7 +132,7 @@ def test_claims_of_several_seeds_make_a_table_and_single_ones_do_not() -> None:
     assert lines[2] == r"| Local response normalisation | no_lrn: +2.50 \| odd | 3 | supported |"
 
 
-def test_a_claim_shows_its_effect_below_what_is_claimed() -> None:
+def test_a_claim_shows_its_measured_effect_below_the_reported_one() -> None:
     reproduction = small()
     effect = {"arm": "no_lrn", "metric": "top1_error_pct", "seeds": [0, 1, 2],
               "mean_points": 2.5, "interval_points": (1.0, 4.0), "base_mean_pct": 40.0}  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_claim_shows_its_effect_below_what_is_claimed() -> None:
     assert rows["dropout"]["figures"] == rows["size"]["figures"] == []
 
 
-def test_the_effect_on_cifar10_stands_in_a_row_of_its_own() -> None:
+def test_the_effect_on_cifar10_has_its_own_row() -> None:
     reproduction = small()
     effect = {"arm": "no_lrn_cifar10", "metric": "top1_error_pct", "seeds": [0, 1, 2],
               "mean_points": 1.5, "interval_points": (1.0, 2.0), "base_mean_pct": 40.0}  # fmt: skip
@@ -152,7 +152,7 @@ def test_the_effect_on_cifar10_stands_in_a_row_of_its_own() -> None:
     assert rows["lrn"]["figures"] == []
 
 
-def test_a_claim_shows_how_training_went_with_the_thing_and_without() -> None:
+def test_a_claim_shows_learning_curves_of_baseline_and_ablation() -> None:
     reproduction = small()
     reproduction["learning_curves"] = {"none": [60.0, 40.0], "no_lrn": [70.0, 55.0]}
     rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
@@ -162,7 +162,7 @@ def test_a_claim_shows_how_training_went_with_the_thing_and_without() -> None:
     assert rows["dropout"]["figures"] == []
 
 
-def test_sums_shares_and_judgements_are_made_from_the_numbers() -> None:
+def test_sums_shares_and_checks_are_computed_from_the_numbers() -> None:
     shown = view(small())
     assert shown["audit"]["parameters"] == 100
     assert [row["share_pct"] for row in shown["audit"]["rows"]] == [40, 60]
@@ -188,7 +188,7 @@ def test_saved_files_render_the_same_page(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
-    assert len(json.loads((tmp_path / "ledger.json").read_text())["rows"]) == 25
+    assert len(json.loads((tmp_path / "ledger.json").read_text())["rows"]) == len(load_claims())
 
 
 def test_a_diverged_run_is_saved_and_rendered(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_kernels_keep_their_order_and_zero_is_grey() -> None:
     assert pictures[0][0, 11, 3] == 0  # the gap is transparent
 
 
-def test_the_towers_cross_only_where_something_is_exchanged() -> None:
+def test_lines_cross_between_the_towers_only_at_exchanges() -> None:
     layers = [("conv1", 96), ("conv2", 256), ("conv3", 384), ("fc8", 1000)]
     drawing = two_towers(layers, {"conv3": 173_056.0, "logits": 4000.0})
     assert drawing.count('class="crossing"') == 4  # two layers, both ways
@@ -223,7 +223,7 @@ def test_the_towers_cross_only_where_something_is_exchanged() -> None:
     assert "500 units" in drawing
 
 
-def test_a_chart_is_in_the_pages_colours_and_the_same_every_time() -> None:
+def test_a_chart_has_the_colours_of_the_page_and_is_deterministic() -> None:
     curves = [Curve("$paper$", [1, 2], [1.0, None]), Curve("b", [1, 2], [2.0, math.nan])]
     chart = line_chart(curves, "step", "loss", "alt & more", ReferenceLine(1.5, "chance"))
     assert chart == line_chart(curves, "step", "loss", "alt & more", ReferenceLine(1.5, "chance"))
@@ -236,7 +236,7 @@ def test_a_chart_is_in_the_pages_colours_and_the_same_every_time() -> None:
     assert "<style" not in chart
 
 
-def test_powers_of_ten_are_set_as_powers() -> None:
+def test_powers_of_ten_are_superscripts() -> None:
     assert scientific(3.14e-15) == "3.1 × 10<sup>−15</sup>"
     assert scientific(1e-12) == "1 × 10<sup>−12</sup>"
     assert (scientific(0.0), scientific(None), scientific(math.inf)) == ("0", *["not finite"] * 2)

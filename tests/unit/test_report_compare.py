@@ -1,4 +1,4 @@
-"""Comparison of two reproductions: each verdict follows from both measurements."""
+"""Comparison of two reproductions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from programs import REPOSITORY
 
-from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.report.compare import compare, comparison_tables, other_conditions
+from alexnet2012.ledger.claims import Measurement, Scale, load_claims
+from alexnet2012.ledger.report.compare import compare, comparison_tables, different_conditions
 from alexnet2012.ledger.report.render import main
 from alexnet2012.ledger.results import Reproduction, save_reproduction
 from alexnet2012.tracking.run_compare import Comparison
@@ -46,18 +46,20 @@ def test_two_measurements_of_a_claim(
     first: Reproduction, second: Reproduction, outcome: Comparison
 ) -> None:
     rows = compare(first, second)
-    assert len(rows) == 25
+    assert len(rows) == len(load_claims())
     assert {row.claim: row.outcome for row in rows}["relu"] is outcome
     assert all(row.outcome is Comparison.neither for row in rows if row.claim != "relu")
 
 
 def test_only_conditions_that_differ_are_listed() -> None:
     first, second = made("2 ×", commit="abc", seeds=[0, 1]), made("2 ×", commit="abd", seeds=[0, 1])
-    assert other_conditions(first["provenance"], second["provenance"]) == [("commit", "abc", "abd")]
+    assert different_conditions(first["provenance"], second["provenance"]) == [
+        ("commit", "abc", "abd")
+    ]
     assert len(comparison_tables(("A", "B"), first, first)) == 1
 
 
-def test_the_command_prints_both_and_refuses_a_folder_without_a_reproduction(
+def test_the_command_prints_both_and_refuses_a_directory_without_a_reproduction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("one", "2 × [bold]"), ("two", "3 ×")):
@@ -65,20 +67,20 @@ def test_the_command_prints_both_and_refuses_a_folder_without_a_reproduction(
     words = ["report", "compare", str(tmp_path / "one"), str(tmp_path / "two")]
     monkeypatch.setattr("sys.argv", words)
     main()
-    said = capsys.readouterr().out
-    assert "2 × [bold]" in said  # not markup
-    assert "another value" in said
+    printed = capsys.readouterr().out
+    assert "2 × [bold]" in printed  # not markup
+    assert "another value" in printed
     monkeypatch.setattr("sys.argv", [*words[:3], str(tmp_path / "none")])
     with pytest.raises(SystemExit):
         main()
-    assert "holds no reproduction.json" in capsys.readouterr().err
+    assert "contains no reproduction.json" in capsys.readouterr().err
 
 
-def test_the_table_of_a_reproduction_of_some_parts_is_refused_in_a_line(
+def test_the_table_of_an_incomplete_reproduction_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["report", str(REPOSITORY / "results/imagenette"), "--table"])
     with pytest.raises(SystemExit):
         main()
-    said = capsys.readouterr().err
-    assert "parts=not all: needs the parts audit, exactness, full_size, reduced and relu" in said
+    printed = capsys.readouterr().err
+    assert "parts=not all: needs the parts audit, exactness, full_size, reduced and relu" in printed

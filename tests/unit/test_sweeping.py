@@ -1,4 +1,4 @@
-"""Sweeps that are begun again: what was finished counts, once, if it is of these pictures."""
+"""Interrupted sweeps: finished runs are kept if they were trained on the same data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from alexnet2012.config.schema import ConfigError, ReproduceConfig, TrainConfig
 from alexnet2012.data.store import Store
 from alexnet2012.ledger import sweeps as sweeps_module
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.sweeps import Sweeps
-from alexnet2012.reproduce import Reproduce
+from alexnet2012.ledger.reproduction import Reproduce
+from alexnet2012.ledger.sweeps import Sweeps, store_size
 
 ERRORS = {"none": 40.0, "no_lrn_cifar10": 42.0}
 
@@ -50,7 +50,7 @@ def finish(run_dir: Path, overrides: Sequence[str], error: float, store: str) ->
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, photos_store: Store) -> list[str]:
-    """Runs that end at once, as ABLATION/SEED; those that are there already are kept."""
+    """Records runs, as ABLATION/SEED, which end at once; finished runs are kept."""
     monkeypatch.setattr(Sweeps, "store", lambda sweeps, experiment: photos_store)
     done: list[str] = []
 
@@ -78,7 +78,7 @@ def rows(out: Path) -> str:
     return json.dumps(json.loads((out / "ledger.json").read_text())["rows"])
 
 
-def test_a_sweep_begun_again_repeats_no_run_and_gives_the_same_ledger(
+def test_an_interrupted_sweep_repeats_no_run_and_gives_the_same_ledger(
     trained: list[str], tmp_path: Path, photos_store: Store
 ) -> None:
     first = rows(tmp_path)
@@ -92,11 +92,11 @@ def test_a_sweep_begun_again_repeats_no_run_and_gives_the_same_ledger(
     assert rows(tmp_path) == first
     assert trained[6:] == ["none/2"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "The four-layer net with normalisation and without" in page
+    assert "The four-layer network with and without normalisation" in page
     assert "41.0%" in page
 
 
-def test_runs_on_other_pictures_are_not_taken_for_these(
+def test_runs_on_other_data_are_refused(
     trained: list[str], tmp_path: Path, photos_store: Store
 ) -> None:
     experiment = "lrn_cifar10/quick"
@@ -104,7 +104,7 @@ def test_runs_on_other_pictures_are_not_taken_for_these(
     other = sweeps.directory(experiment) / "none" / "0"
     words = [f"experiment={experiment}", "data=store", f"data.store={photos_store.root}"]
     config = finish(other, words, 40.0, "of others")
-    with pytest.raises(ConfigError, match=rf"out=.*{other} was trained on other pictures"):
+    with pytest.raises(ConfigError, match=rf"out=.*{other} was trained on other images"):
         sweeps.train(experiment, ["ablation=none"], [0])
     assert trained == []
     assert not is_finished(config, other)
@@ -114,7 +114,7 @@ def test_runs_on_other_pictures_are_not_taken_for_these(
     assert is_finished(finish(other, words, 40.0, photos_store.fingerprint), other)
 
 
-def test_no_net_starts_from_a_run_that_has_not_ended(saved_run: Path, tmp_path: Path) -> None:
+def test_no_run_starts_from_an_unfinished_run(saved_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved_run, run)
     (run / "config.yaml").write_text("seed: 0\n")
@@ -147,7 +147,7 @@ def test_a_training_ends_with_the_reproduction_that_is_killed(tmp_path: Path) ->
     assert not training.exists()
 
 
-def test_what_a_part_fails_of_is_reported_and_the_others_go_on(
+def test_a_part_that_fails_is_reported_and_the_others_run(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_memory(self: Reproduce) -> None:
@@ -157,14 +157,14 @@ def test_what_a_part_fails_of_is_reported_and_the_others_go_on(
     parts = ["audit", "lrn_cifar10"]
     assert Reproduce(ReproduceConfig(out=str(tmp_path), parts=parts, seeds=1)).run() == 1
     found = json.loads((tmp_path / "reproduction.json").read_text())
-    assert found["warnings"] == ["counting the architecture: RuntimeError: not enough memory"]
+    assert found["warnings"] == ["counts of the architecture: RuntimeError: not enough memory"]
     assert trained == ["none/0", "no_lrn_cifar10/0"]
 
 
-def test_a_plain_reproduction_removes_quick_runs_alone(trained: list[str], tmp_path: Path) -> None:
+def test_a_quick_reproduction_removes_only_quick_runs(trained: list[str], tmp_path: Path) -> None:
     quick, others = (
-        ("quick/reduced/0", "effects/quick/none/0"),
-        ("effects/reduced/none/0", "2026/a"),
+        ("quick/reduced/0", "full_size/quick/0", "ablations/quick/none/0"),
+        ("ablations/reduced/none/0", "2026/a"),
     )
     for name in (*quick, *others):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -182,14 +182,14 @@ def test_a_plain_reproduction_removes_quick_runs_alone(trained: list[str], tmp_p
         ("pet {}", 1_300_000, "reduced"),
     ],
 )
-def test_full_scale_is_the_challenge_and_no_other_thousand_classes(
+def test_full_scale_needs_the_data_of_the_challenge(
     classes: str, pictures: int, scale: str, photos_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = replace(photos_store.split("val"), labels=np.zeros(pictures, np.int64))
     monkeypatch.setattr(Store, "split", lambda *_: split)
     names = tuple(classes.format(index) for index in range(1000))
     monkeypatch.setattr(sweeps_module, "prepare", lambda _: replace(photos_store, classes=names))
-    sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
+    sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "ablations/full")
     assert sweeps.scale("a net")[0].value == scale
 
 
@@ -203,14 +203,50 @@ def test_full_scale_is_the_challenge_and_no_other_thousand_classes(
         (1_261_406, "dropout", "full"),  # of no edition
     ],
 )
-def test_a_claim_of_one_edition_is_not_measured_in_full_on_the_other(
+def test_a_claim_about_one_edition_is_not_measured_at_full_scale_on_the_other(
     pictures: int, claim: str, scale: str, photos_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = replace(photos_store.split("val"), labels=np.zeros(pictures, np.int64))
     monkeypatch.setattr(Store, "split", lambda *_: split)
     names = tuple(f"n{index:08}" for index in range(1000))
     monkeypatch.setattr(sweeps_module, "prepare", lambda _: replace(photos_store, classes=names))
-    sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "effects/full")
-    found = sweeps.of_its_edition(Measurement(claim, "1", Scale.full, "…"))
+    sweeps = Sweeps(ReproduceConfig(budget=Budget.full), Path("out"), "ablations/full")
+    found = sweeps.for_edition(Measurement(claim, "1", Scale.full, "…"))
     assert found.scale.value == scale
     assert (found.caveat is None) == (scale == "full")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "size"),
+    [
+        ("full_size/quick", 256),
+        ("reduced/quick", 128),
+        ("relu/quick", 72),
+        ("lrn_cifar10/quick", 72),
+        ("relu_cifar10_lr/full", 32),
+        ("lrn_cifar10/full", 32),
+        ("ablations/reduced", 72),
+        ("ablations/full", 256),
+        ("pretrain/quick", 72),
+        ("pretrain/full", 256),
+    ],
+)
+def test_an_experiment_reads_images_of_the_size_that_its_file_sets(
+    experiment: str, size: int
+) -> None:
+    assert store_size(experiment) == size
+
+
+def test_former_names_of_a_part_and_a_directory_are_read(
+    trained: list[str], tmp_path: Path
+) -> None:
+    assert Reproduce(ReproduceConfig(out=str(tmp_path), parts=["effects"])).parts == ["ablations"]
+    sweeps = Sweeps(ReproduceConfig(out=str(tmp_path)), tmp_path, "ablations/reduced")
+    assert sweeps.directory("ablations/reduced") == tmp_path / "runs" / "ablations" / "reduced"
+    (tmp_path / "runs" / "effects" / "reduced").mkdir(parents=True)
+    assert sweeps.directory("ablations/reduced") == tmp_path / "runs" / "effects" / "reduced"
+
+
+def test_a_part_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(ConfigError, match="parts=fig9: must be some of audit, exactness"):
+        Reproduce(ReproduceConfig(parts=["fig9"]))

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from alexnet2012.config.renamed import with_current_names
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.config.validation import validate
 
@@ -83,9 +84,10 @@ def check_grammar(overrides: Sequence[str]) -> None:
 def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:
     """Quote text values that Hydra would parse as numbers, such as the path 2024_06.
 
-    This also keeps them as written in a sweep, whose jobs get the parsed values.
+    This also keeps them as written in a sweep, whose jobs get the parsed values. Former names of
+    experiments become the current ones.
     """
-    return [_quoted_text(schema(), override) for override in overrides]
+    return [_quoted_text(schema(), with_current_names(override)) for override in overrides]
 
 
 def _quoted_text(defaults: Any, override: str) -> str:

@@ -1,13 +1,12 @@
-"""What each choice of the paper is worth: runs without it, seed by seed against runs with it.
+"""Ablations: runs without one component, compared with the baseline seed by seed.
 
-Reads a sweep of ``conf/experiment/effects``: one folder an ablation, one in it for each seed. The
-differences are paired, for seeds share initial values, order and crops; what is said of a claim
-follows from their 95% interval alone. ``python -m alexnet2012.effects DIR`` prints the table.
+Reads the sweeps of ``conf/experiment/ablations`` and ``conf/experiment/lrn_cifar10``, whose run
+directories are ``ABLATION/SEED``. Runs with the same seed share initial weights, data order and
+crops, so differences are paired; the verdict follows from their 95% interval alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from alexnet2012.checkpoint.run_dir import flatten
@@ -26,15 +24,18 @@ from alexnet2012.ledger.claims import (
     Claim,
     Measurement,
     Scale,
+    ablations_of,
     direction,
+    effect_claims,
     load_claims,
     support_word,
 )
+from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Ablation, Arm, Effect
 from alexnet2012.ledger.statistics import PairedDifference
 from alexnet2012.tracking.tracker import read_records
 
-BASE = "none"
+BASELINE = "none"
 METRICS = ("top1_error_pct", "top5_error_pct", "train_error_pct")
 # Settings that an ablation, its seed or the machine may change; all others must match in a sweep.
 _MAY_DIFFER = (Role.variant, Role.placement, Role.world_size, Role.logging)
@@ -42,22 +43,22 @@ _MAY_DIFFER = (Role.variant, Role.placement, Role.world_size, Role.logging)
 
 @dataclass(frozen=True)
 class Result:
-    """How one run ended."""
+    """The outcome of one run."""
 
     settings: dict[str, Any]
     errors: dict[str, float]  # by metric, per cent
-    commit: str = ""  # of the code that ran; a sweep may be taken up by later code
-    train_errors: Sequence[float] = ()  # per cent, of each epoch
+    commit: str = ""  # of the code that ran; later code may have continued the sweep
+    train_errors: Sequence[float] = ()  # per cent, by epoch
 
 
 Sweep = dict[str, dict[int, Result]]  # by ablation and seed
 
 
 def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
-    """The finished runs of a sweep, of all seeds or of some, by ablation and seed.
+    """The finished runs of a sweep by ablation and seed; ``seeds`` selects some.
 
     Raises:
-        ConfigError: none is there, or they differ in more than an ablation.
+        ConfigError: the baseline has no finished run, or runs differ in more than the ablation.
     """
     runs: Sweep = {}
     for summary in sorted(directory.glob("*/*/summary.json")):
@@ -65,32 +66,36 @@ def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
         if seeds is not None and result.settings["seed"] not in seeds:
             continue
         runs.setdefault(summary.parent.parent.name, {})[result.settings["seed"]] = result
-    if BASE not in runs:
-        remedy = f"holds no finished run of ablation={BASE}; see conf/experiment/effects"
+    if BASELINE not in runs:
+        remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
         raise ConfigError("runs", directory, remedy)
-    first = next(iter(runs[BASE].values()))
-    for arm, results in runs.items():
+    baseline = next(iter(runs[BASELINE].values()))
+    for ablation, results in runs.items():
         for seed, result in results.items():
-            settings, base = flatten(result.settings), flatten(first.settings)
-            for key in sorted(settings.keys() | base.keys()):
-                may_differ = role_of(TrainConfig, key) in _MAY_DIFFER
-                if not may_differ and settings.get(key) != base.get(key):
-                    remedy = f"run {arm}/{seed} has other settings of `{key}` than {BASE}; "
-                    raise ConfigError("runs", directory, f"{remedy}compare like with like")
+            _check_comparable(result, baseline, f"{ablation}/{seed}", directory)
     return runs
 
 
+def read_claimed(directory: Path, sweep: str, seeds: Sequence[int] | None = None) -> Sweep:
+    """The runs of a sweep that its claims need: the baseline and their ablations."""
+    runs = read_sweep(directory, seeds)
+    return {name: runs[name] for name in (BASELINE, *ablations_of(sweep)) if name in runs}
+
+
 def effects(runs: Sweep) -> list[Effect]:
-    """For each ablation and metric the mean of (without - with) over the seeds of both."""
-    found = []
-    for arm in sorted(runs.keys() - {BASE}):
-        seeds = sorted(runs[arm].keys() & runs[BASE].keys())
+    """For each ablation and metric, the mean of (ablation - baseline) over their common seeds."""
+    rows = []
+    for ablation in sorted(runs.keys() - {BASELINE}):
+        seeds = sorted(runs[ablation].keys() & runs[BASELINE].keys())
         for metric in METRICS if seeds else ():
-            pairs = [(runs[arm][s].errors[metric], runs[BASE][s].errors[metric]) for s in seeds]
+            pairs = [
+                (runs[ablation][seed].errors[metric], runs[BASELINE][seed].errors[metric])
+                for seed in seeds
+            ]
             difference = PairedDifference.of([without - base for without, base in pairs])
-            found.append(
+            rows.append(
                 Effect(
-                    arm=arm,
+                    arm=ablation,
                     metric=metric,
                     seeds=seeds,
                     mean_points=difference.mean,
@@ -98,68 +103,94 @@ def effects(runs: Sweep) -> list[Effect]:
                     base_mean_pct=sum(base for _, base in pairs) / len(pairs),
                 )
             )
-    return found
+    return rows
 
 
 def learning_curves(runs: Sweep) -> dict[str, list[float]]:
-    """Training error of each epoch, per cent, mean over the seeds, by ablation."""
+    """Training error by epoch, per cent, mean over seeds, by ablation."""
     return {
-        arm: [
+        ablation: [
             fmean(errors)
             for errors in zip(*(r.train_errors for r in results.values()), strict=True)
         ]
-        for arm, results in runs.items()
+        for ablation, results in runs.items()
     }
 
 
-def ablation(runs: Sweep, name: str, title: str, command: str) -> Ablation:
-    """A whole sweep as one comparison: learning curves, and errors at the end, means over seeds."""
-    curves = learning_curves({BASE: runs[BASE], **runs})
+def ablation_chart(runs: Sweep, name: str, title: str, command: str) -> Ablation:
+    """A sweep as one chart: learning curves and final errors, means over seeds."""
+    curves = learning_curves({BASELINE: runs[BASELINE], **runs})
     return Ablation(
         name=name,
         title=title,
         arms=[
             Arm(
-                label=arm,
+                label=ablation,
                 epochs=[float(i + 1) for i in range(len(curve))],
                 train_error_pct=curve,
-                top1_error_pct=fmean(r.errors["top1_error_pct"] for r in runs[arm].values()),
+                top1_error_pct=fmean(r.errors["top1_error_pct"] for r in runs[ablation].values()),
             )
-            for arm, curve in curves.items()
+            for ablation, curve in curves.items()
         ],
         n_seeds=min(len(results) for results in runs.values()),
-        note=f"{described(runs)}.",
+        note=f"{describe(runs)}.",
         command=command,
     )
 
 
 def supports(effect: Effect) -> bool | None:
-    """Whether leaving the thing out costs: True, False where it helps, None: cannot tell."""
+    """Whether the ablation raises the error: True, False if it lowers it, None: inconclusive."""
     return direction(effect["interval_points"], len(effect["seeds"]))
 
 
-def effect_measurements(
-    found: Sequence[Effect], scale: Scale, caveat: str | None, command: str
+@measures(*(claim.id for claim in effect_claims("ablations")), part="ablations")
+def ablation_measurements(
+    directory: Path,
+    scale: Scale,
+    caveat: str | None,
+    command: str,
+    only: Sequence[int] | None = None,
 ) -> list[Measurement]:
-    """A measurement for each claim whose ablations have run."""
+    """A measurement for each claim of ``ablations`` whose ablations are in the sweep."""
+    rows = effects(read_claimed(directory, "ablations", only))
+    return effect_measurements(rows, scale, caveat, command)
+
+
+@measures(*(claim.id for claim in effect_claims("lrn_cifar10")), part="lrn_cifar10")
+def lrn_cifar10_measurements(
+    directory: Path,
+    scale: Scale,
+    caveat: str | None,
+    command: str,
+    only: Sequence[int] | None = None,
+) -> list[Measurement]:
+    """The same for ``lrn_cifar10``."""
+    rows = effects(read_claimed(directory, "lrn_cifar10", only))
+    return effect_measurements(rows, scale, caveat, command)
+
+
+def effect_measurements(
+    rows: Sequence[Effect], scale: Scale, caveat: str | None, command: str
+) -> list[Measurement]:
+    """A measurement for each claim whose ablations are among the effects."""
     measurements = []
     for claim in load_claims():
         if claim.effect is None:
             continue
-        chosen = [
+        of_claim = [
             effect
-            for arm in claim.effect.arms
-            for effect in found
-            if effect["arm"] == arm and effect["metric"] == claim.effect.metric
+            for ablation in claim.effect.arms
+            for effect in rows
+            if effect["arm"] == ablation and effect["metric"] == claim.effect.metric
         ]
-        if len(chosen) == len(claim.effect.arms):
-            measurements.append(_measurement(claim, chosen, scale, caveat, command))
+        if len(of_claim) == len(claim.effect.arms):
+            measurements.append(_measurement(claim, of_claim, scale, caveat, command))
     return measurements
 
 
-def described(runs: Sweep) -> str:
-    """The net and its training, in one line."""
-    settings = next(iter(runs[BASE].values())).settings
+def describe(runs: Sweep) -> str:
+    """The network and its training in one line."""
+    settings = next(iter(runs[BASELINE].values())).settings
     model, schedule = settings["model"], settings["schedule"]
     return (
         f"recipe {settings['recipe']['name']}, width {model['width']:g}, "
@@ -167,46 +198,55 @@ def described(runs: Sweep) -> str:
     )
 
 
-def effect_table(found: Sequence[Effect]) -> Table:
-    """Mean differences with their intervals, a line an ablation."""
-    table = Table(title="without it, minus with it: points of error (95% interval over seeds)")
+def effect_table(rows: Sequence[Effect]) -> Table:
+    """Mean differences with their intervals, one row per ablation."""
+    table = Table(title="ablation minus baseline, points of error (95% interval over seeds)")
     for heading in ("ablation", "seeds", "top-1", "top-5", "training"):
         table.add_column(heading, justify="right")
-    for arm in dict.fromkeys(effect["arm"] for effect in found):
-        of_arm = {effect["metric"]: effect for effect in found if effect["arm"] == arm}
-        cells = [_with_interval(of_arm[metric]) for metric in METRICS]
-        table.add_row(arm, str(len(of_arm[METRICS[0]]["seeds"])), *cells)
+    for ablation in dict.fromkeys(effect["arm"] for effect in rows):
+        by_metric = {effect["metric"]: effect for effect in rows if effect["arm"] == ablation}
+        cells = [_with_interval(by_metric[metric]) for metric in METRICS]
+        table.add_row(ablation, str(len(by_metric[METRICS[0]]["seeds"])), *cells)
     return table
 
 
+def _check_comparable(result: Result, baseline: Result, name: str, directory: Path) -> None:
+    settings, expected = flatten(result.settings), flatten(baseline.settings)
+    for key in sorted(settings.keys() | expected.keys()):
+        may_differ = role_of(TrainConfig, key) in _MAY_DIFFER
+        if not may_differ and settings.get(key) != expected.get(key):
+            remedy = f"run {name} has other settings of `{key}` than {BASELINE}; retrain it"
+            raise ConfigError("runs", directory, remedy)
+
+
 def _measurement(
-    claim: Claim, chosen: list[Effect], scale: Scale, caveat: str | None, command: str
+    claim: Claim, of_claim: list[Effect], scale: Scale, caveat: str | None, command: str
 ) -> Measurement:
     assert claim.effect is not None
     metric = claim.effect.metric
-    words = {"top1_error_pct": "top-1", "train_error_pct": "training error"}[metric]
-    says = [supports(effect) for effect in chosen]
-    agrees = says[0] if len(set(says)) == 1 else (False if False in says else None)
-    first = chosen[0]
-    n_seeds = min(len(effect["seeds"]) for effect in chosen)
+    metric_name = {"top1_error_pct": "top-1", "train_error_pct": "training error"}[metric]
+    verdicts = [supports(effect) for effect in of_claim]
+    # Several ablations of one claim agree only together; one that lowers the error contradicts it.
+    agrees = verdicts[0] if len(set(verdicts)) == 1 else (False if False in verdicts else None)
+    first = of_claim[0]
+    n_seeds = min(len(effect["seeds"]) for effect in of_claim)
     claimed = claim.effect.claimed_points
-    value = "; ".join(f"{e['arm']}: {_with_interval(e)} points {words}" for e in chosen)
-    if len(chosen) == 1:
+    value = "; ".join(f"{e['arm']}: {_with_interval(e)} points {metric_name}" for e in of_claim)
+    if len(of_claim) == 1:
         base = first["base_mean_pct"]
         value += f": {base + first['mean_points']:.2f} against {base:.2f}"
-    note = f"{claim.effect.source} has {claimed:+.2f} points" if claimed is not None else ""
+    note = f"; {claim.effect.source} reports {claimed:+.2f} points" if claimed is not None else ""
     return Measurement(
         claim=claim.id,
         value=value,
         scale=scale,
         command=command,
-        numbers={f"{e['arm']}_{metric}_points": e["mean_points"] for e in chosen},
+        numbers={f"{e['arm']}_{metric}_points": e["mean_points"] for e in of_claim},
         caveat=caveat,
         n_seeds=n_seeds,
-        interval=first["interval_points"] if len(chosen) == 1 else None,
+        interval=first["interval_points"] if len(of_claim) == 1 else None,
         agrees=agrees,
-        agreement_note=f"{support_word(agrees)} by {n_seeds} paired seeds"
-        + (f"; {note}" if note else ""),
+        agreement_note=f"{support_word(agrees)} by {n_seeds} paired seeds{note}",
     )
 
 
@@ -231,22 +271,3 @@ def _read(run_dir: Path) -> Result:
         commit=summary.get("commit", "unknown"),
         train_errors=[record["train_error_pct"] for record in epochs],
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.effects",
-        description="Print what each ablation of a sweep costs, seed by seed against none.",
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="of ABLATION/SEED/summary.json")
-    arguments = parser.parse_args()
-    try:
-        runs = read_sweep(arguments.directory)
-    except ConfigError as error:
-        parser.error(str(error))
-    Console().print(effect_table(effects(runs)))
-    Console().print(described(runs), style="dim")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
-"""The ledger: every quantitative claim, what each source says of it, and what was measured here.
+"""The ledger: every quantitative claim, what each source reports, and what was measured.
 
-``claims.yaml`` holds the sources; an experiment hands in a :class:`Measurement`; :func:`ledger`
-puts the two side by side. A verdict is never written by hand: it follows from the measurement.
+``claims.yaml`` holds the sources, experiments return :class:`Measurement` objects, and
+:func:`ledger` sets the two side by side. Verdicts are computed from the measurements.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-MIN_SEEDS = 3  # for a verdict: two that agree by chance make a narrow interval
+MIN_SEEDS = 3  # for a verdict: the interval of two seeds that agree by chance is too narrow
 SOURCES = ("paper", "code", "article")
 
 
@@ -26,23 +26,23 @@ class Kind(Enum):
     """What it takes to check a claim."""
 
     count = "count"  # arithmetic on the architecture
-    method = "method"  # a procedure that is carried out or not
-    error = "error"  # an error rate, or a difference of two, after training
+    method = "method"  # a procedure
+    error = "error"  # an error rate after training, or a difference of two
     time = "time"
-    observation = "observation"  # something seen in a trained net
-    published = "published"  # other people's systems: quoted, never measured here
+    observation = "observation"  # a property of a trained network
+    published = "published"  # results of other systems: quoted, never measured
 
 
 class Scale(Enum):
     """How much of the claim a measurement covers."""
 
-    exact = "exact"  # the claimed quantity itself, to the last digit
-    full = "full"  # the claim's own net, data and training length
-    reduced = "reduced"  # a smaller net, other data or a shorter run
+    exact = "exact"  # the claimed quantity itself, exactly
+    full = "full"  # the network, data and training length of the claim
+    reduced = "reduced"  # a smaller network, other data or shorter training
 
 
 class Verdict(Enum):
-    """The last word on a claim in this ledger."""
+    """How a claim was measured."""
 
     exact = "exact"
     full = "measured at full scale"
@@ -52,7 +52,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class ClaimSource:
-    """What one source says, and where in it."""
+    """The value that one source reports, and where."""
 
     value: str
     where: str
@@ -60,18 +60,18 @@ class ClaimSource:
 
 @dataclass(frozen=True)
 class EffectClaim:
-    """What a source says that leaving something out costs, and the ablations that leave it out."""
+    """The effect of removing something that a source reports, and the ablations that remove it."""
 
     arms: tuple[str, ...]  # of conf/ablation
     metric: str  # top1_error_pct or train_error_pct
-    claimed_points: float | None  # None: that it costs, not how much
-    source: str  # whose number it is
-    sweep: str = "effects"  # of conf/experiment: what has these ablations
+    claimed_points: float | None  # None: the source gives no size
+    source: str  # who reports the number
+    sweep: str = "ablations"  # the part of the reproduction that runs these ablations
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of claims.yaml; a source is None where it says nothing."""
+    """One entry of claims.yaml; a source that does not mention the claim is None."""
 
     id: str
     title: str
@@ -80,16 +80,16 @@ class Claim:
     paper: ClaimSource | None
     code: ClaimSource | None
     article: ClaimSource | None
-    disagreement: str | None  # where the sources contradict each other, or themselves
-    needs: str | None  # what full scale takes
-    command: str | None  # what would measure it at full scale
-    effect: EffectClaim | None = None  # where the claim is that something lowers an error
-    edition: int | None = None  # of ILSVRC, where the numbers are of one
+    disagreement: str | None  # where the sources contradict each other or themselves
+    needs: str | None  # data and hardware for full scale
+    command: str | None  # measures it at full scale
+    effect: EffectClaim | None = None  # of claims that something lowers an error
+    edition: int | None = None  # the edition of ILSVRC that the numbers refer to
 
 
 @dataclass(frozen=True)
 class SourceDifference:
-    """One choice where the paper and the 2012 code part, and the settings that switch it."""
+    """One difference between the paper and the 2012 code, and the settings that control it."""
 
     item: str
     paper: str
@@ -99,27 +99,28 @@ class SourceDifference:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one claim.
+    """The measurement of one claim.
 
-    Everything but ``timings`` and ``run_dirs`` must be the same in two runs with the same seed,
-    so that two ledgers can be compared row by row: no times, rates, dates or output folders in
-    ``value``, ``numbers``, ``agreement_note`` or ``command``.
+    Everything but ``timings`` and ``run_dirs`` must be identical in two runs with the same seed,
+    so that ledgers can be compared row by row: no times, throughputs, dates or output directories
+    in ``value``, ``numbers``, ``agreement_note`` or ``command``.
 
     Raises:
-        ValueError: a reduced measurement without a caveat, no seeds, or an unordered interval.
+        ValueError: a reduced measurement has no caveat, there are no seeds, or the interval is
+            not (low, high).
     """
 
     claim: str
-    value: str  # for people: "60,965,224 parameters"
+    value: str  # for readers: "60,965,224 parameters"
     scale: Scale
-    command: str  # repeats the measurement
+    command: str  # reproduces the measurement
     numbers: dict[str, float | int | str | bool] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)  # unit in the name: images_per_s
-    caveat: str | None = None  # what the measurement does not show
+    timings: dict[str, float] = field(default_factory=dict)  # units in the keys: images_per_s
+    caveat: str | None = None  # limits of the measurement
     run_dirs: list[str] = field(default_factory=list)
     n_seeds: int = 1
-    interval: tuple[float, float] | None = None  # 95%, of the number that `value` opens with
-    agrees: bool | None = None  # with the value or the direction claimed; None: cannot tell
+    interval: tuple[float, float] | None = None  # 95%, of the first number of `value`
+    agrees: bool | None = None  # with the claimed value or direction; None: inconclusive
     agreement_note: str | None = None
 
     def __post_init__(self) -> None:
@@ -147,40 +148,43 @@ class Measurement:
 
 @cache
 def load_claims() -> tuple[Claim, ...]:
-    """The claims of claims.yaml, in its order.
+    """The claims of claims.yaml, in file order.
 
     Raises:
-        ValueError: an entry is incomplete, unknown or there twice.
+        ValueError: an entry has missing or unknown keys, or an id occurs twice.
     """
     claims = tuple(_claim(entry) for entry in _yaml()["claims"])
     ids = [claim.id for claim in claims]
     if len(set(ids)) != len(ids):
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        raise ValueError(f"claims.yaml: {', '.join(twice)}: there twice; ids must be unique")
+        duplicates = sorted({name for name in ids if ids.count(name) > 1})
+        raise ValueError(f"claims.yaml: {', '.join(duplicates)}: not unique; rename one")
     return claims
 
 
 @cache
 def load_differences() -> tuple[SourceDifference, ...]:
-    """Where the paper's recipe and the 2012 code's part, in the order of a training run."""
+    """Differences between the recipes of the paper and of the 2012 code."""
     return tuple(
         SourceDifference(d["item"], d["paper"], d["code"], tuple(d["settings"]))
         for d in _yaml()["differences"]
     )
 
 
-def arms_of(sweep: str) -> tuple[str, ...]:
-    """The ablations that all claims take of a sweep."""
-    effects = (claim.effect for claim in load_claims())
-    return tuple(
-        arm for effect in effects if effect and effect.sweep == sweep for arm in effect.arms
-    )
+def effect_claims(sweep: str) -> tuple[Claim, ...]:
+    """The claims that the ablations of a sweep measure."""
+    return tuple(c for c in load_claims() if c.effect is not None and c.effect.sweep == sweep)
+
+
+def ablations_of(sweep: str) -> tuple[str, ...]:
+    """The ablations that the claims of a sweep need."""
+    effects = (claim.effect for claim in effect_claims(sweep))
+    return tuple(ablation for effect in effects if effect for ablation in effect.arms)
 
 
 def direction(interval: tuple[float, float] | None, n_seeds: int) -> bool | None:
-    """Whether a difference lies above zero: True, False where below, None: cannot tell.
+    """Sign of a difference: True above zero, False below, None if inconclusive.
 
-    Nothing is said of fewer seeds than ``MIN_SEEDS``, nor of a 95% interval that holds zero.
+    It is inconclusive with fewer than ``MIN_SEEDS`` seeds or a 95% interval that contains zero.
     """
     if interval is None or n_seeds < MIN_SEEDS or interval[0] <= 0 <= interval[1]:
         return None
@@ -188,33 +192,33 @@ def direction(interval: tuple[float, float] | None, n_seeds: int) -> bool | None
 
 
 def support_word(agrees: bool | None) -> str:
-    """What the data say of a claimed direction."""
+    """The verdict on a claimed direction, in words."""
     return {True: "supported", False: "contradicted", None: "neither shown nor refuted"}[agrees]
 
 
 def verdict(claim: Claim, measurement: Measurement | None) -> Verdict:
-    """What may be said of a claim.
+    """How a claim was measured.
 
     Raises:
-        ValueError: the measurement says more than the claim's kind allows.
+        ValueError: the kind of the claim does not allow a measurement of this scale.
     """
     if measurement is None:
         return Verdict.not_measured
     if claim.kind is Kind.published:
-        raise ValueError(f"{claim.id}: other people's published numbers are not measured here")
+        raise ValueError(f"{claim.id}: kind=published: results of other systems are only quoted")
     if measurement.scale is Scale.exact and claim.kind not in (Kind.count, Kind.method):
         raise ValueError(
-            f"{claim.id}: scale=exact: a claim of kind {claim.kind.value} is a measured quantity; "
+            f"{claim.id}: scale=exact: a claim of kind {claim.kind.value} is never exact; "
             "use full or reduced"
         )
     return Verdict[measurement.scale.name]
 
 
 def ledger(measurements: Iterable[Measurement], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """One row per claim. ``rows`` are the same in two runs with the same seed.
+    """The ledger with one row per claim; ``rows`` are identical in two runs with the same seed.
 
     Raises:
-        ValueError: a measurement of no known claim, or two of one.
+        ValueError: a measurement's claim is unknown, or measured twice.
     """
     by_claim: dict[str, Measurement] = {}
     known = {claim.id for claim in load_claims()}
@@ -222,7 +226,7 @@ def ledger(measurements: Iterable[Measurement], provenance: Mapping[str, Any]) -
         if measurement.claim not in known:
             raise ValueError(f"claim={measurement.claim}: not in claims.yaml; use one of its ids")
         if measurement.claim in by_claim:
-            raise ValueError(f"claim={measurement.claim}: measured twice; merge the two")
+            raise ValueError(f"claim={measurement.claim}: measured twice; keep one")
         by_claim[measurement.claim] = measurement
     measured = [by_claim[claim.id] for claim in load_claims() if claim.id in by_claim]
     return {
@@ -238,7 +242,7 @@ def ledger(measurements: Iterable[Measurement], provenance: Mapping[str, Any]) -
 
 
 def write_json(content: object, path: Path) -> None:
-    """Sorted keys, and null for what is not finite: any JSON reader can read it."""
+    """Write JSON with sorted keys, and null for NaN and infinities, which JSON does not have."""
     text = json.dumps(_finite(content), indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -248,13 +252,13 @@ def _row(claim: Claim, measurement: Measurement | None) -> dict[str, Any]:
     row["sources"] = {name: row.pop(name) for name in SOURCES}
     row["verdict"] = verdict(claim, measurement).value
     if measurement is not None:
-        elsewhere = ("claim", "timings", "run_dirs")
-        row["measured"] = {k: v for k, v in measurement.to_json().items() if k not in elsewhere}
+        omitted = ("claim", "timings", "run_dirs")
+        row["measured"] = {k: v for k, v in measurement.to_json().items() if k not in omitted}
     return row
 
 
 def _claim(entry: dict[str, Any]) -> Claim:
-    """A missing or unknown key of an entry is an error that names the entry."""
+    """Raises ValueError, naming the entry, for a missing or unknown key."""
     sources = {
         name: None if entry[name] is None else ClaimSource(**entry[name]) for name in SOURCES
     }

@@ -1,7 +1,7 @@
-"""What nets of several seeds show: ten views against one, an ensemble against one, and colours.
+"""Claims measured with the trained networks of several seeds: views, ensembles and conv1 colours.
 
-Reads the trained nets of a sweep of ``conf/experiment/effects``: ``none`` has the towers of the
-paper, ``one_gpu`` has none. ``python -m alexnet2012.seeds DIR`` prints what they say.
+Reads the checkpoints of a sweep of ``conf/experiment/ablations``: ``none`` has two towers,
+``one_gpu`` a single one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
-from alexnet2012.ledger.ablations import BASE
+from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.measurements import colour_share
-from alexnet2012.ledger.statistics import PairedDifference, finished_runs, print_measurements
+from alexnet2012.ledger.registry import measures
+from alexnet2012.ledger.statistics import PairedDifference, finished_runs
 from alexnet2012.utils.metrics import jackknife_interval
 
 WITHOUT_TOWERS = "one_gpu"
 
 
 @dataclass(frozen=True)
-class Pair:
+class Errors:
     """Top-1 and top-5 errors, per cent."""
 
     top1: float
@@ -36,21 +36,26 @@ class Pair:
         return f"{self.top1:.2f} / {self.top5:.2f}"
 
 
-def errors(runs: Sequence[Path], views: int) -> Pair:
-    """Errors of the nets' averaged probabilities on the validation pictures."""
-    checkpoint = [str(run) for run in runs]
-    found = evaluate_checkpoints(EvaluateConfig(checkpoint=checkpoint, views=views))
-    return Pair(found.top1_error_pct, found.top5_error_pct)
+def evaluate_ensemble(runs: Sequence[Path], views: int) -> Errors:
+    """Validation errors of the runs' averaged probabilities."""
+    checkpoints = [str(run) for run in runs]
+    counts = evaluate_checkpoints(EvaluateConfig(checkpoint=checkpoints, views=views))
+    return Errors(counts.top1_error_pct, counts.top5_error_pct)
 
 
 def views_measurement(
-    one: Sequence[Pair], ten: Sequence[Pair], scale: Scale, caveat: str | None, command: str
+    one_view: Sequence[Errors],
+    ten_views: Sequence[Errors],
+    scale: Scale,
+    caveat: str | None,
+    command: str,
 ) -> Measurement:
-    """One view against ten, of the same nets."""
-    gain = PairedDifference.of([a.top1 - b.top1 for a, b in zip(one, ten, strict=True)])
+    """Compare one view with ten views of the same networks."""
+    gain = PairedDifference.of([a.top1 - b.top1 for a, b in zip(one_view, ten_views, strict=True)])
     return Measurement(
         claim="lsvrc2010-1crop",
-        value=f"one view costs {gain} points top-1: {_mean(one)} with 1 view, {_mean(ten)} with 10",
+        value=f"one view costs {gain} points top-1: {_mean(one_view)} with 1 view, "
+        f"{_mean(ten_views)} with 10",
         scale=scale,
         command=command,
         numbers={"top1_gain_points": gain.mean},
@@ -58,81 +63,84 @@ def views_measurement(
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
-        agreement_note="whether one view errs more; the paper has +1.5 points",
+        agreement_note="whether the error with one view is higher; the paper reports +1.5 points",
     )
 
 
 def ensemble_measurement(
-    alone: Sequence[Pair],
-    together: Pair,
-    without: Sequence[Pair],
+    single: Sequence[Errors],
+    ensemble: Errors,
+    leave_one_out: Sequence[Errors],
     scale: Scale,
     caveat: str | None,
     command: str,
 ) -> Measurement:
-    """Nets alone against the average of their probabilities.
+    """Compare single networks with the average of their probabilities.
 
     Args:
-        without: the average of all but one, each left out in turn: all seeds share in the one
-            ensemble, so the spread of its gain is that of leaving them out.
+        leave_one_out: errors of the ensembles without each network in turn. All seeds share one
+            ensemble, so the interval of its gain is a jackknife interval.
     """
-    n = len(alone)
-    mean = fmean(net.top1 for net in alone)
-    others = [(n * mean - net.top1) / (n - 1) for net in alone]
-    points = mean - together.top1
-    left_out = [a - b.top1 for a, b in zip(others, without, strict=True)]
-    gain = PairedDifference(points, jackknife_interval(points, left_out), n)
+    n = len(single)
+    mean = fmean(errors.top1 for errors in single)
+    means_of_others = [(n * mean - errors.top1) / (n - 1) for errors in single]
+    points = mean - ensemble.top1
+    gains = [a - b.top1 for a, b in zip(means_of_others, leave_one_out, strict=True)]
+    gain = PairedDifference(points, jackknife_interval(points, gains), n)
     return Measurement(
         claim="table2",
-        value=f"a net alone errs {gain} points more than {len(alone)} averaged: "
-        f"{_mean(alone)} against {together}",
+        value=f"a single network errs {gain} points more than the average of {n}: "
+        f"{_mean(single)} against {ensemble}",
         scale=scale,
         command=command,
-        numbers={"top1_gain_points": gain.mean, "nets": len(alone)},
+        numbers={"top1_gain_points": gain.mean, "nets": n},
         caveat=caveat,
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
-        agreement_note="whether an average of nets errs less than one of them; the paper has 2.6 "
-        "points for five",
+        agreement_note="whether an ensemble has a lower error than its members; the paper reports "
+        "2.6 points for five networks",
     )
 
 
 def colour_measurement(
-    split: Sequence[Tensor],
-    whole: Sequence[Tensor],
+    with_towers: Sequence[Tensor],
+    without_towers: Sequence[Tensor],
     scale: Scale,
     caveat: str | None,
     command: str,
 ) -> Measurement:
-    """How far the towers' first kernels part in colour, against halves of a net without towers.
+    """Compare the colour difference between the towers' conv1 with that between random halves.
 
     Args:
-        split: conv1 of nets with towers, a seed each, [K, 3, h, w], tower 0's rows first.
-        whole: the same of nets without.
+        with_towers: conv1 of networks with towers, one per seed, [K, 3, h, w], tower 0 first.
+        without_towers: the same of networks without towers.
     """
-    with_towers, without = ([_parted(kernels) for kernels in nets] for nets in (split, whole))
-    gain = PairedDifference.of([a - b for a, b in zip(with_towers, without, strict=True)])
+    apart, control = (
+        [_colour_gap(kernels) for kernels in networks] for networks in (with_towers, without_towers)
+    )
+    gain = PairedDifference.of([a - b for a, b in zip(apart, control, strict=True)])
     return Measurement(
         claim="fig3",
-        value=f"with towers their shares of colour are {fmean(with_towers):.1f} points apart, "
-        f"halves of a net without {fmean(without):.1f}: {gain} points more",
+        value=f"colour shares of the two towers differ by {fmean(apart):.1f} points, those of two "
+        f"halves of a single tower by {fmean(control):.1f}: {gain} points more",
         scale=scale,
         command=command,
         numbers={
-            "apart_with_towers_points": fmean(with_towers),
-            "apart_without_points": fmean(without),
+            "apart_with_towers_points": fmean(apart),
+            "apart_without_points": fmean(control),
             "difference_points": gain.mean,
         },
         caveat=caveat,
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
-        agreement_note="whether towers part more than halves do; a share of colour is a kernel's "
-        "energy off the grey axis, mean over a tower",
+        agreement_note="whether towers differ more in colour than halves of one tower; the share "
+        "of colour is a kernel's energy off the grey axis, mean over a tower",
     )
 
 
+@measures("lsvrc2010-1crop", "table2", "fig3", part="ablations", evaluates=True)
 def seed_measurements(
     directory: Path,
     scale: Scale,
@@ -140,50 +148,57 @@ def seed_measurements(
     command: str,
     only: Sequence[int] | None = None,
 ) -> list[Measurement]:
-    """All of the above from the nets of a sweep, of all seeds or ``only`` of some.
+    """Views, ensemble and colours from a sweep's checkpoints; ``only`` selects seeds.
 
-    An ensemble takes two seeds.
+    An ensemble needs two seeds, the comparison of colours a seed of ``one_gpu`` as well.
 
     Raises:
-        ConfigError: it has no seed of ``none``.
+        ConfigError: the baseline has no finished run.
     """
-    runs = finished_runs(directory, BASE, only)
+    runs = finished_runs(directory, BASELINE, only)
     if not runs:
-        raise ConfigError("runs", directory, f"holds no finished run of ablation={BASE}")
-    one, ten = ([errors([run], views) for run in runs.values()] for views in (1, 10))
-    found = [views_measurement(one, ten, scale, caveat, command)]
+        remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
+        raise ConfigError("runs", directory, remedy)
+    run_dirs = list(runs.values())
+    one_view, ten_views = (
+        [evaluate_ensemble([run], views) for run in run_dirs] for views in (1, 10)
+    )
+    measurements = [views_measurement(one_view, ten_views, scale, caveat, command)]
     if len(runs) > 1:
-        nets = list(runs.values())
-        together = errors(nets, 10)
-        others = [errors([net for net in nets if net is not left], 10) for left in nets]
-        found.append(ensemble_measurement(ten, together, others, scale, caveat, command))
-    without = finished_runs(directory, WITHOUT_TOWERS, only)
-    seeds = sorted(runs.keys() & without.keys())
+        ensemble = evaluate_ensemble(run_dirs, 10)
+        leave_one_out = [
+            evaluate_ensemble([run for run in run_dirs if run is not omitted], 10)
+            for omitted in run_dirs
+        ]
+        measurements.append(
+            ensemble_measurement(ten_views, ensemble, leave_one_out, scale, caveat, command)
+        )
+    control = finished_runs(directory, WITHOUT_TOWERS, only)
+    seeds = sorted(runs.keys() & control.keys())
     if seeds:
-        split, whole = ([_conv1(arm[seed]) for seed in seeds] for arm in (runs, without))
-        found.append(colour_measurement(split, whole, scale, caveat, command))
-    return found
+        with_towers, without_towers = (
+            [_conv1_weight(by_seed[seed]) for seed in seeds] for by_seed in (runs, control)
+        )
+        measurements.append(colour_measurement(with_towers, without_towers, scale, caveat, command))
+    return measurements
 
 
-def _conv1(run: Path) -> Tensor:
-    model = load_trained(run).model
-    return model.layers()["conv1"].weight.detach()
+def colour_share(kernels: Tensor) -> float:
+    """[K, 3, h, w] → mean over kernels of the energy off the grey axis, 0 (grey) to 1."""
+    grey = kernels.mean(1, keepdim=True)
+    off_axis = (kernels - grey).square().sum((1, 2, 3))
+    return float((off_axis / kernels.square().sum((1, 2, 3))).mean())
 
 
-def _parted(kernels: Tensor) -> float:
-    """How far two halves of the kernels are apart in colour: points of energy off the grey axis."""
+def _conv1_weight(run: Path) -> Tensor:
+    return load_trained(run).model.layers()["conv1"].weight.detach()
+
+
+def _colour_gap(kernels: Tensor) -> float:
+    """Difference in colour share between the two halves of the kernels, in points."""
     first, second = (100 * colour_share(half) for half in kernels.chunk(2))
     return abs(first - second)
 
 
-def _mean(pairs: Sequence[Pair]) -> Pair:
-    return Pair(fmean(pair.top1 for pair in pairs), fmean(pair.top5 for pair in pairs))
-
-
-def main() -> None:
-    description = "Views, ensembles and colours, from the nets of a sweep of effects."
-    print_measurements("alexnet2012.ledger.ensembles", description, seed_measurements)
-
-
-if __name__ == "__main__":
-    main()
+def _mean(errors: Sequence[Errors]) -> Errors:
+    return Errors(fmean(e.top1 for e in errors), fmean(e.top5 for e in errors))

@@ -1,9 +1,10 @@
-"""Figure 4: what a net guesses, and which training pictures it holds to be like a given one.
+"""Figure 4 of the paper: predictions, and the nearest training images of validation images.
 
-Likeness is the distance between last hidden activations. The number behind the picture: how many
-of the nearest training pictures are of the query's class, over all validation pictures.
+Images are compared by the Euclidean distance of their last hidden activations. The measurement is
+the share of a query's nearest training images that have its class, over all validation images.
 
-Legend: N validation pictures, M training pictures, U hidden units, K classes, k nearest.
+Shapes: N validation images, M training images, U hidden units, K classes, k neighbours,
+P pixels a side.
 """
 
 from __future__ import annotations
@@ -27,26 +28,44 @@ from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.results import Lookalikes, PredictedImage
 
 SHUFFLES = 1000
-GUESSES, GUESSED, QUERIES = 5, 8, 5  # guesses a picture; pictures on the left and on the right
+TOP_CLASSES, PREDICTED_IMAGES, QUERY_IMAGES = 5, 8, 5  # paper fig. 4, left and right
 
 
 @dataclass(frozen=True)
-class HiddenActivations:
-    """What a net makes of a split, centre view."""
+class SplitActivations:
+    """Outputs of a network for one split, centre view."""
 
     hidden: Tensor  # [n, U] last hidden activations
     probabilities: Tensor  # [n, K]
     labels: Tensor  # [n]
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest training images of all validation images."""
+
+    indices: Tensor  # [N, k] training images, nearest first
+    labels: Tensor  # [N] of the validation images
+    train_labels: Tensor  # [M]
+
+
+@dataclass(frozen=True)
+class Figure4:
+    """The content of the figure and the neighbours behind it."""
+
+    lookalikes: Lookalikes
+    images: Tensor  # uint8 [8 + 5·7, P, P, 3]
+    neighbours: Neighbours
+
+
 @torch.no_grad()
-def seen(
-    net: TrainedModel, store: Store, split: Split, config: EvaluateConfig
-) -> HiddenActivations:
-    """Run a net over a split, in its order."""
-    model = net.model.eval()
+def activations_of(
+    trained: TrainedModel, store: Store, split: Split, config: EvaluateConfig
+) -> SplitActivations:
+    """Run a network over a split, in the split's order."""
+    model = trained.model.eval()
     loader = EvalLoader(
-        replace(store, mean_image=net.mean_image),
+        replace(store, mean_image=trained.mean_image),
         split,
         model.recipe.augment,
         input_size=model.config.input_size,
@@ -56,96 +75,85 @@ def seen(
     )
     hidden, probabilities, labels = [], [], []
     for batch in loader.batches():
-        activations = model.features(batch.images[:, 0])
-        hidden.append(activations.cpu())
-        probabilities.append(F.softmax(model.fc8(activations), dim=1).cpu())
+        features = model.features(batch.images[:, 0])
+        hidden.append(features.cpu())
+        probabilities.append(F.softmax(model.fc8(features), dim=1).cpu())
         labels.append(batch.labels.cpu())
-    return HiddenActivations(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
+    return SplitActivations(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
 
 
-def lookalikes_measurement(
-    neighbours: Tensor,
-    labels: Tensor,
-    of_neighbours: Tensor,
-    scale: Scale,
-    caveat: str | None,
-    command: str,
+def neighbours_measurement(
+    neighbours: Neighbours, scale: Scale, caveat: str | None, command: str
 ) -> Measurement:
-    """Whether the nearest are of the query's class more often than by chance.
+    """Share of neighbours with the query's class, compared with shuffled labels.
 
-    Chance is what the same neighbours give when the queries' labels are shuffled: queries that are
-    alike share neighbours, so they are no independent sample and an interval over them would be
-    too narrow.
-
-    Args:
-        neighbours: [N, k] indices of training pictures.
-        labels: [N] of the queries.
-        of_neighbours: [M] labels of the training pictures.
+    Chance level is a permutation test: the same neighbours with the labels of the queries
+    shuffled. Similar queries share neighbours, so they are not an independent sample, and an
+    interval over queries would be too narrow.
     """
-    by_class = F.one_hot(of_neighbours[neighbours], int(of_neighbours.max()) + 1).double().mean(1)
-    shares = 100 * by_class  # [N, K]: of a query's neighbours, per cent
+    labels = neighbours.labels
+    neighbour_labels = neighbours.train_labels[neighbours.indices]
+    classes = int(neighbours.train_labels.max()) + 1
+    shares_pct = 100 * F.one_hot(neighbour_labels, classes).double().mean(1)  # [N, K]
 
-    def same(labels: Tensor) -> float:
-        return float(shares.gather(1, labels[:, None]).mean())
+    def same_class_pct(labels: Tensor) -> float:
+        return float(shares_pct.gather(1, labels[:, None]).mean())
 
-    found, stream = same(labels), torch.Generator().manual_seed(0)
+    measured, stream = same_class_pct(labels), torch.Generator().manual_seed(0)
     shuffled = [
-        same(labels[torch.randperm(len(labels), generator=stream)]) for _ in range(SHUFFLES)
+        same_class_pct(labels[torch.randperm(len(labels), generator=stream)])
+        for _ in range(SHUFFLES)
     ]
     low, chance, high = np.quantile(shuffled, (0.025, 0.5, 0.975)).tolist()
     return Measurement(
         claim="fig4",
-        value=f"{found:.1f}% of the {NEAREST} nearest training pictures are of the same class; "
+        value=f"{measured:.1f}% of the {NEAREST} nearest training images are of the same class; "
         f"with shuffled labels {chance:.1f}% (95% {low:.1f} to {high:.1f})",
         scale=scale,
         command=command,
-        numbers={"same_class_pct": found, "chance_pct": chance, "queries": len(labels)},
+        numbers={"same_class_pct": measured, "chance_pct": chance, "queries": len(labels)},
         caveat=caveat,
-        agrees=None if low <= found <= high else found > high,
-        agreement_note="whether more than chance are of the same class, over all validation "
-        "pictures; the paper shows five and gives no number",
+        agrees=None if low <= measured <= high else measured > high,
+        agreement_note="whether more neighbours than by chance are of the same class, over all "
+        "validation images; the paper shows five queries and reports no number",
     )
 
 
-def look_alike(
-    run: Path, scale: Scale, caveat: str | None, command: str
-) -> tuple[Lookalikes, Tensor, Measurement]:
-    """The figure's content, its pictures [8 + 5·7, P, P, 3], and the number behind it."""
-    config = EvaluateConfig(checkpoint=str(run), views=1)
-    net = load_trained(run)
-    assert net.data is not None
-    store = Store.open(Path(str(net.data.store))).narrowed(net.data.first_classes)
-    train, val = (store.split(name, net.data.limit) for name in ("train", "val"))
-    of_train, of_val = (seen(net, store, split, config) for split in (train, val))
-    neighbours = nearest(of_val.hidden, of_train.hidden)
-    likeness = lookalikes_measurement(
-        neighbours, of_val.labels, of_train.labels, scale, caveat, command
-    )
+def figure4(run_dir: Path) -> Figure4:
+    """Predictions and nearest training images of a run's validation images."""
+    config = EvaluateConfig(checkpoint=str(run_dir), views=1)
+    trained = load_trained(run_dir)
+    assert trained.data is not None
+    store = Store.open(Path(str(trained.data.store))).narrowed(trained.data.first_classes)
+    train, val = (store.split(name, trained.data.limit) for name in ("train", "val"))
+    of_train, of_val = (activations_of(trained, store, split, config) for split in (train, val))
+    indices = nearest(of_val.hidden, of_train.hidden)
 
-    # Evenly over the split, and so over the classes; the queries between the guessed.
-    places = np.linspace(0, len(val.paths) - 1, GUESSED + QUERIES).astype(int).tolist()
-    queries = places[1 : 2 * QUERIES : 2]
-    guessed = [place for place in places if place not in queries]
-    found = Lookalikes(
-        guesses=[_guess(of_val, store, place) for place in guessed],
-        queries=[store.classes[int(of_val.labels[place])] for place in queries],
+    # Evenly spaced over the split, hence over the classes; queries between predicted images.
+    positions = np.linspace(0, len(val.paths) - 1, PREDICTED_IMAGES + QUERY_IMAGES)
+    chosen = positions.astype(int).tolist()
+    queries = chosen[1 : 2 * QUERY_IMAGES : 2]
+    predicted = [index for index in chosen if index not in queries]
+    lookalikes = Lookalikes(
+        guesses=[_prediction(of_val, store, index) for index in predicted],
+        queries=[store.classes[int(of_val.labels[index])] for index in queries],
         nearest=[
-            [store.classes[int(of_train.labels[index])] for index in neighbours[place]]
-            for place in queries
+            [store.classes[int(of_train.labels[neighbour])] for neighbour in indices[index]]
+            for index in queries
         ],
     )
-    shown = [val.paths[place] for place in guessed]
-    for place in queries:
-        shown += [val.paths[place], *(train.paths[int(index)] for index in neighbours[place])]
-    pictures = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in shown]))
-    return found, pictures, likeness
+    paths = [val.paths[index] for index in predicted]
+    for index in queries:
+        paths += [val.paths[index], *(train.paths[int(neighbour)] for neighbour in indices[index])]
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths]))
+    return Figure4(lookalikes, images, Neighbours(indices, of_val.labels, of_train.labels))
 
 
-def _guess(of_val: HiddenActivations, store: Store, place: int) -> PredictedImage:
-    probabilities = of_val.probabilities[place]
-    top = probabilities.topk(min(GUESSES, len(probabilities)))
+def _prediction(of_val: SplitActivations, store: Store, index: int) -> PredictedImage:
+    probabilities = of_val.probabilities[index]
+    top = probabilities.topk(min(TOP_CLASSES, len(probabilities)))
     return PredictedImage(
-        label=store.classes[int(of_val.labels[place])],
-        guesses=[store.classes[int(index)] for index in top.indices],
+        label=store.classes[int(of_val.labels[index])],
+        guesses=[store.classes[int(class_index)] for class_index in top.indices],
         probabilities=[float(value) for value in top.values],
     )

@@ -1,8 +1,7 @@
-"""What pretraining on more classes is worth: the same net on few, with it and without.
+"""The effect of pretraining on more classes.
 
-Reads a sweep of ``conf/experiment/pretrain``: ``none`` has all classes, ``pretrained`` starts on
-few from its layers, ``few_classes`` from nothing. ``python -m alexnet2012.pretraining DIR`` prints
-both numbers.
+Reads a sweep of ``conf/experiment/pretrain``: ``none`` trains on all classes, ``pretrained``
+fine-tunes its layers on a few classes, and ``few_classes`` trains on those from scratch.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from statistics import fmean
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import Measurement, Scale, support_word
-from alexnet2012.ledger.statistics import PairedDifference, finished_runs, print_measurements
+from alexnet2012.ledger.registry import measures
+from alexnet2012.ledger.statistics import PairedDifference, finished_runs
 from alexnet2012.utils.metrics import mean_interval
 
-MORE, WITHOUT, WITH = "none", "few_classes", "pretrained"
+ALL_CLASSES, FROM_SCRATCH, PRETRAINED = "none", "few_classes", "pretrained"
 
 
 def read_errors(
@@ -28,18 +28,21 @@ def read_errors(
     Raises:
         ConfigError: one of the three has no finished run.
     """
-    found: dict[str, dict[int, tuple[float, float]]] = {}
-    for arm in (MORE, WITHOUT, WITH):
-        for seed, run in finished_runs(directory, arm, only).items():
+    errors: dict[str, dict[int, tuple[float, float]]] = {}
+    for ablation in (ALL_CLASSES, FROM_SCRATCH, PRETRAINED):
+        for seed, run in finished_runs(directory, ablation, only).items():
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-            errors = summary["top1_error_pct"], summary["top5_error_pct"]
-            found.setdefault(arm, {})[seed] = errors
-        if arm not in found:
-            remedy = f"holds no finished run of ablation={arm}; see conf/experiment/pretrain"
+            top1_top5 = summary["top1_error_pct"], summary["top5_error_pct"]
+            errors.setdefault(ablation, {})[seed] = top1_top5
+        if ablation not in errors:
+            remedy = (
+                f"contains no finished run of ablation={ablation}; see conf/experiment/pretrain"
+            )
             raise ConfigError("runs", directory, remedy)
-    return found
+    return errors
 
 
+@measures("pretrain", "imagenet2009", part="pretrain")
 def pretrain_measurements(
     directory: Path,
     scale: Scale,
@@ -47,22 +50,29 @@ def pretrain_measurements(
     command: str,
     only: Sequence[int] | None = None,
 ) -> list[Measurement]:
-    """The gain from pretraining, and the error of the net that was pretrained."""
+    """The gain from pretraining, and the error of the pretrained network on all classes.
+
+    Raises:
+        ConfigError: a run is missing, or no seed was trained both ways.
+    """
     errors = read_errors(directory, only)
-    seeds = sorted(errors[WITHOUT].keys() & errors[WITH].keys())
+    seeds = sorted(errors[FROM_SCRATCH].keys() & errors[PRETRAINED].keys())
     if not seeds:
-        raise ConfigError("runs", directory, f"{WITHOUT} and {WITH} have no seed in common")
-    without, pretrained = ([errors[arm][seed][0] for seed in seeds] for arm in (WITHOUT, WITH))
-    gain = PairedDifference.of([a - b for a, b in zip(without, pretrained, strict=True)])
-    more = list(errors[MORE].values())
-    top1, low, high = mean_interval([first for first, _ in more])
+        remedy = f"{FROM_SCRATCH} and {PRETRAINED} have no seed in common; train both on one"
+        raise ConfigError("runs", directory, remedy)
+    from_scratch, pretrained = (
+        [errors[ablation][seed][0] for seed in seeds] for ablation in (FROM_SCRATCH, PRETRAINED)
+    )
+    gain = PairedDifference.of([a - b for a, b in zip(from_scratch, pretrained, strict=True)])
+    all_classes = list(errors[ALL_CLASSES].values())
+    top1, low, high = mean_interval([first for first, _ in all_classes])
     interval = None if low is None or high is None else (low, high)
-    around = "" if interval is None else f" (top-1 95% {low:.1f} to {high:.1f})"
+    interval_text = "" if interval is None else f" (top-1 95% {low:.1f} to {high:.1f})"
     return [
         Measurement(
             claim="pretrain",
             value=f"without pretraining {gain} points top-1: "
-            f"{fmean(without):.2f} against {fmean(pretrained):.2f}",
+            f"{fmean(from_scratch):.2f} against {fmean(pretrained):.2f}",
             scale=scale,
             command=command,
             numbers={"top1_gain_points": gain.mean},
@@ -71,27 +81,18 @@ def pretrain_measurements(
             interval=gain.interval,
             agrees=gain.above_zero,
             agreement_note=f"{support_word(gain.above_zero)} by {gain.n_seeds} paired seeds; the "
-            "paper has +1.7 points, the pretraining on 15 M other pictures",
+            "paper reports +1.7 points, with pretraining on 15 M other images",
         ),
         Measurement(
             claim="imagenet2009",
-            value=f"{top1:.2f} / {fmean(top5 for _, top5 in more):.2f}{around} on all classes, "
-            "with the sixth convolution",
+            value=f"{top1:.2f} / {fmean(top5 for _, top5 in all_classes):.2f}{interval_text} on "
+            "all classes, with the sixth convolution",
             scale=scale,
             command=command,
             numbers={"top1_error_pct": top1},
             caveat=caveat,
-            n_seeds=len(more),
+            n_seeds=len(all_classes),
             interval=interval,
-            agreement_note="other pictures: the two cannot be compared",
+            agreement_note="other images: the errors are not comparable",
         ),
     ]
-
-
-def main() -> None:
-    description = "What pretraining on more classes is worth, from a sweep."
-    print_measurements("alexnet2012.ledger.pretraining", description, pretrain_measurements)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Where a reproduction's numbers come from, and what repeats it."""
+"""Provenance of a reproduction, and the command that reproduces it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alexnet2012.utils.environment import cpu_name, running_commit
 
 
 def provenance(store: Store, command: str, seeds: Sequence[int], caveat: str) -> Provenance:
-    """This code, this machine, these pictures, today."""
+    """The code, machine, data and date of this process."""
     commit, dirty = running_commit()
     return Provenance(
         commit=commit,
@@ -44,20 +44,20 @@ def provenance(store: Store, command: str, seeds: Sequence[int], caveat: str) ->
 
 
 def command_of(config: ReproduceConfig) -> str:
-    """What repeats this reproduction; without ``out``, which changes no number."""
+    """The command that repeats a reproduction, without ``out``, which changes no number."""
     default = ReproduceConfig()
-    # Where the pictures lie is nobody's concern.
-    shown = {**vars(config), "source": Path(config.source).name}
-    given = []
-    for key, value in shown.items():
+    # The full path of the data is private.
+    settings = {**vars(config), "source": Path(config.source).name}
+    overrides = []
+    for key, value in settings.items():
         if key not in ("out", "caveat") and value != getattr(default, key):
             text = f"[{','.join(value)}]" if isinstance(value, list) else value
-            given.append(f"{key}={text}")
-    return shlex.join(["python", "-m", "alexnet2012.reproduce", *given])
+            overrides.append(f"{key}={text}")
+    return shlex.join(["python", "-m", "alexnet2012.reproduce", *overrides])
 
 
 def source_name(source: str) -> str:
-    """A name for stores of a source: two folders of one name are still two sources."""
+    """A name for stores of a source, with a hash of the path: directory names may repeat."""
     if source in NAMED_SOURCES:
         return source
     path = Path(source).expanduser().resolve()

@@ -1,7 +1,7 @@
-"""What a reproduction found: the form that experiments fill in and the report shows.
+"""The results of a reproduction: what its parts fill in and the report shows.
 
-Every part of :class:`Reproduction` may be missing. ``reproduction.json``, ``kernels.npy``,
-``pictures.npy`` and ``ledger.json`` are its files.
+Every key of :class:`Reproduction` may be missing. Its files are ``reproduction.json``,
+``kernels.npy``, ``pictures.npy`` and ``ledger.json``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from alexnet2012.ledger.claims import Measurement, ledger, write_json
 
 
 class Provenance(TypedDict, total=False):
-    """Where the numbers come from."""
+    """Code, machine, data and command behind the numbers."""
 
     commit: str
-    dirty: bool  # the working tree held changes
+    dirty: bool  # the working tree had uncommitted changes
     python: str
     torch: str
     dali: str
@@ -28,44 +28,44 @@ class Provenance(TypedDict, total=False):
     cores: int
     gpu: str | None
     date: str
-    command: str  # what was typed
+    command: str  # reproduces the results
     seeds: list[int]
-    data_description: str  # "16 photographs, 640 training and 160 validation pictures"
-    data_caveat: str | None  # "no evidence about ImageNet"; None: the paper's own data
+    data_description: str  # "16 photographs, 640 training and 160 validation images"
+    data_caveat: str | None  # "no evidence about ImageNet"; None: the data of the paper
     classes: list[str]
     store_fingerprint: str
     processes: int
-    extra: dict[str, str]  # further lines of the provenance table
+    extra: dict[str, str]  # further rows of the provenance table
 
 
 class AuditLayer(TypedDict):
-    """Counts of one layer of the whole net, both towers."""
+    """Counts of one layer, both towers."""
 
     name: str  # conv1 … fc8
     kernels: int  # kernels or units
     weights: int
     biases: int
     neurons: int
-    multiply_adds: int  # an image
+    multiply_adds: int  # per image
 
 
 class Audit(TypedDict, total=False):
     recipe: str
-    layers: list[AuditLayer]  # totals are summed by the report
+    layers: list[AuditLayer]
 
 
 class Exactness(TypedDict):
-    """Two processes (a) against one (b): max |a - b| / max |b| over all elements of a quantity."""
+    """Two processes (a) compared with one (b): max |a - b| / max |b| over all elements."""
 
     quantity: str  # "logits", "gradients", "weights after 3 steps"
     recipe: str
     dtype: str  # "float64"
     worst_relative_difference: float
-    bound: float  # at most this is right
+    bound: float  # largest difference that passes
 
 
 class ExchangeTraffic(TypedDict):
-    """Bytes that cross between the towers at one layer, both ways added up, an image."""
+    """Bytes exchanged between the towers at one layer per image, both ways added up."""
 
     layer: str  # the reading layer: conv3, fc6, fc7, fc8; and logits
     direction: str  # forward or backward
@@ -82,22 +82,22 @@ class Validation(TypedDict, total=False):
 
 
 class TrainingRun(TypedDict, total=False):
-    """One training run; ``steps`` and ``loss`` go together."""
+    """One training run; ``loss[i]`` is that of ``steps[i]``."""
 
-    label: str  # legend, "paper" or "code #145"
-    config: str  # one line: net, input, batch, rate, seed
+    label: str  # in the legend: "paper" or "code #145"
+    config: str  # one line: network, input, batch size, learning rate, seed
     steps: list[int]
     loss: list[float]  # of the training batch
     val: list[Validation]
     images_per_s: float
     chance_loss: float  # ln(classes)
     chance_top1_error_pct: float
-    note: str  # what to see in the curve
+    note: str  # a comment on the curve
     command: str
 
 
 class Evaluation(TypedDict, total=False):
-    """Errors of the reduced run's checkpoint."""
+    """Validation errors of the reduced run."""
 
     views: int  # 1 or 10
     pictures: int
@@ -110,38 +110,40 @@ class Evaluation(TypedDict, total=False):
 
 
 class Arm(TypedDict, total=False):
+    """One variant of a comparison."""
+
     label: str  # "ReLU"
     epochs: list[float]
-    train_error_pct: list[float]  # of the first seed, or the mean
-    top1_error_pct: float  # validation, at the end
+    train_error_pct: list[float]  # mean over seeds, or the first seed
+    top1_error_pct: float  # final validation error
     epochs_to_threshold: float | None  # None: not reached
 
 
 class Ablation(TypedDict, total=False):
-    """Arms that differ in one switch; drawn as training error by epoch."""
+    """Variants that differ in one setting, drawn as training error by epoch."""
 
     name: str  # claim id: relu, lrn, …
     title: str
     arms: list[Arm]
-    threshold_pct: float | None  # a line across: relu's 25
+    threshold_pct: float | None  # a horizontal line: 25 for relu
     n_seeds: int
     note: str
     command: str
 
 
 class Effect(TypedDict):
-    """What leaving something out did to an error: without it, minus with it, over paired seeds."""
+    """Error of an ablation minus that of the baseline, over paired seeds."""
 
     arm: str  # the ablation
     metric: str  # top1_error_pct, top5_error_pct (10 views) or train_error_pct
     seeds: list[int]
     mean_points: float
     interval_points: tuple[float, float] | None  # 95%; None: a single seed
-    base_mean_pct: float  # with it
+    base_mean_pct: float  # of the baseline
 
 
 class PredictedImage(TypedDict):
-    """A validation picture and what the net takes it for, likeliest first."""
+    """A validation image and its predicted classes, most likely first."""
 
     label: str
     guesses: list[str]
@@ -149,22 +151,23 @@ class PredictedImage(TypedDict):
 
 
 class Lookalikes(TypedDict):
-    """Figure 4; ``pictures`` holds first those guessed, then each query and its nearest."""
+    """Figure 4; ``pictures`` has the predicted images first, then each query and its nearest."""
 
     guesses: list[PredictedImage]
-    queries: list[str]  # their classes
-    nearest: list[list[str]]  # the classes of the training pictures nearest to each, nearest first
+    queries: list[str]  # classes
+    nearest: list[list[str]]  # classes of the training images nearest to each query
 
 
 class TrainingRuns(TypedDict, total=False):
-    full_paper: TrainingRun  # the net at its own size, recipe `paper`
-    full_code145: TrainingRun  # the same, recipe `code145`
-    reduced: TrainingRun  # the net that learns within the time
+    full_paper: TrainingRun  # full size, recipe `paper`
+    full_code145: TrainingRun  # full size, recipe `code145`
+    reduced: TrainingRun  # reduced size, trained until it has learnt something
 
 
 class Reproduction(TypedDict, total=False):
-    """All that the page shows. ``kernels`` is [96, 3, 11, 11], tower 0's rows first;
-    ``pictures`` is uint8 [n, P, P, 3].
+    """Everything that the report shows.
+
+    ``kernels`` is [96, 3, 11, 11], tower 0's rows first; ``pictures`` is uint8 [n, P, P, 3].
     """
 
     provenance: Provenance
@@ -174,29 +177,29 @@ class Reproduction(TypedDict, total=False):
     runs: TrainingRuns
     evaluation: list[Evaluation]
     kernels: torch.Tensor | None
-    kernels_caption: str  # which run they are from
+    kernels_caption: str  # which run they come from
     lookalikes: Lookalikes
     pictures: torch.Tensor | None
     ablations: list[Ablation]
     effects: list[Effect]
-    effects_caption: str  # the net and its training
-    cifar10_effects: list[Effect]  # of the four-layer net, which has ablations of its own
+    effects_caption: str  # the network and its training
+    cifar10_effects: list[Effect]  # of the four-layer network
     learning_curves: dict[str, list[float]]  # training error by epoch, per cent, by ablation
     measurements: list[dict[str, Any]]  # Measurement.to_json()
-    warnings: list[str]  # what failed or was left out, in plain words
+    warnings: list[str]  # failed or missing parts
 
 
 _ARRAYS: tuple[Literal["kernels", "pictures"], ...] = ("kernels", "pictures")
 
 
 def ledger_of(reproduction: Reproduction) -> dict[str, Any]:
-    """The ledger that a reproduction's measurements make."""
+    """The ledger of a reproduction's measurements."""
     measurements = [Measurement.from_json(m) for m in reproduction.get("measurements", [])]
     return ledger(measurements, reproduction.get("provenance", {}))
 
 
 def save_reproduction(reproduction: Reproduction, directory: Path) -> None:
-    """Write what the page is a view of, and the ledger."""
+    """Write the files that the report is rendered from, and the ledger."""
     directory.mkdir(parents=True, exist_ok=True)
     content = dict(reproduction)
     for name in _ARRAYS:
@@ -208,10 +211,10 @@ def save_reproduction(reproduction: Reproduction, directory: Path) -> None:
 
 
 def load_reproduction(directory: Path) -> Reproduction:
-    """What :func:`save_reproduction` wrote.
+    """Read the files of :func:`save_reproduction`.
 
     Raises:
-        FileNotFoundError: no reproduction.json there.
+        FileNotFoundError: there is no reproduction.json.
     """
     text = (directory / "reproduction.json").read_text(encoding="utf-8")
     reproduction: Reproduction = json.loads(text)

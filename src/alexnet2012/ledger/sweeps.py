@@ -1,4 +1,4 @@
-"""The sweeps of a reproduction: their stores, their runs, and what repeats and limits them."""
+"""Sweeps of a reproduction: stores, runs, caveats, and the commands that repeat them."""
 
 from __future__ import annotations
 
@@ -9,47 +9,39 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from alexnet2012.config.compose import quoted
+from alexnet2012.config.compose import compose_config, quoted
 from alexnet2012.config.enums import NAMED_SOURCES, Budget
-from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfig
+from alexnet2012.config.renamed import FORMER_EXPERIMENTS
+from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import die_with_parent
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims
 from alexnet2012.ledger.provenance import source_name
 
-# Pixels of the store that an experiment reads.
-SIZES = {
-    "quick/full_size": 256,
-    "quick/reduced": 128,
-    "quick/relu": 72,
-    "lrn_cifar10/quick": 72,
-    **dict.fromkeys(("relu_cifar10/rates", "relu_cifar10/epochs"), 32),
-    **dict.fromkeys(("lrn_cifar10/reduced", "lrn_cifar10/full"), 32),
-    **dict.fromkeys(("effects/quick", "effects/reduced", "pretrain/quick", "pretrain/reduced"), 72),
-    **dict.fromkeys(("effects/full", "pretrain/full"), 256),
-}
 CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 
 
 class Sweeps:
-    """Trains the experiments of one reproduction, each a Hydra sweep in processes of its own.
+    """Trains the experiments of one reproduction, each as a Hydra sweep in child processes.
 
-    ``pictures`` is the store of the experiment that comes first.
+    Args:
+        first: the experiment whose store is described in the report, as ``store_of_report``.
     """
 
     def __init__(self, config: ReproduceConfig, out: Path, first: str) -> None:
         self.config, self.out = config, out
         self.warnings: list[str] = []
-        self.pictures = self.store(first)
+        self.store_of_report = self.store(first)
 
     def store(self, experiment: str) -> Store:
-        """The store that an experiment reads, made unless it is there."""
-        size = SIZES[experiment]
+        """The store that an experiment reads; prepared if it does not exist."""
+        size = store_size(experiment)
         store = self.out / "stores" / f"{source_name(self.config.source)}-{size}"
         return prepare(PrepareConfig(source=self.config.source, store=str(store), size=size))
 
@@ -61,37 +53,41 @@ class Sweeps:
         *,
         warn: bool = True,
     ) -> str:
-        """Train every combination of the overrides, and of the seeds; returns what repeats it.
+        """Train every combination of the overrides and seeds; returns the command.
+
+        Finished runs are kept, so the same call continues an interrupted sweep.
+
+        Args:
+            warn: with ``seeds``, record failed runs as a warning instead of raising; False leaves
+                the warning to the caller.
 
         Raises:
-            CalledProcessError: a run failed. With ``seeds`` that is a warning, or without ``warn``
-                for the caller to tell: what did end is compared all the same, and the same command
-                tries the others again.
-            ConfigError: runs on other pictures lie there, which would be taken for these.
+            CalledProcessError: a run failed, and ``seeds`` is None.
+            ConfigError: the directory has runs on other data.
         """
         store = self.store(experiment)
-        for summary in self.directory(experiment).rglob("summary.json"):
-            found = json.loads(summary.read_text(encoding="utf-8"))
-            if found.get("store_fingerprint", store.fingerprint) != store.fingerprint:
-                remedy = f"{summary.parent} was trained on other pictures; take another place"
+        for file in self.directory(experiment).rglob("summary.json"):
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            if summary.get("store_fingerprint", store.fingerprint) != store.fingerprint:
+                remedy = f"{file.parent} was trained on other images; choose another directory"
                 raise ConfigError("out", self.out, remedy)
         arguments = [
             f"experiment={experiment}",
             f"seed={','.join(map(str, seeds or [self.config.seed]))}",
             *overrides,
         ]
-        where = [
+        paths = [
             "data=store",
             f"data.store={quoted(store.root)}",
             f"hydra.sweep.dir={quoted(self.directory(experiment))}",
         ]
         try:
-            _run_child([sys.executable, "-m", "alexnet2012.train", "-m", *arguments, *where])
+            _run_child([sys.executable, "-m", "alexnet2012.train", "-m", *arguments, *paths])
         except subprocess.CalledProcessError as error:
             if seeds is None:
                 raise
             if warn:
-                self.warnings.append(f"{experiment}: not every run ended: {error}")
+                self.warnings.append(f"{experiment}: some runs failed: {error}")
         if self.config.source != "photos":
             source = self.config.source
             shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
@@ -99,72 +95,82 @@ class Sweeps:
         return f"python -m alexnet2012.train -m {shlex.join(arguments)}"
 
     def directory(self, experiment: str) -> Path:
-        return self.out / "runs" / experiment
+        """Where an experiment's runs are; an earlier version's directory is continued."""
+        directory = self.out / "runs" / experiment
+        former = self.out / "runs" / FORMER_EXPERIMENTS.get(experiment, experiment)
+        return former if former.is_dir() and not directory.is_dir() else directory
 
     def runs(self, experiment: str) -> list[Path]:
-        """The run directories of an experiment that numbers them, in order."""
+        """The numbered run directories of an experiment, in order."""
         numbered = (path for path in self.directory(experiment).iterdir() if path.name.isdigit())
         return sorted(numbered, key=lambda path: int(path.name))
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the paired runs."""
-        # Two show the form; a verdict takes more.
+        """The seeds of paired runs."""
+        # Two seeds only show the form of the results; a verdict needs more.
         count = self.config.seeds or (2 if self.config.budget is Budget.quick else 5)
         return [self.config.seed + index for index in range(count)]
 
     @property
-    def has_cifar10(self) -> bool:
-        """Whether there are the time and the pictures for what the paper did on CIFAR-10."""
+    def runs_cifar10(self) -> bool:
+        """Whether the budget and the data allow the paper's CIFAR-10 experiments."""
         quick = self.config.budget is Budget.quick
-        return not quick and set(self.pictures.classes) == CIFAR10_CLASSES
+        return not quick and set(self.store_of_report.classes) == CIFAR10_CLASSES
 
-    def scale(self, what: str) -> tuple[Scale, str | None]:
-        """How far the paired runs go, and what to say of it."""
-        full = self.config.budget is Budget.full and is_ilsvrc(self.pictures)
+    def scale(self, network: str) -> tuple[Scale, str | None]:
+        """Scale and caveat of the ablations."""
+        full = self.config.budget is Budget.full and is_ilsvrc(self.store_of_report)
         seeds = f"{len(self.seeds)} seeds"
-        return Scale.full if full else Scale.reduced, None if full else self.caveat(what, seeds)
+        return (Scale.full, None) if full else (Scale.reduced, self.caveat(network, seeds))
 
-    def of_its_edition(self, found: Measurement) -> Measurement:
-        """A claim of one edition is not measured at full scale on the other's pictures."""
-        (claim,) = (claim for claim in load_claims() if claim.id == found.claim)
-        here = edition_of(self.pictures)
-        if found.scale is not Scale.full or claim.edition in (None, here):
-            return found
-        caveat = f"The claim is of ILSVRC-{claim.edition}; these are the pictures of {here}."
-        return replace(found, scale=Scale.reduced, caveat=caveat)
+    def for_edition(self, measurement: Measurement) -> Measurement:
+        """Reduce the scale of a measurement whose claim is about another edition of ILSVRC."""
+        (claim,) = (claim for claim in load_claims() if claim.id == measurement.claim)
+        edition = edition_of(self.store_of_report)
+        if measurement.scale is not Scale.full or claim.edition in (None, edition):
+            return measurement
+        caveat = f"The claim is about ILSVRC-{claim.edition}, the data are ILSVRC-{edition}."
+        return replace(measurement, scale=Scale.reduced, caveat=caveat)
 
-    def caveat(self, what: str, seeds: str = "one seed") -> str:
-        return f"Reduced scale: {what}; {seeds}. {self.data_caveat}"
+    def caveat(self, setup: str, seeds: str = "one seed") -> str:
+        """The caveat of a reduced measurement."""
+        return f"Reduced scale: {setup}; {seeds}. {self.data_caveat}"
 
     @property
     def data_caveat(self) -> str:
-        return f"{self.pictures.description} {self.config.caveat}".strip()
+        return f"{self.store_of_report.description} {self.config.caveat}".strip()
 
 
-def edition_of(pictures: Store) -> int | None:
-    """2010 or 2012, by the number of training pictures; None: not those of the challenge.
+@cache
+def store_size(experiment: str) -> int:
+    """Pixels a side of the store that an experiment reads (its ``data.store_size``)."""
+    config, _ = compose_config("train", TrainConfig, [f"experiment={experiment}"])
+    return config.data.store_size
 
-    Source: the challenge's own counts, 1,261,406 in 2010 and 1,281,167 in 2012.
+
+def edition_of(store: Store) -> int | None:
+    """Edition of ILSVRC, 2010 or 2012, by the number of training images; None: another data set.
+
+    Source: the challenge's counts, 1,261,406 in 2010 and 1,281,167 in 2012.
     """
-    if not is_ilsvrc(pictures):
+    if not is_ilsvrc(store):
         return None
-    return 2010 if len(pictures.split("train").labels) < 1_270_000 else 2012
+    return 2010 if len(store.split("train").labels) < 1_270_000 else 2012
 
 
-def is_ilsvrc(pictures: Store) -> bool:
-    """Whether a store has the classes and at least about the pictures of the challenge.
+def is_ilsvrc(store: Store) -> bool:
+    """Whether a store has the classes of the challenge and about as many training images.
 
-    Source: paper section 2: 1,000 classes, 1.2 million training pictures.
+    Source: paper section 2: 1,000 classes, 1.2 million training images.
     """
-    ids = all(re.fullmatch(r"n\d{8}", name) for name in pictures.classes)
-    return (
-        ids and len(pictures.classes) == 1000 and len(pictures.split("train").labels) >= 1_200_000
-    )
+    wordnet_ids = all(re.fullmatch(r"n\d{8}", name) for name in store.classes)
+    enough = len(store.split("train").labels) >= 1_200_000
+    return wordnet_ids and len(store.classes) == 1000 and enough
 
 
 def _run_child(command: Sequence[str]) -> None:
-    """Run a training to its end; whatever ends this process first ends it and its workers too."""
+    """Run a training; it and its workers end with this process, whatever ends it."""
     with subprocess.Popen(command, preexec_fn=die_with_parent) as child:
         try:
             code = child.wait()

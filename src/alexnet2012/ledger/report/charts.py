@@ -1,4 +1,4 @@
-"""The charts and pictures of the report, drawn from what a reproduction found."""
+"""The charts and images of the report, drawn from the results of a reproduction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from alexnet2012.ledger.report.svg import (
     line_chart,
     two_towers,
 )
-from alexnet2012.ledger.results import Ablation, Reproduction, TrainingRuns
+from alexnet2012.ledger.results import Ablation, Effect, Reproduction, TrainingRuns
 from alexnet2012.tracking.image_grids import kernel_pictures
 
-WITH_ALL = "none"  # the ablation that takes nothing away
+BASELINE = "none"
 
 
 def towers(reproduction: Reproduction) -> list[Markup]:
+    """The diagram of the two towers, horizontal and vertical."""
     layers = [(x["name"], x["kernels"]) for x in reproduction.get("audit", {}).get("layers", [])]
     crossings = {
         e["layer"]: e["bytes_per_image"]
@@ -34,10 +35,10 @@ def towers(reproduction: Reproduction) -> list[Markup]:
 
 
 def training(runs: TrainingRuns) -> list[dict[str, Any]]:
-    """One chart for the full-size runs, and two for the reduced one."""
+    """One chart for the full-size runs and two for the reduced run."""
     charts = []
     full = [run for run in (runs.get("full_paper"), runs.get("full_code145")) if run]
-    for title, group in (("At the paper's own size", full), ("Reduced", [runs.get("reduced")])):
+    for title, group in (("Full size", full), ("Reduced", [runs.get("reduced")])):
         present = [run for run in group if run and run.get("loss")]
         if not present:
             continue
@@ -62,67 +63,69 @@ def training(runs: TrainingRuns) -> list[dict[str, Any]]:
 
 
 def kernels(reproduction: Reproduction) -> dict[str, Any]:
+    """An image of each tower's conv1 kernels."""
     kernels = reproduction.get("kernels")
-    pictures = [] if kernels is None else kernel_pictures(kernels)
+    images = [] if kernels is None else kernel_pictures(kernels)
     count = 0 if kernels is None else kernels.shape[0] // 2
-    return {
-        "pictures": pictures, "each": count, "caption": reproduction.get("kernels_caption", "")
-    }  # fmt: skip
+    caption = reproduction.get("kernels_caption", "")
+    return {"images": images, "per_tower": count, "caption": caption}
 
 
 def lookalikes(reproduction: Reproduction) -> dict[str, Any] | None:
-    found, pictures = reproduction.get("lookalikes"), reproduction.get("pictures")
-    if found is None or pictures is None:
+    """Predictions and nearest training images, with the images as data URIs."""
+    figure, images = reproduction.get("lookalikes"), reproduction.get("pictures")
+    if figure is None or images is None:
         return None
-    uris = (jpeg_data_uri(picture) for picture in pictures)
+    uris = (jpeg_data_uri(image) for image in images)
     return {
-        "guesses": [
+        "predictions": [
             {
                 "src": next(uris),
-                "label": guess["label"],
+                "label": prediction["label"],
                 "rows": [
-                    {"name": name, "pct": 100 * p, "right": name == guess["label"]}
-                    for name, p in zip(guess["guesses"], guess["probabilities"], strict=True)
+                    {"name": name, "pct": 100 * p, "right": name == prediction["label"]}
+                    for name, p in zip(
+                        prediction["guesses"], prediction["probabilities"], strict=True
+                    )
                 ],
             }
-            for guess in found["guesses"]
+            for prediction in figure["guesses"]
         ],
         "queries": [
             {
                 "src": next(uris),
                 "label": label,
-                "nearest": [{"src": next(uris), "label": other} for other in nearest],
+                "nearest": [{"src": next(uris), "label": neighbour} for neighbour in neighbours],
             }
-            for label, nearest in zip(found["queries"], found["nearest"], strict=True)
+            for label, neighbours in zip(figure["queries"], figure["nearest"], strict=True)
         ],
     }
 
 
-def ablation(ablation: Ablation) -> dict[str, Any]:
-    arms = ablation["arms"]
+def comparison(ablation: Ablation) -> dict[str, Any]:
+    """Learning curves of variants that differ in one setting."""
+    variants = ablation["arms"]
     threshold = ablation.get("threshold_pct")
-    curves = [Curve(a["label"], a["epochs"], a["train_error_pct"]) for a in arms if a.get("epochs")]
+    curves = [
+        Curve(v["label"], v["epochs"], v["train_error_pct"]) for v in variants if v.get("epochs")
+    ]
     title = ablation.get("title", ablation["name"])
     level = ReferenceLine(threshold, f"{threshold:g}%") if threshold is not None else None
-    alt = f"{title}: training error by epoch for {', '.join(a['label'] for a in arms)}"
-    drawn = line_chart(curves, "epoch", "Training error, per cent", alt, level) if curves else ""
-    return {**ablation, "title": title, "svg": Markup(drawn), "threshold_pct": threshold}
+    alt = f"{title}: training error by epoch for {', '.join(v['label'] for v in variants)}"
+    svg = line_chart(curves, "epoch", "Training error, per cent", alt, level) if curves else ""
+    return {**ablation, "title": title, "svg": Markup(svg), "threshold_pct": threshold}
 
 
 def effects(reproduction: Reproduction) -> dict[str, Any]:
-    """A forest of top-1 differences, and a row an ablation of all metrics."""
-    found = reproduction.get("effects", [])
+    """A forest plot of the ablations' top-1 differences, and a row of all metrics for each."""
+    effects = reproduction.get("effects", [])
     rows: dict[str, dict[str, Any]] = {}
-    for effect in found:
+    for effect in effects:
         row = rows.setdefault(effect["arm"], {"arm": effect["arm"], "seeds": len(effect["seeds"])})
         row[effect["metric"]] = effect
-    top1 = [effect for effect in found if effect["metric"] == "top1_error_pct"]
-    lines = [
-        IntervalRow(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
-        for e in top1
-    ]
-    title = "Top-1 error without it, minus with it, points"
-    alt = f"{title}: {', '.join(f'{e.label} {e.mean:+.1f}' for e in lines)}"
+    lines = [_interval_row(effect) for effect in effects if effect["metric"] == "top1_error_pct"]
+    title = "Top-1 error, ablation minus baseline, points"
+    alt = f"{title}: {', '.join(f'{line.label} {line.mean:+.1f}' for line in lines)}"
     return {
         "rows": list(rows.values()),
         "svg": Markup(forest(lines, title, alt)) if lines else "",
@@ -131,31 +134,36 @@ def effects(reproduction: Reproduction) -> dict[str, Any]:
 
 
 def claimed_and_measured(row: dict[str, Any], reproduction: Reproduction) -> Markup:
-    """A forest of what leaving a thing out cost here, below what a source says that it costs."""
+    """A forest plot of a claim's effect as reported and as measured."""
     claim = row["effect"]
     if claim is None:
         return Markup("")
     lines = [
-        IntervalRow(e["arm"], e["mean_points"], *(e["interval_points"] or (None, None)))
-        for e in (*reproduction.get("effects", []), *reproduction.get("cifar10_effects", []))
-        if e["arm"] in claim["arms"] and e["metric"] == claim["metric"]
+        _interval_row(effect)
+        for effect in (*reproduction.get("effects", []), *reproduction.get("cifar10_effects", []))
+        if effect["arm"] in claim["arms"] and effect["metric"] == claim["metric"]
     ]
     if not lines:
         return Markup("")
     if claim["claimed_points"] is not None:
         lines.insert(0, IntervalRow(claim["source"], claim["claimed_points"], None, None, series=1))
     metric = {"top1_error_pct": "top-1 error", "train_error_pct": "training error"}[claim["metric"]]
-    title = f"Points of {metric} without it, minus with it"
-    told = ", ".join(f"{line.label} {line.mean:+.1f}" for line in lines)
-    return Markup(forest(lines, title, f"{row['title']}. {title}: {told}"))
+    title = f"Points of {metric}, ablation minus baseline"
+    values = ", ".join(f"{line.label} {line.mean:+.1f}" for line in lines)
+    return Markup(forest(lines, title, f"{row['title']}. {title}: {values}"))
 
 
-def learning(row: dict[str, Any], reproduction: Reproduction) -> Markup:
-    """How training went with a thing and without it."""
+def learning_curves(row: dict[str, Any], reproduction: Reproduction) -> Markup:
+    """Training error by epoch of the baseline and of a claim's ablations."""
     curves = reproduction.get("learning_curves", {})
     if row["effect"] is None or not (curves.keys() & row["effect"]["arms"]):
         return Markup("")
-    arms = [arm for arm in (WITH_ALL, *row["effect"]["arms"]) if curves.get(arm)]
-    lines = [Curve(arm, range(1, len(curves[arm]) + 1), curves[arm]) for arm in arms]
+    names = [name for name in (BASELINE, *row["effect"]["arms"]) if curves.get(name)]
+    lines = [Curve(name, range(1, len(curves[name]) + 1), curves[name]) for name in names]
     title = "Training error, per cent, mean over seeds"
     return Markup(line_chart(lines, "epoch", title, f"{row['title']}. {title}, by epoch"))
+
+
+def _interval_row(effect: Effect) -> IntervalRow:
+    low, high = effect["interval_points"] or (None, None)
+    return IntervalRow(effect["arm"], effect["mean_points"], low, high)

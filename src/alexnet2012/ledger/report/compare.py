@@ -1,4 +1,4 @@
-"""Two reproductions side by side, claim by claim: what agrees, what parts, what only one has."""
+"""Comparison of two reproductions, claim by claim."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from alexnet2012.ledger.results import Provenance, Reproduction, ledger_of
 from alexnet2012.tracking.run_compare import Comparison, of_intervals, two_tables
 
-# What two reproductions must have in common for their numbers to mean the same.
+# Two reproductions are comparable if these are equal.
 _CONDITIONS: tuple[tuple[str, str], ...] = (
     ("commit", "commit"),
     ("data_description", "data"),
@@ -27,7 +27,7 @@ _CONDITIONS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Compared:
-    """One claim in two reproductions; None where it was not measured."""
+    """One claim in two reproductions; None if it was not measured."""
 
     claim: str
     first: dict[str, Any] | None
@@ -36,7 +36,7 @@ class Compared:
 
 
 def compare(first: Reproduction, second: Reproduction) -> list[Compared]:
-    """Every claim of the ledger, in its order."""
+    """Compare all claims of the ledger, in its order."""
     pairs = zip(ledger_of(first)["rows"], ledger_of(second)["rows"], strict=True)
     return [
         Compared(a["id"], a["measured"], b["measured"], _outcome(a["measured"], b["measured"]))
@@ -44,10 +44,10 @@ def compare(first: Reproduction, second: Reproduction) -> list[Compared]:
     ]
 
 
-def other_conditions(first: Provenance, second: Provenance) -> list[tuple[str, str, str]]:
-    """What the two were not made alike in: its name, and what either has."""
+def different_conditions(first: Provenance, second: Provenance) -> list[tuple[str, str, str]]:
+    """Conditions that differ between two reproductions: name, first and second value."""
     return [
-        (label, _told(first.get(key)), _told(second.get(key)))
+        (label, _text(first.get(key)), _text(second.get(key)))
         for key, label in _CONDITIONS
         if first.get(key) != second.get(key)
     ]
@@ -56,10 +56,10 @@ def other_conditions(first: Provenance, second: Provenance) -> list[tuple[str, s
 def comparison_tables(
     names: tuple[str, str], first: Reproduction, second: Reproduction
 ) -> list[Table]:
-    """What was not alike, and every claim that either has measured."""
+    """Tables of the conditions that differ and of the claims that either has measured."""
     conditions, claims = two_tables(names)
     provenance = first.get("provenance", {}), second.get("provenance", {})
-    for condition in other_conditions(*provenance):
+    for condition in different_conditions(*provenance):
         conditions.add_row(*map(escape, condition))
     for row in compare(first, second):
         if row.outcome is not Comparison.neither:
@@ -83,7 +83,7 @@ def _value(measured: dict[str, Any] | None) -> str:
     return f"{measured['value']}" + (f" ({seeds} seeds)" if seeds > 1 else "")
 
 
-def _told(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(str, value))
     return "none" if value is None else str(value)

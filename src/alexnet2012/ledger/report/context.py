@@ -1,4 +1,4 @@
-"""What the report shows: every sum, share and judgement that stands on the page is made here."""
+"""The values that the report's template shows: sums, shares, checks and formatted numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERDICT_MARKS = {
 
 
 def view(reproduction: Reproduction) -> dict[str, Any]:
-    """What the template shows: every sum, share and judgement is made here."""
+    """The variables of the template."""
     exchanges = exchanges_view(reproduction.get("exchanges", []))
     exactness = [
         {**e, "ok": number(e["worst_relative_difference"]) <= e["bound"]}
@@ -40,7 +40,7 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
         "evaluation": evaluation,
         "kernels": charts.kernels(reproduction),
         "lookalikes": charts.lookalikes(reproduction),
-        "ablations": [charts.ablation(a) for a in reproduction.get("ablations", [])],
+        "ablations": [charts.comparison(a) for a in reproduction.get("ablations", [])],
         "effects": charts.effects(reproduction),
         "ledger": _ledger_view(reproduction),
         "differences": load_differences(),
@@ -48,6 +48,7 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
 
 
 def audit_view(audit: Audit) -> dict[str, Any]:
+    """Counts by layer with each layer's share of the parameters, and their totals."""
     layers: list[dict[str, Any]] = [{**layer} for layer in audit.get("layers", [])]
     keys = ("weights", "biases", "neurons", "multiply_adds")
     totals = {key: sum(layer[key] for layer in layers) for key in keys}
@@ -60,7 +61,7 @@ def audit_view(audit: Audit) -> dict[str, Any]:
 
 
 def exchanges_view(exchanges: list[ExchangeTraffic]) -> dict[str, Any]:
-    """One row a layer, forward and backward side by side."""
+    """One row per layer with both directions, and the totals."""
     rows: dict[str, dict[str, Any]] = {}
     for e in exchanges:
         row = rows.setdefault(e["layer"], {"layer": e["layer"], "forward": None, "backward": None})
@@ -81,28 +82,28 @@ def _tiles(
     exchanges: dict[str, Any],
     evaluation: list[Evaluation],
 ) -> list[dict[str, str]]:
-    """The few numbers that open the page; one that was not measured has no tile."""
+    """The main numbers at the top of the page, if measured."""
     tiles = []
     if audit["rows"]:
         note = f"{audit['totals']['neurons']:,} neurons"
-        if audit["parameters"] == 60_965_224:  # the paper's own net, not a smaller one
+        if audit["parameters"] == 60_965_224:  # the paper's network, not a smaller one
             note += "; the paper rounds to 60 M and 650,000"
         tiles.append({"label": "Parameters", "value": f"{audit['parameters']:,}", "note": note})
     if exactness:
-        # float64 shows whether the two compute the same; float32 only how it rounds
+        # float64 shows whether the results are the same; float32 differences are rounding
         doubles = [e for e in exactness if e["dtype"] == "float64"] or exactness
         worst = max(doubles, key=lambda e: number(e["worst_relative_difference"]))
-        note = f"worst relative difference: {worst['quantity']}, {worst['dtype']}"
+        note = f"largest relative difference: {worst['quantity']}, {worst['dtype']}"
         value: str = scientific(worst["worst_relative_difference"])
-        tiles.append({"label": "Two processes against one", "value": value, "note": note})
+        tiles.append({"label": "Two processes compared with one", "value": value, "note": note})
     if exchanges["rows"]:
         note = "forward and backward; "
-        note += "to the byte as computed" if exchanges["ok"] else "not what the shapes say"
+        note += "exactly as computed" if exchanges["ok"] else "not as computed from the shapes"
         value = f"{exchanges['counted']:,.0f}"
         tiles.append({"label": "Bytes exchanged per image", "value": value, "note": note})
     if evaluation:
         best = max(evaluation, key=lambda e: e["views"])
-        note = f"{best['views']} views, {best['pictures']:,} pictures"
+        note = f"{best['views']} views, {best['pictures']:,} images"
         if "chance_top1_error_pct" in best:
             note += f"; chance is {fixed(best['chance_top1_error_pct'])}%"
         value = f"{fixed(best['top1_error_pct'])}%"
@@ -119,7 +120,7 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
             "timings": content["timings"].get(row["id"], {}),
             "figures": [
                 figure
-                for draw in (charts.claimed_and_measured, charts.learning)
+                for draw in (charts.claimed_and_measured, charts.learning_curves)
                 if (figure := draw(row, reproduction))
             ],
         }
@@ -133,7 +134,7 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
 
 
 def scientific(value: float | None) -> Markup:
-    """3.1e-15 → 3.1 × 10⁻¹⁵, and words for what is no number."""
+    """3.1e-15 → 3.1 × 10⁻¹⁵; ``not finite`` for NaN and infinities."""
     if value is None or not math.isfinite(value):
         return Markup("not finite")
     if value == 0:
@@ -144,14 +145,15 @@ def scientific(value: float | None) -> Markup:
 
 
 def fixed(value: float | None, digits: int = 1) -> str:
+    """A number with fixed digits; a dash for NaN and infinities."""
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
 def prose(text: str) -> str:
-    """Curly apostrophes, and pairs of errors that stay on one line."""
+    """Typographic apostrophes, and no line breaks within pairs of errors."""
     return text.replace("'", "’").replace(" / ", "\u00a0/\u00a0")
 
 
 def number(value: float | None) -> float:
-    """What JSON holds as null was not finite: worse than any bound."""
+    """Infinity for null, which stands for a number that was not finite, and for NaN."""
     return math.inf if value is None or math.isnan(value) else value

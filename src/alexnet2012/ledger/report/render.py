@@ -1,12 +1,11 @@
-"""The report: one self-contained page that shows a reproduction, with the ledger in full.
+"""The report: one self-contained HTML page that shows a reproduction and the whole ledger.
 
-The page is a view of files: ``python -m alexnet2012.report DIR`` renders DIR/reproduction.json
-and DIR/kernels.npy again. A section whose part of the reproduction is missing is left out.
+``python -m alexnet2012.report DIR`` renders DIR/reproduction.json and its arrays again. Sections
+without data are left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from alexnet2012.cli.args import ArgumentParser
+from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import support_word
 from alexnet2012.ledger.report.compare import comparison_tables
@@ -31,7 +32,7 @@ from alexnet2012.utils.templates import page_template
 
 
 def write_report(reproduction: Reproduction, directory: Path) -> Path:
-    """Render DIRECTORY/report.html: one file, nothing fetched, all foreign text escaped."""
+    """Render DIRECTORY/report.html: one file without external resources, all text escaped."""
     template = page_template(
         "alexnet2012.ledger.report",
         "report.html.jinja",
@@ -48,10 +49,10 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
 
 
 def summary_table(reproduction: Reproduction) -> str:
-    """The few numbers of a README, as a Markdown table; every cell from the reproduction.
+    """The main results as a Markdown table.
 
     Raises:
-        ConfigError: it was made without some of the parts that these are of.
+        ConfigError: the reproduction lacks some of the parts that the table shows.
     """
     claims = {m["claim"] for m in reproduction["measurements"]}
     if not (
@@ -60,17 +61,17 @@ def summary_table(reproduction: Reproduction) -> str:
         remedy = "needs the parts audit, exactness, full_size, reduced and relu; see --claims"
         raise ConfigError("parts", "not all", remedy)
     audit, runs = audit_view(reproduction["audit"]), reproduction["runs"]
-    worst = max(number(e["worst_relative_difference"]) for e in reproduction["exactness"])
+    largest = max(number(e["worst_relative_difference"]) for e in reproduction["exactness"])
     exchanges = exchanges_view(reproduction["exchanges"])
     paper, code = runs["full_paper"], runs["full_code145"]
-    one, ten = sorted(reproduction["evaluation"], key=lambda row: row["views"])
+    one_view, ten_views = sorted(reproduction["evaluation"], key=lambda row: row["views"])
     relu = next(m for m in reproduction["measurements"] if m["claim"] == "relu")
     rows = [
         ("parameters", f"{audit['parameters']:,}", "60 M"),
         ("neurons", f"{audit['totals']['neurons']:,}", "650,000"),
-        ("two processes against one: worst relative difference", f"{worst:.1e}", ""),
+        ("two processes compared with one: largest relative difference", f"{largest:.1e}", ""),
         (
-            "bytes between the towers per image, forward and backward",
+            "bytes exchanged between the towers per image, forward and backward",
             f"{exchanges['counted']:,.0f}, {'as' if exchanges['ok'] else 'not as'} computed",
             "",
         ),
@@ -80,25 +81,27 @@ def summary_table(reproduction: Reproduction) -> str:
             "",
         ),
         (
-            f"reduced net, top-1 error, 1 view (chance {fixed(one['chance_top1_error_pct'])}%)",
-            _with_interval(one),
+            "reduced network, top-1 error, 1 view "
+            f"(chance {fixed(one_view['chance_top1_error_pct'])}%)",
+            _with_interval(one_view),
             "",
         ),
-        ("the same, 10 views", _with_interval(ten), ""),
-        ("ReLU reaches 25% training error sooner than tanh", relu["value"], "6 ×"),
+        ("reduced network, top-1 error, 10 views", _with_interval(ten_views), ""),
+        ("epochs to 25% training error, tanh relative to ReLU", relu["value"], "6 ×"),
     ]
-    lines = ["| quantity | measured here | paper |", "|---|---|---|"]
+    lines = ["| quantity | measured | paper |", "|---|---|---|"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def claims_table(reproduction: Reproduction) -> str:
-    """What was measured of each claim over several seeds, as a Markdown table."""
-    lines = ["| claim | measured here, 95% over seeds | seeds | so it is |", "|---|---|---|---|"]
+    """The claims measured with several seeds, with their verdicts, as a Markdown table."""
+    lines = ["| claim | measured, 95% interval over seeds | seeds | verdict |", "|---|---|---|---|"]
     for row in ledger_of(reproduction)["rows"]:
-        here = row["measured"]
-        if here is None or here["n_seeds"] < 2:
+        measured = row["measured"]
+        if measured is None or measured["n_seeds"] < 2:
             continue
-        cells = (row["title"], here["value"], str(here["n_seeds"]), support_word(here["agrees"]))
+        verdict = support_word(measured["agrees"])
+        cells = (row["title"], measured["value"], str(measured["n_seeds"]), verdict)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -109,47 +112,52 @@ def _with_interval(row: Evaluation) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["compare"]:
-        _compare_main(sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.report",
-        description="Render DIR/report.html again, or print its numbers.",
-        epilog="python -m alexnet2012.report compare A B sets two reproductions side by side.",
+    words = sys.argv[1:]
+    if words[:1] == ["compare"]:
+        exit_on_error(lambda: _compare(words[1:]))
+    else:
+        exit_on_error(lambda: _report(words))
+
+
+def _report(words: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="alexnet2012 report",
+        description="Render DIR/report.html again, or print its tables.",
+        epilog="alexnet2012 report compare A B compares two reproductions.",
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="of reproduction.json")
-    parser.add_argument("--table", action="store_true", help="print the summary as Markdown")
-    parser.add_argument("--claims", action="store_true", help="what several seeds say, as Markdown")
-    arguments = parser.parse_args()
-    reproduction = _load(arguments.directory, parser)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="with a reproduction.json")
+    parser.add_argument("--table", action="store_true", help="print the main results as Markdown")
+    parser.add_argument(
+        "--claims", action="store_true", help="print the verdicts over several seeds as Markdown"
+    )
+    arguments = parser.parse_args(words)
+    reproduction = _load("DIR", arguments.directory)
     if arguments.table:
-        try:
-            print(summary_table(reproduction))
-        except ConfigError as error:
-            parser.error(str(error))
+        print(summary_table(reproduction))
     elif arguments.claims:
         print(claims_table(reproduction))
     else:
         print(write_report(reproduction, arguments.directory))
 
 
-def _compare_main(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.report compare",
-        description="Set two reproductions side by side, claim by claim.",
+def _compare(words: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="alexnet2012 report compare",
+        description="Compare two reproductions claim by claim.",
     )
     for name in ("A", "B"):
-        parser.add_argument(name, type=Path, help="a folder of reproduction.json")
-    given = parser.parse_args(words)
-    first, second = _load(given.A, parser), _load(given.B, parser)
-    names = (escape(str(given.A)), escape(str(given.B)))
+        parser.add_argument(name, type=Path, help="a directory with a reproduction.json")
+    arguments = parser.parse_args(words)
+    first, second = _load("A", arguments.A), _load("B", arguments.B)
+    names = (escape(str(arguments.A)), escape(str(arguments.B)))
     for table in comparison_tables(names, first, second):
         Console().print(table)
 
 
-def _load(directory: Path, parser: argparse.ArgumentParser) -> Reproduction:
+def _load(name: str, directory: Path) -> Reproduction:
     if not (directory / "reproduction.json").exists():
-        parser.error(f"DIR={directory}: holds no reproduction.json; `make reproduce` writes one")
+        remedy = "contains no reproduction.json; `make reproduce` writes one"
+        raise ConfigError(name, directory, remedy)
     return load_reproduction(directory)
 
 

@@ -1,7 +1,7 @@
-"""Figures as text that stands inside a page: SVG in the page's own colours, PNG as data URIs.
+"""Figures for HTML pages: inline SVG in the colours of the page, and images as data URIs.
 
 Colours are CSS variables (``--ink``, ``--muted``, ``--rule``, ``--paper``, ``--tower-0``,
-``--tower-1``, ``--series-0`` …), so that one figure serves light and dark pages.
+``--tower-1``, ``--series-0`` …), so that a figure works in light and dark pages.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# matplotlib knows no CSS: these stand for the variables until the SVG is written
-_STANDINS = {
+# matplotlib does not know CSS: placeholders for the variables, replaced in the finished SVG
+_PLACEHOLDERS = {
     "ink": "#010101",
     "muted": "#020202",
     "rule": "#030303",
@@ -33,7 +33,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart; a None or NaN leaves a gap."""
+    """One line of a chart; None and NaN leave a gap."""
 
     label: str
     x: Sequence[float]
@@ -42,7 +42,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ReferenceLine:
-    """A value drawn straight across a chart, as chance."""
+    """A horizontal line across a chart, such as chance level."""
 
     value: float
     label: str
@@ -50,13 +50,13 @@ class ReferenceLine:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """One line of a forest plot; without an interval only the mean is drawn."""
+    """One row of a forest plot; without an interval only the mean is drawn."""
 
     label: str
     mean: float
     low: float | None
     high: float | None
-    series: int = 0  # which colour
+    series: int = 0  # index of the colour
 
 
 def line_chart(
@@ -68,15 +68,15 @@ def line_chart(
     log_y: bool = False,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """An SVG of up to four curves; the y label stands on top, where it reads level."""
+    """An SVG of up to four curves; the y label is above the axes, where it is horizontal."""
     with _style(alt):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.subplots()
-        axes.set_title(ylabel, loc="left", fontsize=9.5, color=_STANDINS["muted"], pad=8)
+        axes.set_title(ylabel, loc="left", fontsize=9.5, color=_PLACEHOLDERS["muted"], pad=8)
         axes.set_xlabel(xlabel)
         for i, curve in enumerate(curves):
             y = [np.nan if value is None else float(value) for value in curve.y]
-            color, dash = _STANDINS[f"series-{i % 4}"], _DASHES[i % 4]
+            color, dash = _PLACEHOLDERS[f"series-{i % 4}"], _DASHES[i % 4]
             marker = "o" if len(y) < 3 else None
             axes.plot(curve.x, y, color=color, linestyle=dash, linewidth=1.5, marker=marker,
                       markersize=3, label=curve.label)  # fmt: skip
@@ -85,14 +85,14 @@ def line_chart(
         if y_range is not None:
             axes.set_ylim(*y_range)
         if level is not None:
-            axes.axhline(level.value, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
+            axes.axhline(level.value, color=_PLACEHOLDERS["muted"], linewidth=0.8, dashes=(2, 2))
             side = _free_side(curves, level.value)
             axes.annotate(level.label, (side, level.value), xycoords=("axes fraction", "data"),
                           xytext=(2 - 4 * side, 3), textcoords="offset points", va="bottom",
                           ha=("left", "right")[side], fontsize=8.5,
-                          color=_STANDINS["muted"])  # fmt: skip
+                          color=_PLACEHOLDERS["muted"])  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        axes.grid(axis="y", color=_STANDINS["rule"], linewidth=0.6)
+        axes.grid(axis="y", color=_PLACEHOLDERS["rule"], linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0, pad=5)
@@ -105,20 +105,20 @@ def line_chart(
 
 
 def forest(rows: Sequence[IntervalRow], xlabel: str, alt: str) -> str:
-    """An SVG of means with their intervals, a line each, and zero drawn through."""
+    """A forest plot as SVG: means with their intervals, and a vertical line at zero."""
     with _style(alt):
         figure = Figure(figsize=(6.4, 0.7 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        axes.axvline(0, color=_STANDINS["muted"], linewidth=0.8, dashes=(2, 2))
+        axes.axvline(0, color=_PLACEHOLDERS["muted"], linewidth=0.8, dashes=(2, 2))
         for line, row in enumerate(rows):
-            color = _STANDINS[f"series-{row.series}"]
+            color = _PLACEHOLDERS[f"series-{row.series}"]
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [line, line], color=color, linewidth=1.5)
             axes.plot([row.mean], [line], "o", color=color, markersize=5)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # first row on top
         axes.set_xlabel(xlabel)
-        axes.grid(axis="x", color=_STANDINS["rule"], linewidth=0.6)
+        axes.grid(axis="x", color=_PLACEHOLDERS["rule"], linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0, pad=5)
@@ -128,19 +128,19 @@ def forest(rows: Sequence[IntervalRow], xlabel: str, alt: str) -> str:
 
 
 def _style(alt: str) -> Any:
-    """matplotlib's settings for a chart; same figure, same bytes."""
+    """matplotlib settings of a chart; the same figure gives the same bytes."""
     return matplotlib.rc_context(
         {
-            "svg.fonttype": "none",  # text stays text: the page's font, selectable
+            "svg.fonttype": "none",  # text stays text: selectable, in the font of the page
             "svg.hashsalt": alt,  # ids differ between figures
-            "text.parse_math": False,  # labels are not ours
+            "text.parse_math": False,  # labels are arbitrary text
             "font.size": 9.5,
-            "axes.edgecolor": _STANDINS["rule"],
+            "axes.edgecolor": _PLACEHOLDERS["rule"],
             "axes.linewidth": 0.8,
-            "xtick.color": _STANDINS["muted"],
-            "ytick.color": _STANDINS["muted"],
-            "axes.labelcolor": _STANDINS["muted"],
-            "text.color": _STANDINS["ink"],
+            "xtick.color": _PLACEHOLDERS["muted"],
+            "ytick.color": _PLACEHOLDERS["muted"],
+            "axes.labelcolor": _PLACEHOLDERS["muted"],
+            "text.color": _PLACEHOLDERS["ink"],
         }
     )
 
@@ -148,17 +148,17 @@ def _style(alt: str) -> Any:
 def two_towers(
     layers: Sequence[tuple[str, int]], crossing_bytes: Mapping[str, float], vertical: bool = False
 ) -> str:
-    """The net as two rows (or columns) of boxes, with the exchanges as crossing lines.
+    """The network as two rows (or columns) of boxes, with the exchanges as crossing lines.
 
     Args:
-        layers: name and kernels or units of the whole net, in order.
-        crossing_bytes: forward bytes an image, by reading layer; ``logits`` for the gathered
-            outputs. A layer that is not there reads its own tower only.
+        layers: names and kernels or units of both towers together, in order.
+        crossing_bytes: forward bytes per image, by reading layer; ``logits`` for the gathered
+            outputs. Layers without an entry read only their own tower.
     """
     length, width, gap, edge = (40, 116, 92, 26) if vertical else (80, 54, 78, 26)
-    apart, closed = (26, 16) if vertical else (54, 16)  # between boxes, with a crossing and without
-    shared = 40 if vertical else 58  # length of the image and the logits
-    span = 2 * width + gap  # across both towers
+    crossing_gap, box_gap = (26, 16) if vertical else (54, 16)  # between boxes
+    shared = 40 if vertical else 58  # length of the boxes of image and logits
+    span = 2 * width + gap  # both towers
     parts: list[str] = []
 
     def point(along: float, across: float) -> tuple[float, float]:
@@ -173,19 +173,19 @@ def two_towers(
         parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{kind}"/>'
         )
-        for i, words in enumerate(text):
+        for i, line_of_text in enumerate(text):
             style = "name" if i == 0 else "count"
             baseline = y + h / 2 + (5 if len(text) == 1 else 17 * i - 3)
-            parts.append(_text(x + w / 2, baseline, words, style))
+            parts.append(_text(x + w / 2, baseline, line_of_text, style))
 
-    starts = [edge, edge + width + gap]  # of the towers, across
+    starts = [edge, edge + width + gap]  # of each tower
     centres = [start + width / 2 for start in starts]
     end = (edge if vertical else 1.0) + shared
     box(end - shared, edge, (shared, span), "box shared", "image")
     first = True
     for name, count in (*layers, ("logits", 0)):
         crosses = name in crossing_bytes
-        start = end + (apart if crosses else closed)
+        start = end + (crossing_gap if crosses else box_gap)
         for tower in (0, 1):
             line((end, start), (centres[tower], centres[tower]), f"own tower-{tower}")
             if crosses:
@@ -219,31 +219,33 @@ def two_towers(
 
 
 def _free_side(curves: Sequence[Curve], level: float) -> int:
-    """0 left, 1 right: where the curves keep away from a level."""
+    """The side, 0 left or 1 right, where the curves are further from a level."""
     ends = [(c.y[0], c.y[-1]) for c in curves if c.y]
-    far = [
+    distances = [
         min((abs(y - level) for y in side if y is not None), default=0.0)
         for side in zip(*ends, strict=True)
     ]
-    return int(len(far) < 2 or far[1] >= far[0])
+    return int(len(distances) < 2 or distances[1] >= distances[0])
 
 
-def _text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _inline(svg: str, alt: str) -> str:
-    """An SVG file's text made part of an HTML page."""
+    """The text of an SVG file as part of an HTML page."""
     body = svg[svg.index("<svg") :]
     view = re.search(r'viewBox="([^"]*)"', body)
     assert view is not None
     body = body[body.index(">") + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)  # matplotlib's names repeat from figure to figure
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would style the whole page
+    body = re.sub(r'<g id="[^"]*"', "<g", body)  # ids must be unique within the page
+    body = re.sub(
+        r"<style.*?</style>", "", body, flags=re.DOTALL
+    )  # it would apply to the whole page
     body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
-    for name, standin in _STANDINS.items():
-        body = body.replace(standin, f"var(--{name})")
+    for name, placeholder in _PLACEHOLDERS.items():
+        body = body.replace(placeholder, f"var(--{name})")
     return (
         f'<svg viewBox="{view[1]}" class="chart" role="img" aria-label="{escape(alt)}">'
         + re.sub(r"\n\s*", "\n", body)

@@ -1,0 +1,128 @@
+"""The ``ledger`` command: what a directory of runs measures, and the verdict on each claim."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from alexnet2012.cli.args import ArgumentParser
+from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.config.enums import Budget
+from alexnet2012.config.schema import ConfigError
+from alexnet2012.ledger import ablations, pretraining
+from alexnet2012.ledger.claims import Kind, Scale, load_claims, support_word
+from alexnet2012.ledger.registry import all_measures, measure
+from alexnet2012.ledger.relu_vs_tanh import read_runs, relu_table
+from alexnet2012.ledger.reproduction import PARTS
+
+EPILOG = """\
+DIR is the directory of one sweep: ablations or pretraining, with run directories ABLATION/SEED, or
+ReLU against tanh, with finished runs at any depth. Claims about several trained networks (views,
+ensembles, colours) are measured by evaluating their checkpoints."""
+
+
+class SweepRuns(NamedTuple):
+    """A sweep on disk: the part of the reproduction that it belongs to, and its tables."""
+
+    part: str
+    evidence: Path | Sequence[Path]
+    tables: Callable[[], list[Table | str]]
+    checkpoints: bool = False  # all baseline runs have one
+
+
+def find_sweep(directory: Path) -> SweepRuns:
+    """Recognise the sweep in a directory by its run directories.
+
+    Raises:
+        ConfigError: the directory has no finished runs.
+    """
+    names = {file.parent.parent.name for file in directory.glob("*/*/summary.json")}
+    if names & {pretraining.FROM_SCRATCH, pretraining.PRETRAINED}:
+        return SweepRuns("pretrain", directory, list)
+    if ablations.BASELINE in names:
+        part = "lrn_cifar10" if "no_lrn_cifar10" in names else "ablations"
+        baseline = (directory / ablations.BASELINE).glob("*/summary.json")
+        checkpoints = all((run.parent / "checkpoints").is_dir() for run in baseline)
+        return SweepRuns(part, directory, lambda: _ablation_tables(directory), checkpoints)
+    run_dirs = [file.parent for file in sorted(directory.rglob("summary.json"))]
+    if not run_dirs:
+        raise ConfigError("DIR", directory, "contains no finished runs; give a sweep's directory")
+    return SweepRuns("relu", run_dirs, lambda: [relu_table(read_runs(run_dirs))])
+
+
+def claims_table() -> str:
+    """Every claim with the experiment and the module that measure it, as a Markdown table."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for entry in all_measures():
+        names = list(dict.fromkeys(chain(*PARTS[entry.part].experiments.values())))
+        if [name.partition("/")[2] for name in names] == [str(budget) for budget in Budget]:
+            names = [f"{names[0].partition('/')[0]}/…"]
+        experiment = " ".join(f"`{name}`" for name in names) or "none: counted from the network"
+        module = entry.function.__module__.removeprefix("alexnet2012.").replace(".", "/")
+        rows.setdefault((experiment, f"`{module}.py`"), []).extend(entry.claims)
+    lines = ["| claims | experiment | measured in |", "|---|---|---|"]
+    for (experiment, module), claims in rows.items():
+        lines.append(f"| {' '.join(f'`{claim}`' for claim in claims)} | {experiment} | {module} |")
+    quoted = [f"`{claim.id}`" for claim in load_claims() if claim.kind is Kind.published]
+    return "\n".join([*lines, f"| {' '.join(quoted)} | none: quoted from the paper | |"])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command with ``words``, by default those of ``sys.argv``."""
+    exit_on_error(lambda: _run(sys.argv[1:] if words is None else words))
+
+
+def _run(words: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="alexnet2012 ledger",
+        description="Print what a directory of runs measures, and the verdict on each claim.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", nargs="?", help="of a sweep")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    parser.add_argument(
+        "--no-evaluation",
+        action="store_true",
+        help="read only logs; do not evaluate checkpoints",
+    )
+    parser.add_argument(
+        "--claims", action="store_true", help="list all claims and what measures them; without DIR"
+    )
+    arguments = parser.parse_args(words)
+    if arguments.claims:
+        print(claims_table())
+        return
+    if arguments.directory is None:
+        raise ConfigError("DIR", "", "is missing; give the directory of a sweep, or --claims")
+    sweep = find_sweep(arguments.directory)
+    console = Console()
+    tables = [] if arguments.json else sweep.tables()
+    for table in tables:
+        console.print(table, style="dim" if isinstance(table, str) else None)
+    measurements = measure(
+        sweep.part,
+        sweep.evidence,
+        Scale.reduced,
+        "read from a directory of runs; config.yaml of each run has its settings",
+        f"python -m alexnet2012.ledger {arguments.directory}",
+        evaluate=sweep.checkpoints and not arguments.no_evaluation,
+    )
+    if arguments.json:
+        print(json.dumps([m.to_json() for m in measurements], indent=2, ensure_ascii=False))
+    else:
+        for m in measurements:
+            seeds = f"{m.n_seeds} seed{'' if m.n_seeds == 1 else 's'}"
+            line = f"{m.claim}: {m.value} ({support_word(m.agrees)}, {seeds})"
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def _ablation_tables(directory: Path) -> list[Table | str]:
+    runs = ablations.read_sweep(directory)
+    return [ablations.effect_table(ablations.effects(runs)), ablations.describe(runs)]

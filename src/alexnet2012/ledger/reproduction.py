@@ -1,0 +1,332 @@
+"""The parts of a reproduction: which experiments they train, and what they add to the report.
+
+Each training is a Hydra run in a process of its own, under ``OUT/runs``. A part that fails becomes
+a warning in the report, and the other parts still run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from alexnet2012.config.enums import Budget
+from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConfig, RunError
+from alexnet2012.distributed.launch import launch
+from alexnet2012.inference.evaluate import evaluate_checkpoints
+from alexnet2012.inference.trained_model import load_trained
+from alexnet2012.ledger import (
+    ablations,
+    architecture,
+    exactness,
+    pretraining,
+    reduced_run,
+    relu_sweep,
+    training_runs,
+)
+from alexnet2012.ledger.ablations import Sweep
+from alexnet2012.ledger.claims import Measurement, Scale, ablations_of
+from alexnet2012.ledger.nearest_neighbours import figure4
+from alexnet2012.ledger.provenance import command_of, provenance
+from alexnet2012.ledger.registry import measure
+from alexnet2012.ledger.relu_vs_tanh import read_runs, relu_chart
+from alexnet2012.ledger.report.render import write_report
+from alexnet2012.ledger.results import Exactness, Reproduction, save_reproduction
+from alexnet2012.ledger.sweeps import Sweeps
+
+
+class Part(NamedTuple):
+    """The title that is printed before a part, and the experiments that it trains by budget."""
+
+    title: str
+    experiments: Mapping[Budget, Sequence[str]] = {}
+
+
+def _each_budget(name: str) -> dict[Budget, Sequence[str]]:
+    return {budget: [f"{name}/{budget}"] for budget in Budget}
+
+
+def _any_budget(*experiments: str) -> dict[Budget, Sequence[str]]:
+    return dict.fromkeys(Budget, experiments)
+
+
+RELU = {
+    **_any_budget(relu_sweep.SEARCH, relu_sweep.TRAINING),
+    Budget.quick: ["relu/quick"],
+}
+PARTS = {  # in order; each is a method of Reproduce
+    "audit": Part("counts of the architecture"),
+    "exactness": Part("two processes compared with one, float64, full size"),
+    "full_size": Part(
+        "full-size network, 100 steps with each recipe", _any_budget("full_size/quick")
+    ),
+    "reduced": Part("reduced network, trained until it has learnt", _any_budget("reduced/quick")),
+    "relu": Part("ReLU against tanh", RELU),
+    "lrn_cifar10": Part("four-layer network without normalisation", _each_budget("lrn_cifar10")),
+    "ablations": Part("ablations", _each_budget("ablations")),
+    "pretrain": Part("pretraining on more classes", _each_budget("pretrain")),
+}
+FORMER_PARTS = {"effects": "ablations"}
+RECIPES = ("paper", "code145")
+QUICK_RELU_RATES = (0.002, 0.01)
+CIFAR10_NETWORK = (
+    "the four-layer network of cuda-convnet's 18% error, on whole images; its networks of 13% and "
+    "11% have locally connected layers and train on crops"
+)
+EXACTNESS_STEPS = 3
+
+
+class Reproduce:
+    """Runs the parts of a reproduction in order; each adds its results to the report.
+
+    Raises:
+        ConfigError: a part in ``config.parts`` does not exist.
+    """
+
+    def __init__(self, config: ReproduceConfig) -> None:
+        self.config = config
+        self.parts = list(dict.fromkeys(FORMER_PARTS.get(name, name) for name in config.parts))
+        if unknown := [name for name in self.parts if name not in PARTS]:
+            raise ConfigError("parts", unknown[0], f"must be some of {', '.join(PARTS)}")
+        self.out = Path(config.out).expanduser().absolute()
+        self.console = Console()
+        self.command = command_of(config)
+        self.measurements: list[Measurement] = []
+        self.results: Reproduction = {"warnings": [], "exactness": [], "evaluation": [], "runs": {}}
+        self.results["ablations"] = []
+
+    def run(self) -> int:
+        """Run all parts and write the report; returns the number of warnings."""
+        start = time.perf_counter()
+        self._part("preparing the data", self.prepare, needed=True)
+        sweeps = self.sweeps
+        self.results["provenance"] = provenance(
+            sweeps.store_of_report, self.command, sweeps.seeds, sweeps.data_caveat
+        )
+        for name in self.parts or PARTS:
+            self._part(PARTS[name].title, getattr(self, name))
+        self.results["warnings"] += sweeps.warnings
+        self.results["measurements"] = [m.to_json() for m in self.measurements]
+        save_reproduction(self.results, self.out)
+        report = write_report(self.results, self.out)
+        self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
+        self.console.print(f"report: {report}", soft_wrap=True)
+        minutes = (time.perf_counter() - start) / 60
+        self.console.print(f"took {minutes:.1f} minutes")
+        return len(self.results["warnings"])
+
+    def prepare(self) -> None:
+        """Prepare the first store, so that an unusable source fails before any training."""
+        budget = self.config.budget
+        trained = [e for name in self.parts for e in PARTS[name].experiments.get(budget, ())]
+        self.sweeps = Sweeps(self.config, self.out, [*trained, "reduced/quick"][0])
+        # Runs without a seed of their own, and at budget=quick all runs, are trained anew.
+        # Sweeps that take hours are kept: finished runs with the same settings are recognised.
+        runs = self.out / "runs"
+        unseeded = [runs / name for name in ("full_size", "reduced", "relu")]
+        former = runs / "quick"
+        quick = runs.glob(f"*/{Budget.quick}") if budget is Budget.quick else ()
+        for directory in (former, *(path / "quick" for path in unseeded), *quick):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def audit(self) -> None:
+        counts = architecture.paper_layer_counts()
+        self.results["audit"] = architecture.audit_of(counts)
+        self.measurements += measure("audit", counts, Scale.exact, None, self.command)
+
+    def exactness(self) -> None:
+        for recipe in RECIPES:
+            answer = self.out / f"exactness-{recipe}.json"
+            launch(exactness.worker, 2, recipe, 1.0, EXACTNESS_STEPS, self.config.seed, answer)
+            for row in json.loads(answer.read_text(encoding="utf-8")):
+                self.results["exactness"].append(
+                    Exactness(
+                        quantity=row["quantity"],
+                        recipe=recipe,
+                        dtype="float64",
+                        worst_relative_difference=row["worst_relative_difference"],
+                        bound=exactness.BOUND,
+                    )
+                )
+            answer.unlink()
+
+    def full_size(self) -> None:
+        experiment, steps = "full_size/quick", self.config.full_size_steps
+        command = self.sweeps.train(
+            experiment, [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
+        )
+        classes = len(self.sweeps.store_of_report.classes)
+        config = (
+            "full-size network, 224 pixels, batch size 32, learning rate 0.01, "
+            f"seed {self.config.seed}"
+        )
+        run_dirs = self.sweeps.runs(experiment)
+        paper, code145 = (
+            training_runs.read_run(run_dir, recipe, config, command, classes)
+            for run_dir, recipe in zip(run_dirs, RECIPES, strict=True)
+        )
+        for run in (paper, code145):
+            run["note"] = training_runs.below_chance_note(run)
+        self.results["runs"]["full_paper"], self.results["runs"]["full_code145"] = paper, code145
+        summary = training_runs.read_summary(run_dirs[1])
+        self.results["exchanges"] = architecture.expected_exchanges(summary, classes)
+        machine = self.results["provenance"]
+        on_gpu = summary["device"].startswith("cuda")
+        hardware = machine["gpu"] if on_gpu and machine["gpu"] else machine["cpu"]
+        runs = training_runs.FullSizeRuns(paper, code145, hardware)
+        caveat = self.sweeps.caveat(f"{steps} steps with batch size 32")
+        self.measurements += measure("full_size", runs, Scale.reduced, caveat, command)
+
+    def reduced(self) -> None:
+        experiment, epochs = "reduced/quick", self.config.reduced_epochs
+        milestone = max(1, round(0.8 * epochs))
+        overrides = [
+            f"schedule.epochs={epochs}",
+            f"schedule.drops=[{{epoch: {milestone}, rate: 0.001}}]",
+            f"checkpoint.every_epochs={epochs}",
+        ]
+        if self.config.pictures_per_class is not None:
+            overrides.append(f"data.limit={self.config.pictures_per_class}")
+        command = self.sweeps.train(experiment, overrides)
+        (run_dir,) = self.sweeps.runs(experiment)
+        store = self.sweeps.store(experiment)
+        config = f"¼ of the kernels, 112 pixels, code145, batch size 32, seed {self.config.seed}"
+        classes = len(store.classes)
+        run = training_runs.read_run(run_dir, "code145, reduced", config, command, classes)
+        run["note"] = (
+            "Initial standard deviations are those of the recipe times 1/√width (twice, at a "
+            "quarter of the kernels), which keeps activations at the scale of the full network. "
+            "conv1, which reads the image, is unchanged; fc6 also compensates for its smaller maps."
+        )
+        self.results["runs"]["reduced"] = run
+        evaluation = EvaluateConfig(checkpoint=str(run_dir))
+        for views in (1, 10):
+            evaluation.views = views
+            errors = evaluate_checkpoints(evaluation)
+            self.results["evaluation"].append(reduced_run.evaluation_row(errors, views, classes))
+        kernels = load_trained(run_dir).model.layers()["conv1"].weight.detach()
+        self.results["kernels"] = kernels
+        self.results["kernels_caption"] = f"conv1 of the reduced network after {epochs} epochs."
+        figure = figure4(run_dir)
+        self.results["lookalikes"], self.results["pictures"] = figure.lookalikes, figure.images
+        evidence = reduced_run.ReducedRun(store, self.results["evaluation"][-1], figure.neighbours)
+        caveat = self.sweeps.caveat(
+            f"a network with a quarter of the kernels on 112 pixels, {epochs} epochs"
+        )
+        self.measurements += measure("reduced", evidence, Scale.reduced, caveat, command)
+
+    def relu(self) -> None:
+        if self.sweeps.runs_cifar10:
+            run_dirs, is_papers_data = (
+                relu_sweep.train(self.sweeps),
+                self.config.source == "cifar10",
+            )
+            scale = Scale.full if is_papers_data else Scale.reduced
+            caveat = None if is_papers_data else self.sweeps.data_caveat
+            self._compare_activations(run_dirs, self.command, scale, caveat)
+            return
+        experiment, epochs = "relu/quick", self.config.relu_epochs
+        rates = ",".join(map(str, QUICK_RELU_RATES))
+        command = self.sweeps.train(
+            experiment,
+            [
+                "model.activation=relu,tanh",
+                f"schedule.rate={rates}",
+                f"schedule.epochs={epochs}",
+                f"eval_every_epochs={epochs}",
+            ],
+        )
+        caveat = self.sweeps.caveat(
+            "an eighth of AlexNet on 64 pixels instead of a four-layer network"
+        )
+        self._compare_activations(self.sweeps.runs(experiment), command, Scale.reduced, caveat)
+
+    def _compare_activations(
+        self, run_dirs: Sequence[Path], command: str, scale: Scale, caveat: str | None
+    ) -> None:
+        self._record_commits(
+            PARTS["relu"].title, (training_runs.read_summary(run)["commit"] for run in run_dirs)
+        )
+        self.results["ablations"].append(relu_chart(read_runs(run_dirs), command))
+        self.measurements += measure("relu", run_dirs, scale, caveat, command)
+
+    def lrn_cifar10(self) -> None:
+        budget = self.config.budget if self.sweeps.runs_cifar10 else Budget.quick
+        runs, directory, command = self._train_ablations("lrn_cifar10", budget)
+        title = "The four-layer network with and without normalisation"
+        self.results["cifar10_effects"] = ablations.effects(runs)
+        self.results["ablations"].append(
+            ablations.ablation_chart(runs, "lrn-cifar10", title, command)
+        )
+        seeds = self.sweeps.seeds
+        setup = f"{CIFAR10_NETWORK}; {ablations.describe(runs)}"
+        caveat = self.sweeps.caveat(setup, f"{len(seeds)} seeds")
+        self.measurements += measure(
+            "lrn_cifar10", directory, Scale.reduced, caveat, command, only=seeds
+        )
+
+    def ablations(self) -> None:
+        runs, directory, command = self._train_ablations("ablations", self.config.budget)
+        description = ablations.describe(runs)
+        self.results["effects"] = ablations.effects(runs)
+        self.results["effects_caption"] = description
+        self.results["learning_curves"] = ablations.learning_curves(runs)
+        scale, caveat = self.sweeps.scale(description)
+        measurements = measure(
+            "ablations", directory, scale, caveat, command, only=self.sweeps.seeds
+        )
+        self.measurements += map(self.sweeps.for_edition, measurements)
+
+    def pretrain(self) -> None:
+        experiment, seeds = f"pretrain/{self.config.budget}", self.sweeps.seeds
+        names = (pretraining.ALL_CLASSES, pretraining.FROM_SCRATCH, pretraining.PRETRAINED)
+        command = self.sweeps.train(experiment, [f"ablation={','.join(names)}"], seeds)
+        self.measurements += measure(
+            "pretrain",
+            self.sweeps.directory(experiment),
+            Scale.reduced,  # at every budget: the paper pretrains on other data
+            self.sweeps.caveat("five classes", f"{len(seeds)} seeds"),
+            command,
+            only=seeds,
+        )
+
+    def _train_ablations(self, sweep: str, budget: Budget) -> tuple[Sweep, Path, str]:
+        """Train the ablations that the claims need; returns runs, directory and command."""
+        experiment, seeds = f"{sweep}/{budget}", self.sweeps.seeds
+        names = (ablations.BASELINE, *ablations_of(sweep))
+        command = self.sweeps.train(experiment, [f"ablation={','.join(names)}"], seeds)
+        directory = self.sweeps.directory(experiment)
+        runs = ablations.read_claimed(directory, sweep, seeds)
+        self._record_commits(
+            sweep, (result.commit for results in runs.values() for result in results.values())
+        )
+        return runs, directory, command
+
+    def _record_commits(self, name: str, commits: Iterable[str]) -> None:
+        """Add a sweep's commits to the provenance: later code may have continued it."""
+        extra = self.results["provenance"].setdefault("extra", {})
+        extra[f"Commits of {name}"] = ", ".join(sorted(set(commits)))
+
+    def _part(self, title: str, work: Callable[[], None], *, needed: bool = False) -> None:
+        """Run one part; an error becomes a warning unless the other parts need this one."""
+        self.console.rule(f"[bold]{title}", align="left")
+        start = time.perf_counter()
+        try:
+            work()
+        except Exception as error:  # the other parts may have taken hours
+            if needed:
+                raise
+            message = str(error)
+            if not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
+                traceback.print_exc()
+                message = f"{type(error).__name__}: {error}"
+            self.results["warnings"].append(f"{title}: {message}")
+            self.console.print(f"failed: {message}", style="red", markup=False)
+        self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")

@@ -1,0 +1,100 @@
+"""``alexnet2012 ledger DIR``: it recognises a sweep, prints its tables and verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import test_relu
+from test_effects import write_run
+
+from alexnet2012.ledger.command import claims_table, find_sweep, main
+from alexnet2012.ledger.registry import all_measures
+
+
+@pytest.fixture
+def ablations(tmp_path: Path) -> Path:
+    for seed in range(3):
+        write_run(tmp_path, "none", seed, 40.0 + seed)
+        write_run(tmp_path, "no_lrn", seed, 42.0 + 1.1 * seed)
+    return tmp_path
+
+
+@pytest.fixture
+def activations(tmp_path: Path) -> Path:
+    for activation, epochs in (("relu", 5), ("tanh", 20)):
+        for seed in range(3):
+            run_dir = tmp_path / activation / "0.01" / str(seed)
+            test_relu.write_run(run_dir, activation, 0.01, seed, test_relu.falling(epochs))
+    return tmp_path
+
+
+def pretraining(root: Path) -> Path:
+    for seed in range(3):
+        for ablation, top1 in (("none", 50.0), ("few_classes", 40.0), ("pretrained", 35.0)):
+            write_run(root, ablation, seed, top1 + seed)
+    return root
+
+
+def test_a_sweep_of_ablations_is_recognised_and_its_claims_have_verdicts(
+    ablations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_sweep(ablations).part == "ablations"
+    main([str(ablations)])
+    printed = capsys.readouterr().out
+    assert "ablation minus baseline" in printed
+    assert "recipe code145, width 0.125, 64 pixels, 6 epochs" in printed
+    assert "supported" in printed
+
+
+def test_activations_and_pretraining_are_recognised(
+    activations: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_sweep(activations).part == "relu"
+    main([str(activations)])
+    printed = capsys.readouterr().out
+    assert "epochs to 25% training error, by seed" in printed
+    assert "4.0 × (95% 4.0 to 4.0)" in printed
+    root = pretraining(tmp_path_factory.mktemp("pretraining"))
+    assert find_sweep(root).part == "pretrain"
+    main([str(root)])
+    assert "without pretraining +5.00 (+5.0 to +5.0)" in capsys.readouterr().out
+
+
+def test_measurements_are_printed_as_json(
+    ablations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(ablations), "--json"])
+    (lrn,) = json.loads(capsys.readouterr().out)
+    assert (lrn["claim"], lrn["n_seeds"], lrn["agrees"]) == ("lrn", 3, True)
+
+
+def test_checkpoints_are_evaluated_only_where_all_baseline_runs_have_them(ablations: Path) -> None:
+    assert not find_sweep(ablations).checkpoints
+    for seed in range(3):
+        (ablations / "none" / str(seed) / "checkpoints").mkdir()
+    assert find_sweep(ablations).checkpoints
+
+
+def test_every_claim_is_in_the_table() -> None:
+    table = claims_table()
+    assert all(f"`{claim}`" in table for entry in all_measures() for claim in entry.claims)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "DIR=: is missing; give the directory of a sweep"),
+        (["nowhere"], "DIR=nowhere: contains no finished runs; give a sweep's directory"),
+    ],
+)
+def test_a_directory_without_runs_is_answered_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
