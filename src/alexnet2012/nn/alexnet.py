@@ -132,7 +132,7 @@ class AlexNet(nn.Module):
 
     def logits_shard(self, features: Tensor) -> Tensor:
         """Logits of this tower's classes, ``fc8.rows``: [N, t·2048] → [N, k]."""
-        logits = self._layer("fc8", features, gather=True)
+        logits: Tensor = self.fc8(features, comm=self.comm, name="fc8")
         return logits.to(self.types.parameters)  # softmax needs the precision
 
     def gather_logits(self, logits_shard: Tensor) -> Tensor:
@@ -156,7 +156,9 @@ class AlexNet(nn.Module):
             return fused_conv_stack(images, convs, self.local_towers, dtype).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
-            x = self._layer(name, x, gather=conv.reads_both_towers)
+            x = self.get_submodule(name)(
+                x, comm=self.comm if conv.reads_both_towers else None, name=name
+            )
             for step in self._after_conv[name]:
                 x = step(x)
         return x.flatten(1)
@@ -171,14 +173,14 @@ class AlexNet(nn.Module):
             count = x.shape[0]  # len() would fix the number of images of an exported program
             start = self.mesh.replica * count
             rows = Shard(start, start + count, self.mesh.replicas * count)
+        fuses_relu = self._runs_kernels() and self.config.activation is Activation.relu
         for name, linear in self._hidden.items():
-            x = self._layer(name, x, gather=linear.reads_both_towers)
+            x = self.get_submodule(name)(
+                x, comm=self.comm if linear.reads_both_towers else None, name=name
+            )
             dropout = self.dropouts[name]
             assert isinstance(dropout, Dropout)
-            if self._runs_kernels() and self.config.activation is Activation.relu:
-                x = dropout.after_relu(x, rows)
-            else:
-                x = dropout(self.activation(x), rows)
+            x = dropout.after_relu(x, rows) if fuses_relu else dropout(self.activation(x), rows)
         return x
 
     def _runs_kernels(self) -> bool:
@@ -249,7 +251,9 @@ class AlexNet(nn.Module):
         for (name, conv), next_conv in zip(self._convs.items(), next_convs, strict=True):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
-            compute = partial(self._layer, name, gather=conv.reads_both_towers, skip_bias=True)
+            compute = partial(
+                layer, comm=self.comm if conv.reads_both_towers else None, name=name, skip_bias=True
+            )
             passes = split_epilogues(
                 conv, self.recipe, self.config.activation, layer.rows.size // towers
             )
@@ -278,17 +282,6 @@ class AlexNet(nn.Module):
             LayerOp.max_pool: partial(F.max_pool2d, **pool),
             LayerOp.average_pool: partial(F.avg_pool2d, **pool),
         }
-
-    def _layer(self, name: str, x: Tensor, *, gather: bool, skip_bias: bool = False) -> Tensor:
-        """Apply a layer; with ``gather``, gather its input from all towers first."""
-        layer = self.get_submodule(name)
-        assert isinstance(layer, ColumnParallel)
-        already_full = x.shape[1] == layer.weight.shape[1]
-        if not gather or self.mesh.towers == 1 or already_full:
-            y: Tensor = layer(x, skip_bias=skip_bias)
-        else:
-            y = layer(x, comm=self.comm, name=name, skip_bias=skip_bias)
-        return y
 
     def _build(self, seed: int) -> None:
         recipe, width = self.recipe, self.config.width

@@ -53,13 +53,12 @@ class ColumnParallel(nn.Module, ABC):
         name: str = "",
         skip_bias: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Apply the layer to its full input ``x``; with ``comm``, gather it from shards first.
+        """Apply the layer to its full input ``x`` or, with ``comm``, to this tower's shard of it.
 
         Args:
-            x: the layer's input or, with ``comm``, this tower's shard of it.
             others: inputs of the other towers in this process; ``x`` is then the first tower's, and
                 the result is one tensor per tower.
-            comm: gathers the shards of ``x``.
+            comm: gathers the shards of ``x``, unless it is already full.
             name: labels the exchange.
             skip_bias: the caller adds the bias.
         """
@@ -70,7 +69,7 @@ class ColumnParallel(nn.Module, ABC):
             towers = (x, *others)
             by_tower = weight.chunk(len(towers))
             return tuple(self.compute(x, w, None) for x, w in zip(towers, by_tower, strict=True))
-        if comm is not None:
+        if comm is not None and comm.towers > 1 and x.shape[1] != self.weight.shape[1]:
             x = all_gather_to_sharded(x, comm, name)
         return self.compute(x, weight, bias)
 

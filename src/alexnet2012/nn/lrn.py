@@ -119,7 +119,6 @@ def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     if (
         towers is not None
-        and x.is_cuda
         and kernels.kernels_available(x.device, x.dtype)
         and supported(x.shape[1] // towers, norm)
     ):

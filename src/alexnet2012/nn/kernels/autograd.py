@@ -9,6 +9,7 @@ the input, H'×W' of the output.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 from alexnet2012.nn.kernels.epilogue import Epilogue, TowerMaps
 
 
+@cache
 def kernels_available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels exist for this device and dtype: on a GPU with Triton, except for float64."""
-    return device.type == "cuda" and dtype != torch.float64 and bool(find_spec("triton"))
+    """Whether kernels exist: for float32 and bfloat16, on a GPU with Triton."""
+    dtypes = (torch.float32, torch.bfloat16)
+    return device.type == "cuda" and dtype in dtypes and find_spec("triton") is not None
 
 
 def fused_epilogue(
