@@ -1,4 +1,4 @@
-"""Kill a training at random moments, start it again, and compare what it ends with."""
+"""Kill a training run at random times, restart it, and compare its final state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STARTED_WITHIN_S = 120
 
 @dataclass(frozen=True)
 class Kill:
-    """Who was killed, how far the run had come, and the processes that outlived it."""
+    """A killed process, the step and phase of the run at that time, and processes left over."""
 
     target: str
     step: int
@@ -35,32 +35,32 @@ class Kill:
 def train_through_kills(
     overrides: Sequence[str], run_dir: Path, targets: Sequence[str], seed: int, most_s: float
 ) -> list[Kill]:
-    """Kill each target in turn with SIGKILL, at most ``most_s`` after its run was taken up.
+    """Kill each target in turn with SIGKILL, at most ``most_s`` after its run has resumed.
 
-    The last start is left to end by itself.
+    The last start is not killed.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     kills = []
     for target in targets:
         before = _size(run_dir / METRICS)
         program, mark = start(module("train", *overrides), run_dir.parent)
-        give_up_s = time.monotonic() + STARTED_WITHIN_S
+        deadline = time.monotonic() + STARTED_WITHIN_S
         while _size(run_dir / METRICS) == before and program.poll() is None:
-            assert time.monotonic() < give_up_s, "it does not start"
+            assert time.monotonic() < deadline, "the run does not start"
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, most_s))
+        time.sleep(rng.uniform(0, most_s))
         pid = program.pid if target == "launcher" else with_rank(mark, int(target[-1]))
         os.kill(pid, signal.SIGKILL)
         ended = finish(program, mark)
-        assert ended.code, "it has ended before it was killed: make it longer"
-        assert target == "launcher" or f"{target} ended" in ended.err
+        assert ended.code, "the run ended before it was killed: make it longer"
+        assert target == "launcher" or f"{target} was killed by SIGKILL" in ended.err
         kills.append(Kill(target, *_caught(run_dir), ended.left))
     succeed(module("train", *overrides), run_dir.parent)
     return kills
 
 
 def state_of(run_dir: Path) -> dict[str, bytes]:
-    """Weights, momenta and streams of the newest checkpoint, of all ranks' files."""
+    """Weights, momenta and random streams of the newest checkpoint, from all ranks' files."""
     folder = manifest.find_valid(run_dir, single_process())
     return {
         f"{file.name}: {name}": tensor.numpy().tobytes()
@@ -70,10 +70,10 @@ def state_of(run_dir: Path) -> dict[str, bytes]:
 
 
 def _caught(run_dir: Path) -> tuple[int, str]:
-    """The step of the last whole record, and what was going on then."""
+    """The step of the last complete record, and the phase of the run at that time."""
     lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    last = whole[-1] if whole else {"step": 0, "kind": "train"}
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    last = records[-1] if records else {"step": 0, "kind": "train"}
     if list((run_dir / "checkpoints").glob(f"*{manifest.WRITING}")):
         return last["step"], "saving"
     return last["step"], "validating" if last["kind"] == "epoch" else "training"

@@ -257,7 +257,7 @@ def damages(folder: Path, flips: int, truncations: int) -> Iterator[tuple[Path, 
         yield file, bytes(data)
 
 
-def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_one_before_is_taken(
+def test_every_flipped_bit_and_every_truncation_is_detected(
     run_dir: Path,
 ) -> None:
     before, last = sorted((run_dir / "checkpoints").iterdir())
@@ -321,7 +321,9 @@ def fill_the_disk(directory: str) -> tuple[str, list[str], dict[str, np.ndarray]
     return str(error.value), left, contents(model, optimizer)
 
 
-def test_a_full_disk_leaves_what_was_saved_and_all_ranks_say_what_to_do(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_earlier_checkpoints_and_all_ranks_raise_with_a_remedy(
+    tmp_path: Path,
+) -> None:
     first, second = run_ranks(2, fill_the_disk, str(tmp_path))
     assert first[0] == second[0]
     assert "step-0000002: cannot be written (File too large)" in first[0]
