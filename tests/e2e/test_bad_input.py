@@ -180,7 +180,7 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     ("overrides", "words"),
     [
         (["checkpoint=nowhere"], ("checkpoint=nowhere", "no checkpoint", "step-0001000")),
-        ([], ("checkpoint=???", "set checkpoint=")),
+        ([], ("checkpoint: required", "set checkpoint=")),
         (["checkpoint=TRAINED", "views=3"], ("views=3", "1", "10")),
         (["checkpoint=TRAINED", "views=0"], ("views=0", "1", "10")),
         (["checkpoint=TRAINED", "batch_size=0"], ("batch_size=0", "at least 1")),
