@@ -105,7 +105,7 @@ def test_a_store_of_another_size_is_refused_before_training(
         ("resume=nowhere", ("nowhere", "no checkpoint")),
         ("init_from=nowhere", ("nowhere", "no checkpoint")),
         ("data.decoder=gpu", ("data.decoder=gpu", "use auto or cpu")),
-        ("precision=tf32", ("precision=tf32", "set fp32 or bf16")),
+        ("precision=tf32", ("precision=tf32", "use fp32 or bf16")),
         ("model.input_size=20", ("model.input_size=20", "too small", "64")),
     ],
 )
@@ -180,13 +180,13 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     ("overrides", "words"),
     [
         (["checkpoint=nowhere"], ("checkpoint=nowhere", "no checkpoint", "step-0001000")),
-        ([], ("checkpoint=???", "set checkpoint=")),
+        ([], ("checkpoint: required", "set checkpoint=")),
         (["checkpoint=TRAINED", "views=3"], ("views=3", "1", "10")),
         (["checkpoint=TRAINED", "views=0"], ("views=0", "1", "10")),
         (["checkpoint=TRAINED", "batch_size=0"], ("batch_size=0", "at least 1")),
         (["checkpoint=TRAINED", "decode_threads=0"], ("decode_threads=0", "at least 1")),
         (["checkpoint=TRAINED", "store=nowhere"], ("store=", "nowhere", "prepare")),
-        (["checkpoint=[]"], ("checkpoint=", "give at least one")),
+        (["checkpoint=[]"], ("checkpoint=", "must name at least one")),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_evaluate(

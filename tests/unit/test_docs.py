@@ -110,7 +110,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert not re.search(r":(func|class|meth|mod|data):", python)
     for key in ("checkpoint.keep_last", "on_reject", "link_gbps", "full_size_steps"):
         assert f"<code>{key}</code>" in settings
-    assert "null: beside the source" in settings  # a comment of the schema
+    assert "null: next to the source" in settings  # a comment of the schema
 
 
 def test_exit_codes_are_those_of_the_code() -> None:
