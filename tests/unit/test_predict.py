@@ -198,7 +198,7 @@ def test_urls_are_downloaded_and_a_dead_url_is_reported(
     assert [line.split(": ", 2)[1] for line in reasons] == [gone, nowhere, text]
     assert "the server answered 404" in reasons[0]
     assert "cannot be reached" in reasons[1]
-    assert "not a picture" in reasons[2]
+    assert "not an image" in reasons[2]
 
 
 @pytest.mark.parametrize(
