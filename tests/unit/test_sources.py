@@ -201,9 +201,9 @@ def test_the_default_store_is_next_to_its_source(
 def test_a_missing_home_directory_is_a_config_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"data\.source=~nosuch/pets: there is no such home"):
+    with pytest.raises(ConfigError, match=r"data\.source=~nosuch/pets: no such home directory"):
         locate(PrepareConfig("~nosuch/pets", str(tmp_path / "store")))
-    with pytest.raises(ConfigError, match=r"data\.store=~nosuch/s: there is no such home"):
+    with pytest.raises(ConfigError, match=r"data\.store=~nosuch/s: no such home directory"):
         prepare(PrepareConfig("photos", "~nosuch/s"))
     monkeypatch.delenv("ALEXNET2012_HOME")
     monkeypatch.delenv("HOME")
