@@ -7,6 +7,7 @@ probabilities are averaged.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,13 @@ from alexnet2012.utils.metrics import error_interval_pct
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:
     errors = evaluate_checkpoints(config)
+    result = {"checkpoint": config.checkpoint, "views": config.views, **errors.summary()}
+    document = json.dumps(result, indent=1) + "\n"
+    if config.out is not None:
+        Path(config.out).expanduser().write_text(document, encoding="utf-8")
+    if config.json:
+        sys.stdout.write(document)
+        return
     views = "1 view" if config.views == 1 else f"average of {config.views} views"
     table = Table()
     for heading in ("", "error (%)", "95% interval"):
@@ -30,15 +38,6 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
     console = Console()
     console.print(f"{errors.pictures:,} validation images, {views}", highlight=False)
     console.print(table)
-    if config.out is not None:
-        document = {
-            "checkpoint": config.checkpoint,
-            "views": config.views,
-            **errors.summary(),
-        }
-        Path(config.out).expanduser().write_text(
-            json.dumps(document, indent=1) + "\n", encoding="utf-8"
-        )
 
 
 def main() -> None:

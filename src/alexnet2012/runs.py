@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -18,6 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alexnet2012.cli.args import ArgumentParser
+from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.config.schema import ConfigError
 from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
 from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find_runs, read_run
 from alexnet2012.utils.text import printable
@@ -63,12 +65,16 @@ def _cells(run: RunInfo) -> Iterator[Text]:
 
 def main() -> None:
     if sys.argv[1:2] == ["compare"]:
-        _compare(sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.runs",
+        exit_on_error(lambda: _compare(sys.argv[2:]))
+    else:
+        exit_on_error(lambda: _list(sys.argv[1:]))
+
+
+def _list(words: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="alexnet2012 runs",
         description="List the runs in folders and their subfolders.",
-        epilog="python -m alexnet2012.runs compare A B compares two runs.",
+        epilog="alexnet2012 runs compare A B compares two runs.",
     )
     parser.add_argument(
         "folders",
@@ -79,10 +85,10 @@ def main() -> None:
         default=[DEFAULT],
     )
     parser.add_argument("--sort", choices=SORTS, default="begun", help="default: begun")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="print the runs as JSON")
+    given = parser.parse_args(words)
     if missing := [folder for folder in given.folders if not folder.is_dir()]:
-        parser.error(f"DIR={missing[0]}: no such folder")
+        raise ConfigError("DIR", missing[0], "no such folder")
     results = [find_runs(folder) for folder in given.folders]
     folders = dict.fromkeys(folder for runs, _ in results for folder in runs)  # each once
     runs = sorted(map(read_run, folders), key=SORTS[given.sort])
@@ -108,21 +114,19 @@ def _last_lines(runs: Sequence[RunInfo], others: Sequence[tuple[Path, str]]) -> 
         yield f"and {len(others) - MAX_OTHERS} more folders without a run; --json lists them"
 
 
-def _compare(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet2012.runs compare", description="Compare two runs."
-    )
+def _compare(words: Sequence[str]) -> None:
+    parser = ArgumentParser(prog="alexnet2012 runs compare", description="Compare two runs.")
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="a run directory")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    given = parser.parse_args(words)
     sides = []
     for name in ("A", "B"):
         folder = getattr(given, name)
         try:
             sides.append(load_side(folder))
         except DamagedRunError as error:
-            parser.error(f"{name}={folder}: {error}")
+            raise ConfigError(name, folder, str(error)) from error
     if given.json:
         print(json.dumps(as_json(*sides), indent=1))
         return

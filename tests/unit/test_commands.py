@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import alexnet2012
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import explain, unknown_flag
-from alexnet2012.cli.registry import COMMANDS
+from alexnet2012.cli.registry import COMMANDS, Command
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.schema import ConfigError, TrainConfig
 
@@ -21,6 +23,11 @@ PROGRAM = Path(sys.executable).with_name("alexnet2012")
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
+
+
+def fields_of(command: Command) -> set[str]:
+    assert command.schema is not None
+    return {item.name for item in fields(command.schema)}
 
 
 def test_alone_it_lists_every_command_in_a_line_each() -> None:
@@ -98,7 +105,16 @@ def test_a_flag_in_place_of_a_setting_is_answered_with_the_setting() -> None:
     assert "schedule.rate" in ended.stderr
 
 
-def test_a_result_is_printed_as_json_by_the_same_flag_everywhere() -> None:
+def test_json_is_a_flag_of_every_command_with_a_result(tmp_path: Path) -> None:
+    with_a_result = {c.name for c in COMMANDS.values() if c.schema and "json" in fields_of(c)}
+    assert with_a_result == {"evaluate", "predict", "nearest", "plan"}
+    for command in ("runs", "ledger"):
+        assert "--json" in run(PROGRAM, command, "--help").stdout
+    assert "--json" in run(PROGRAM, "report", "compare", "--help").stdout
+    listed = run(PROGRAM, "runs", tmp_path, "--json")
+    assert json.loads(listed.stdout)["runs"] == []
+    planned = run(PROGRAM, "plan", "--json", "card=gtx580")
+    assert json.loads(planned.stdout)["batch"] == 128
     refused = run(PROGRAM, "prepare", "--json")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 

@@ -64,7 +64,7 @@ COMMANDS = {
         ),
         Command(
             "export",
-            "write a network as one safetensors, ONNX or TorchScript file",
+            "write a network as one file: safetensors, ONNX or torch.export",
             inference_schema.ExportConfig,
         ),
         Command(

@@ -6,8 +6,10 @@ without data are left out.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +19,7 @@ from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import support_word
-from alexnet2012.ledger.report.compare import comparison_tables
+from alexnet2012.ledger.report.compare import compare, comparison_tables
 from alexnet2012.ledger.report.context import (
     audit_view,
     exchanges_view,
@@ -147,8 +149,13 @@ def _compare(words: Sequence[str]) -> None:
     )
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="a directory with a reproduction.json")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     arguments = parser.parse_args(words)
     first, second = _load("A", arguments.A), _load("B", arguments.B)
+    if arguments.json:
+        rows = [{**asdict(row), "outcome": row.outcome.value} for row in compare(first, second)]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
     names = (escape(str(arguments.A)), escape(str(arguments.B)))
     for table in comparison_tables(names, first, second):
         Console().print(table)
