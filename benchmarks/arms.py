@@ -1,4 +1,4 @@
-"""What benchmarks of a full-size step time: ours and its peers, on one process and on two."""
+"""The variants that benchmarks of a full-size step compare, and how they are timed."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from alexnet2012.training.train_step import TrainStep
 from alexnet2012.utils.shard import Shard
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
-TOGETHER = 20  # steps timed as one on a GPU, which is asked ahead of what it does
-PLAIN, TORCHVISION, OURS, APART = "plain PyTorch", "torchvision", "ours", "apart"
+TOGETHER = 20  # steps timed as one on a GPU, which executes them asynchronously
+PLAIN, TORCHVISION, OURS, NO_EXCHANGES = "plain PyTorch", "torchvision", "ours", "no exchanges"
 
 
 class Arm(NamedTuple):
-    """Who computes the step, in how many processes."""
+    """An implementation of the step, its number of processes and its precision."""
 
     kind: str
     processes: int
     precision: str
-    width: float = 1.0  # of ours
+    width: float = 1.0  # for OURS only
 
     @property
     def name(self) -> str:
@@ -60,17 +60,17 @@ def arms() -> list[Arm]:
     on_gpu = torch.cuda.is_available()
     precisions = ["fp32", *(["tf32"] if on_gpu else []), "bf16"]
     two = [2] if not on_gpu or torch.cuda.device_count() > 1 else []
-    found = [Arm(PLAIN, 1, precision) for precision in precisions]
+    variants = [Arm(PLAIN, 1, precision) for precision in precisions]
     if find_spec("torchvision"):
-        found += [Arm(TORCHVISION, 1, precision) for precision in precisions]
+        variants += [Arm(TORCHVISION, 1, precision) for precision in precisions]
     for precision in precisions:
-        found += [Arm(OURS, processes, precision) for processes in (1, *two)]
-        found += [Arm(APART, processes, precision) for processes in two]
-    return found
+        variants += [Arm(OURS, processes, precision) for processes in (1, *two)]
+        variants += [Arm(NO_EXCHANGES, processes, precision) for processes in two]
+    return variants
 
 
 def plain_net() -> nn.Module:
-    """The paper's net as one would write it with torch.nn."""
+    """The paper's network, written with torch.nn in the usual way."""
 
     def block(conv: nn.Conv2d, *more: nn.Module) -> list[nn.Module]:
         return [conv, nn.ReLU(), *more]
@@ -101,8 +101,8 @@ def torchvision_net() -> nn.Module:
     return net
 
 
-class Apart(Communicator):
-    """Every tower takes its own part for the other's."""
+class LocalCommunicator(Communicator):
+    """Copies this tower's own shard in place of each peer's: no communication."""
 
     def all_gather(self, x: Tensor, layer: str, direction: str) -> list[Tensor]:
         return [x if tower == self.tower else x.clone() for tower in range(self.towers)]
@@ -113,8 +113,9 @@ class Apart(Communicator):
 
 
 def run_apart(work: Callable[..., None], processes: int, *args: Any) -> Any:
-    """``work(*args, answer)`` in processes of its own: what one arm does to its memory must not
-    help the next. Returns what rank 0 wrote to the file ``answer``, as JSON.
+    """Run ``work(*args, answer)`` in new processes, so that no variant reuses another's memory.
+
+    Returns the JSON that rank 0 wrote to the file ``answer``.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "found.json")
@@ -127,12 +128,12 @@ def run_apart(work: Callable[..., None], processes: int, *args: Any) -> Any:
 
 
 class Timed(NamedTuple):
-    """What one arm took in one round."""
+    """Times of one variant in one round."""
 
     step_s: list[float]  # in order
-    exchange_s: list[float]  # of them, the mean over the processes
-    matrix_flops: float  # a second, of all processes together
-    copied_bytes: float  # read and written in a second by a copy on a GPU; elsewhere infinite
+    exchange_s: list[float]  # part of it in exchanges, mean over the processes
+    matrix_flops: float  # per second, of all processes together
+    copied_bytes: float  # read and written per second by a copy on a GPU; infinite on a CPU
 
     @property
     def median_s(self) -> float:
@@ -140,17 +141,17 @@ class Timed(NamedTuple):
 
     @property
     def shares(self) -> list[float]:
-        """Of each step what was spent in exchanges, in percent."""
+        """Percentage of each step spent in exchanges."""
         return [100 * e / s for e, s in zip(self.exchange_s, self.step_s, strict=True)]
 
 
 def time_together(alike: Sequence[Arm], batch: int, steps: int) -> list[Timed]:
-    """One round of arms of the same processes and precision."""
+    """One round of variants that have the same processes and precision."""
     return [Timed(*one) for one in run_apart(time_arms, alike[0].processes, alike, batch, steps)]
 
 
 def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> None:
-    """On each process; rank 0 writes what each arm took after a step not counted."""
+    """Runs on each process; rank 0 writes the times of each variant, after warm-up steps."""
     mesh = joined(alike[0])
     nets = [prepared(arm, batch, mesh) for arm in alike]
     mesh.barrier()
@@ -159,29 +160,29 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
     on_gpu = mesh.device.type == "cuda"
     for _, step in nets:
         for _ in range(WARM_UP + 2 if on_gpu else 1):
-            with cudnn_benchmark():  # for the peers of ours, too
+            with cudnn_benchmark():  # also for torchvision and plain PyTorch
                 step()
     copied = copied_bytes(mesh.device)
-    found = [Timed([], [], product_flops, copied) for _ in alike]
-    in_turns = list(zip(nets, found, strict=True))
+    times = [Timed([], [], product_flops, copied) for _ in alike]
+    in_turns = list(zip(nets, times, strict=True))
     for _ in range(steps):
-        in_turns.reverse()  # who comes first has no advantage
+        in_turns.reverse()  # so that the order has no effect
         for (net, step), one in in_turns:
             before = exchanging_s(net)
             one.step_s.append(step_s(step, mesh, TOGETHER if on_gpu else 1))
             one.exchange_s.append(exchanging_s(net) - before)
-    of_ranks = mesh.gather_objects([one.exchange_s for one in found], "seconds")
-    for arm, one in enumerate(found):
+    of_ranks = mesh.gather_objects([one.exchange_s for one in times], "seconds")
+    for arm, one in enumerate(times):
         one.exchange_s[:] = map(
             statistics.mean, zip(*(rank[arm] for rank in of_ranks), strict=True)
         )
     if mesh.rank == 0:
-        answer.write_text(json.dumps(found), encoding="utf-8")
+        answer.write_text(json.dumps(times), encoding="utf-8")
     mesh.close()
 
 
 def step_s(step: Callable[[], None], mesh: Mesh, times: int) -> float:
-    """From when all processes begin until the last one has ended; of several, the mean."""
+    """Mean seconds per step, from the start on all processes to the end of the last one."""
 
     def all_of_them() -> None:
         for _ in range(times):
@@ -197,15 +198,15 @@ def exchanging_s(net: nn.Module) -> float:
 
 
 def joined(arm: Arm) -> Mesh:
-    """This process as one of the arm's, set up as for a training."""
+    """Set this process up as in training, and join the mesh of the variant."""
     allow_tf32(Precision(arm.precision))
     if arm.kind not in (PLAIN, TORCHVISION):
         reuse_memory()
-    return init_mesh(2)  # of a single process: itself alone
+    return init_mesh(2)  # one process computes both towers
 
 
 def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], None]]:
-    """The net of an arm, and a step of it on a batch of noise."""
+    """The model of a variant, and a function that runs a step of it on a batch of noise."""
     context: Any = nullcontext()
     if arm.kind in (PLAIN, TORCHVISION):
         net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(mesh.device)
@@ -217,13 +218,15 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
     else:
         settings: dict[str, Any] = {"model": ModelConfig(width=arm.width), "mesh": mesh}
         net = AlexNet("paper", CLASSES, precision=arm.precision, **settings)
-        if arm.kind == APART:
-            net.comm = Apart(mesh.tower_group, mesh.towers, mesh.tower)
+        if arm.kind == NO_EXCHANGES:
+            net.comm = LocalCommunicator(mesh.tower_group, mesh.towers, mesh.tower)
         optimizer = PaperSGD(net, load_recipe("paper").optimizer)
         optimizer.set_rates(LearningRates(0.01, 0.01))
     draw = torch.Generator().manual_seed(0)
     images = (50 * torch.randn(batch, 3, 224, 224, generator=draw)).to(mesh.device)
-    images = images.contiguous(memory_format=torch.channels_last)  # as pictures are read
+    images = images.contiguous(
+        memory_format=torch.channels_last
+    )  # the layout of the input pipeline
     labels = torch.randint(CLASSES, (batch,), generator=draw).to(mesh.device)
 
     def plain_step() -> None:
@@ -241,7 +244,7 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
 
 
 def matrix_flops(arm: Arm, device: torch.device) -> float:
-    """The best rate of a product of square matrices, while the other processes do the same."""
+    """Best FLOP/s of a square matrix product while the other processes do the same."""
     dtype = DTYPES[Precision(arm.precision)].activations
     size = MATRIX if device.type == "cpu" else 8 * MATRIX
     a = torch.randn(size, size, device=device).to(dtype)
@@ -252,7 +255,7 @@ def matrix_flops(arm: Arm, device: torch.device) -> float:
 
 
 def copied_bytes(device: torch.device) -> float:
-    """The best rate at which a GPU's memory is copied, reading and writing."""
+    """Best bytes/s, read and written, of a copy within a GPU's memory."""
     if device.type != "cuda":
         return float("inf")
     source, target = (torch.empty(2**28, device=device).normal_() for _ in range(2))
@@ -278,17 +281,17 @@ def timed(
 
 
 def floor_s(batch: int, number_bytes: int, flops: float, copied: float) -> float:
-    """The least time of a step at these rates, of activations of so many bytes a number.
+    """Lower bound of a step's seconds at these rates; ``number_bytes`` per activation.
 
-    A product takes what its arithmetic or its memory takes, whichever is more; what follows it, one
-    pass: its maps are read, its result is written, and backward the gradient and the maps are read
-    and a gradient written. The update reads w, v and g and writes w and v, in float32.
+    A matrix product takes the longer of its arithmetic and its memory traffic. The layers after it
+    take one pass: forward reads the maps and writes the result; backward reads the gradient and the
+    maps and writes a gradient. The update reads w, v and g and writes w and v, in float32.
     """
     layers, flops_of = audited(), layer_flops()
     seconds = 0.0
     for index, layer in enumerate(layers):
         operands = batch * (math.prod(layer.input_shape) + layer.neurons) + layer.weights
-        products = 2 if index == 0 else 3  # forward, for the weights, for what it reads
+        products = 2 if index == 0 else 3  # forward, weight gradient, input gradient
         one = batch * flops_of[layer.name] / products
         seconds += products * max(one / flops, number_bytes * operands / copied)
         if index + 1 < len(layers):
@@ -300,8 +303,9 @@ def floor_s(batch: int, number_bytes: int, flops: float, copied: float) -> float
 
 
 def layer_flops(width: float = 1.0) -> dict[str, int]:
-    """Multiplications and additions of one image's step, by layer: forward, and twice as much
-    backward, but for the gradient of the image.
+    """Multiplications and additions of one image's step, by layer.
+
+    Backward counts twice the forward pass, except in conv1, which needs no input gradient.
     """
     layers = enumerate(audited(width))
     return {layer.name: 2 * layer.multiply_adds * (2 if i == 0 else 3) for i, layer in layers}

@@ -2,9 +2,9 @@
 
     python benchmarks/chaos.py [kills=20] [epochs=250] [most_s=4] [seed=0]
 
-Trains a small net in two processes; kills rank 0, rank 1 or the launcher with SIGKILL at random
-moments; starts the same command again each time. In the end weights, momenta, streams and metrics
-must be those of an undisturbed run, to the bit. Prints what each kill met, and writes
+Trains a small network in two processes, kills rank 0, rank 1 or the launcher with SIGKILL at random
+moments, and runs the same command again each time. At the end, weights, momenta, random streams and
+metrics must equal those of an undisturbed run to the bit. Prints a table of the kills and writes
 results/chaos.json.
 """
 
@@ -33,7 +33,9 @@ def main() -> None:
     words, load_before = given(kills=20, epochs=250, most_s=4.0, seed=0), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        make_photos(folder / "photos", train_per_class=6, val_per_class=24)  # long enough to hit
+        make_photos(
+            folder / "photos", train_per_class=6, val_per_class=24
+        )  # long enough to be killed
         prepare(PrepareConfig(str(folder / "photos"), str(folder / "store"), size=72))
         command = (
             *TINY,
@@ -55,18 +57,20 @@ def main() -> None:
     rows = [{"number": number, **asdict(kill)} for number, kill in enumerate(kills, start=1)]
     columns = {
         "kill": "{number}",
-        "of": "{target}",
-        "while": "{during}",
+        "killed": "{target}",
+        "during": "{during}",
         "at step": "{step}",
         "processes left": "{left}",
     }
-    title = f"{len(kills)} kills; alike in the end: " + ", ".join(k for k, v in alike.items() if v)
+    title = f"{len(kills)} kills; identical at the end: " + ", ".join(
+        k for k, v in alike.items() if v
+    )
     show(title, columns, rows)
     counts = {key: dict(Counter(row[key] for row in rows)) for key in ("target", "during")}
     question = "does a run survive being killed at any moment"
     keep(question, ["torch"], load_before, **vars(words), alike=alike, counts=counts, rows=rows)
     if not all(alike.values()) or any(kill.left for kill in kills):
-        sys.exit("the run differs, or left processes")
+        sys.exit("the run differs from the undisturbed one, or left processes running")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/checkpoints.py [batch=32] [steps=4] [rounds=6]
 
-The full-size net in two processes: a few steps with a checkpoint written meanwhile, waited for to
-its end, and the same steps without, in turns, since a shared machine drifts. What the first take
-longer is the cost of one checkpoint; the question is how much of a minute it is. Prints that, and
-how long training stood still, and writes results/checkpoints.json.
+The full-size network in two processes: a few steps during which a checkpoint is written, timed
+until the checkpoint is complete, and the same steps without one. The two alternate, because the
+speed of a shared machine drifts. The difference is the cost of one checkpoint. Prints its
+percentage of a minute and how long training paused, and writes results/checkpoints.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEAN_IMAGE = np.zeros((256, 256, 3), np.float32)
 
 
 def measure(batch: int, steps: int, rounds: int, folder: Path) -> None:
-    """On each rank: seconds of each block of steps; rank 0 leaves its own in the folder."""
+    """Runs on each rank; rank 0 writes the seconds of each block of steps to the folder."""
     reuse_memory()
     mesh = init_mesh(2, device="cpu")
     model = AlexNet("paper", CLASSES, mesh=mesh)
@@ -71,7 +71,7 @@ def measure(batch: int, steps: int, rounds: int, folder: Path) -> None:
         saver.wait()
         return time.perf_counter() - began
 
-    block(0)  # touches all memory
+    block(0)  # so that all memory has been used once
     for number in range(1, rounds + 1):
         for arm in ("with", "without") if number % 2 else ("without", "with"):
             found[arm].append(block(number if arm == "with" else None))
@@ -101,14 +101,14 @@ def main() -> None:
     }
     columns = {
         "MB, both ranks": "{megabytes:.0f}",
-        "a step takes s": "{step_s:.2f}",
-        "training stood still s": "{still_s:.2f}",
-        "longer by s": "{extra_s:.2f}",
-        "its range": "{extra_s_range[0]:.2f} - {extra_s_range[1]:.2f}",
-        "of a minute %": "{of_a_minute_pct:.2f}",
-        "wishes, a step ms": "{wishes_ms:.2f}",
+        "step, s": "{step_s:.2f}",
+        "training paused, s": "{still_s:.2f}",
+        "added time, s": "{extra_s:.2f}",
+        "range": "{extra_s_range[0]:.2f} - {extra_s_range[1]:.2f}",
+        "of a minute, %": "{of_a_minute_pct:.2f}",
+        "flag sync per step, ms": "{wishes_ms:.2f}",
     }
-    show(f"One checkpoint of the full-size net, median of {words.rounds}", columns, [row])
+    show(f"One checkpoint of the full-size network, median of {words.rounds}", columns, [row])
     keep("cost of a checkpoint every minute", ["torch"], load_before, **vars(words), row=row)
 
 

@@ -1,10 +1,10 @@
-"""Has something become slower? Two result files, before and after.
+"""Has anything become slower? Compares two result files.
 
     python benchmarks/compare.py BEFORE.json AFTER.json [tolerance=0.1]
 
-Seconds and images/s differ between machines and days. What is compared are the ratios to a peer
-that was measured in the same run: those that fell by more than the tolerance, and out of the range
-of their rounds, are regressions. Exits with 1 if there is one.
+Seconds and images/s differ between machines and days, so this compares ratios to a baseline of the
+same run. A ratio that fell by more than the tolerance, and below the range of its earlier rounds,
+is a regression. Exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labels import label
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,7 @@ TOLERANCE = 0.1
 
 
 class Change(NamedTuple):
-    """Of one ratio of one arm."""
+    """Change of one ratio of one variant."""
 
     arm: str
     before: float
@@ -30,13 +31,14 @@ class Change(NamedTuple):
 
 
 def changes(before: Any, after: Any, tolerance: float) -> list[Change]:
-    """Every ratio that both files have, by the words that name a row.
+    """Changes of all ratios that both files have; rows are matched by their texts.
 
     Raises:
-        ValueError: the files answer other questions, or have no ratio in common.
+        ValueError: the files are of different benchmarks, or have no ratio in common.
     """
-    if before["question"] != after["question"]:
-        raise ValueError(f"{after['question']!r} is another question than {before['question']!r}")
+    questions = [label(result["question"]) for result in (before, after)]
+    if questions[0] != questions[1]:
+        raise ValueError(f"results of different benchmarks: {questions[0]!r} and {questions[1]!r}")
     old, new = _ratios(before), _ratios(after)
     found = []
     for arm in (arm for arm in new if arm in old):
@@ -45,15 +47,15 @@ def changes(before: Any, after: Any, tolerance: float) -> list[Change]:
         slower = now < was * (1 - tolerance) and high < lowest_before
         found.append(Change(arm, was, now, slower))
     if not found:
-        raise ValueError("no ratio to a peer is in both")
+        raise ValueError("the two results have no ratio in common")
     return found
 
 
 def _ratios(result: Any) -> dict[str, tuple[float, float, float]]:
-    """Median, lowest and highest over rounds."""
+    """Median, lowest and highest of each ratio over the rounds."""
     found = {}
     for row in result.get("rows", []):
-        name = " ".join(str(value) for value in row.values() if isinstance(value, str))
+        name = " ".join(label(value) for value in row.values() if isinstance(value, str))
         for key, value in row.items():
             if key.startswith(("ratio_to", "times_")):
                 found[f"{name}, {key}"] = (value, *row["ratio_range"])
@@ -70,7 +72,7 @@ def main() -> None:
         found = changes(before, after, float(given.get("tolerance", TOLERANCE)))
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"compare.py: {error}")
-    table = Table(title=after["question"])
+    table = Table(title=label(after["question"]))
     for heading in ("", "before", "after", ""):
         table.add_column(heading, justify="right")
     for change in found:

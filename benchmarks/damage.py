@@ -1,19 +1,20 @@
-"""Does anything damaged reach training, and does anything stop the work?
+"""Do damaged images reach training, and do they stop a preparation?
 
     python benchmarks/damage.py [pictures=500] [seed=0] [workers=2] [bad_inputs=…/bad-inputs.tar]
 
-Good JPEGs are made of scikit-image's photographs, and nine damaged copies of each. What
-``decode_image`` decodes must equal, to the bit, what ``djpeg -strict -memsrc`` makes of the same
-bytes (Debian: libjpeg-turbo-progs), to which every warning is an error. Pillow, which ignores
-warnings, is the weaker second opinion, and the only one where djpeg is missing. Then all files,
-good and damaged, are prepared as one data set, and the store goes once through the training loader.
-``bad_inputs`` adds files of the test suites of decoders, by the categories of their MANIFEST.csv.
+Makes good JPEGs from scikit-image's photographs, and nine damaged copies of each. An image that
+``decode_image`` decodes must equal, to the bit, the output of ``djpeg -strict -memsrc`` for the
+same bytes (Debian: libjpeg-turbo-progs), which treats every warning as an error. Pillow, which
+ignores warnings, is a weaker second reference, and the only one if djpeg is missing. Then all
+files, good and damaged, are prepared as one data set, and the training loader reads the whole store
+once. ``bad_inputs`` adds files from the test suites of decoders, by the categories of their
+MANIFEST.csv.
 
-``undetectable`` is what strictness cannot catch: it decodes without a warning, as another picture
-than the undamaged, by so many grey levels in the mean over its pixels. ``refused in pieces``: the
-same djpeg does warn where it reads a pipe. What libjpeg-turbo notices depends a little on how it is
-fed: with much data in memory its fast Huffman decoder passes bad codes and has read ahead a few
-bytes too many.
+``undetectable`` damage decodes without a warning, but as a different image than the original; the
+table has the mean difference over its pixels in grey levels. ``djpeg rejects from a pipe``: the
+same djpeg does warn when it reads from a pipe. What libjpeg-turbo detects depends slightly on how
+it receives the data: with much data in memory its fast Huffman decoder accepts bad codes and may
+read a few bytes too far ahead.
 
 Exits with 1 if anything is wrong; prints tables and writes results/damage.json.
 """
@@ -45,6 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import skimage
+from labels import heading, label
 from PIL import Image, ImageOps, features
 from record import given, keep, show
 
@@ -64,21 +66,21 @@ ORIENTATION = 0x0112  # of EXIF
 
 
 class Verdict(NamedTuple):
-    """What came of one file."""
+    """The result for one file."""
 
     file: str  # below the source folder
     kind: str
-    reason: str  # why it was rejected, or empty
-    wrong: str  # what should not have come of it, or empty
+    reason: str  # of the rejection; empty if decoded
+    wrong: str  # what is wrong with the result; empty if nothing
     djpeg_decodes: bool
     djpeg_refuses_in_pieces: bool
     pillow_decodes: bool
-    harm_grey_levels: float | None  # None: not decoded; NaN: of another size than the undamaged
+    harm_grey_levels: float | None  # None: not decoded; NaN: another size than the original
     read_ms: float
 
 
 def good_jpeg(index: int, rng: np.random.Generator) -> bytes:
-    """A crop of about 500×375 as cameras and web sites write them."""
+    """A crop of about 500×375, encoded as by cameras and web sites."""
     file = list(CLASSES.values())[index % len(CLASSES)]
     with Image.open(Path(skimage.__file__).parent / "data" / file) as opened:
         photo = opened.convert("L" if rng.random() < 0.15 else "RGB")
@@ -130,7 +132,7 @@ def damaged(good: bytes, kind: str, rng: np.random.Generator) -> bytes:
 
 
 def by_djpeg(data: bytes, *options: str) -> Image.Image | None:
-    """What ``djpeg -strict`` makes of a JPEG, or None where it refuses."""
+    """The image that ``djpeg -strict`` decodes, or None if it rejects the JPEG."""
     assert DJPEG is not None
     command = [DJPEG, "-strict", *options]
     done = subprocess.run(command, input=data, capture_output=True, timeout=60)
@@ -138,19 +140,19 @@ def by_djpeg(data: bytes, *options: str) -> Image.Image | None:
 
 
 def by_pillow(data: bytes) -> tuple[Image.Image | None, Any]:
-    """What Pillow makes of a picture, or None where it refuses; and its EXIF orientation."""
+    """The image that Pillow decodes, or None if it rejects the file; and the EXIF orientation."""
     picture, orientation = None, 1
-    with warnings.catch_warnings(), suppress(Exception):  # it raises almost anything
+    with warnings.catch_warnings(), suppress(Exception):  # it raises exceptions of many types
         warnings.simplefilter("ignore")
         opened = Image.open(io.BytesIO(data))
-        with suppress(Exception):  # a broken note is no reason to refuse the picture
+        with suppress(Exception):  # broken EXIF does not make the image unusable
             orientation = opened.getexif().get(ORIENTATION, 1)
         picture = Image.fromarray(np.asarray(opened.convert("RGB")))
     return picture, orientation
 
 
 def judge(file: str, kind: str, data: bytes, undamaged: Image.Image | None = None) -> Verdict:
-    """Read a file as preparation does, and compare with other decoders."""
+    """Decode a file as preparation does, and compare the result with other decoders."""
     picture, reason, wrong, harm = None, "", "", None
     began = time.perf_counter()
     try:
@@ -169,26 +171,26 @@ def judge(file: str, kind: str, data: bytes, undamaged: Image.Image | None = Non
     if picture is not None:
         in_pieces = ask_djpeg and by_djpeg(data) is None
         if ask_djpeg and djpeg is None:
-            wrong = "decoded what djpeg -strict refuses"
+            wrong = "decoded a file that djpeg -strict rejects"
         for name, other in (("djpeg", djpeg), ("Pillow", pillow)):
             if other is not None:
                 other.getexif()[ORIENTATION] = orientation
                 if difference(picture, ImageOps.exif_transpose(other)) != 0:
-                    wrong = wrong or f"pixels unlike those of {name}"
+                    wrong = wrong or f"pixels differ from those of {name}"
         harm = difference(picture, picture if undamaged is None else undamaged)
     decodes = (djpeg is not None, in_pieces, pillow is not None)
     return Verdict(file, kind, reason, wrong, *decodes, harm, read_ms)
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
-    """Mean absolute difference in grey levels; NaN between sizes."""
+    """Mean absolute difference in grey levels; NaN for different sizes."""
     if one.size != other.size:
         return math.nan
     return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
 
 
 def damage_one(source: Path, seed: int, index: int) -> list[Verdict]:
-    """A good JPEG and its damaged copies, written to the source folder and judged."""
+    """Write a good JPEG and its damaged copies to the source folder, and judge each."""
     good = good_jpeg(index, random_stream(seed, "good", index))
     undamaged = decode_image(good).image
     turn, label = divmod(index, len(CLASSES))
@@ -203,7 +205,7 @@ def damage_one(source: Path, seed: int, index: int) -> list[Verdict]:
 
 
 def judge_bad_inputs(archive: Path, source: Path) -> list[Verdict]:
-    """The files of the archive, by the categories of its manifest, put among the others."""
+    """Copy the files of the archive into the source folder, and judge them by category."""
     verdicts = []
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
@@ -216,7 +218,7 @@ def judge_bad_inputs(archive: Path, source: Path) -> list[Verdict]:
 
 
 def whole_path(source: Path, root: Path, verdicts: list[Verdict]) -> dict[str, int]:
-    """Prepare all files and read the store once as training does: counts of files."""
+    """Prepare all files and read the store once as in training; returns counts of files."""
     store = prepare(PrepareConfig(str(source), str(root)), progress=False)
     lines = (store.root / "rejects.jsonl").read_text("utf-8").splitlines()
     named = {(reject["file"], reject["reason"]) for reject in map(json.loads, lines)}
@@ -273,16 +275,16 @@ def summary(kind: str, verdicts: list[Verdict]) -> dict[str, Any]:
 
 
 def show_counts(title: str, rows: list[dict[str, Any]], left_out: set[str]) -> None:
-    """All columns but those, empty where there is nothing to say."""
-    headings = [heading for heading in rows[0] if heading not in left_out]
+    """Show all columns except ``left_out``; None is an empty cell."""
+    names = [name for name in rows[0] if name not in left_out]
     cells = [
         {
-            h: "" if (c := row[h]) is None else f"{c:.3f}" if isinstance(c, float) else c
-            for h in headings
+            name: "" if (c := row[name]) is None else f"{c:.3f}" if isinstance(c, float) else c
+            for name in names
         }
         for row in rows
     ]
-    show(title, {heading: "{" + heading + "}" for heading in headings}, cells)
+    show(title, {heading(name): "{" + name + "}" for name in names}, cells)
 
 
 def main() -> int:
@@ -302,17 +304,17 @@ def main() -> int:
 
     strict = strict_decoder()
     rows = [summary(kind, verdicts) for kind in KINDS]
-    title = f"{words.pictures} JPEGs and damaged copies; strict is {strict}"
+    title = f"{words.pictures} JPEGs and damaged copies; strict decoder: {strict}"
     show_counts(title, rows, {"Pillow refuses", "slowest, ms"})
     categories = sorted({v.kind for v in verdicts}.difference(KINDS))
     bad_rows = [summary(category, verdicts) for category in categories]
     if bad_rows:
-        unknown = {heading for heading in bad_rows[0] if "grey" in heading}
+        unknown = {name for name in bad_rows[0] if "grey" in name}
         left_out = {"undetectable", "refused in pieces", "of another size", "slowest, ms", *unknown}
-        show_counts("Odd and broken files of the test suites of decoders", bad_rows, left_out)
+        show_counts("Unusual and broken files from the test suites of decoders", bad_rows, left_out)
     columns = {"": "{what}", "files": "{count:,}"}
-    counts = [{"what": what, "count": count} for what, count in path.items()]
-    show("the whole path, all files as one data set", columns, counts)
+    counts = [{"what": label(what), "count": count} for what, count in path.items()]
+    show("From preparation to training, all files as one data set", columns, counts)
     reasons = Counter(re.sub(r"\b(0x\w+|\d[\d,]*)", "N", v.reason) for v in verdicts if v.reason)
     for reason, count in reasons.most_common(12):
         print(f"{count:6d}  {reason}")
@@ -322,7 +324,7 @@ def main() -> int:
     print("\n".join(wrong) or "Nothing wrong.")
     libjpeg = f"{version('pillow')} with libjpeg-turbo {features.version('libjpeg_turbo')}"
     keep(
-        "does anything damaged reach training, and does anything stop the work",
+        "do damaged images reach training, and do they stop a preparation",
         ["simplejpeg", "pillow"],
         load_before,
         pictures=words.pictures,
@@ -339,7 +341,7 @@ def main() -> int:
 
 def strict_decoder() -> str:
     if DJPEG is None:
-        return "nobody: djpeg is missing, so only Pillow has confirmed"
+        return "none: djpeg is missing, so results are compared with Pillow only"
     said = subprocess.run([DJPEG, "-version"], capture_output=True, text=True)
     return f"djpeg -strict -memsrc, {(said.stderr + said.stdout).splitlines()[0]}"
 

@@ -1,11 +1,11 @@
-"""How should two towers come by the same pictures, and how long does training wait for them?
+"""Which feed of the two towers is faster, and how long does training wait for input?
 
     python benchmarks/feeds.py [steps=12] [batch=64] [rounds=3]
 
-Trains the full-size net on two processes with each feed in turn, on the embedded photos, and takes
-images/s, the share of the time in which a step waits for input, and the seconds to the first batch
-(not in the share: pipelines start once a run) from the run's own record. Prints a table and writes
-results/feeds.json.
+Trains the full-size network on two processes with each feed in turn, on the embedded photos. From
+the records of the run it reads images/s, the percentage of time that steps wait for input, and the
+seconds to the first batch (not part of the percentage: pipelines start once per run). Prints a
+table and writes results/feeds.json.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def main() -> None:
         "feed": "{feed}",
         "images/s": "{images_per_s:.1f}",
         "ratio": "{ratio_to_duplicate:.3f}",
-        "its range": "{ratio_range[0]:.3f} - {ratio_range[1]:.3f}",
-        "waits for input": "{input_wait_pct:.2f}%",
+        "range": "{ratio_range[0]:.3f} - {ratio_range[1]:.3f}",
+        "waiting for input": "{input_wait_pct:.2f}%",
         "first batch": "{first_batch_s:.2f} s",
     }
     title = f"Full-size training on two processes, batch {words.batch}, median of {words.rounds}"
     show(title, columns, rows)
     packages = ["torch", "nvidia-dali-cuda130"]
-    question = "the two feeds, in full-size training"
+    question = "the two feeds in full-size training"
     keep(question, packages, load_before, **vars(words), rows=rows)
 
 

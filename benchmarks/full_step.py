@@ -1,23 +1,24 @@
-"""How fast is a full-size training step, how much of it is exchange, and how far is the limit?
+"""How fast is a full-size training step, what do exchanges cost, and how close is it to the limit?
 
     python benchmarks/full_step.py [batch=128] [steps=4] [rounds=3] [arms=all] [precision=all]
 
-Ours on one and on two processes, in the precisions of the device, beside the paper's net as one
-would write it in plain PyTorch, and torchvision's AlexNet where that is installed (another net: one
-tower, no normalisation). Arms take turns (A B C A B C …) and are compared within a round, since a
-shared machine drifts. ``apart`` makes a local copy instead of each exchange, and takes turns with
-the others step by step in the same processes: what a step takes longer than that, exchanges cost.
-The time in exchanges counts waiting for the peer, and is the mean over the processes. The limit is
-the time that the step's multiplications alone would take at the rate of a square matrix product in
-the same processes and precision.
+Compares our step on one and on two processes, in the precisions of the device, with the paper's
+network in plain PyTorch and with torchvision's AlexNet if installed (a different network: one
+tower, no normalisation). Variants take turns (A B C A B C …) and are compared within a round,
+because the speed of a shared machine drifts. The variant ``no exchanges`` makes a local copy in
+place of each exchange and alternates with ours step by step in the same processes: the difference
+in time is the cost of exchanges. The time in exchanges includes waiting for the peer and is the
+mean over the processes. The limit is the time that the step's multiplications alone would take at
+the rate of a square matrix product in the same processes and precision.
 
-On a GPU a step is the mean of twenty that follow each other, and all arms of a precision take turns
-in one process. Ours are recorded as a CUDA graph, as training records them, and read the loss; the
-others are called one operation after the other. There is a floor, too: the time of the step's
-operations or of its bytes, layer by layer, whichever is more, at the rates of that product and of a
-copy (arms.floor_s).
+On a GPU a step is the mean of twenty consecutive ones, and all variants of a precision take turns
+in one process. Our step is a CUDA graph, as in training, and reads the loss; the others are
+launched kernel by kernel. There is also a floor: layer by layer the time of the step's operations
+or of its bytes, whichever is longer, at the rates of that matrix product and of a copy
+(arms.floor_s).
 
-Prints images/s, ratios to the plain net and shares of the limit, and writes results/full_step.json.
+Prints images/s, ratios to plain PyTorch and percentages of the limit; writes
+results/full_step.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 from arms import (
-    APART,
+    NO_EXCHANGES,
     OURS,
     PLAIN,
     TORCHVISION,
@@ -48,12 +49,13 @@ from alexnet2012.nn.precision import DTYPES
 
 
 def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
-    """Ours of the same processes and precision, in order; every other arm is alone, but on a GPU,
-    where processes take long to start and leave each other's memory as it is.
+    """Group ours by processes and precision; any other variant is a group of its own.
+
+    On a GPU all are grouped: processes take long to start, and do not affect each other's memory.
     """
     groups: dict[Any, list[Arm]] = {}
     for arm in chosen:
-        ours = arm.kind in (OURS, APART) or torch.cuda.is_available()
+        ours = arm.kind in (OURS, NO_EXCHANGES) or torch.cuda.is_available()
         groups.setdefault((arm.processes, arm.precision) if ours else arm, []).append(arm)
     return list(groups.values())
 
@@ -61,7 +63,7 @@ def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
 def row_of(
     arm: Arm, rounds: list[Timed], plain: list[Timed], batch: int, flops: int
 ) -> dict[str, Any]:
-    """``flops`` of the whole batch."""
+    """The row of a variant; ``flops`` are those of the whole batch."""
     ratios = [other.median_s / one.median_s for one, other in zip(rounds, plain, strict=True)]
     limits = [100 * flops / one.median_s / one.matrix_flops for one in rounds]
     return {
@@ -78,7 +80,7 @@ def row_of(
 
 
 def against_torchvision(arm: Arm, found: dict[Arm, list[Timed]]) -> dict[str, Any]:
-    """What is torchvision's of the step of the same precision, by an arm of one process."""
+    """Ratios to torchvision in the same precision; empty without it."""
     peers = found.get(Arm(TORCHVISION, 1, arm.precision), [])
     ratios = [peer.median_s / one.median_s for one, peer in zip(found[arm], peers, strict=False)]
     if not ratios:
@@ -94,10 +96,10 @@ def floor(arm: Arm, one: Timed, batch: int) -> float:
     return floor_s(batch, number_bytes, one.matrix_flops, one.copied_bytes)
 
 
-def exchange_row(arm: Arm, rounds: list[Timed], apart: list[Timed]) -> dict[str, Any]:
-    """Of every step its time in exchanges, and what it took longer than the one of ``apart``."""
+def exchange_row(arm: Arm, rounds: list[Timed], local: list[Timed]) -> dict[str, Any]:
+    """Percentage of time in exchanges, and time compared with the steps without exchanges."""
     shares, longer = [], []
-    for one, beside in zip(rounds, apart, strict=True):
+    for one, beside in zip(rounds, local, strict=True):
         shares += one.shares
         longer += [100 * (s / a - 1) for s, a in zip(one.step_s, beside.step_s, strict=True)]
     return {
@@ -110,7 +112,7 @@ def exchange_row(arm: Arm, rounds: list[Timed], apart: list[Timed]) -> dict[str,
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The lower and the upper one; of a single value that twice."""
+    """Lower and upper quartile; a single value is both."""
     if len(values) == 1:
         return 2 * values
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -146,38 +148,40 @@ def main() -> None:
     ]
     beside_torchvision = {
         "ratio to torchvision": "{ratio_to_torchvision:.2f}",
-        "range of that": "{torchvision_range[0]:.2f} - {torchvision_range[1]:.2f}",
+        "range (torchvision)": "{torchvision_range[0]:.2f} - {torchvision_range[1]:.2f}",
     }
     columns = {
         "": "{arm}",
         "images/s": "{images_per_s:.1f}",
         "ratio to plain": "{ratio_to_plain:.2f}",
-        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
         **(beside_torchvision if "ratio_to_torchvision" in rows[0] else {}),
-        "matrices, GFLOP/s": "{matrix_gflop_per_s:.0f}",
-        "of the limit": "{of_limit_pct:.0f}%",
-        **({"of the floor": "{of_floor_pct:.0f}%"} if torch.cuda.is_available() else {}),
+        "matrix product, GFLOP/s": "{matrix_gflop_per_s:.0f}",
+        "% of limit": "{of_limit_pct:.0f}%",
+        **({"% of floor": "{of_floor_pct:.0f}%"} if torch.cuda.is_available() else {}),
     }
     show(f"Full-size step, batch {words.batch}, median of {words.rounds} rounds", columns, rows)
     exchanging = [
-        exchange_row(arm, rounds, found[arm._replace(kind=APART)])
+        exchange_row(arm, rounds, found[arm._replace(kind=NO_EXCHANGES)])
         for arm, rounds in found.items()
-        if arm.kind == OURS and arm._replace(kind=APART) in found
+        if arm.kind == OURS and arm._replace(kind=NO_EXCHANGES) in found
     ]
-    waiting = {  # on CUDA the clock sees an exchange handed over, no more
+    waiting = {  # on CUDA the host sees only the launch of an exchange
         "in exchanges": "{exchange_pct:.1f}%",
         "quartiles": "{exchange_quartiles[0]:.1f} - {exchange_quartiles[1]:.1f}%",
     }
     columns = {
         "": "{arm}",
         **({} if torch.cuda.is_available() else waiting),
-        "longer than apart": "{longer_than_apart_pct:.1f}%",
+        "slower than without": "{longer_than_apart_pct:.1f}%",
         "its quartiles": "{longer_quartiles[0]:.1f} - {longer_quartiles[1]:.1f}%",
     }
     if exchanging:
-        title = f"What exchanges cost, median of {words.rounds * words.steps} steps"
+        title = f"Cost of exchanges, median of {words.rounds * words.steps} steps"
         show(title, columns, exchanging)
-    question = "full-size training step, against plain PyTorch and the rate of matrix products"
+    question = (
+        "full-size training step, compared with plain PyTorch and the rate of matrix products"
+    )
     found_rows = {"rows": rows, "exchanges": exchanging}
     keep(question, ["torch"], load_before, **vars(words), step_flops=flops, **found_rows)
 

@@ -1,14 +1,14 @@
-"""How fast is the input, against what one would otherwise use?
+"""How fast is the input pipeline, compared with the usual alternatives?
 
     python benchmarks/input.py [pictures=2000] [rounds=3] [seconds=8] [arms=all]
 
-Arms take turns, each in a fresh process, with the same pictures, crops, flips and lighting, two
-workers or threads, and files in the page cache. With a GPU there are arms that decode on it, and a
-worker or thread for each core. ``arms=gpu``: these, and what they are compared with. Prints
-images/s and ratios to a DataLoader with Pillow, and writes results/input.json with how far the
-augmented pictures are from Pillow's.
+Variants take turns, each in a new process, with the same images, crops, flips and lighting, two
+workers or threads, and files in the page cache. With a GPU there are also variants that decode on
+it, and one worker or thread per core; ``arms=gpu`` selects these and their baselines. Prints
+images/s and ratios to a DataLoader with Pillow, and writes results/input.json, which also has the
+difference between the augmented images and Pillow's.
 
-Legend: S pixels a side of the input, P of the store.
+Shapes: S pixels a side of the input, P of the store.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ S, P, BATCH, SEED = 224, 256, 128, 0
 WORKERS = len(os.sched_getaffinity(0)) if ON_GPU else 2
 AUGMENT = load_recipe("paper").augment
 STORE, ORIGINALS = "store", "originals"
-# Photographs of scikit-image that are sharp at 500 × 375: at this quality a file is as large as
-# one of ImageNet's, 110 kB in the mean.
+# Photographs of scikit-image that are sharp at 500 × 375: at this quality the mean file size is
+# that of ImageNet, 110 kB.
 PHOTOS = ["astronaut.png", "coffee.png", "grass.png", "gravel.png"]
 PHOTOS += ["hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png"]
 WIDTH, HEIGHT, QUALITY = 500, 375, 96
 WARM_UP_BATCHES, MEMORY_BATCHES, COMPARED = 4, 6, 16
-MOST_PER_S = 50_000 if ON_GPU else 8000  # more than any arm reads: no epoch ends meanwhile
+MOST_PER_S = 50_000 if ON_GPU else 8000  # more than any variant reads, so that no epoch ends
 
 
 class Pictures:
-    """The pictures, listed many times over, and what TrainLoader draws for them in epoch 0."""
+    """The images, listed many times, and TrainLoader's augmentation parameters of epoch 0."""
 
     def __init__(self, folder: Path, source: str, at_least: int) -> None:
         self.store = Store.open(folder / STORE)
@@ -70,13 +70,13 @@ class Pictures:
         self.split = Split(split.paths * times, np.tile(split.labels, times), digests)
         self._listed = split.paths * times
         if source == ORIGINALS:
-            # The fourth column is the name that a picture had before it was prepared.
+            # The fourth column is the name of an image in the source.
             lines = (folder / STORE / "train.tsv").read_text(encoding="utf-8").splitlines()
             names = [json.loads(line.split("\t")[3]) for line in lines]
             self._listed = tuple(f"{folder / ORIGINALS}/{name}" for name in names) * times
 
     def draw(self) -> None:
-        """Apart from the rest: every loader does this, so it belongs to its first batch."""
+        """Separate from __init__, since each loader does this as part of its first batch."""
         count = len(self.split.labels)
         self.paths = [self._listed[index] for index in augmentation.epoch_order(count, SEED, 0)]
         draws = augmentation.sample_params(AUGMENT, count, P - S, SEED, 0)
@@ -98,7 +98,7 @@ def ours(pictures: Pictures, device: str = "cpu") -> Iterator[Tensor]:
 
 
 class CarefulDataset(Dataset[Tensor]):
-    """Pillow and NumPy with care: only what is kept is converted, and float32 is written once."""
+    """Optimised Pillow and NumPy: converts only the crop, and writes float32 once."""
 
     def __init__(self, pictures: Pictures) -> None:
         pictures.draw()
@@ -126,7 +126,7 @@ class CarefulDataset(Dataset[Tensor]):
 
 class CarefulOriginals(CarefulDataset):
     def crop(self, picture: Image.Image, y: int, x: int) -> Image.Image:
-        """The same crop of the centre square: only what is kept is resized."""
+        """The same crop of the centre square; resizes only the crop."""
         scale = min(picture.size) / P
         left = (picture.width - P * scale) / 2 + x * scale
         top = (picture.height - P * scale) / 2 + y * scale
@@ -135,7 +135,7 @@ class CarefulOriginals(CarefulDataset):
 
 
 class TensorDataset(CarefulDataset):
-    """As torchvision's reference training does it: PILToTensor, then all else on tensors."""
+    """As in torchvision's reference training: PILToTensor, then operations on tensors."""
 
     def __getitem__(self, at: int) -> Tensor:
         with open(self.pictures.paths[at], "rb") as file:
@@ -150,14 +150,14 @@ class TensorDataset(CarefulDataset):
 
 
 def data_loader(dataset: type[CarefulDataset], pictures: Pictures) -> Iterator[Tensor]:
-    # Forked is what workers are on Linux, except within a process that was itself spawned.
+    # Workers are forked by default on Linux, except within a process that was itself spawned.
     fork = get_context("fork")
     loader = DataLoader(dataset(pictures), BATCH, num_workers=WORKERS, multiprocessing_context=fork)
     return iter(loader)
 
 
 def simplejpeg_decoding(pictures: Pictures) -> Iterator[Any]:
-    """In threads, as simplejpeg decodes outside Python's lock; two batches under way."""
+    """In threads, because simplejpeg releases the GIL; two batches in flight."""
     pictures.draw()
     paths, part = pictures.paths, BATCH // WORKERS
 
@@ -218,7 +218,7 @@ def decoding_on_gpu(store: Store, jpeg: Any) -> Any:
 
 
 def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: Any) -> Any:
-    """As Pillow does it, but decodes only the part that the crop is made of."""
+    """The same result as Pillow, but decodes only the region of the crop."""
     from nvidia.dali import fn, math, types
 
     height_width = fn.cast(fn.peek_image_shape(jpeg)[:2], dtype=types.FLOAT)
@@ -226,7 +226,7 @@ def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: An
     scale = short / float(P)
     start = (height_width - short) / 2.0 + yx * scale
     end = start + scale * float(S)
-    # The filter reaches one pixel of the result, which is ``scale`` of the original, outside.
+    # The filter reaches one output pixel, ``scale`` input pixels, outside the crop.
     first = math.max(math.floor(start - scale - 1.0), 0.0)
     last = math.min(math.ceil(end + scale + 1.0), height_width)
     corners = {"start": first, "end": last}
@@ -245,7 +245,7 @@ def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: An
 
 
 def originals(pictures: Pictures) -> Iterator[Tensor]:
-    """The mean image is subtracted after DALI, as our loader does it."""
+    """Subtracts the mean image after DALI, as our loader does."""
     from alexnet2012.distributed.launch import reuse_memory
 
     reuse_memory()
@@ -264,7 +264,7 @@ def originals(pictures: Pictures) -> Iterator[Tensor]:
 class Arm(NamedTuple):
     source: str
     batches: Callable[[Pictures], Iterator[Any]]
-    needs: str = "torch"  # imported before the clock starts, and only by arms that use it
+    needs: str = "torch"  # imported before timing, and only by variants that use it
 
 
 DALI = "nvidia.dali.fn"
@@ -289,19 +289,19 @@ if ON_GPU:
 
 class Measured(NamedTuple):
     images_per_s: float
-    cpu_ms: float  # an image, of the process and its children: steadier on a shared machine
-    first_batch_s: float  # from nothing built in a process that has imported
+    cpu_ms: float  # per image, of the process and its children: varies less on a shared machine
+    first_batch_s: float  # including construction, but not imports
     memory_mib: float
     sample: npt.NDArray[np.float32] | None  # [COMPARED, 3, S, S]
 
 
 def run_apart(name: str, folder: Path, seconds: float) -> Measured:
-    """An arm in a process of its own: what it does to its memory must not help the next."""
+    """Run a variant in a new process, so that none reuses another's memory."""
     spawn = get_context("spawn")
     answer, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=time_arm, args=(name, folder, seconds, sender))
     process.start()
-    sender.close()  # here, so that an arm that dies ends the wait
+    sender.close()  # so that recv() fails if the process dies
     measured: Measured = answer.recv()
     process.join()
     return measured
@@ -323,7 +323,7 @@ def time_arm(name: str, folder: Path, seconds: float, answer: Connection) -> Non
     finish()
     processes = family(os.getpid())
     cpu_before, began, done = sum(map(cpu_s, processes)), time.perf_counter(), 0
-    # Batches come one from each worker.
+    # Each worker makes one batch in turn.
     while time.perf_counter() < began + seconds or done % WORKERS:
         next(batches)
         done += 1
@@ -338,7 +338,7 @@ def time_arm(name: str, folder: Path, seconds: float, answer: Connection) -> Non
 
 
 def family(process: int) -> list[int]:
-    """A process and all that descend from it."""
+    """A process and all its descendants."""
     tasks = Path(f"/proc/{process}/task").glob("*/children")
     children = [int(child) for task in tasks for child in task.read_text().split()]
     return [process, *(one for child in children for one in family(child))]
@@ -351,13 +351,13 @@ def cpu_s(process: int) -> float:
 
 
 def pss_mib(process: int) -> float:
-    """Memory in use, with what processes share divided between them (PSS)."""
+    """Memory in use; shared memory is divided among the processes (PSS)."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def write_originals(root: Path, count: int) -> None:
-    """``count`` pictures for training, and of each class one for validation."""
+    """Write ``count`` training images, and one validation image per class."""
     spec = find_spec("skimage")
     assert spec is not None and spec.submodule_search_locations, "scikit-image is missing"
     data = Path(spec.submodule_search_locations[0], "data")
@@ -369,7 +369,7 @@ def write_originals(root: Path, count: int) -> None:
             index % len(PHOTOS),
         )
         left, top = rng.integers(np.array(photos[which].size) - (WIDTH, HEIGHT) + 1).tolist()
-        # Each picture with a cast of its own, for grey photographs have no colour to decode.
+        # Each image gets a random colour cast, because grey photographs have no colour to decode.
         contrast, brightness = rng.uniform(0.8, 1.2, (3, 1)), rng.uniform(-20, 20, (3, 1))
         table = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
         levels = np.clip(np.rint(table), 0, 255).astype(int).ravel().tolist()
@@ -383,7 +383,7 @@ def write_originals(root: Path, count: int) -> None:
 
 
 def mean_file_kb(root: Path) -> float:
-    """Of the training pictures; reading them brings them into the page cache."""
+    """Mean size of the training images; reading them also fills the page cache."""
     return statistics.mean(len(path.read_bytes()) for path in root.glob("train/*/*")) / 1000
 
 
@@ -415,7 +415,7 @@ def main() -> None:
     if words.arms not in ("all", "gpu"):
         sys.exit(f"arms={words.arms}: must be all or gpu")
     if words.arms == "gpu" and not ON_GPU:
-        sys.exit("arms=gpu: there is no GPU; use all")
+        sys.exit("arms=gpu: needs a GPU, and none is available; use arms=all")
     names = list(ARMS) if words.arms == "all" else ["ours", PLAIN[STORE], *GPU_ARMS]
     measured: dict[str, list[Measured]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
@@ -430,18 +430,18 @@ def main() -> None:
     columns = {
         "": "{arm}",
         "images/s": "{images_per_s:.0f}",
-        "a core": "{images_per_s_per_core:.0f}",
+        "images/s per core": "{images_per_s_per_core:.0f}",
         "ratio": "{ratio_to_plain:.2f}",
         "range": "{ratio_range[0]:.2f}-{ratio_range[1]:.2f}",
-        "CPU ms": "{cpu_ms_per_image:.2f}",
-        "ratio of CPU": "{cpu_ratio_to_plain:.2f}",
-        "MiB": "{memory_mib:.0f}",
-        "first s": "{first_batch_s:.2f}",
+        "CPU ms per image": "{cpu_ms_per_image:.2f}",
+        "CPU ratio": "{cpu_ratio_to_plain:.2f}",
+        "memory, MiB": "{memory_mib:.0f}",
+        "first batch, s": "{first_batch_s:.2f}",
     }
-    title = f"Input, {WORKERS} workers or threads, batch {BATCH}, median of {words.rounds}"
+    title = f"Input pipeline, {WORKERS} workers or threads, batch {BATCH}, median of {words.rounds}"
     show(title, columns, rows)
     keep(
-        "images/s of the input, and of what one would otherwise use",
+        "images/s of the input pipeline, compared with the usual alternatives",
         ["torch", "nvidia-dali-cuda130", "pillow", "simplejpeg", "numpy"],
         load_before,
         **vars(words),
@@ -449,7 +449,7 @@ def main() -> None:
         workers=WORKERS,
         mean_file_kb=sizes_kb,
         files="in the page cache",
-        memory="PSS of the process and its children after each of some batches, clock stopped",
+        memory="PSS of the process and its children after each of several batches, not timed",
         rows=rows,
     )
 

@@ -1,12 +1,13 @@
-"""How long does each layer of the full-size net take, and is that the rate of matrix products?
+"""How long does each layer of the full-size network take, and is that the rate of products?
 
     python benchmarks/layers.py [batch=128] [rounds=3] [processes=1]
 
-Products alone, forward and backward, within whole training steps, in float32 and in bf16; beside
-them what follows each (normalisation, activation, pooling, dropout; the loss after fc8). Exchanges
-do not count (between GPUs the wait for them does). The rate is that of a square matrix product in
-the same processes and precision; a shape that suits the caches better, or a convolution that saves
-multiplications, may exceed it. Precisions take turns. Prints a table, writes results/layers.json.
+Times the matrix products or convolutions of each layer, forward and backward, within whole training
+steps, in float32 and bf16, and separately the operations after each (normalisation, activation,
+pooling, dropout; the loss after fc8). Exchanges do not count (between GPUs, waiting for them does).
+The rate is that of a square matrix product in the same processes and precision; a shape that suits
+the caches better, or a convolution that saves multiplications, may exceed it. Precisions take
+turns. Prints a table and writes results/layers.json.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from alexnet2012.config.validation import load_recipe
 from alexnet2012.diagnostics.step_timer import LayerTimer, time_steps
 
 PRECISIONS = ("fp32", "bf16")
-REST = "what follows"
+REST = "operations after"
 
 
 class Products(LayerTimer):
-    """The clock is read, besides, where a product ends and what follows it begins."""
+    """Also reads the clock between a layer's product and the operations after it."""
 
     def __init__(self, net: AlexNet) -> None:
         super().__init__(net)
@@ -45,14 +46,14 @@ class Products(LayerTimer):
         def hook(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
             self.lap(name, "forward")
             self._layer = f"{REST} {name}"
-            last = output[-1] if isinstance(output, tuple) else output  # of the towers here
+            last = output[-1] if isinstance(output, tuple) else output  # of the local towers
             last.register_hook(lambda grad: self.lap(f"{REST} {name}", "backward"))
 
         return hook
 
 
 def time_layers(arm: Arm, batch: int, answer: Path) -> None:
-    """On each process; rank 0 writes its own."""
+    """Runs on each process; rank 0 writes its results."""
     mesh = joined(arm)
     mesh.barrier()
     rate = arm.processes * matrix_flops(arm, mesh.device)
@@ -68,7 +69,7 @@ def time_layers(arm: Arm, batch: int, answer: Path) -> None:
 
 
 def cells(found: list[dict[str, Any]], names: list[str], flops: float) -> dict[str, float]:
-    """Of one layer or of several, in one precision: medians over the rounds."""
+    """Medians over the rounds for one or several layers, in one precision."""
 
     def ms(*keys: str) -> list[float]:
         return [1e3 * sum(one["seconds"].get(key, 0) for key in keys) for one in found]
@@ -105,14 +106,14 @@ def main() -> None:
     columns = {"": "{layer}", "GFLOP": "{gflop:.0f}"}
     for precision in PRECISIONS:
         columns |= {
-            f"{precision} forward ms": f"{{{precision}_forward_ms:.1f}}",
-            f"{precision} backward ms": f"{{{precision}_backward_ms:.1f}}",
-            f"{precision} of that rate": f"{{{precision}_of_rate_pct:.0f}}%",
-            f"{precision} what follows ms": f"{{{precision}_rest_ms:.1f}}",
+            f"{precision} forward, ms": f"{{{precision}_forward_ms:.1f}}",
+            f"{precision} backward, ms": f"{{{precision}_backward_ms:.1f}}",
+            f"{precision} % of rate": f"{{{precision}_of_rate_pct:.0f}}%",
+            f"{precision} operations after, ms": f"{{{precision}_rest_ms:.1f}}",
         }
     processes = "1 process" if words.processes == 1 else f"{words.processes} processes"
     show(f"Layers, {processes}, batch {words.batch}, median of {words.rounds}", columns, rows)
-    question = "each layer of the full-size net, against the rate of matrix products"
+    question = "each layer of the full-size network, compared with the rate of matrix products"
     keep(question, ["torch"], load_before, **vars(words), rows=rows)
 
 

@@ -1,12 +1,12 @@
-"""How fast is local response normalisation, forward and backward, on what conv1 gives?
+"""How fast is local response normalisation, forward and backward, on the output of conv1?
 
     python benchmarks/lrn.py [batch=128] [rounds=5]
 
-Ours in float32 and in bf16 beside nn.LocalResponseNorm in float32 (on a CPU torch 2.13 has it in no
-smaller type), on both towers' 96 maps of 55 × 55 pixels. The limit is the time to copy as many
-bytes as must be read and written: x and y, then x, the gradient and its result. Arms take turns. On
-a GPU each is recorded as a CUDA graph, as training records its steps, and replayed twenty times.
-Prints a table and writes results/lrn.json.
+Compares ours in float32 and bf16 with nn.LocalResponseNorm in float32 (on a CPU torch 2.13 has no
+smaller dtype for it), on both towers' 96 maps of 55 × 55 pixels. The limit is the time to copy the
+bytes that must be read and written: x and y, then x, the gradient and its result. Variants take
+turns. On a GPU each is captured as a CUDA graph, as in training, and replayed twenty times. Prints
+a table and writes results/lrn.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def both_ways(norm: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Call
 
 
 def recorded(work: Callable[[], None]) -> Callable[[], None]:
-    for _ in range(3):  # kernels are made
+    for _ in range(3):  # compiles kernels
         work()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -62,7 +62,7 @@ def main() -> None:
     def copies(dtype: torch.dtype) -> Callable[[], None]:
         source, target = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
 
-        def work() -> None:  # five maps in all: two copies and a half
+        def work() -> None:  # reads and writes five maps: two and a half copies
             target.copy_(source)
             target.copy_(source)
             target[: words.batch // 2].copy_(source[: words.batch // 2])
@@ -102,12 +102,19 @@ def main() -> None:
     columns = {
         "": "{arm}",
         "ms": "{ms:.2f}",
-        "times faster": "{times_faster:.2f}",
-        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
-        "of the limit": "{of_limit_pct:.0f}%",
+        "speedup": "{times_faster:.2f}",
+        "range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "% of limit": "{of_limit_pct:.0f}%",
     }
     show(f"LRN on {list(shape)}, forward and backward, {device.type}", columns, rows)
-    keep("LRN alone", ["torch"], load_before, **vars(words), shape=shape, rows=rows)
+    keep(
+        "local response normalisation alone",
+        ["torch"],
+        load_before,
+        **vars(words),
+        shape=shape,
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How much memory does a full-size step take, and does `alexnet2012.plan` tell?
+"""How much memory does a full-size step take, and how close is the estimate of `alexnet2012.plan`?
 
     python benchmarks/memory.py [batches=32,128]
 
-The peak of two steps on one and on two processes, in float32 and in bf16, of the rank that takes
-most: on a CPU of the resident set, less what the process had before it built a net (torch, gloo);
-on CUDA of what torch's allocator gave out. The limit is what the plan counts, as if all of it were
-needed at once; the batch as an input pipeline hands it over is only in what is measured. Prints a
-table and writes results/memory.json.
+Measures the peak of two steps on one and on two processes, in float32 and bf16, on the rank with
+the highest. On a CPU that is the resident set minus the memory before the model was built (torch,
+gloo); on CUDA, the memory that torch's allocator gave out. The plan counts memory as if all of it
+were needed at once, but not the input pipeline's batch, which is measured. Prints a table and
+writes results/memory.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESET_PEAK = "5"  # proc(5), clear_refs
 
 
 def measure(arm: Arm, batch: int, answer: Path) -> None:
-    """On each process; rank 0 writes the bytes of every rank."""
+    """Runs on each process; rank 0 writes the bytes of all ranks."""
     mesh = joined(arm)
     before = 0 if mesh.device.type == "cuda" else resident_bytes("VmRSS")
     _, step = prepared(arm, batch, mesh)
@@ -90,12 +90,12 @@ def main() -> None:
         "processes": "{processes}",
         "precision": "{precision}",
         "batch": "{batch}",
-        "peak of a rank, MB": "{largest_mb:.0f}",
+        "peak of one rank, MB": "{largest_mb:.0f}",
         "planned, MB": "{planned_mb:.0f}",
-        "planned of measured": "{planned_pct:.0f}%",
+        "% of measured": "{planned_pct:.0f}%",
     }
     show("Memory of a full-size step", columns, rows)
-    question = "memory of a full-size step, against what the plan counts"
+    question = "memory of a full-size step, compared with the plan"
     keep(question, ["torch"], load_before, **vars(words), rows=rows)
 
 

@@ -1,27 +1,33 @@
-"""Write docs/benchmarks.md from the results that are kept.
+"""Write docs/benchmarks.md from the stored results.
 
     python benchmarks/page.py
 
-Every table as its benchmark printed it, with the command, machine, versions and commit of the run.
+Each table is as its benchmark printed it, with the command, machine, versions and commit of the
+run.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from labels import heading, label
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-QUIET_LOAD = 1.0  # more ran on the machine before
+QUIET_LOAD = 1.0  # a higher load average is reported
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python benchmarks/page.py` from `benchmarks/results/`, where each run of a benchmark
-leaves its figures; `make bench` runs them all. Figures of a shared machine drift: what counts are
-the ratios to a peer that took turns in the same run, and their range over the rounds. Each section
-names the GPU that it ran on, or says that there was none.
-`python benchmarks/compare.py BEFORE.json AFTER.json` tells whether one has become slower.
+`python benchmarks/page.py` writes this page from `benchmarks/results/`, where each benchmark stores
+its results; `make bench` runs them all. Absolute numbers drift on a shared machine. Rely on the
+ratios to a baseline that took turns in the same run, and on their range over the rounds. Each
+section names the GPU it ran on, or says that there was none.
+`python benchmarks/compare.py BEFORE.json AFTER.json` reports whether a benchmark has become slower.
+
+Rows of *hidden exchanges* are of a variant that was removed since ([decisions](decisions.md)).
 """
 
 
@@ -36,19 +42,20 @@ def section(result: dict[str, Any]) -> str:
     machine = result["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine.get('gpu', 'no GPU')}"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    load = result.get("load_before", 0.0)  # older results have none
+    load = result.get("load_before", 0.0)  # not in older results
     beside = f"; load {load:.1f} before" if load > QUIET_LOAD else ""
-    question = result["question"]
+    question = label(result["question"])
     lines = [f"## {question[0].upper()}{question[1:]}", ""]
     lines += [f"`{result['command']}` at {result['commit']}; {where}{beside}; {versions}.", ""]
     for table in result.get("tables", []):
-        lines += [f"{table['title']}:", "", _row(table["headings"])]
+        lines += [f"{label(table['title'])}:", "", _row(map(heading, table["headings"]))]
         lines += [_row(["---", *["--:"] * (len(table["headings"]) - 1)])]
-        lines += [*map(_row, table["cells"]), ""]
+        lines += [_row([label(name), *cells]) for name, *cells in table["cells"]]
+        lines.append("")
     return "\n".join(lines)
 
 
-def _row(cells: list[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

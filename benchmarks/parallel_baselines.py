@@ -1,9 +1,9 @@
-"""Other ways to share out the same training step, to compare the paper's with.
+"""Parallel baselines for the paper's scheme: the same training step, distributed in other ways.
 
-Every scheme takes the whole batch on every process and picks its part; all give the weights that
-one process would give. torch's SGD updates them all, so that nothing but the scheme differs.
+Each scheme gets the whole batch on every process and selects its part; all give the weights that
+one process would give. torch's SGD updates them all, so that only the scheme differs.
 
-Legend: N images of the global batch, P processes, T towers of the net.
+Shapes: N images of the global batch, P processes, T towers of the network.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from alexnet2012.utils.shard import Shard
 
 
 def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """With the numbers of the paper's sec. 5."""
+    """SGD with the hyperparameters of sec. 5 of the paper."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=0.0005)
 
 
 class Scheme(ABC):
-    """A net shared out over the processes of this run. Build and use it on every rank."""
+    """A model distributed over the processes of this run. Build and use it on every rank."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole net's parameters on every rank. Collective."""
+        """The parameters of the whole model, on every rank. Collective."""
 
     def _net(self, towers: int) -> AlexNet:
         return AlexNet(mesh=init_mesh(towers, device=self._device), **self._arguments)
@@ -76,7 +76,7 @@ class Scheme(ABC):
 
 
 class Towers(Scheme):
-    """The paper's: each process has a tower of the net and sees the whole batch."""
+    """The paper's scheme: each process holds one tower and processes the whole batch."""
 
     def _build(self) -> None:
         self._model = self._net(self._towers)
@@ -97,7 +97,7 @@ class Towers(Scheme):
 
 
 class Replicas(Towers):
-    """Plain data parallelism: each process has the whole net and sees N/P images."""
+    """Plain data parallelism: each process holds the whole model and processes N/P images."""
 
     @property
     def _towers(self) -> int:
@@ -105,20 +105,22 @@ class Replicas(Towers):
 
 
 class DDP(Scheme):
-    """The same by torch's DistributedDataParallel: gradients travel in buckets."""
+    """Data parallelism by torch's DistributedDataParallel, which reduces gradients in buckets."""
 
     def _build(self) -> None:
         self._model = self._net(towers=1)
-        self._parallel = self._shared_out(self._model)
+        self._parallel = self._distribute(self._model)
         self._optimizer = sgd(self._parallel.parameters())
 
-    def _shared_out(self, model: AlexNet) -> torch.nn.Module:
+    def _distribute(self, model: AlexNet) -> torch.nn.Module:
         return DistributedDataParallel(model)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         rows = _rows(len(images), self._model.mesh)
         logits = self._parallel(images[rows.start : rows.stop], rows)
-        loss = F.cross_entropy(logits, labels[rows.start : rows.stop])  # a mean, averaged over P
+        loss = F.cross_entropy(
+            logits, labels[rows.start : rows.stop]
+        )  # a mean; DDP averages it over P
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -128,11 +130,11 @@ class DDP(Scheme):
 
 
 class FSDP2(DDP):
-    """Each process keeps a P-th of every parameter, and gathers a layer's when it is used."""
+    """Each process holds 1/P of every parameter and gathers those of a layer when it is used."""
 
-    def _shared_out(self, model: AlexNet) -> torch.nn.Module:
+    def _distribute(self, model: AlexNet) -> torch.nn.Module:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        model.fused = False  # its kernels read biases when their layers have gone by
+        model.fused = False  # its kernels read biases after FSDP has freed them
         for layer in model.layers().values():
             fully_shard(layer)
         fully_shard(model)
@@ -143,7 +145,7 @@ class FSDP2(DDP):
 
 
 class OneWeirdTrick(Scheme):
-    """Convolutions by data, fully connected layers by towers, which gather the batch before fc6.
+    """Data-parallel convs, fully connected layers split by towers; gathers the batch before fc6.
 
     Source: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks",
     scheme (a).
@@ -180,7 +182,7 @@ class OneWeirdTrick(Scheme):
 
 
 class _GatherRows(torch.autograd.Function):
-    """Forward: [n, ...] → [T·n, ...]. Backward: the sum over towers of the own rows' gradient."""
+    """Forward: [n, ...] → [T·n, ...].  Backward: this tower's rows, summed over towers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, comm: Communicator) -> Tensor:
@@ -203,7 +205,7 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 
 def _rows(batch: int, mesh: Mesh) -> Shard:
-    """Those of this process's replica."""
+    """Rows of the batch that belong to this process's replica."""
     if batch % mesh.world_size:
         remedy = f"must divide evenly over {mesh.world_size} processes"
         raise ConfigError("batch", batch, remedy)

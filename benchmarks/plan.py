@@ -1,11 +1,11 @@
-"""Does `alexnet2012.plan` tell how fast a full-size step is on this machine?
+"""How accurately does `alexnet2012.plan` predict the speed of a full-size step on this machine?
 
     python benchmarks/plan.py [steps=3] [rounds=3]
 
-The plan's own short measurement and the step of benchmarks/full_step.py take turns, since a shared
-machine drifts: on two gloo processes in float32; where there is a GPU, on that alone and in bf16.
-Larger batches than the plan times are scaled from those that it does. Prints images/s, predicted
-and measured, with their ratio, and writes results/plan.json.
+The plan's own short measurement and the step of benchmarks/full_step.py take turns, because the
+speed of a shared machine drifts: on two gloo processes in float32; with a GPU, on one process in
+bf16. Batches larger than those that the plan times are scaled from them. Prints predicted and
+measured images/s with their ratio, and writes results/plan.json.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def main() -> None:
         "predicted images/s": "{predicted_images_per_s:.1f}",
         "measured images/s": "{measured_images_per_s:.1f}",
         "ratio": "{ratio:.2f}",
-        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
-        "limits": "{limits[0]:.1f} - {limits[1]:.1f}",
+        "range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "allowed": "{limits[0]:.1f} - {limits[1]:.1f}",
     }
-    title = f"plan against a full-size step of {ARM.name}, median of {words.rounds}"
+    title = f"Plan compared with a full-size step of {ARM.name}, median of {words.rounds}"
     show(title, columns, rows)
-    question = "the plan's images/s against those of a full-size step here"
+    question = "images/s predicted by the plan, compared with a full-size step"
     keep(question, ["torch"], load_before, **vars(words), rows=rows)
 
 

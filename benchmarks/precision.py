@@ -1,12 +1,12 @@
-"""Does a net learn in bf16 as it does in float32?
+"""Does a network learn in bf16 as it does in float32?
 
     python benchmarks/precision.py [seeds=5] [epochs=6]
 
-A small net (conf/experiment/ablations/quick: an eighth of the kernels, 64 pixels) on the embedded
-photographs, in both precisions with the same seeds: initial values, order, crops and dropout are
-alike. Prints each epoch's mean difference of the training loss and error, bf16 less float32, with
-its 95% interval over the seeds, beside how far the seeds of float32 lie apart, and writes
-results/precision.json.
+Trains a small network (conf/experiment/ablations/quick: an eighth of the kernels, 64 pixels) on the
+embedded photographs, in both precisions with the same seeds: initial values, order, crops and
+dropout are the same. Prints for each epoch the mean difference of training loss and error, bf16
+minus float32, with its 95% interval over the seeds, and the standard deviation of float32 over the
+seeds; writes results/precision.json.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def main() -> None:
     columns = {
         "epoch": "{epoch}",
         "loss, float32": "{loss_fp32:.3f}",
-        "bf16 less": "{loss_difference:+.3f}",
-        "95%": "{loss_interval[0]:+.3f} to {loss_interval[1]:+.3f}",
-        "seeds apart (SD)": "{loss_spread:.3f}",
-        "error %, float32": "{train_error_pct_fp32:.1f}",
-        "bf16 less, points": "{train_error_pct_difference:+.2f}",
-        "95%, points": "{train_error_pct_interval[0]:+.2f} to {train_error_pct_interval[1]:+.2f}",
-        "seeds apart (SD), points": "{train_error_pct_spread:.2f}",
+        "bf16 - float32": "{loss_difference:+.3f}",
+        "95% interval": "{loss_interval[0]:+.3f} to {loss_interval[1]:+.3f}",
+        "SD over seeds": "{loss_spread:.3f}",
+        "error, float32, %": "{train_error_pct_fp32:.1f}",
+        "bf16 - float32, points": "{train_error_pct_difference:+.2f}",
+        "95% interval, points": (
+            "{train_error_pct_interval[0]:+.2f} to {train_error_pct_interval[1]:+.2f}"
+        ),
+        "SD over seeds, points": "{train_error_pct_spread:.2f}",
     }
-    show(f"Training in bf16 against float32, {words.seeds} paired seeds", columns, rows)
-    keep(
-        "learning curves in bf16 against float32", ["torch"], load_before, **vars(words), rows=rows
-    )
+    show(f"Training in bf16 compared with float32, {words.seeds} paired seeds", columns, rows)
+    keep("learning curves in bf16 and float32", ["torch"], load_before, **vars(words), rows=rows)
 
 
 if __name__ == "__main__":

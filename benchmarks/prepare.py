@@ -2,9 +2,9 @@
 
     python benchmarks/prepare.py [pictures=1500] [rounds=3] [few=1000] [many=100000] [kills=20]
 
-Speed: 500 × 375 JPEGs to a store of 256, by one worker and by two. Memory: small pictures, so that
-a hundred thousand take minutes; what could grow is lists, not pictures. Kills: the program, a
-worker, or all of them at random moments; then the same command again, and every byte of the store
+Speed: 500 × 375 JPEGs to a store of 256 pixels, with one worker and with two. Memory: small images,
+so that a hundred thousand take minutes; lists could grow, not images. Kills: the program, a worker,
+or all of them at random moments; then the same command runs again, and every byte of the store is
 compared with an undisturbed one. Prints tables and writes results/prepare.json.
 """
 
@@ -35,9 +35,9 @@ CLASSES = 10
 
 
 def speed(folder: Path, pictures: int, rounds: int) -> list[dict[str, Any]]:
-    """Images/s of a whole preparation, start of the workers included."""
+    """Images/s of a whole preparation, including the start of the workers."""
     write_originals(folder / ORIGINALS, pictures)
-    size_kb = mean_file_kb(folder / ORIGINALS)  # and now they are in the page cache
+    size_kb = mean_file_kb(folder / ORIGINALS)  # also fills the page cache
     rates: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
         for workers, found in rates.items():
@@ -60,7 +60,7 @@ def speed(folder: Path, pictures: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def write_small(root: Path, count: int) -> None:
-    """``count`` files that are links to a few small pictures."""
+    """Write ``count`` files that are links to a few small images."""
     rng = np.random.default_rng(0)
     for label in range(CLASSES):
         folder = root / f"class{label}"
@@ -82,11 +82,11 @@ def start(source: Path, store: Path) -> subprocess.Popen[bytes]:
 
 
 def memory(folder: Path, count: int) -> dict[str, Any]:
-    """The most memory that a preparation of ``count`` pictures takes, of all its processes."""
+    """Peak memory of all processes of a preparation of ``count`` images."""
     write_small(folder / f"small-{count}", count)
     running, most_mib = start(folder / f"small-{count}", folder / f"store-{count}"), 0.0
     while running.poll() is None:
-        with suppress(OSError):  # one of them has ended meanwhile
+        with suppress(OSError):  # a process has ended in the meantime
             most_mib = max(most_mib, sum(map(pss_mib, family(running.pid))))
         time.sleep(0.05)
     assert running.wait() == 0, running.stderr
@@ -102,7 +102,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def kill(folder: Path, trials: int) -> dict[str, Any]:
-    """Kill and start again, ``trials`` times; counts how many stores came out the same."""
+    """Kill and restart ``trials`` times; counts the stores that are identical."""
     source = folder / "to-kill"
     write_small(source, 6000)
     began = time.monotonic()
@@ -148,20 +148,20 @@ def main() -> None:
     columns = {
         "workers": "{workers}",
         "images/s": "{images_per_s:.0f}",
-        "its range": "{range[0]:.0f} - {range[1]:.0f}",
+        "range": "{range[0]:.0f} - {range[1]:.0f}",
     }
     show(f"prepare: 500 × 375 JPEGs to 256 × 256, median of {words.rounds}", columns, rates)
-    columns = {"pictures": "{pictures:,}", "MiB": "{memory_mib:.0f}"}
-    show("memory of all processes, two workers", columns, memories)
+    columns = {"images": "{pictures:,}", "memory, MiB": "{memory_mib:.0f}"}
+    show("Memory of all processes, two workers", columns, memories)
     columns = {
-        "killed at random moments": "{trials}",
-        "stores the same to the byte": "{same}",
-        "taken up where they were": "{taken_up}",
+        "kills at random moments": "{trials}",
+        "identical stores": "{same}",
+        "resumed from a saved state": "{taken_up}",
         "processes left": "{left_processes}",
     }
-    show("kills and restarts", columns, [killed])
+    show("Kills and restarts", columns, [killed])
     keep(
-        "speed, memory and restart of prepare",
+        "speed, memory and restarts of prepare",
         ["numpy", "pillow", "simplejpeg"],
         load_before,
         **vars(words),

@@ -1,4 +1,4 @@
-"""What all benchmarks do alike: take words, print a table, keep a file."""
+"""Shared by all benchmarks: command-line arguments, result tables and result files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from alexnet2012.utils.environment import cpu_name, running_commit
 
 
 def given(**defaults: Any) -> SimpleNamespace:
-    """The ``key=value`` words of the command line, of the types of their defaults."""
+    """Parse ``key=value`` arguments; each value has the type of its default."""
     known = " ".join(f"{key}={default}" for key, default in defaults.items())
     values = dict(defaults)
     for word in sys.argv[1:]:
         key, _, text = word.partition("=")
         if key not in defaults:
-            sys.exit(f"{sys.argv[0]}: {word} is none of {known}")
+            sys.exit(f"{sys.argv[0]}: {word}: unknown; use {known}")
         try:
             values[key] = type(defaults[key])(text)
         except ValueError:
-            sys.exit(f"{sys.argv[0]}: {word} is no {type(defaults[key]).__name__}")
+            sys.exit(f"{sys.argv[0]}: {word}: must be of type {type(defaults[key]).__name__}")
     return SimpleNamespace(**values)
 
 
@@ -38,7 +38,7 @@ _shown: list[dict[str, Any]] = []
 
 
 def show(title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print rows as a table, and keep it as printed; ``columns`` has a format for each heading."""
+    """Print rows as a table and store it; ``columns`` maps each heading to a format."""
     cells = [[form.format(**row) for form in columns.values()] for row in rows]
     _shown.append({"title": title, "headings": list(columns), "cells": cells})
     table = Table(title=title)
@@ -50,18 +50,18 @@ def show(title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any
 
 
 def machine() -> dict[str, Any]:
-    """What a benchmark ran on; with a GPU also its name."""
-    found: dict[str, Any] = {"processor": cpu_name(), "cores": len(os.sched_getaffinity(0))}
+    """Processor, number of cores and GPU of this machine."""
+    result: dict[str, Any] = {"processor": cpu_name(), "cores": len(os.sched_getaffinity(0))}
     if torch.cuda.is_available():
-        found["gpu"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return found
+        result["gpu"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return result
 
 
-def keep(question: str, packages: Sequence[str], load_before: float, **found: Any) -> None:
-    """Write results/NAME.json for this benchmark: what was found and shown, how, on what and when.
+def keep(question: str, packages: Sequence[str], load_before: float, **results: Any) -> None:
+    """Write results/NAME.json: results, tables, command, commit, machine and versions.
 
-    On a GPU NAME also says so, and which batch. ``load_before`` is the machine's load average when
-    the benchmark began: what else ran.
+    On a GPU, NAME includes that and the batch size. ``load_before`` is the machine's load average
+    before the benchmark started, from other programs.
     """
     commit, changed = running_commit()
     result = {
@@ -72,12 +72,12 @@ def keep(question: str, packages: Sequence[str], load_before: float, **found: An
         "load_before": load_before,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in packages},
-        **found,
+        **results,
         "tables": _shown,
     }
     on_gpu = "-gpu" if "gpu" in result["machine"] else ""
-    if on_gpu and "batch" in found:
-        on_gpu += f"-{found['batch']}"
+    if on_gpu and "batch" in results:
+        on_gpu += f"-{results['batch']}"
     name = Path(sys.argv[0]).stem + on_gpu
     out = Path(__file__).parent / "results" / f"{name}.json"
     out.parent.mkdir(exist_ok=True)

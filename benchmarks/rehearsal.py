@@ -1,10 +1,10 @@
-"""A rehearsal of ImageNet at its full shape: a thousand classes, from tars to ten views.
+"""A rehearsal with the shape of ImageNet: a thousand classes, from tars to ten views.
 
     python benchmarks/rehearsal.py [train_per_class=10] [val=5000]
 
-Makes archives of the exact shape of ILSVRC-2012's (tests/fakes.py) with few and small pictures,
-and takes them through what a person would run: prepare, train on two processes, evaluate. Checks
-every count, and that each stored picture has the label that its kit gives it. Prints them and
+Makes archives with the exact structure of ILSVRC-2012's (tests/fakes.py) but few and small images,
+and runs a user's commands on them: prepare, train on two processes, evaluate. Checks every count,
+and that each stored image has the label that the development kit gives it. Prints the counts and
 writes results/rehearsal.json.
 """
 
@@ -28,14 +28,14 @@ NET = ("recipe=code145", "model.width=0.125", "model.input_size=64", "schedule=c
 
 
 def run(*words: str) -> float:
-    """A command of the package; returns its seconds."""
+    """Run a command of the package; returns the seconds it took."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def mislabelled(store: Path, known: Contents) -> int:
-    """Stored pictures whose class is not that of the archives."""
+    """Number of stored images whose class differs from that in the archives."""
     wnids = json.loads((store / "manifest.json").read_text(encoding="utf-8"))["classes"]
     of_picture = {name: wnid for wnid, names in known["train"].items() for name in names}
     of_picture |= dict(known["val"])
@@ -48,7 +48,7 @@ def mislabelled(store: Path, known: Contents) -> int:
 
 
 def rehearse(folder: Path, train_per_class: int, val: int) -> list[dict[str, Any]]:
-    """Each count with what it must be."""
+    """Each count with its expected value."""
     known = fake_ilsvrc2012(
         folder / "tars", classes=CLASSES, train_per_class=train_per_class, val=val, oddities=True
     )
@@ -67,13 +67,13 @@ def rehearse(folder: Path, train_per_class: int, val: int) -> list[dict[str, Any
     print(f"prepare {prepare_s:.0f} s, train {train_s:.0f} s, evaluate {evaluate_s:.0f} s")
     rows = (
         ("classes", len(manifest["classes"]), CLASSES),
-        ("training pictures stored", stored["train"], train),
-        ("validation pictures stored", stored["val"], val),
-        ("pictures rejected", sum(manifest["rejected"].values()), 0),
-        ("pictures with another label", mislabelled(store, known), 0),
+        ("training images stored", stored["train"], train),
+        ("validation images stored", stored["val"], val),
+        ("images rejected", sum(manifest["rejected"].values()), 0),
+        ("images with a wrong label", mislabelled(store, known), 0),
         ("processes", summary["world_size"], 2),
-        ("steps of an epoch", summary["steps"], -(-train // 128)),
-        ("whole epochs", summary["epochs"], 1),
+        ("steps per epoch", summary["steps"], -(-train // 128)),
+        ("complete epochs", summary["epochs"], 1),
         ("validated, 1 view", summary["pictures"], val),
         ("evaluated, 10 views", ten_views["pictures"], val),
     )
@@ -84,9 +84,9 @@ def main() -> int:
     words, load_before = given(train_per_class=10, val=5000), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         rows = rehearse(Path(scratch), words.train_per_class, words.val)
-    columns = {"": "{what}", "found": "{found:,}", "expected": "{expected:,}"}
+    columns = {"": "{what}", "count": "{found:,}", "expected": "{expected:,}"}
     show("ILSVRC-2012's shape, from tars to ten views", columns, rows)
-    question = "are the counts exact at ImageNet's shape"
+    question = "are the counts exact for a data set of ImageNet's shape"
     keep(question, ["torch"], load_before, **vars(words), rows=rows)
     return int(any(row["found"] != row["expected"] for row in rows))
 

@@ -1,12 +1,13 @@
-"""How does the speed of a step grow with its batch and with the net?
+"""How does the speed of a step depend on the batch size and the width of the network?
 
     python benchmarks/scaling.py [batches=8,32,128,256] [widths=0.125,0.25,0.5] [batch=128]
                                  [steps=2] [rounds=3] [precision=fp32]
 
-Our step on one process and on two, of the full-size net at several batches, and of narrower nets at
-one ``batch``. Arms take turns; each is compared with one process of the same net and batch in the
-same round. The limit is that of benchmarks/full_step.py: the step's multiplications at the rate of
-a square matrix product. Prints a table and writes results/scaling.json.
+Our step on one process and on two, for the full-size network at several batch sizes and for
+narrower networks at one ``batch``. Variants take turns; each is compared with one process of the
+same width and batch size in the same round. The limit is that of benchmarks/full_step.py: the
+step's multiplications at the rate of a square matrix product. Prints a table and writes
+results/scaling.json.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def main() -> None:
         "processes": "{processes}",
         "images/s": "{images_per_s:.1f}",
         "ratio to one process": "{ratio_to_one_process:.2f}",
-        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
         "in exchanges": "{exchange_pct:.1f}%",
-        "of the limit": "{of_limit_pct:.0f}%",
+        "% of limit": "{of_limit_pct:.0f}%",
     }
     show(f"Our step, {words.precision}, median of {words.rounds} rounds", columns, rows)
-    question = "a step by batch and by width, against one process"
+    question = "a step by batch size and width, compared with one process"
     keep(question, ["torch"], load_before, **vars(words), rows=rows)
 
 

@@ -1,12 +1,12 @@
-"""Which way to share out the net is the fastest here?
+"""Which parallel scheme is fastest on this machine?
 
     python benchmarks/schemes.py [batch=128] [steps=2] [rounds=3] [processes=2] [precision=fp32]
 
-The paper's split, whole replicas (our sum of gradients, and torch's DDP), FSDP2, and convolutions
-by data with fully connected layers by towers ("one weird trick"), each on the full-size net and the
-same global batch; tests/parallel/test_schemes.py shows that they give the same weights. On a
-machine with as many GPUs as processes each takes one. Arms take turns. Prints images/s with ratios
-to the paper's split, and writes results/schemes.json.
+Compares the paper's towers, whole replicas (our gradient sums, and torch's DDP), FSDP2, and data-
+parallel convolutions with fully connected layers split by towers ("one weird trick"), each on the
+full-size network with the same global batch; tests/parallel/test_schemes.py shows that they give
+the same weights. With at least as many GPUs as processes, each process uses one. Variants take
+turns. Prints images/s with ratios to the paper's towers, and writes results/schemes.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOWERS = "towers"
 def time_scheme(
     name: str, processes: int, batch: int, steps: int, precision: str, answer: Path
 ) -> None:
-    """On each process: rank 0 writes images/s after a step that is not counted."""
+    """Runs on each process; rank 0 writes images/s, after a warm-up step."""
     reuse_memory()
     allow_tf32(Precision(precision))
     mesh = init_mesh(1)
@@ -73,7 +73,7 @@ def main() -> None:
         "": "{arm}",
         "images/s": "{images_per_s:.1f}",
         "ratio to towers": "{ratio_to_towers:.2f}",
-        "its range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
+        "range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
     }
     title = f"{words.processes} processes, batch {words.batch}, {words.precision}"
     show(f"{title}, median of {words.rounds} rounds", columns, rows)

@@ -1,11 +1,11 @@
-"""How long is it from the command to the end of the first training step, and where does it go?
+"""How long does a training run take from the command to the end of its first step, and on what?
 
     python benchmarks/startup.py [rounds=3] [batch=128]
 
-`python -m alexnet2012.train` on the full-size net and the embedded photos (prepared before, so that
-they are only read), in one process and in two, by rank 0's clock. The command notes the time where
-its parts begin and changes nothing else. The limit is what nobody who uses torch can go below:
-`python -c "import torch"`, in turns with the others. Prints a table and writes
+Runs `python -m alexnet2012.train` with the full-size network on the embedded photos (prepared
+beforehand), in one process and in two, timed on rank 0. The command records the time at which each
+phase starts and is otherwise unchanged. The lower limit for any program that uses torch is `python
+-c "import torch"`, which takes turns with the others. Prints a table and writes
 results/startup.json.
 """
 
@@ -21,15 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Nothing of ours or of torch's up here: the command imports this file, too.
-STAMPS = "STARTUP_STAMPS"  # the file of them
-PARTS = {  # what is over when a stamp is set
+# No imports of alexnet2012 or torch at the top: the timed command imports this file, too.
+STAMPS = "STARTUP_STAMPS"  # environment variable with the file of time stamps
+PARTS = {  # the phase that ends at each stamp
     "imports": "imports",
     "launch": "configuration",
     "worker": "processes",
     "group": "process group",
-    "trainer": "DALI imported",
-    "net": "net",
+    "trainer": "import of DALI",
+    "net": "model",
     "batch": "first batch",
     "step": "first step",
 }
@@ -56,7 +56,7 @@ def then_stamp(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def train() -> None:
-    """`python -m alexnet2012.train`, with stamps."""
+    """`python -m alexnet2012.train` with time stamps."""
     from alexnet2012 import train as command
 
     stamp("imports")
@@ -87,7 +87,7 @@ def worker(config: Any, run_dir: Path) -> None:
 
 
 def timed_run(folder: Path, mesh: str, batch: int, store: Path) -> dict[str, float]:
-    """Seconds of each part of a run of one step."""
+    """Seconds of each phase of a run of one step."""
     words = (
         f"mesh={mesh}",
         "data=store",
@@ -141,11 +141,11 @@ def main() -> None:
         rows.append(row)
     columns = {"seconds": "{arm}"}
     columns |= {label: f"{{{part}:.2f}}" for part, label in PARTS.items()}
-    columns |= {"together": "{together:.2f}", "of the limit": "{of_limit:.0f}%"}
-    title = "From the command to the first step of the full-size net"
+    columns |= {"total": "{together:.2f}", "% of limit": "{of_limit:.0f}%"}
+    title = "From the command to the first step of the full-size network"
     show(f"{title}, batch {words.batch}, median of {words.rounds}", columns, rows)
     packages = ["torch", "nvidia-dali-cuda130", "hydra-core"]
-    question = "how long a training takes to start"
+    question = "start-up time of a training run"
     keep(question, packages, load_before, **vars(words), rows=rows)
 
 

@@ -1,11 +1,11 @@
-"""Through which of our files does a training step go?
+"""Which of our files does a training step pass through?
 
     python benchmarks/trace_step.py [recipe=paper] [precision=fp32]
 
-Traces one step of a reduced network (one process, CPU; the loader is left out), from the call of
-TrainStep to its return, backward included, and prints each file with its calls, and how often a
-call is in another file than the call before. A reader who follows the step opens that many files,
-and turns a page that often.
+Traces one step of a reduced network (one process, CPU, without the loader), from the call of
+TrainStep to its return, including backward. Prints each file with its number of calls, and how
+often consecutive calls are in different files: a reader who follows the step opens that many files
+and switches between them that often.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IMAGES = 4
 
 
 class Call(NamedTuple):
-    """A function of ours, and the file of the one of ours that called it, if any."""
+    """A called function of the package, its file, and the package file that called it, if any."""
 
     file: str
     function: str
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 
 def traced_step(recipe: str = "paper", precision: str = "fp32") -> list[Call]:
-    """The calls of a step, in order; the steps before it have set everything up."""
+    """The calls of one step, in order, after a warm-up step."""
     size = ModelConfig(width=0.25, input_size=112)
     model = AlexNet(recipe, 10, model=size, mesh=single_process(Device.cpu), precision=precision)
     optimizer = PaperSGD(model, model.recipe.optimizer)
@@ -71,7 +71,7 @@ def traced_step(recipe: str = "paper", precision: str = "fp32") -> list[Call]:
 
 
 def switches(calls: list[Call]) -> int:
-    """How often a call is in another file than the call before."""
+    """How often two consecutive calls are in different files."""
     return sum(a.file != b.file for a, b in pairwise(calls))
 
 

@@ -7,7 +7,7 @@
 # directory, which must be set (docs/faults.md):
 #   MAX_RESTARTS=3 launch/torchrun.sh hydra.run.dir=RUN [overrides]
 set -euo pipefail
-export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # the working directory stays yours
+export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"  # without changing the working directory
 
 per_node=${NPROC_PER_NODE:-2}
 
