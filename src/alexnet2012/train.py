@@ -86,7 +86,7 @@ def _train_with_rank_0s_config(
         check_start(config, run_dir)
         prepare_store(config)
 
-    mesh.first_on_rank_0(check_and_prepare)
+    mesh.watchdog.first_on_rank_0(check_and_prepare)
     os.environ[EVERY_RANK_REPORTS] = "1"  # from now on, an error may occur on one rank only
     train(config, run_dir, mesh)
     if mesh.rank == 0:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.schema import CheckpointConfig, ConfigError
 from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.utils.threads import in_background
 
 
 class CheckpointManager:
@@ -53,7 +52,7 @@ class CheckpointManager:
     def save(self, snapshot: TrainingState) -> None:
         """Start saving; the previous save must have finished. Collective."""
         folder = self._folder / f"step-{snapshot.progress.step:07d}"
-        self._writing = _in_background(lambda: self._write(folder, snapshot))
+        self._writing = in_background(lambda: self._write(folder, snapshot), "checkpoint")
         self.last_step, self._last_due_s = snapshot.progress.step, time.monotonic()
 
     def wait(self) -> None:
@@ -94,19 +93,3 @@ def _best(folders: list[Path]) -> list[Path]:
         if error is not None:
             errors[folder] = error
     return [min(errors, key=errors.__getitem__)] if errors else []
-
-
-def _in_background(work: Callable[[], None]) -> Future[None]:
-    """Run on a daemon thread: a process that exits does not wait for a lost peer."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return future

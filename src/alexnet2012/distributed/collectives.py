@@ -61,17 +61,14 @@ class Communicator:
     def reduce_scatter(self, shards: Sequence[Tensor], layer: str, direction: str) -> Tensor:
         """List of one [...] for each tower → [...]: the sum over towers of this tower's shard."""
         for_peers = [shard for tower, shard in enumerate(shards) if tower != self.tower]
-        single = len(for_peers) == 1
-        to_peers = for_peers[0].contiguous()[None] if single else torch.stack(for_peers)
-        received = self._all_to_all(to_peers, layer, direction)
+        received = self._all_to_all(torch.stack(for_peers), layer, direction)
         total: Tensor = sum(received, shards[self.tower])
         return total
 
     def _all_to_all(self, to_peers: Tensor, layer: str, direction: str) -> Tensor:
         """[T - 1, ...] → [T - 1, ...]: send one tensor to each peer, receive one from each.
 
-        Sends nothing to its own rank: for large maps that is faster than gloo's all_gather and
-        reduce_scatter.
+        Sends nothing to its own rank: for large maps faster than gloo's all_gather, reduce_scatter.
         """
         received = torch.empty_like(to_peers)
         splits = [int(tower != self.tower) for tower in range(self.towers)]
@@ -119,17 +116,13 @@ class _AllGatherToReplicated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (grad_full,) = grads
-        return grad_full[:, ctx.shard.start : ctx.shard.stop], None, None, None, None
+        return grads[0][:, ctx.shard.start : ctx.shard.stop], None, None, None, None
 
 
 def gather_rows(
     x_shard: Tensor, shard: Shard, comm: Communicator, layer: str, direction: str
 ) -> Tensor:
-    """All-gather rows: [shard.size, ...] → [shard.total, ...], without a gradient.
-
-    Uneven shards are padded to the largest.
-    """
+    """All-gather rows, also uneven: [shard.size, ...] → [shard.total, ...], without a gradient."""
     if comm.towers == 1:
         return x_shard.clone(memory_format=torch.contiguous_format)
     padded = x_shard.new_zeros((padded_shard_size(shard.total, comm.towers), *x_shard.shape[1:]))
@@ -142,8 +135,7 @@ def all_gather_to_sharded(x_shard: Tensor, comm: Communicator, layer: str) -> Te
     """Gather the activations that a sharded layer reads.
 
     Forward (all-gather): [N, c, ...] → [N, C, ...], tower 0's channels first.
-    Backward (reduce-scatter): [N, C, ...] → [N, c, ...], the gradient of this tower's channels
-    summed over towers.
+    Backward (reduce-scatter): [N, C, ...] → [N, c, ...], summed over towers.
     """
     if comm.towers == 1:
         return x_shard
@@ -159,10 +151,9 @@ def all_gather_to_replicated(x_shard: Tensor, comm: Communicator, layer: str, to
     """
     if comm.towers == 1:
         return x_shard
-    result: Tensor = _AllGatherToReplicated.apply(  # type: ignore[no-untyped-call]
-        x_shard, comm, layer, total, direction()
-    )
-    return result
+    arguments = x_shard, comm, layer, total, direction()
+    x: Tensor = _AllGatherToReplicated.apply(*arguments)  # type: ignore[no-untyped-call]
+    return x
 
 
 def direction() -> str:

@@ -20,14 +20,13 @@ def gather_results(
 ) -> list[Value]:
     """Run ``work`` on every rank and return all results, rank 0's first. Collective.
 
-    If ``work`` raises on any rank, every rank raises that error. ``group``: use this process group
-    instead of the default one, without a flight record; needed on threads other than the main one.
+    An error of any rank is raised on all. Threads other than the main one need a ``group`` of their
+    own, which has no flight record.
     """
     if mesh.world_size == 1:
         return [work()]
-    result: tuple[Value | None, Exception | None]
     try:
-        result = work(), None
+        result: tuple[Value | None, Exception | None] = work(), None
     except (OSError, ConfigError, RunError) as error:
         result = None, error
     if group is None:
@@ -59,9 +58,8 @@ class ControlFlags(NamedTuple):
 class FlagSync:
     """Combines the control flags of all ranks by an asynchronous all-reduce (max) at each step.
 
-    The all-reduce overlaps with the next step, so no rank waits for it and all ranks see the same
-    flags at the same step, one step late. It always uses gloo, which runs it on its own threads,
-    even where the towers use NCCL.
+    It overlaps with the next step, so no rank waits for it and all ranks see the same flags at the
+    same step, one step late. It always uses gloo, which has threads of its own.
     """
 
     def __init__(self, mesh: Mesh, timeout_s: int) -> None:

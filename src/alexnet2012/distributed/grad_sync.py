@@ -25,8 +25,8 @@ class GradientSync:
                 parameter.register_post_accumulate_grad_hook(self._start)
 
     def _start(self, parameter: Tensor) -> None:
-        group = self._mesh.data_group
-        self._pending.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
+        work = dist.all_reduce(parameter.grad, group=self._mesh.data_group, async_op=True)
+        self._pending.append(work)
 
     def wait(self) -> None:
         """Wait until every ``grad`` is the sum over replicas. Collective, after each backward."""
@@ -36,9 +36,3 @@ class GradientSync:
             for work in self._pending:
                 work.wait()
         self._pending.clear()
-
-    def reduce_loss(self, loss: Tensor) -> Tensor:
-        """The loss summed over replicas, as a new tensor. Collective."""
-        total = loss.clone()  # the towers of one replica hold the same loss: no sum over towers
-        self._mesh.sum_over_replicas([total], "loss")
-        return total

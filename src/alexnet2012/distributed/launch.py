@@ -46,14 +46,10 @@ LOST_PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "Br
 
 
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
-    """Run ``worker(*args)`` in ``processes`` new processes with ranks, as torchrun does.
+    """Run ``worker(*args)``, a module-level function, in ``processes`` new processes with ranks.
 
-    ``worker`` must be a module-level function. With one process it runs in the calling process.
-    When one process fails, the others are terminated.
-
-    Raises:
-        ConfigError: a process raised one.
-        RunError: a process failed; the message names its rank.
+    A single process is the calling one. When one process fails, the others are terminated, and this
+    raises its ConfigError, or a RunError that names its rank.
     """
     if processes == 1:
         try:
@@ -76,9 +72,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
                 _guarded,
                 args=dict.fromkeys(ranks, (worker, folder, *args)),
                 envs={rank: rank_env(rank, processes, rendezvous_file) for rank in ranks},
-                logs_specs=DefaultLogsSpecs(
-                    log_dir=folder
-                ),  # torch leaves its default folder behind
+                logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch leaves its default behind
                 start_method=START_METHOD,
             )
             codes = _exit_codes(context)
@@ -134,8 +128,7 @@ def exit_with_parent() -> None:
 
 def die_with_parent() -> None:
     """Have the kernel send SIGKILL to this process when its parent dies."""
-    set_parent_death_signal = 1  # sys/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of sys/prctl.h
 
 
 def _failure(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
@@ -143,8 +136,7 @@ def _failure(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
     failures = read_failures(folder)
     for failure in failures:
         if failure.config_error:
-            key, value, remedy = failure.config_error
-            return ConfigError(key, value, remedy)
+            return ConfigError(*failure.config_error)
     lost = [(failure.text, failure.lost) for failure in failures if failure.lost]
     # A waiting rank may have been terminated before it could write its report.
     diagnosis, ranks = lost[0] if lost else (_diagnosis(folder, list(codes)), list(codes))
@@ -171,25 +163,18 @@ def _diagnosis(folder: Path, failed: Sequence[int]) -> str:
 
 
 def _exit(code: int) -> str:
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"exited with code {code}"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 def set_threads(local_processes: int) -> None:
     """Give torch this process's share of the CPU cores of this machine."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local_processes))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
 
 
 def reuse_memory() -> None:
-    """Keep freed memory in the process. Has an effect with glibc only.
-
-    By default glibc returns large blocks to the system at once, so that every activation pays for
-    fresh pages.
-    """
+    """Keep freed memory in the process: by default glibc makes activations pay for fresh pages."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    if hasattr(libc, "mallopt"):  # glibc
         trim_threshold, mmap_max = -1, -4  # malloc.h
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -88,13 +87,6 @@ class Mesh:
         if self.world_size > 1:
             dist.barrier()
 
-    def first_on_rank_0(self, work: Callable[[], None]) -> None:
-        """Run ``work()`` on rank 0, without a time limit, while the others wait. Collective."""
-        if self.world_size > 1:
-            self.watchdog.first_on_rank_0(work)
-        else:
-            work()
-
     def sum_over_replicas(self, tensors: Iterable[Tensor], name: str) -> None:
         """All-reduce each tensor over the replicas, in place. Collective."""
         if self.data_group is None:
@@ -106,18 +98,14 @@ class Mesh:
     def check_same(
         self, name: str, value: dict[str, Any], remedy: str, *, within_replica: bool
     ) -> None:
-        """Check that ranks hold equal values; raises the same error on every rank. Collective.
-
-        ``within_replica``: compare the towers of each replica only.
+        """Check that ranks, or only those ``within_replica``, hold equal values. Collective.
 
         Raises:
-            RunError: names the rank, the key and both values.
+            RunError: the same on every rank; names the rank, the key and both values.
         """
-        if self.world_size == 1:
-            return
         values = self.gather_objects(value, name)
         size = self.towers if within_replica else self.world_size
-        for rank in range(self.world_size):
+        for rank in range(1, self.world_size):
             first = rank - rank % size
             for key, expected, other in _differences(values[first], values[rank]):
                 difference = f"{key} is {other} on rank {rank} and {expected} on rank {first}"
@@ -132,12 +120,7 @@ class Mesh:
     def __enter__(self) -> Mesh:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Close the mesh; after an error only mark this rank as failed, so its process must exit.
 
         NCCL would wait in ``destroy_process_group`` for peers that wait for this rank.
@@ -150,10 +133,7 @@ class Mesh:
 
 def single_process(device: Device = Device.auto) -> Mesh:
     """A mesh of one process."""
-    torch_device = _device(device, 0, current_process().local_world_size)
-    if torch_device.type == "cuda":
-        torch.cuda.set_device(torch_device)
-    return Mesh(torch_device)
+    return Mesh(_select_device(device, 0, current_process().local_world_size))
 
 
 def init_mesh(
@@ -174,14 +154,12 @@ def init_mesh(
         ConfigError: the world size is no multiple of ``towers``, or the device is missing.
         RunError: the other ranks could not be reached.
     """
-    kind, timeout, process = Device(device), timedelta(seconds=timeout_s), joining_process()
-    if process.world_size == 1:
-        return single_process(kind)
-    rank, world_size, watchdog = process.rank, process.world_size, None
+    timeout, process = timedelta(seconds=timeout_s), joining_process()
+    rank, world_size, watchdog = process.rank, process.world_size, Watchdog(process.rank)
+    if world_size == 1:
+        return single_process(Device(device))
     check_world_size(world_size, towers)
-    torch_device = _device(kind, process.local_rank, process.local_world_size)
-    if torch_device.type == "cuda":
-        torch.cuda.set_device(torch_device)
+    torch_device = _select_device(Device(device), process.local_rank, process.local_world_size)
     if not dist.is_initialized():
         backend = "nccl" if torch_device.type == "cuda" else "gloo"
         store = join_store(process, timeout_s)
@@ -196,22 +174,11 @@ def init_mesh(
     names = ("data", "tower")
     device_mesh = DeviceMesh.from_group(groups, torch_device.type, mesh=ranks, mesh_dim_names=names)
     replica, tower = divmod(rank, towers)
-    return Mesh(
-        torch_device,
-        world_size // towers,
-        replica,
-        towers,
-        tower,
-        device_mesh,
-        watchdog or Watchdog(rank),
-    )
+    return Mesh(torch_device, world_size // towers, replica, towers, tower, device_mesh, watchdog)
 
 
 def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """Create a group for each row of ``ranks``; returns this rank's.
-
-    torch's ``init_device_mesh`` takes no timeout.
-    """
+    """Create a group for each row of ``ranks``; ``init_device_mesh`` takes no timeout."""
     if len(ranks) == 1:
         assert dist.group.WORLD is not None
         return dist.group.WORLD
@@ -234,11 +201,7 @@ def setup_logging(rank: int) -> None:
 
 
 def uses_gpus(kind: Device, local_processes: int) -> bool:
-    """Whether the processes of this machine use its GPUs: each has one of its own, or none has.
-
-    Raises:
-        ConfigError: ``kind`` is cuda and too few GPUs are visible.
-    """
+    """Whether each process of this machine uses a GPU; ConfigError if cuda lacks GPUs."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind is Device.cuda and count < local_processes:
         remedy = f"{_gpu_shortage(count, local_processes)}; use cpu or fewer processes"
@@ -263,10 +226,11 @@ def _gpu_shortage(count: int, local_processes: int) -> str:
     return f"{needed}, {count} {'is' if count == 1 else 'are'} visible"
 
 
-def _device(kind: Device, local_rank: int, local_processes: int) -> torch.device:
-    if uses_gpus(kind, local_processes):
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
+def _select_device(kind: Device, local_rank: int, local_processes: int) -> torch.device:
+    if not uses_gpus(kind, local_processes):
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def _differences(

@@ -15,7 +15,6 @@ TORCHRUN = "TORCHELASTIC_RUN_ID"
 RENDEZVOUS_FILE = "ALEXNET2012_RENDEZVOUS_FILE"  # rendezvous of the ranks of one machine
 # Processes per machine of a run that is checked before torchrun starts it.
 LOCAL_PROCESSES = "ALEXNET2012_LOCAL_PROCESSES"
-LOOPBACK = "lo"
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,7 @@ def current_process() -> ProcessInfo:
 
 
 def joining_process() -> ProcessInfo:
-    """Rank of a process that joins explicitly: any launcher may have set the variables (mpirun).
-
-    Raises:
-        ConfigError: WORLD_SIZE is above 1 and RANK or LOCAL_RANK is missing.
-    """
+    """Rank of a process that joins explicitly: any launcher may have set the variables (mpirun)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ProcessInfo()
     for key in ("RANK", "LOCAL_RANK"):
@@ -57,11 +52,7 @@ def joining_process() -> ProcessInfo:
 
 
 def require_env(key: str) -> str:
-    """Value of an environment variable that a process group needs.
-
-    Raises:
-        ConfigError: the variable is not set.
-    """
+    """Value of an environment variable that a process group needs; ConfigError if not set."""
     if value := os.environ.get(key):
         return value
     size = os.environ.get("WORLD_SIZE")
@@ -78,8 +69,8 @@ def rank_env(rank: int, processes: int, rendezvous_file: str) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(processes),
         RENDEZVOUS_FILE: rendezvous_file,
         # By default both bind to the address of the host name, which may not resolve.
-        "GLOO_SOCKET_IFNAME": LOOPBACK,
-        "NCCL_SOCKET_IFNAME": LOOPBACK,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
     }
 
 

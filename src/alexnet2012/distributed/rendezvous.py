@@ -7,7 +7,7 @@ Ranks of several machines connect over the network, to the address given by torc
 from __future__ import annotations
 
 import os
-import threading
+from concurrent.futures import wait
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -19,44 +19,30 @@ from alexnet2012.distributed.process_env import (
     launched_process,
     require_env,
 )
+from alexnet2012.utils.threads import in_background
 
 # Limit without a launcher: the variables may be left over from another job.
 NO_LAUNCHER_TIMEOUT_S = 60
 
 
 def join_store(process: ProcessInfo, timeout_s: float) -> dist.Store:
-    """The store that all ranks share; returns once every rank has joined.
+    """The store that all ranks share; RunError if a rank does not join within ``timeout_s``.
 
     Joins on a thread: torch's wait ignores signals and may exceed its timeout.
-
-    Raises:
-        RunError: a rank did not join within ``timeout_s``, or within
-            :data:`NO_LAUNCHER_TIMEOUT_S` if no launcher started this process.
     """
     limit_s = timeout_s if launched_process() else min(timeout_s, NO_LAUNCHER_TIMEOUT_S)
-    if RENDEZVOUS_FILE in os.environ:
-        where = "on this machine"
-    else:
-        where = (
-            f"at MASTER_ADDR={require_env('MASTER_ADDR')}, MASTER_PORT={require_env('MASTER_PORT')}"
-        )
-    results: list[dist.Store | Exception] = []
-
-    def join() -> None:
-        try:
-            results.append(_store(process, timedelta(seconds=limit_s)))
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=join, name="rendezvous", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    result = results[0] if results else None
-    if isinstance(result, dist.Store):
-        result.set_timeout(timedelta(seconds=timeout_s))
-        return result
+    where = "on this machine"
+    if RENDEZVOUS_FILE not in os.environ:
+        address, port = (f"{key}={require_env(key)}" for key in ("MASTER_ADDR", "MASTER_PORT"))
+        where = f"at {address}, {port}"
+    joining = in_background(lambda: _store(process, timedelta(seconds=limit_s)), "rendezvous")
+    done, _ = wait([joining], limit_s)
+    error = joining.exception() if done else None
+    if done and error is None:
+        joining.result().set_timeout(timedelta(seconds=timeout_s))
+        return joining.result()
     message = f"rank {process.rank} of {process.world_size} could not connect to the other ranks"
-    why = f" within {limit_s:.0f} s" if result is None else f": {str(result).splitlines()[0]}"
+    why = f" within {limit_s:.0f} s" if error is None else f": {str(error).splitlines()[0]}"
     remedy = "" if launched_process() else "; unset WORLD_SIZE to run one process"
     raise RunError(f"{message} {where}{why}{remedy}")
 

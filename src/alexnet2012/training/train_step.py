@@ -34,7 +34,6 @@ class TrainStep:
 
     def __init__(self, model: AlexNet, optimizer: PaperSGD, *, gather_logits: bool = True) -> None:
         self.model, self.optimizer, self.gather_logits = model, optimizer, gather_logits
-        self._data_parallel = model.mesh.replicas > 1
         self._grad_sync = GradientSync(model, model.mesh)
         self._run = self._forward_backward
         if model.mesh.device.type == "cuda":
@@ -45,9 +44,10 @@ class TrainStep:
         """Train on one batch; the weights are unchanged if the global loss is not finite."""
         loss, errors = self._run(batch.images, batch.labels, batch.rows)
         global_loss = loss
-        if self._data_parallel:
+        if self.model.mesh.replicas > 1:
             self._grad_sync.wait()
-            global_loss = self._grad_sync.reduce_loss(loss)
+            global_loss = loss.clone()  # not summed over towers: theirs are equal
+            self.model.mesh.sum_over_replicas([global_loss], "loss")
         numbers = start_copy_to_host(global_loss, loss, errors)
         self.optimizer.step(loss=global_loss)  # enqueued on a GPU before the host has read the loss
         return StepOutput(*numbers())
@@ -60,8 +60,8 @@ class TrainStep:
         if self.gather_logits:
             loss, errors = loss_and_errors(model(images, rows), labels)
         else:
-            logits_shard = model.logits_shard(model.features(images, rows))
-            loss, errors = split_loss_and_errors(logits_shard, labels, model.fc8.rows, model.comm)
+            logits = model.logits_shard(model.features(images, rows))
+            loss, errors = split_loss_and_errors(logits, labels, model.fc8.rows, model.comm)
         model.zero_grad()
         (loss / rows.total).backward()  # of the global batch: replicas with fewer rows weigh less
         return loss.detach(), errors
@@ -75,10 +75,7 @@ def keep_gradients_in_bf16(model: AlexNet) -> None:
 
 
 def start_copy_to_host(*numbers: Tensor) -> Callable[[], list[float]]:
-    """Start an asynchronous copy of scalars to the host; the returned function waits for it.
-
-    It does not wait for GPU work that is enqueued after this call.
-    """
+    """Start copying scalars to the host; the returned function waits only for that copy."""
     stacked = torch.stack([number.double() for number in numbers])
     if not stacked.is_cuda:
         return stacked.tolist

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from alexnet2012.distributed.watchdog.flight_recorder import FlightEntry, FlightRecord
 
-SAME_CODE = "check that both ranks run the same code"
-
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -19,39 +17,33 @@ class Diagnosis:
 
 @dataclass
 class RankRecord:
-    """A rank and its flight record.
-
-    ``stale``: the rank is a tower on another machine, so its record may be a second old.
-    """
+    """A rank and its flight record."""
 
     rank: int
     record: FlightRecord
-    stale: bool = field(default=False, kw_only=True)
+    stale: bool = field(default=False, kw_only=True)  # up to a second old: on another machine
 
 
 def out_of_step(first: RankRecord, second: RankRecord) -> Diagnosis | None:
     """The first collective on which two towers disagree, or None."""
     for entry in first.record.exchanges():
         other = second.record.at(entry.number)
-        if other is not None and not entry.matches(other):
+        if other is not None and entry[:5] != other[:5]:
             return _mismatch((first, entry), (second, other))
     return None
 
 
 def exited(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
-    """Diagnosis for a rank whose process has ended or has left the run."""
     return Diagnosis(f"rank {lost.rank} exited: it {_position(waiting, lost)}", [lost.rank])
 
 
 def silent(waiting: RankRecord, lost: RankRecord, silent_s: float) -> Diagnosis:
-    """Diagnosis for a rank whose watchdog has stopped beating."""
     symptom = f"rank {lost.rank} has shown no sign of life for {silent_s:g} s"
     cause = "it was stopped, or its machine is down"
     return Diagnosis(f"{symptom} ({cause}): it {_position(waiting, lost)}", [lost.rank])
 
 
 def late(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
-    """Diagnosis for a rank that is alive but does not reach the collective."""
     position = _position(waiting, lost, alive=True)
     remedy = f"if rank {lost.rank} is expected to be slow, raise mesh.timeout_s"
     return Diagnosis(f"rank {lost.rank} is alive but {position}; {remedy}", [lost.rank])
@@ -65,11 +57,9 @@ def _position(waiting: RankRecord, lost: RankRecord, *, alive: bool = False) -> 
         last = waiting.record.at(expected.number - 1)
     if last is not None and not last.ended:
         return f"{'is still' if alive else 'was'} in {_at(last)}"
-    history = (
-        f"rank {lost.rank} had run no collective"
-        if last is None
-        else f"rank {lost.rank}'s last collective was {_at(last)}"
-    )
+    history = f"rank {lost.rank} had run no collective"
+    if last is not None:
+        history = f"rank {lost.rank}'s last collective was {_at(last)}"
     if expected is None or expected.ended:
         return f"{'has' if alive else 'had'} no rank waiting for it; {history}"
     reached = "has not reached" if alive else "did not reach"
@@ -83,12 +73,10 @@ def _at(exchange: FlightEntry) -> str:
 def _mismatch(
     first: tuple[RankRecord, FlightEntry], second: tuple[RankRecord, FlightEntry]
 ) -> Diagnosis:
-    ranks = [first[0].rank, second[0].rank]
     for (regular, expected), (skipping, called) in ((first, second), (second, first)):
         # A rank is right if it calls what followed the preceding collective last time.
-        if expected.name != called.name and expected.name == _usual(
-            regular.record, expected.number
-        ):
+        usual = _usual(regular.record, expected.number)
+        if called.name != expected.name == usual:
             text = f"rank {skipping.rank} skipped {_at(expected)} and called {_at(called)}"
             return Diagnosis(text, [skipping.rank])
     (one, entry), (two, other) = first, second
@@ -97,7 +85,7 @@ def _mismatch(
         text += f", rank {two.rank} sends {other.sent_bytes} bytes"
     else:
         text = f"rank {one.rank} called {_at(entry)}, rank {two.rank} called {_at(other)}"
-    return Diagnosis(f"{text}; {SAME_CODE}", ranks)
+    return Diagnosis(f"{text}; check that both ranks run the same code", [one.rank, two.rank])
 
 
 def _usual(record: FlightRecord, number: int) -> str | None:

@@ -29,7 +29,7 @@ class LostPeerError(RunError):
         self.ranks = ranks
 
 
-@dataclass(frozen=True)
+@dataclass
 class Failure:
     """The failure report of one rank."""
 
@@ -41,17 +41,15 @@ class Failure:
 
 def write_failure(error: BaseException, rank: int | None = None) -> int:
     """Write this process's failure report; returns its exit code."""
+    rank = current_process().rank if rank is None else rank
     text = str(error) if isinstance(error, RunError) else "".join(traceback.format_exception(error))
-    failure = Failure(
-        rank=current_process().rank if rank is None else rank,
-        text=text.strip(),
-        config_error=[error.key, str(error.value), error.remedy]
-        if isinstance(error, ConfigError)
-        else None,
-        lost=error.ranks if isinstance(error, LostPeerError) else None,
-    )
+    failure = Failure(rank, text.strip())
+    if isinstance(error, ConfigError):
+        failure.config_error = [error.key, str(error.value), error.remedy]
+    elif isinstance(error, LostPeerError):
+        failure.lost = error.ranks
     if folder := os.environ.get(FAILURES_DIR):
-        path = Path(folder, f"{failure.rank}.json")
+        path = Path(folder, f"{rank}.json")
         path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
         path.with_suffix(".writing").replace(path)
     else:

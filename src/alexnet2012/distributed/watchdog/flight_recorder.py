@@ -17,12 +17,8 @@ _ENTRY = struct.Struct("<QQQ32s16sdd")
 _MATCHING, _ENDED = 72, 80  # offsets in an entry: end of the fields equal on all ranks, end time
 SIZE = _HEAD.size + KEPT * _ENTRY.size
 # The collective that towers run, by direction; elsewhere the direction is the collective itself.
-_TOWER_COLLECTIVES = {
-    "forward": "all-gather",
-    "backward": "reduce-scatter",
-    "inference": "all-gather",
-    "input": "all-gather",
-}
+_TOWER_COLLECTIVES = dict.fromkeys(("forward", "inference", "input"), "all-gather")
+_TOWER_COLLECTIVES["backward"] = "reduce-scatter"
 
 
 class FlightEntry(NamedTuple):
@@ -44,10 +40,6 @@ class FlightEntry(NamedTuple):
             return f"{self.direction} {self.layer}"
         operand = self.layer if self.layer == self.direction else f"{self.layer} {self.direction}"
         return f"{collective} {operand}"
-
-    def matches(self, other: FlightEntry) -> bool:
-        """Whether two ranks are in the same collective."""
-        return self[:5] == other[:5]
 
 
 class FlightRecord:
@@ -83,7 +75,6 @@ class FlightRecord:
 
     @property
     def begun(self) -> int:
-        """Number of exchanges begun."""
         return self._head(0)
 
     @property

@@ -29,11 +29,16 @@ class Peer(RankRecord):
     @classmethod
     def at(cls, address: dict[str, Any], rank: int, *, same_replica: bool) -> Peer:
         """The rank that published ``address``, as :func:`address` returns it."""
-        pid, started, fd = (address[key] for key in ("pid", "started", "fd"))
+        pid = address["pid"]
         same_machine = address["machine"] == _machine()
-        record = FlightRecord(_map_record(pid, fd) if same_machine else bytearray(SIZE))
+        memory: mmap.mmap | None = None
+        if same_machine:
+            with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
+                memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
         stale = same_replica and not same_machine
-        return cls(rank, record, same_replica, same_machine, pid, started, stale=stale)
+        return cls(
+            rank, FlightRecord(memory), same_replica, same_machine, pid, started, stale=stale
+        )
 
     def dead(self) -> bool:
         """Whether the process has ended; known with certainty on the same machine only."""
@@ -56,11 +61,6 @@ def address(fd: int) -> dict[str, Any]:
     """How peers find this process and its flight record, which is open as ``fd``."""
     pid = os.getpid()
     return {"pid": pid, "started": _start_time(pid), "machine": _machine(), "fd": fd}
-
-
-def _map_record(pid: int, fd: int) -> mmap.mmap:
-    with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
-        return mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
 
 
 def _start_time(pid: int) -> str:

@@ -15,12 +15,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
@@ -47,7 +46,7 @@ from alexnet2012.distributed.watchdog.peers import BEAT_INTERVAL_S, Peer, addres
 
 STORE_TIMEOUT_S = 2.0  # the store may be on the rank that has stopped
 DIAGNOSE_WITHIN_S = 5.0  # after a collective has failed, the cause shows up within this time
-LATE_FRACTION = 0.95  # of timeout_s: just before torch ends the process that waits
+LATE_FRACTION = 0.95  # of timeout_s: before NCCL ends the process without naming the late rank
 GRACE_S = 10.0  # for a rank to exit by itself once it has raised the diagnosis
 VERDICT = "verdict"  # key in the store
 RECORDS = "flight.json"  # in the run directory
@@ -65,7 +64,6 @@ class Watchdog:
         self._closed = threading.Event()
         self._reporting = threading.Lock()
         self._reported: LostPeerError | None = None
-        self._recorded_exchange = _RecordedExchange(self)
 
     @classmethod
     def start(
@@ -80,7 +78,10 @@ class Watchdog:
         """Find the other ranks through ``store`` and start watching them. Collective."""
         self = cls(rank)
         self._store, self._stall_s, self._timeout_s = store, stall_s, timeout_s
-        fd = _record_file(rank)
+        if folder := os.environ.get(FAILURES_DIR):  # our launcher reads the record there
+            fd = os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
+        else:
+            fd = os.memfd_create("alexnet2012")
         os.ftruncate(fd, SIZE)
         self.this_rank.record.memory = mmap.mmap(fd, SIZE)
         store.set(f"rank{rank}", json.dumps(address(fd)))
@@ -96,7 +97,8 @@ class Watchdog:
     def __deepcopy__(self, memo: dict[int, Any]) -> Watchdog:
         return self  # a copy of a model lives in the same process
 
-    def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> _RecordedExchange:
+    @contextmanager
+    def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> Iterator[None]:
         """Context manager around a collective: ``with watchdog.exchange("conv3", "forward"):``.
 
         Raises:
@@ -111,7 +113,16 @@ class Watchdog:
                 and (diagnosis := self._find_mismatch())
             ):
                 raise self._report(diagnosis)
-        return self._recorded_exchange
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            cause = self.explain(error)
+            if cause is error or not isinstance(error, RuntimeError):
+                raise
+            raise cause from error
+        record.end()
 
     def explain(self, error: Exception) -> Exception:
         """The reported cause of a failed collective; ``error`` itself if no rank is at fault."""
@@ -136,7 +147,8 @@ class Watchdog:
         if self.this_rank.rank == 0:
             work()
         if self._store is None:
-            dist.barrier()
+            if dist.is_initialized():
+                dist.barrier()
         elif self.this_rank.rank == 0:
             self._store.set("worked", "")
         else:
@@ -159,7 +171,8 @@ class Watchdog:
                 self._send()
                 self._receive()
             except RuntimeError:  # the store is gone, and the records of other machines with it
-                if not self._in_collective():
+                last = self.this_rank.record.last()
+                if last is None or last.ended:
                     continue
             # Capped: this process may itself have been stopped meanwhile, with all the others.
             limit_s = STORE_TIMEOUT_S + 2 * BEAT_INTERVAL_S
@@ -167,13 +180,7 @@ class Watchdog:
             checked_at = time.monotonic()
             for peer in self.peers:
                 peer.update(elapsed_s, self.this_rank.record.begun)
-            checks = (
-                self._published,
-                self._find_mismatch,
-                self._find_exited,
-                self._find_silent,
-                self._find_late,
-            )
+            checks = (self._published, self._find_mismatch, self._find_exited, self._find_slow)
             if diagnosis := next(filter(None, (check() for check in checks)), None):
                 self._end_process(diagnosis)
 
@@ -209,7 +216,6 @@ class Watchdog:
         return diagnosis, True
 
     def _published(self) -> Diagnosis | None:
-        """The diagnosis that a rank has published, if any."""
         with suppress(RuntimeError):
             if self._store is not None and self._store.check([VERDICT]):
                 return Diagnosis(**json.loads(self._store.get(VERDICT))[1])
@@ -236,22 +242,14 @@ class Watchdog:
                 return exited(self.this_rank, peer)
         return None
 
-    def _find_late(self) -> Diagnosis | None:
-        """Fires before NCCL's timeout, which ends the process without naming the late rank."""
+    def _find_slow(self) -> Diagnosis | None:
+        for peer in self.peers:
+            if peer.silent_s >= self._stall_s and not peer.record.closed:
+                return silent(self.this_rank, peer, self._stall_s)
         for peer in self.peers:
             if peer.behind_s >= LATE_FRACTION * self._timeout_s:
                 return late(self.this_rank, peer)
         return None
-
-    def _find_silent(self) -> Diagnosis | None:
-        for peer in self.peers:
-            if peer.silent_s >= self._stall_s and not peer.record.closed:
-                return silent(self.this_rank, peer, self._stall_s)
-        return None
-
-    def _in_collective(self) -> bool:
-        last = self.this_rank.record.last()
-        return last is not None and not last.ended
 
     def _send(self) -> None:
         if self._store is not None and not all(peer.same_machine for peer in self.peers):
@@ -272,33 +270,3 @@ class Watchdog:
         text = json.dumps({"verdict": diagnosis.text, "exchanges": entries}, indent=1)
         with suppress(OSError):
             (self.folder / RECORDS).write_text(text + "\n", encoding="utf-8")
-
-
-class _RecordedExchange:
-    """Context of a collective that the flight record has already begun."""
-
-    def __init__(self, watchdog: Watchdog) -> None:
-        self._watchdog = watchdog
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._watchdog.this_rank.record.end()
-        elif isinstance(error, Exception) and not isinstance(error, RunError):
-            cause = self._watchdog.explain(error)
-            if cause is not error and isinstance(error, RuntimeError):
-                raise cause from error
-
-
-def _record_file(rank: int) -> int:
-    """File for the flight record: in our launcher's folder, else anonymous memory."""
-    if folder := os.environ.get(FAILURES_DIR):
-        return os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
-    return os.memfd_create("alexnet2012")
