@@ -31,14 +31,12 @@ class Peer(RankRecord):
         """The rank that published ``address``, as :func:`address` returns it."""
         pid = address["pid"]
         same_machine = address["machine"] == _machine()
-        memory: mmap.mmap | None = None
+        record, stale = FlightRecord(), same_replica and not same_machine
         if same_machine:
-            with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
-                memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
-        stale = same_replica and not same_machine
-        return cls(
-            rank, FlightRecord(memory), same_replica, same_machine, pid, started, stale=stale
-        )
+            with open(f"/proc/{pid}/fd/{address['fd']}", "rb") as file:
+                record.memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
+        started = address["started"]
+        return cls(rank, record, same_replica, same_machine, pid, started, stale=stale)
 
     def dead(self) -> bool:
         """Whether the process has ended; known with certainty on the same machine only."""
