@@ -40,7 +40,6 @@ complete -o nospace -o default -F _alexnet2012 python python3 alexnet2012
 
 
 def script() -> str:
-    """The function that bash calls at a Tab."""
     modules = " ".join(command.module for command in COMMANDS.values())
     return SCRIPT.replace("MODULES", modules).replace("NAMES", " ".join(COMMANDS))
 
@@ -51,27 +50,27 @@ def completions(name: str, line: str) -> list[str]:
     if command is None or command.schema is None:
         return []
     *before, last = line.split(" ")
-    words = [word for word in before if "=" in word]
+    words = [*(word for word in before if "=" in word), last]
     ConfigStore.instance().store(name=f"{command.config}_schema", node=command.schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         bash = BashCompletion(GlobalHydra.instance().config_loader())
         try:
-            return bash._query(command.config, " ".join([*words, last]))
+            return bash._query(command.config, " ".join(words))
         except Exception:  # a word before it is wrong
             return []
 
 
 def main() -> None:
-    if not sys.argv[1:]:
+    words = sys.argv[1:]
+    if not words:
         sys.stdout.write(script())
-        return
-    if len(sys.argv) != 3:
-        asked = bool({"-h", "--help"} & {*sys.argv[1:]})
+    elif len(words) == 2:
+        sys.stdout.writelines(f"{word}\n" for word in completions(*words))
+    else:
+        asked = bool({"-h", "--help"} & {*words})
         (sys.stdout if asked else sys.stderr).write(f"{__doc__}")
         sys.exit(0 if asked else 2)
-    name, line = sys.argv[1:]
-    sys.stdout.writelines(f"{found}\n" for found in completions(name, line))
 
 
 if __name__ == "__main__":

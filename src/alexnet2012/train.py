@@ -32,14 +32,12 @@ def run(config: TrainConfig, run_dir: Path) -> None:
     if config.resume == AUTO and is_finished(config, run_dir):
         print(f"run directory: {run_dir}: already finished, left unchanged")
         return
-    check_start(config, run_dir)
-    prepare_store(config)
+    _check_and_prepare(config, run_dir)
     launch(worker, config.mesh.processes, config, run_dir)
     print(f"run directory: {run_dir}")
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
-    """One rank of a run that :func:`run` started."""
     with _mesh(config) as mesh:
         train(config, run_dir, mesh)
 
@@ -48,9 +46,8 @@ def _mesh(config: TrainConfig) -> Mesh:
     mesh = config.mesh
     if mesh.processes == 1:  # whatever RANK and the like a job system has set
         return single_process(mesh.device)
-    return init_mesh(
-        mesh.towers, device=mesh.device, timeout_s=mesh.timeout_s, stall_s=mesh.stall_s
-    )
+    limits = {"timeout_s": mesh.timeout_s, "stall_s": mesh.stall_s}
+    return init_mesh(mesh.towers, device=mesh.device, **limits)
 
 
 def torchrun_worker() -> None:
@@ -61,10 +58,8 @@ def torchrun_worker() -> None:
         remedy = "flags do not work under torchrun; to sweep, use alexnet2012 train -m"
         raise ConfigError("arguments", flags[0], remedy)
     _check_restarts(overrides)
-    world_size = current_process().world_size
-    config, run_dir = compose_config(
-        "train", TrainConfig, [*overrides, f"mesh.processes={world_size}"]
-    )
+    words = [*overrides, f"mesh.processes={current_process().world_size}"]
+    config, run_dir = compose_config("train", TrainConfig, words)
     with _mesh(config) as mesh:
         _train_with_rank_0s_config(mesh, config, run_dir, overrides)
 
@@ -81,12 +76,7 @@ def _train_with_rank_0s_config(
         if mesh.rank == 0:
             print(f"run directory: {run_dir}: already finished, left unchanged")
         return
-
-    def check_and_prepare() -> None:
-        check_start(config, run_dir)
-        prepare_store(config)
-
-    mesh.watchdog.first_on_rank_0(check_and_prepare)
+    mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
     os.environ[EVERY_RANK_REPORTS] = "1"  # from now on, an error may occur on one rank only
     train(config, run_dir, mesh)
     if mesh.rank == 0:
@@ -121,12 +111,9 @@ def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
         gc.collect()  # DALI pipelines are in reference cycles: a sweep would accumulate them
 
 
-def prepare_store(config: TrainConfig) -> None:
-    """Prepare the store that a run reads, unless it exists.
-
-    Raises:
-        ConfigError: the store was made from another source.
-    """
+def _check_and_prepare(config: TrainConfig, run_dir: Path) -> None:
+    """Check the configuration, and prepare the store that the run reads unless it exists."""
+    check_start(config, run_dir)
     map_sizes(config.recipe, config.model.input_size)  # fails early, before images are prepared
     data = config.data
     if data.source is not None:
@@ -137,8 +124,7 @@ def prepare_store(config: TrainConfig) -> None:
 def check(overrides: list[str]) -> None:
     """Everything before training: validate the configuration, prepare the store."""
     config, run_dir = compose_config("train", TrainConfig, overrides)
-    check_start(config, run_dir)
-    prepare_store(config)
+    _check_and_prepare(config, run_dir)
     mesh = single_process(Device.cpu)
     store, _ = check_run(config, run_dir, mesh)
     AlexNet(config.recipe, len(store.classes), model=config.model, mesh=mesh)

@@ -50,10 +50,7 @@ warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
 
 
 def save(
-    folder: Path,
-    snapshot: TrainingState,
-    mesh: Mesh,
-    group: dist.ProcessGroup | None = None,
+    folder: Path, snapshot: TrainingState, mesh: Mesh, group: dist.ProcessGroup | None = None
 ) -> None:
     """Write a checkpoint under a temporary name, then rename it. Collective in ``group``.
 
@@ -64,18 +61,13 @@ def save(
     writing = folder.with_name(folder.name + WRITING)
     for name in gather_results(snapshot.not_finite, mesh, group):
         if name is not None:
-            raise RunError(
-                f"step {snapshot.progress.step}: {name} is not finite; no checkpoint is saved"
-            )
+            message = f"{name} is not finite; no checkpoint is saved"
+            raise RunError(f"step {snapshot.progress.step}: {message}")
     try:
         run_on_rank_0(lambda: _begin(writing, snapshot), mesh, group)
         writer = TensorWriter(writing)
-        dcp.save(
-            snapshot.state,
-            storage_writer=writer,
-            process_group=group,
-            no_dist=mesh.world_size == 1,
-        )
+        no_dist = mesh.world_size == 1
+        dcp.save(snapshot.state, storage_writer=writer, process_group=group, no_dist=no_dist)
         sums = gather_results(lambda: writer.sums, mesh, group)
         run_on_rank_0(lambda: _commit(writing, folder, sums), mesh, group)
     except (OSError, CheckpointException) as error:
@@ -98,11 +90,8 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
     streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
     saved = _saved_shapes(folder) if streams else {}
     if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
-        remedy = (
-            f"has dropout streams of incompatible code; resume with that code ({progress.code}), "
-            "or use init_from"
-        )
-        raise ConfigError("checkpoint", folder, remedy)
+        remedy = "has dropout streams of incompatible code; resume with that code"
+        raise ConfigError("checkpoint", folder, f"{remedy} ({progress.code}), or use init_from")
     _load(state, folder, model)
     if streams:
         model.load_random_state({k.removeprefix("random."): t for k, t in streams.items()})
@@ -168,15 +157,10 @@ def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
         entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, ValueError, SafetensorError) as error:
         raise damaged_error(folder, error) from error
-    return {
-        key: entry.size
-        for key, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    return {k: e.size for k, e in entries.items() if isinstance(e, TensorStorageMetadata)}
 
 
 def _first_failure(error: BaseException) -> BaseException:
-    """The error of the first rank that failed."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error

@@ -56,11 +56,7 @@ class CheckpointManager:
         self.last_step, self._last_due_s = snapshot.progress.step, time.monotonic()
 
     def wait(self) -> None:
-        """Wait until the last save has finished.
-
-        Raises:
-            RunError: on every rank: it failed.
-        """
+        """Wait until the last save has finished; RunError on every rank if it failed."""
         if self._writing is not None:
             self._writing.result()
 

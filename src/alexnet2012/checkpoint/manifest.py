@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 
 from alexnet2012.config.compose import literal
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
-from alexnet2012.data.store import Store
 from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh, log
 from alexnet2012.utils.files import checksum_lines
@@ -27,8 +26,7 @@ from alexnet2012.utils.files import checksum_lines
 METADATA = "checkpoint.json"
 MEAN_IMAGE = "mean_image.npy"
 CHECKSUMS = "SHA256SUMS"
-# Suffixes of incomplete checkpoints.
-WRITING, REMOVING = ".writing", ".removing"
+WRITING, REMOVING = ".writing", ".removing"  # suffixes of incomplete checkpoints
 
 
 @dataclass
@@ -48,17 +46,6 @@ class Progress:
     classes: list[str] = field(default_factory=list)
     store_fingerprint: str = ""
     code: str = ""  # commit and torch version
-
-    @classmethod
-    def at_start(cls, config: TrainConfig, store: Store, code: str) -> Progress:
-        return cls(
-            step=0,
-            epoch=0,
-            settings=to_plain(config),
-            classes=list(store.classes),
-            store_fingerprint=store.fingerprint,
-            code=code,
-        )
 
 
 def to_plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:
@@ -84,11 +71,7 @@ def config_of(progress: Progress) -> TrainConfig:
 
 
 def verify(folder: Path, mesh: Mesh) -> None:
-    """Compare the SHA-256 of every file with ``SHA256SUMS``. Collective.
-
-    Raises:
-        ConfigError: on every rank: there is no checkpoint, or a file has changed.
-    """
+    """Compare the SHA-256 of every file with ``SHA256SUMS``, or raise ConfigError. Collective."""
 
     def expected() -> str:
         if not (folder / METADATA).is_file() and not (folder / CHECKSUMS).is_file():
@@ -101,11 +84,8 @@ def verify(folder: Path, mesh: Mesh) -> None:
     except OSError as error:
         raise damaged_error(folder, error) from error
     if actual_sums != expected_sums:
-        actual_lines, expected_lines = (
-            set(actual_sums.splitlines()),
-            set(expected_sums.splitlines()),
-        )
-        changed = (*actual_lines - expected_lines, *expected_lines - actual_lines)
+        actual, expected_lines = ({*sums.splitlines()} for sums in (actual_sums, expected_sums))
+        changed = (*actual - expected_lines, *expected_lines - actual)
         name = next((line[66:] for line in changed), "") or CHECKSUMS
         raise damaged_error(folder, ValueError(f"checksum of {name} does not match"))
 
@@ -126,11 +106,7 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def find_valid(path: Path, mesh: Mesh) -> Path:
-    """The checkpoint at ``path``, or the newest valid one of a run directory. Collective.
-
-    Raises:
-        ConfigError: there is no valid checkpoint.
-    """
+    """The checkpoint at ``path``, or the newest valid one of a run directory. Collective."""
     folders = run_on_rank_0(lambda: list_checkpoints(path), mesh)
     if not folders:
         verify(path, mesh)
@@ -159,11 +135,7 @@ def remove_incomplete(run_dir: Path) -> None:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Read the metadata of a checkpoint.
-
-    Raises:
-        ConfigError: there is no checkpoint, or it is damaged.
-    """
+    """Read the metadata of a checkpoint; ConfigError if there is none, or it is damaged."""
     file = folder / METADATA
     if not file.is_file():
         raise missing_error(folder)
@@ -206,13 +178,11 @@ def missing_error(folder: Path) -> ConfigError:
 
 
 def damaged_error(folder: Path, error: BaseException) -> ConfigError:
-    return ConfigError(
-        "checkpoint", folder, f"is damaged ({first_line(error)}); use an earlier one"
-    )
+    remedy = f"is damaged ({first_line(error)}); use an earlier one"
+    return ConfigError("checkpoint", folder, remedy)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()

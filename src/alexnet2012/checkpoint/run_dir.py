@@ -31,12 +31,7 @@ _MUST_MATCH = (Role.variant, Role.identity)  # on resume
 
 
 def check_start(config: TrainConfig, run_dir: Path) -> None:
-    """Check all that can be checked before images are prepared.
-
-    Raises:
-        ConfigError: the run directory is in use, a checkpoint to start from does not exist, a
-            setting needs a GPU and the run uses none, or a logger is unavailable.
-    """
+    """Check all that can be checked before images are prepared."""
     check_backends(config.tracking)
     occupied = (run_dir / "metrics.jsonl").exists() or manifest.latest(run_dir) is not None
     if config.resume is None and occupied:
@@ -60,18 +55,12 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
     if config.data.decoder is Decoder.gpu and not on_gpu:
         raise ConfigError("data.decoder", "gpu", "this run is on the CPU; use auto or cpu")
     if config.precision is Precision.tf32 and not on_gpu:
-        raise ConfigError(
-            "precision", "tf32", "needs a GPU; this run is on the CPU; use fp32 or bf16"
-        )
+        remedy = "needs a GPU; this run is on the CPU; use fp32 or bf16"
+        raise ConfigError("precision", "tf32", remedy)
 
 
 def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Path | None]:
-    """Open the store of a run and find the valid checkpoint to resume from, if any. Collective.
-
-    Raises:
-        ConfigError: the store or checkpoint does not match the configuration, or the run directory
-            contains another run.
-    """
+    """Open the store of a run and find the valid checkpoint to resume from, if any. Collective."""
     check_start(config, run_dir)
     assert config.data.store is not None
     store = Store.open(Path(config.data.store)).narrowed(config.data.first_classes)
@@ -87,11 +76,8 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     if progress.store_fingerprint != store.fingerprint:
         remedy = f"was trained on another store than data.store={config.data.store}"
         raise ConfigError("resume", folder, f"{remedy}; use that store, or start a new run")
-    if (
-        config.resume != AUTO
-        and newest is not None
-        and manifest.checkpoint_step(newest) > progress.step
-    ):
+    last_step = -1 if newest is None else manifest.checkpoint_step(newest)
+    if config.resume != AUTO and last_step > progress.step:
         remedy = f"{newest} is newer; set resume=auto, or use another hydra.run.dir"
         raise ConfigError("resume", folder, remedy)
     return store, folder
@@ -111,11 +97,7 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
 
 
 def check_compatible(folder: Path, progress: Progress, config: TrainConfig) -> None:
-    """Check that a checkpoint is of the same network, optimizer and data order.
-
-    Raises:
-        ConfigError: names the first setting that differs.
-    """
+    """Check that a checkpoint is of the same network, optimizer and data order."""
     _check_same(progress.settings, config, "resume", folder, "was saved with")
 
 
@@ -132,11 +114,7 @@ def init_run_dir(run_dir: Path, settings: dict[str, Any], resumed: Path | None) 
 
 
 def lock_run_dir(run_dir: Path) -> IO[str]:
-    """Lock the run directory for this process until the returned file is closed.
-
-    Raises:
-        ConfigError: another process holds the lock.
-    """
+    """Lock the run directory for this process until the returned file is closed."""
     run_dir.mkdir(parents=True, exist_ok=True)
     file = (run_dir / LOCK).open("a")
     deadline_s = time.monotonic() + LOCK_TIMEOUT_S
@@ -169,10 +147,9 @@ def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: s
         raise ConfigError(key, path, remedy)
     for name in sorted(set(current) | set(previous)):
         if role_of(TrainConfig, name) in _MUST_MATCH and current.get(name) != previous.get(name):
-            remedy = (
-                f"{prefix} {name}={previous.get(name)}, this run has {name}={current.get(name)}"
-            )
-            raise ConfigError(key, path, f"{remedy}; use the same {name}, or start a new run")
+            remedy = f"{prefix} {name}={previous.get(name)}, this run has "
+            remedy += f"{name}={current.get(name)}; use the same {name}, or start a new run"
+            raise ConfigError(key, path, remedy)
 
 
 def with_defaults(saved: Any) -> dict[str, Any]:

@@ -23,20 +23,11 @@ from alexnet2012.utils.files import checksum_line, forget, synced
 
 BLOCK = 1 << 20  # bytes, hashed and written while in the CPU's cache
 FLUSH = 16  # blocks between flushes to the disk
-# Names of dtypes in the format.
-_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-}
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
 class TensorWriter(dcp.HuggingFaceStorageWriter):
-    """Writes the shard of this process; ``sums`` are the lines of its files in ``SHA256SUMS``.
-
-    ``torch.distributed.checkpoint.HuggingFaceStorageReader`` and safetensors read the files.
-    """
+    """Writes the shard of this process; ``sums`` are the lines of its files in ``SHA256SUMS``."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), save_distributed=True)

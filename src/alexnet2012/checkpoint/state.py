@@ -23,14 +23,11 @@ from alexnet2012.nn.optim import PaperSGD
 
 @dataclass(frozen=True)
 class TrainingState:
-    """This process's state of a run at one step, in host memory.
-
-    It includes the training-set mean image [P, P, 3], which the model needs for any other images.
-    """
+    """This process's state of a run at one step, in host memory."""
 
     state: dict[str, Tensor]
     progress: Progress
-    mean_image: npt.NDArray[np.float32]
+    mean_image: npt.NDArray[np.float32]  # [P, P, 3], which the model needs for any other images
 
     @classmethod
     def of(

@@ -15,11 +15,7 @@ JSON_FLAG = "--json"
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Argparse whose errors are one line, as those of all commands.
-
-    Raises:
-        ConfigError: instead of printing its usage and exiting.
-    """
+    """Argparse that raises errors as a ConfigError of one line, as those of all commands."""
 
     def error(self, message: str) -> NoReturn:
         name, _, reason = message.partition(": ")
@@ -30,11 +26,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def expand_json_flag(words: Sequence[str], schema: type) -> list[str]:
-    """``--json`` as the setting ``json=true`` of commands that print a result.
-
-    Raises:
-        ConfigError: the command has no result to print.
-    """
+    """``--json`` as the setting ``json=true`` of commands that print a result."""
     if JSON_FLAG not in words:
         return list(words)
     if "json" not in {item.name for item in fields(schema)}:

@@ -34,47 +34,38 @@ from alexnet2012.distributed.watchdog.failure_report import (
 
 EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
 # What other trainers call our settings.
-SYNONYMS = {
-    "amp": ("precision",),
-    "arch": ("recipe",),
-    "backend": ("mesh.device",),
-    "batch": ("data.batch_size", "batch_size"),
-    "bs": ("data.batch_size", "batch_size"),
-    "checkpoint_dir": ("hydra.run.dir",),
-    "ckpt": ("checkpoint", "resume"),
-    "crop_size": ("model.input_size",),
-    "data_dir": ("data.source", "data.store", "source"),
-    "data_path": ("data.source", "data.store", "source"),
-    "dataset": ("data.source", "source"),
-    "device": ("mesh.device", "device"),
-    "dropout": ("recipe.dropout_rate",),
-    "dtype": ("precision",),
-    "gamma": ("schedule.factor",),
-    "gpus": ("mesh.processes", "gpus"),
-    "image_size": ("model.input_size", "size"),
-    "img_size": ("model.input_size", "size"),
-    "learning_rate": ("schedule.rate",),
-    "log_every": ("tracking.log_every_steps",),
-    "log_interval": ("tracking.log_every_steps",),
-    "lr": ("schedule.rate",),
-    "max_epochs": ("schedule.epochs",),
-    "milestones": ("schedule.drops",),
-    "num_classes": ("data.first_classes", "classes"),
-    "num_epochs": ("schedule.epochs",),
-    "num_workers": ("data.decode_threads", "decode_threads", "workers"),
-    "out_dir": ("hydra.run.dir", "out"),
-    "output_dir": ("hydra.run.dir", "out"),
-    "patience": ("schedule.patience_epochs",),
-    "pretrained": ("init_from",),
-    "print_freq": ("tracking.log_every_steps",),
-    "root": ("data.source", "data.store", "source"),
-    "save_every": ("checkpoint.every_epochs",),
-    "topk": ("guesses",),
-    "val_batch_size": ("data.eval_batch_size",),
-    "wd": ("recipe.optimizer.weight_decay",),
-    "workers": ("data.decode_threads", "decode_threads"),
-    "world_size": ("mesh.processes",),
+_OTHER_NAMES = {
+    "precision": "amp dtype",
+    "recipe": "arch",
+    "mesh.device": "backend",
+    "data.batch_size batch_size": "batch bs",
+    "hydra.run.dir": "checkpoint_dir",
+    "checkpoint resume": "ckpt",
+    "model.input_size": "crop_size",
+    "data.source data.store source": "data_dir data_path root",
+    "data.source source": "dataset",
+    "mesh.device device": "device",
+    "recipe.dropout_rate": "dropout",
+    "schedule.factor": "gamma",
+    "mesh.processes gpus": "gpus",
+    "model.input_size size": "image_size img_size",
+    "schedule.rate": "learning_rate lr",
+    "tracking.log_every_steps": "log_every log_interval print_freq",
+    "schedule.epochs": "max_epochs num_epochs",
+    "schedule.drops": "milestones",
+    "data.first_classes classes": "num_classes",
+    "data.decode_threads decode_threads workers": "num_workers",
+    "hydra.run.dir out": "out_dir output_dir",
+    "schedule.patience_epochs": "patience",
+    "init_from": "pretrained",
+    "checkpoint.every_epochs": "save_every",
+    "guesses": "topk",
+    "data.eval_batch_size": "val_batch_size",
+    "recipe.optimizer.weight_decay": "wd",
+    "data.decode_threads decode_threads": "workers",
+    "mesh.processes": "world_size",
 }
+SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 MISTAKES = (*_IN_SETTINGS, OSError)
 
@@ -82,8 +73,8 @@ MISTAKES = (*_IN_SETTINGS, OSError)
 def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
     """Call ``application``; an exception becomes one line and an exit code.
 
-    Under torchrun all ranks raise the same configuration errors, so only rank 0 prints them. Once
-    the ranks have joined (:data:`EVERY_RANK_REPORTS` is set), any rank prints its own.
+    Under torchrun all ranks raise the same errors, and only rank 0 prints them, until the ranks
+    have joined (:data:`EVERY_RANK_REPORTS` is set).
     """
     atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
     if threading.current_thread() is threading.main_thread():

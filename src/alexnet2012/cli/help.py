@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from importlib import resources
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -53,8 +53,7 @@ def settings(schema: type, config: DictConfig, prefix: str = "") -> Iterator[Set
 def usage(name: str, schema: type, config: DictConfig) -> str:
     """The help text of a command, in 80 columns except for the recipe's file."""
     conf = resources.files(CONF)
-    head = _comment(conf.joinpath(f"{name}.yaml").read_text("utf-8"))
-    lines = [*head, ""]
+    lines = [*_comment(conf.joinpath(f"{name}.yaml").read_text("utf-8")), ""]
     if groups := _groups(name):
         lines += ["Configuration files, chosen as GROUP=NAME:", ""]
         for group, names in groups.items():
@@ -68,17 +67,12 @@ def usage(name: str, schema: type, config: DictConfig) -> str:
         file = f"{RECIPE}/{config.recipe.name}.yaml"
         lines += ["", f"Settings of the recipe, given as recipe.KEY=VALUE (conf/{file}):", ""]
         lines += conf.joinpath(file).read_text("utf-8").splitlines()
-    lines += [
-        "",
-        "Hydra's flags: -m sweeps over a,b; --cfg job prints the settings; --hydra-help.",
-    ]
-    return "\n".join(lines) + "\n"
+    flags = "Hydra's flags: -m sweeps over a,b; --cfg job prints the settings; --hydra-help."
+    return "\n".join([*lines, "", flags]) + "\n"
 
 
 def _two_columns(left: str, right: str) -> list[str]:
-    width = COLUMNS - KEY_COLUMNS
-    wrapped = textwrap.wrap(right, width) or [""]
-    first, *rest = wrapped
+    first, *rest = textwrap.wrap(right, COLUMNS - KEY_COLUMNS) or [""]
     if len(left) + 3 > KEY_COLUMNS:
         lines = [f"  {left}", *([f"{'':{KEY_COLUMNS}}{first}"] if first else [])]
     else:
@@ -103,9 +97,11 @@ def _comment(text: str) -> list[str]:
     prose: list[str] = []
     for line in takewhile(lambda line: line.startswith("#"), text.splitlines()):
         line = line.removeprefix("# ")
-        (commands if line.startswith(("python", " ")) else prose).append(line)
-    shown = [textwrap.wrap(command, COLUMNS, subsequent_indent="    ") for command in commands]
-    return [*chain.from_iterable(shown), *textwrap.wrap(" ".join(prose), COLUMNS)]
+        if line.startswith(("python", " ")):
+            commands += textwrap.wrap(line, COLUMNS, subsequent_indent="    ")
+        else:
+            prose.append(line)
+    return commands + textwrap.wrap(" ".join(prose), COLUMNS)
 
 
 def _groups(name: str) -> dict[str, list[str]]:
@@ -138,30 +134,23 @@ def _names(folder: Any, prefix: str = "") -> Iterator[str]:
 def _meanings(module: Any, name: str) -> dict[str, str]:
     """The meaning of each field of a dataclass: the comment after it, or the one above it."""
     source = inspect.getsource(module)
-    comments = {
-        token.start[0]: token
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
 
     def text(line: int) -> str:
         return comments[line].string.lstrip("# ")
 
-    lines = source.splitlines()
-    (found,) = (
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == name
-    )
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    (schema,) = (node for node in classes if node.name == name)
     meanings = {}
-    for node in found.body:
+    for node in schema.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             if node.end_lineno in comments:
                 meanings[node.target.id] = text(node.end_lineno)
                 continue
             above: list[str] = []
             line = node.lineno - 1
-            while line in comments and lines[line - 1].lstrip().startswith("#"):
+            while line in comments and comments[line].line.lstrip().startswith("#"):
                 above.insert(0, text(line))
                 line -= 1
             meanings[node.target.id] = " ".join(above)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import NamedTuple
 
-from alexnet2012.config import inference_schema, schema
+from alexnet2012.config import inference_schema as inference
+from alexnet2012.config import schema
 
 
 class Command(NamedTuple):
@@ -21,7 +22,6 @@ class Command(NamedTuple):
 
     @property
     def module(self) -> str:
-        """What ``python -m`` runs."""
         return f"alexnet2012.{self.name}"
 
     @property
@@ -30,7 +30,6 @@ class Command(NamedTuple):
         return "train" if self.schema is schema.TrainConfig else self.name
 
     def main(self) -> None:
-        """Run it with the words of ``sys.argv[1:]``."""
         import_module(self.entry or self.module).main()
 
 
@@ -46,31 +45,27 @@ COMMANDS = {
         Command(
             "prepare", "make a store of 256-pixel images from any source", schema.PrepareConfig
         ),
-        Command("predict", "classify images", inference_schema.PredictConfig),
+        Command("predict", "classify images", inference.PredictConfig),
         Command(
             "serve",
             "a web page that classifies images and shows both towers",
-            inference_schema.ServeConfig,
+            inference.ServeConfig,
         ),
         Command(
-            "features",
-            "write the last hidden activations of images",
-            inference_schema.FeaturesConfig,
+            "features", "write the last hidden activations of images", inference.FeaturesConfig
         ),
         Command(
-            "nearest",
-            "find the most similar images by their activations",
-            inference_schema.NearestConfig,
+            "nearest", "find the most similar images by their activations", inference.NearestConfig
         ),
         Command(
             "export",
             "write a network as one file: safetensors, ONNX or torch.export",
-            inference_schema.ExportConfig,
+            inference.ExportConfig,
         ),
         Command(
             "import_net",
             "make a checkpoint from a Caffe or torchvision file",
-            inference_schema.ImportConfig,
+            inference.ImportConfig,
         ),
         Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
         Command(

@@ -37,11 +37,7 @@ _HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 def compose_config(
     name: str, schema: type[Schema], overrides: Sequence[str]
 ) -> tuple[Schema, Path]:
-    """The configuration and the run directory that Hydra would create for it.
-
-    Raises:
-        HydraException, ConfigError: an override is invalid.
-    """
+    """The configuration and the run directory that Hydra would create for it."""
     check_grammar(overrides)
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     GlobalHydra.instance().clear()
@@ -55,11 +51,7 @@ def compose_config(
 
 
 def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
-    """Convert a composed configuration to its dataclass, and validate it.
-
-    Raises:
-        ConfigError: a key is unknown, or a value invalid.
-    """
+    """Convert a composed configuration to its dataclass, and validate it."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, schema)
     validate(config)
@@ -67,11 +59,7 @@ def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:
 
 
 def check_grammar(overrides: Sequence[str]) -> None:
-    """Parse the overrides: some of Hydra's own errors do not name the malformed one.
-
-    Raises:
-        ConfigError: an override cannot be parsed.
-    """
+    """Parse the overrides: some of Hydra's own errors do not name the malformed one."""
     parser = OverridesParser.create()
     for override in overrides:
         try:

@@ -31,22 +31,18 @@ class Role(Enum):
 def role_of(schema: type, key: str) -> Role | None:
     """The role of the setting or group ``key``, such as ``data.limit`` or ``mesh``.
 
-    A key that the schema does not know has the role of the innermost group that it does know;
-    None without any.
+    An unknown key has the role of the innermost group that the schema knows; None without any.
     """
-    role, group = None, schema
+    role: Role | None = None
+    group: type = schema
     for name in key.split("."):
-        member = _members(group).get(name)
-        if member is None:
-            break
-        own_role, group = member
+        own_role, group = _members(group).get(name, (None, object))
         role = own_role or role
     return role
 
 
 @cache
 def _members(schema: type) -> dict[str, tuple[Role | None, type]]:
-    """Role and type of each field; no members for a type that is not a dataclass."""
     if not is_dataclass(schema):
         return {}
     types = get_type_hints(schema)

@@ -64,27 +64,14 @@ class Range:
         )
 
     def __str__(self) -> str:
-        bounds = (
-            ("at least", self.low),
-            ("above", self.above),
-            ("at most", self.high),
-            ("below", self.below),
-        )
+        names = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
+        bounds = ((name, getattr(self, bound)) for bound, name in names.items())
         return " and ".join(f"{name} {bound:g}" for name, bound in bounds if bound is not None)
 
 
-def ranged(
-    default: Any = MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    role: Role | None = None,
-) -> Any:
-    """A field for numbers within a range."""
-    metadata = {"range": Range(low, high, above, below), "role": role}
-    return field(default=default, metadata=metadata)
+def ranged(default: Any = MISSING, *, role: Role | None = None, **bounds: float) -> Any:
+    """A field for numbers within the bounds of a :class:`Range`."""
+    return field(default=default, metadata={"range": Range(**bounds), "role": role})
 
 
 @dataclass
@@ -318,8 +305,7 @@ class TrackingConfig:
     tensorboard: bool = False  # write TensorBoard event files into the run directory
     project: str = "alexnet2012"  # project name in Weights & Biases
     log_every_steps: int = ranged(10, low=1)  # steps between records of the training loss
-    # log kernels, wrong predictions and update ratios, if a logger is on
-    watch: bool = True
+    watch: bool = True  # log kernels, wrong predictions and update ratios, if a logger is on
 
 
 @dataclass
@@ -336,8 +322,7 @@ class TrainConfig:
     stop_at_train_error_pct: float | None = ranged(None, low=0, high=100, role=Role.length)
     # crops averaged per validation image, 1 or 10
     eval_views: int = field(default=1, metadata={"role": Role.evaluation})
-    # epochs between validations
-    eval_every_epochs: int = ranged(1, low=1, role=Role.evaluation)
+    eval_every_epochs: int = ranged(1, low=1, role=Role.evaluation)  # epochs between validations
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
     # from that checkpoint; null: require a new run directory
     resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,7 @@ from alexnet2012.config.schema import (
 
 
 def validate(config: object) -> None:
-    """Check a configuration; expand ``~`` in its paths and fill in the store's default path.
-
-    Raises:
-        ConfigError: a value is invalid.
-    """
+    """Check a configuration; expand ``~`` in its paths and fill in the store's default path."""
     check_values(config)
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
@@ -49,11 +45,7 @@ def validate(config: object) -> None:
 
 
 def default_store(data: DataConfig) -> str:
-    """The path of a source's store when none is given.
-
-    Raises:
-        ConfigError: neither a source nor a store is set.
-    """
+    """The path of a source's store when none is given."""
     if data.source is None:
         raise ConfigError("data.store", None, "set it to a store, or set data.source to images")
     if data.source in NAMED_SOURCES:
@@ -64,21 +56,13 @@ def default_store(data: DataConfig) -> str:
 
 
 def home() -> Path:
-    """The folder of named stores and downloads: $ALEXNET2012_HOME, or one in the user's cache.
-
-    Raises:
-        ConfigError: the user has no home directory.
-    """
+    """The folder of named stores and downloads: $ALEXNET2012_HOME, or one in the user's cache."""
     given = os.environ.get("ALEXNET2012_HOME") or "~/.cache/alexnet2012"
     return user_path("ALEXNET2012_HOME", given).absolute()
 
 
 def user_path(key: str, path: str) -> Path:
-    """Expand a leading ``~``.
-
-    Raises:
-        ConfigError: no such user, or the user has no home directory.
-    """
+    """Expand a leading ``~``; ConfigError if there is no such user or home directory."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -87,40 +71,23 @@ def user_path(key: str, path: str) -> Path:
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Check numbers against the ranges of their fields, and refuse keys added with Hydra's ``+``.
-
-    Raises:
-        ConfigError: names the first invalid key.
-    """
-    for key, value, allowed in _settings(config, prefix):
-        if allowed is None:
+    """Check numbers against the ranges of their fields; refuse keys added with Hydra's ``+``."""
+    known = {item.name: item.metadata.get("range") for item in fields(config)}
+    for name, value in vars(config).items():
+        key, allowed = f"{prefix}{name}", known.get(name)
+        if is_dataclass(value):
+            check_values(value, f"{key}.")
+        elif isinstance(value, list) and value and is_dataclass(value[0]):
+            for index, inner in enumerate(value):
+                check_values(inner, f"{key}[{index}].")
+        elif name not in known:
             raise ConfigError(key, value, "no such key; remove it")
-        if value is not None and allowed != "any" and value not in allowed:
+        elif value is not None and allowed is not None and value not in allowed:
             raise ConfigError(key, value, f"must be {allowed}")
 
 
-def _settings(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value and range of each setting; the range is ``any`` if the field has none, None if
-    the key is unknown.
-    """
-    known = {item.name: item.metadata.get("range", "any") for item in fields(config)}
-    for name, value in vars(config).items():
-        key = f"{prefix}{name}"
-        if is_dataclass(value):
-            yield from _settings(value, f"{key}.")
-        elif isinstance(value, list) and value and is_dataclass(value[0]):
-            for index, inner in enumerate(value):
-                yield from _settings(inner, f"{key}[{index}].")
-        else:
-            yield key, value, known.get(name)
-
-
 def load_recipe(name: str) -> RecipeConfig:
-    """The recipe of ``conf/recipe/<name>.yaml``, without Hydra.
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
+    """The recipe of ``conf/recipe/<name>.yaml``, without Hydra; ConfigError if there is none."""
     folder = resources.files("alexnet2012.conf") / "recipe"
     files = (file.name for file in folder.iterdir())
     names = sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml"))
@@ -138,11 +105,7 @@ def scaled(count: int, width: float, towers: int) -> int:
 
 
 def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
-    """Check that the network can be built.
-
-    Raises:
-        ConfigError: names the first invalid key.
-    """
+    """Check that the network can be built; ConfigError names the first invalid key."""
     check_values(recipe, "recipe.")
     check_values(model, "model.")
     counts = {f"{name}.kernels": conv.kernels for name, conv in recipe.convs.items()}
@@ -160,11 +123,7 @@ def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
 
 
 def check_world_size(world_size: int, towers: int) -> None:
-    """Check that the processes make a data × tower mesh.
-
-    Raises:
-        ConfigError: neither one process nor a multiple of the towers.
-    """
+    """Check that the processes make a data × tower mesh, or are one."""
     if world_size < 1 or (world_size != 1 and world_size % towers):
         near = max(1, world_size // towers) * towers
         remedy = f"must be 1, or a multiple of mesh.towers={towers}; use {near} or {near + towers}"
@@ -180,10 +139,8 @@ def _check_plan(config: PlanConfig) -> None:
     towers, processes = config.mesh.towers, config.nodes * config.gpus
     _check_towers(towers, config.recipe)
     if processes % towers:
-        remedy = (
-            f"times nodes={config.nodes} must be a multiple of mesh.towers={towers}; use {towers}"
-        )
-        raise ConfigError("gpus", config.gpus, remedy)
+        remedy = f"times nodes={config.nodes} must be a multiple of mesh.towers={towers}"
+        raise ConfigError("gpus", config.gpus, f"{remedy}; use {towers}")
     if config.batch < processes // towers:
         remedy = f"must be at least {processes // towers}: one image per replica"
         raise ConfigError("batch", config.batch, remedy)
@@ -206,12 +163,11 @@ def _check_train(config: TrainConfig) -> None:
 
 
 def _check_drops(config: TrainConfig) -> None:
-    drops = config.schedule.drops
-    epochs = [drop.epoch for drop in drops]
+    epochs = [drop.epoch for drop in config.schedule.drops]
     if epochs != sorted(epochs):
         raise ConfigError("schedule.drops", epochs, "must be sorted by epoch")
     layers = [*config.recipe.convs, *config.recipe.hidden, "fc8"]
-    for name, rate in ((n, r) for drop in drops for n, r in drop.layer_rates.items()):
+    for name, rate in chain.from_iterable(d.layer_rates.items() for d in config.schedule.drops):
         if name not in layers or not rate >= 0:
             remedy = f"must be a learning rate of at least 0 for one of {', '.join(layers)}"
             raise ConfigError("schedule.drops.layer_rates", f"{name}: {rate}", remedy)

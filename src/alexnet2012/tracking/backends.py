@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,11 +38,7 @@ class Backend(Protocol):
 
 
 def wandb_mode(config: TrackingConfig) -> WandbMode:
-    """The mode of W&B: disabled if the setting says so, else $WANDB_MODE, else the setting.
-
-    Raises:
-        ConfigError: $WANDB_MODE is not a mode.
-    """
+    """The mode of W&B: disabled if the setting says so, else $WANDB_MODE, else the setting."""
     mode = os.environ.get(WANDB_MODE)
     if config.wandb is WandbMode.disabled or not mode:
         return config.wandb
@@ -53,37 +50,22 @@ def wandb_mode(config: TrackingConfig) -> WandbMode:
 
 
 def has_backends(config: TrackingConfig) -> bool:
-    """Whether any logger is on, besides the files of the run directory.
-
-    Raises:
-        ConfigError: as :func:`check_backends`.
-    """
-    check_backends(config)
+    """Whether any logger is on, besides the files of the run directory."""
     return config.tensorboard or wandb_mode(config) is not WandbMode.disabled
 
 
 def check_backends(config: TrackingConfig) -> None:
-    """Check the loggers before a run starts.
-
-    Raises:
-        ConfigError: $WANDB_MODE is not a mode, or a package is not installed.
-    """
+    """Check the loggers before a run starts: $WANDB_MODE, and that packages are installed."""
     wandb_mode(config)
     if config.tensorboard and find_spec("tensorboard") is None:
-        remedy = (
-            "needs an extra package: pip install 'alexnet2012[tensorboard]', or use tracking=wandb"
-        )
-        raise ConfigError("tracking.tensorboard", "true", remedy)
+        remedy = "needs an extra package: pip install 'alexnet2012[tensorboard]'"
+        raise ConfigError("tracking.tensorboard", "true", f"{remedy}, or use tracking=wandb")
 
 
 def open_backends(
     config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, resumed: bool
 ) -> list[Backend]:
-    """Open the loggers that are on. The caller first replays all records of the run directory.
-
-    Raises:
-        ConfigError: as :func:`check_backends`, or wandb cannot start.
-    """
+    """Open the loggers that are on; ConfigError as of check_backends, or if wandb cannot start."""
     check_backends(config)
     backends: list[Backend] = []
     if wandb_mode(config) is not WandbMode.disabled:
@@ -96,9 +78,8 @@ def open_backends(
 class Wandb:
     """One run of Weights & Biases per run directory, however often it is resumed.
 
-    Online, a resumed run continues at the server's last step. Offline, a new folder receives the
-    whole run and earlier folders are removed: of two folders with the same id, a later sync might
-    keep either.
+    Online, a resumed run continues at the server's last step. Offline, a new folder replaces the
+    earlier ones: of two with the same id, a later sync might keep either.
     """
 
     name = "wandb"
@@ -146,8 +127,8 @@ class Wandb:
 class TensorBoard:
     """An event file in the run directory, written anew whenever a run resumes.
 
-    It makes a running TensorBoard drop the values of earlier files. The last earlier file stays,
-    because a TensorBoard that is reading it would not move on to the new file otherwise.
+    A running TensorBoard drops the values of earlier files, but only moves on to the new one if the
+    last earlier file, which it is reading, stays.
     """
 
     name = "tensorboard"
@@ -174,15 +155,11 @@ class TensorBoard:
 
 
 def set_home(fallback: Path) -> None:
-    """Set $HOME if unset, to ``fallback`` if the user has no home directory, as in some containers.
-
-    wandb requires one, and its service process reads only the environment.
-    """
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = fallback
-    os.environ.setdefault("HOME", str(home))
+    """Set $HOME, which wandb reads, to ``fallback`` if the user has no home, as in containers."""
+    if "HOME" not in os.environ:
+        with suppress(RuntimeError):
+            fallback = Path.home()
+        os.environ["HOME"] = str(fallback)
 
 
 def _wandb_id(file: Path, *, new: bool) -> str:

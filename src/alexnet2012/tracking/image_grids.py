@@ -34,11 +34,8 @@ def kernel_grids(
 ) -> list[Image.Image]:
     """Grids of conv1's kernels, one image per tower, as in the paper's figure 3.
 
-    Each kernel is scaled by its largest absolute weight, with zero at mid grey, so that a kernel
-    without colour selectivity appears grey.
-
-    Args:
-        weights: [K, 3, H, W] of the whole network, tower 0's kernels first.
+    ``weights`` [K, 3, H, W] has tower 0's kernels first. Each kernel is scaled by its largest
+    absolute weight, with zero at mid grey, so that one without colour selectivity appears grey.
     """
     kernels = weights.detach().double().cpu().nan_to_num()
     peak = kernels.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
@@ -54,8 +51,7 @@ def _tiled(kernels: npt.NDArray[Any], columns: int, zoom: int) -> Image.Image:
     grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
     for i, kernel in enumerate(kernels):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
-        grid[top : top + height, left : left + width, :3] = kernel
-        grid[top : top + height, left : left + width, 3] = 255
+        grid[top : top + height, left : left + width] = np.insert(kernel, 3, 255, axis=2)
     return Image.fromarray(grid.repeat(zoom, 0).repeat(zoom, 1))
 
 
@@ -65,22 +61,17 @@ def misclassified_grid(mistakes: Sequence[Misclassified]) -> Image.Image:
     width, height = IMAGE_PIXELS + GAP_PIXELS, IMAGE_PIXELS + 2 * LINE_PIXELS + GAP_PIXELS
     size = (COLUMNS * width + GAP_PIXELS, rows * height + GAP_PIXELS)
     grid = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(grid)
-    font = ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(11)
     for i, mistake in enumerate(mistakes):
-        left = GAP_PIXELS + i % COLUMNS * width
-        top = GAP_PIXELS + i // COLUMNS * height
+        left, top = GAP_PIXELS + i % COLUMNS * width, GAP_PIXELS + i // COLUMNS * height
         side = (IMAGE_PIXELS, IMAGE_PIXELS)
         with Image.open(mistake.file) as image:
             grid.paste(image.convert("RGB").resize(side, Image.Resampling.BOX), (left, top))
-        lines = (
-            f"true: {mistake.true}",
-            f"predicted: {100 * mistake.probability:.0f}% {mistake.predicted}",
-        )
-        for line, text in enumerate(lines):
-            position = (left, top + IMAGE_PIXELS + line * LINE_PIXELS)
-            colour = ("black", "#a01818")[line]
+        prediction = f"predicted: {100 * mistake.probability:.0f}% {mistake.predicted}"
+        for text, colour in ((f"true: {mistake.true}", "black"), (prediction, "#a01818")):
+            position = (left, top + IMAGE_PIXELS)
             draw.text(position, _truncated(text, font), fill=colour, font=font)
+            top += LINE_PIXELS
     return grid
 
 
@@ -98,11 +89,9 @@ def kernel_pictures(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[str]:
     """Conv1's kernels [K, 3, H, W] as PNG data URIs, one per tower; see :func:`kernel_grids`."""
-    return [data_uri(grid) for grid in kernel_grids(weights, towers, columns, zoom)]
-
-
-def data_uri(image: Image.Image) -> str:
-    """The image as a PNG in a ``data:`` URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    uris = []
+    for grid in kernel_grids(weights, towers, columns, zoom):
+        buffer = io.BytesIO()
+        grid.save(buffer, "PNG", optimize=True)
+        uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+    return uris

@@ -60,7 +60,6 @@ class TrainProgress(AbstractContextManager["TrainProgress"]):
         )
 
     def advance(self, epoch: int, images: int) -> None:
-        """Count a finished step of ``images`` images."""
         speed = self._bar.tasks[0].speed  # steps per second
         text = f"{speed * images:,.0f} images/s" if speed else ""
         self._bar.update(self._steps, advance=1, epoch=epoch, speed=text)
@@ -82,14 +81,8 @@ class TrainProgress(AbstractContextManager["TrainProgress"]):
 
     def validation(self, epoch: int, top1_error_pct: float, top5_error_pct: float) -> None:
         self._bar.update(self._steps, state="")
-        self._print(
-            f"epoch {epoch}: validation error "
-            f"{top1_error_pct:.1f}% top-1, {top5_error_pct:.1f}% top-5"
-        )
-
-    def _finished(self) -> None:
-        steps = self._bar.tasks[0].completed - self._start_step
-        self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._start_s)}")
+        errors = f"{top1_error_pct:.1f}% top-1, {top5_error_pct:.1f}% top-5"
+        self._print(f"epoch {epoch}: validation error {errors}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=self._live, soft_wrap=True)
@@ -101,7 +94,8 @@ class TrainProgress(AbstractContextManager["TrainProgress"]):
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._bar.stop()
         if error is None:
-            self._finished()
+            steps = self._bar.tasks[0].completed - self._start_step
+            self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._start_s)}")
 
 
 def _duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -22,18 +23,13 @@ from alexnet2012.utils.metrics import ErrorCounts
 LAST_ONLY = "wrong-guesses"  # images of which a run keeps only the last
 
 
+@dataclass
 class Reporter:
     """Writes records and updates the display, where given; does nothing without them."""
 
-    def __init__(
-        self,
-        tracker: Tracker | None = None,
-        display: TrainProgress | None = None,
-        *,
-        log_stats: bool = False,
-    ) -> None:
-        """``log_stats``: kernels and update ratios are logged; the same on every rank."""
-        self._tracker, self._display, self.log_stats = tracker, display, log_stats
+    _tracker: Tracker | None = None
+    _display: TrainProgress | None = None
+    log_stats: bool = False  # log kernels and update ratios; the same on every rank
 
     @classmethod
     @contextmanager
@@ -45,11 +41,7 @@ class Reporter:
         total_steps: int,
         mesh: Mesh,
     ) -> Iterator[Reporter]:
-        """Open the records and loggers on rank 0, until the context ends. Collective.
-
-        Raises:
-            ConfigError: on every rank: a logger cannot be opened.
-        """
+        """Open the records and loggers on rank 0, until the context ends. Collective."""
         trackers: list[Tracker] = []
 
         def start() -> bool:
@@ -60,14 +52,14 @@ class Reporter:
 
         log_stats = run_on_rank_0(start, mesh)
         with ExitStack() as stack:
-            tracker = stack.enter_context(trackers[0]) if trackers else None
-            display = None
+            reporter = cls(log_stats=log_stats)
             if mesh.rank == 0:
-                display = stack.enter_context(TrainProgress(total_steps, progress.step))
-            yield cls(tracker, display, log_stats=log_stats)
+                reporter._tracker = stack.enter_context(trackers[0])
+                display = TrainProgress(total_steps, progress.step)
+                reporter._display = stack.enter_context(display)
+            yield reporter
 
     def sync(self) -> dict[str, int]:
-        """Flush all records to the disk; returns the number of lines by file."""
         return {} if self._tracker is None else self._tracker.sync()
 
     def advance(self, epoch: int, images: int) -> None:
@@ -102,20 +94,14 @@ class Reporter:
     def validation(
         self, step: int, epoch: int, views: int, errors: ErrorCounts, timings: dict[str, float]
     ) -> None:
+        top1, top5 = errors.top1_error_pct, errors.top5_error_pct
         if self._tracker is not None:
-            self._tracker.metrics(
-                "validation",
-                step,
-                epoch=epoch,
-                views=views,
-                pictures=errors.pictures,
-                loss=errors.loss,
-                top1_error_pct=errors.top1_error_pct,
-                top5_error_pct=errors.top5_error_pct,
-            )
+            values = {"views": views, "pictures": errors.pictures, "loss": errors.loss}
+            rates = {"top1_error_pct": top1, "top5_error_pct": top5}
+            self._tracker.metrics("validation", step, epoch=epoch, **values, **rates)
             self._tracker.timings("throughput", step, **timings)
         if self._display is not None:
-            self._display.validation(epoch, errors.top1_error_pct, errors.top5_error_pct)
+            self._display.validation(epoch, top1, top5)
 
     def images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self._tracker is not None:

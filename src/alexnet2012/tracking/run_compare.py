@@ -25,8 +25,7 @@ from alexnet2012.tracking.run_index import (
 from alexnet2012.utils.metrics import error_interval_pct
 from alexnet2012.utils.text import printable
 
-# Conditions of a run that only the summary has, by its key, with their labels.
-_CONDITIONS = {"commit": "commit", "device": "device", "world_size": "processes"}
+_CONDITIONS = {"commit": "commit", "device": "device", "world_size": "processes"}  # of a summary
 _NOT_COMPARED = (Role.logging, Role.checkpointing, Role.world_size)
 
 Interval = Sequence[float] | None
@@ -62,11 +61,7 @@ class RunSide:
 
 
 def load_side(folder: Path) -> RunSide:
-    """Read a run directory.
-
-    Raises:
-        DamagedRunError: it is not a run, or its files cannot be read.
-    """
+    """Read a run directory; DamagedRunError if it is not a run, or cannot be read."""
     summary = load_summary(folder)
     settings = with_defaults(load_settings(folder))
     return RunSide(
@@ -104,7 +99,6 @@ def pair_tables(names: tuple[str, str], first: RunSide, second: RunSide) -> list
 
 
 def as_json(first: RunSide, second: RunSide) -> dict[str, Any]:
-    """Differences and measurements as JSON types."""
     differing = [{"key": k, "first": a, "second": b} for k, a, b in differences(first, second)]
     measured = [
         {
@@ -129,7 +123,6 @@ def two_tables(names: tuple[str, str]) -> tuple[Table, Table]:
 
 
 def of_intervals(first: Interval, second: Interval) -> Comparison:
-    """Compare two different values by their intervals."""
     if first is None or second is None:
         return Comparison.other
     (low, high), (other_low, other_high) = first, second

@@ -8,13 +8,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,8 +38,7 @@ class RunState(Enum):
     damaged = "damaged"
 
 
-@dataclass(frozen=True)
-class ValidationErrors:
+class ValidationErrors(NamedTuple):
     """Errors of a validation in %, and its number of images if known."""
 
     top1_pct: float
@@ -63,6 +62,7 @@ class RunInfo:
     problem: str | None = None  # why the run counts as damaged
 
     def as_json(self) -> dict[str, Any]:
+        top1_pct, top5_pct, pictures = self.errors or (None, None, None)
         return {
             "run": str(self.path),
             "state": self.state.value,
@@ -71,9 +71,9 @@ class RunInfo:
             "begun": None if self.started is None else self.started.isoformat(),
             "recipe": self.recipe,
             "changed": list(self.changed),
-            "top1_error_pct": None if self.errors is None else self.errors.top1_pct,
-            "top5_error_pct": None if self.errors is None else self.errors.top5_pct,
-            "pictures": None if self.errors is None else self.errors.pictures,
+            "top1_error_pct": top1_pct,
+            "top5_error_pct": top5_pct,
+            "pictures": pictures,
             "images_per_s": self.images_per_s,
             "problem": self.problem,
         }
@@ -94,7 +94,7 @@ def find_runs(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     for name, folders, files in os.walk(root, onerror=unreadable):
         folder = Path(name)
         folders.sort()
-        if _is_run(files):
+        if any(name in files for name in (LOCK, METRICS, SUMMARY, SETTINGS)):
             runs.append(folder)
             folders.clear()
         elif "manifest.json" in files:
@@ -119,13 +119,12 @@ def read_run(folder: Path) -> RunInfo:
         return RunInfo(folder, RunState.damaged, started=_started(folder), problem=str(error))
     if summary and state is RunState.interrupted:
         state = RunState.finished
-    steps = [record["step"] for record in last.values()]
-    total = last.get("begun", {}).get("total_steps", summary.get("steps"))
+    step = max((record["step"] for record in last.values()), default=0)
     return RunInfo(
         path=folder,
         state=state,
-        step=summary.get("steps", max(steps, default=0)),
-        total_steps=total,
+        step=summary.get("steps", step),
+        total_steps=last.get("begun", {}).get("total_steps", summary.get("steps")),
         started=_started(folder),
         recipe=str(settings["recipe"]["name"]),
         changed=_changed(folder, settings),
@@ -135,11 +134,7 @@ def read_run(folder: Path) -> RunInfo:
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
-    """Settings of a run, nested.
-
-    Raises:
-        DamagedRunError: they cannot be read, or are not of a training run.
-    """
+    """Settings of a run, nested; DamagedRunError if they are not of a training run."""
     settings = _loaded(folder / SETTINGS)
     if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
         raise DamagedRunError(f"{SETTINGS} is not of a training run")
@@ -149,11 +144,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
-    """Summary of a run; empty if it has not finished.
-
-    Raises:
-        DamagedRunError: it cannot be read, or is not of a training run.
-    """
+    """Summary of a run; empty if it has not finished."""
     if not (folder / SUMMARY).exists():
         return {}
     summary = _loaded(folder / SUMMARY)
@@ -169,15 +160,12 @@ def last_records(file: Path, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
     if not file.exists():
         return records
     try:
-        text = file.read_text(encoding="utf-8")
-        lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-        for line in reversed(lines):
-            record = json.loads(line)
+        lines = file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        while lines and missing:
+            record = json.loads(lines.pop())
             if (kind := record["kind"]) in missing:
                 records[kind] = record
                 missing.remove(kind)
-            if not missing:
-                break
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
     return records
@@ -188,17 +176,12 @@ def _loaded(file: Path) -> Any:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
             return json.loads(text)
-        if yaml.__with_libyaml__:  # five times as fast
-            return yaml.load(text, Loader=yaml.CSafeLoader)
-        return yaml.safe_load(text)
+        fast = yaml.__with_libyaml__  # five times as fast
+        return yaml.load(text, Loader=yaml.CSafeLoader if fast else yaml.SafeLoader)
     except FileNotFoundError:
         raise DamagedRunError(f"has no {file.name}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
-
-
-def _is_run(files: Sequence[str]) -> bool:
-    return any(name in files for name in (LOCK, METRICS, SUMMARY, SETTINGS))
 
 
 def _is_locked(folder: Path) -> bool:
@@ -262,7 +245,6 @@ def _is_listed(key: str) -> bool:
 
 @lru_cache
 def _defaults(recipe: str) -> dict[str, Any]:
-    """The default settings of a recipe, without those that are not listed."""
     try:
         config, _ = compose_config("train", TrainConfig, [f"recipe={recipe}"])
     except Exception:  # an unknown recipe: all of its settings are listed

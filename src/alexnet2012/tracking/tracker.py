@@ -19,6 +19,7 @@ from alexnet2012.tracking.backends import Backend, open_backends
 from alexnet2012.utils.files import replace_text
 
 Record = dict[str, Any]
+Lines = Mapping[str, int] | None  # by file, at the checkpoint from which a run resumes
 FILES = ("metrics.jsonl", "timings.jsonl", "watched.jsonl")
 IMAGES = "pictures"  # folder in the run directory
 _IMAGE = re.compile(r"(.+)-(\d{7,})\.png")
@@ -28,21 +29,14 @@ _STARTED = "begun"  # kind of the record of a start
 class Tracker(AbstractContextManager["Tracker"]):
     """Writes each record to one of ``FILES`` and to the loggers. For rank 0 only.
 
-    ``metrics.jsonl`` has only values that are equal in two runs with the same seed, whatever else
-    is logged; ``timings.jsonl`` has seconds and images/s; ``watched.jsonl`` and ``pictures/`` have
-    the statistics and images that are computed only if a logger is on. A logger that fails is
-    dropped, and the run continues.
+    ``metrics.jsonl`` has only values that are equal in two runs with the same seed;
+    ``timings.jsonl`` has seconds and images/s; ``watched.jsonl`` and ``pictures/`` have what is
+    computed only if a logger is on. A logger that fails is dropped, and the run continues.
     """
 
     def __init__(
-        self,
-        config: TrackingConfig,
-        run_dir: Path,
-        settings: Record,
-        *,
-        resumed: Mapping[str, int] | None = None,
+        self, config: TrackingConfig, run_dir: Path, settings: Record, *, resumed: Lines = None
     ) -> None:
-        """``resumed``: lines by file at the checkpoint from which the run resumes."""
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         self.lines = {f: _truncate(run_dir / f, (resumed or {}).get(f, 0)) for f in FILES}
@@ -61,7 +55,6 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._write("watched.jsonl", kind, step, values)
 
     def started(self, step: int, **values: float) -> None:
-        """Record that the run started or resumed; loggers do not get this record."""
         self._write("timings.jsonl", _STARTED, step, values)
 
     def image(self, name: str, step: int, image: Image.Image, *, last_only: bool) -> None:

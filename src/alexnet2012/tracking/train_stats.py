@@ -22,14 +22,9 @@ from alexnet2012.distributed.collectives import gather_rows
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.tracking.image_grids import (
-    COLUMNS,
-    Misclassified,
-    kernel_grids,
-    misclassified_grid,
-)
+from alexnet2012.tracking.image_grids import Misclassified, kernel_grids, misclassified_grid
 
-SHOWN = 3 * COLUMNS  # misclassified images per validation
+SHOWN = 12  # misclassified images per validation, in rows of four
 
 
 @torch.no_grad()

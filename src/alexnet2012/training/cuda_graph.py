@@ -59,10 +59,9 @@ class GraphedStep:
 
 @contextmanager
 def cudnn_benchmark() -> Iterator[None]:
-    """Let cuDNN time its algorithms for each new shape and use the fastest.
+    """Let cuDNN time its algorithms for each new shape, for some seconds, and use the fastest.
 
-    Its default choice is half as fast for the first convolution of 1,024 images. The timing takes
-    some seconds, so short commands go without it.
+    Its default choice is half as fast for the first convolution of 1,024 images.
     """
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,14 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
     """
     non_finite: list[tuple[int, str]] = []  # position in the forward pass, name
 
-    def check(position: int, name: str, *tensors: Tensor) -> None:
-        if not all(bool(torch.isfinite(x).all()) for x in tensors):
-            non_finite.append((position, name))
-
-    def make_hook(index: int, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            check(3 * index, f"input of {name}", *inputs)
-            check(3 * index + 1, f"parameters of {name}", *layer.parameters())
-            check(3 * index + 2, f"output of {name}", output)
-
-        return hook
+    def check(index: int, name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        parts = {"input": inputs, "parameters": layer.parameters(), "output": [output]}
+        for position, (part, tensors) in enumerate(parts.items(), 3 * index):
+            if not all(bool(torch.isfinite(x).all()) for x in tensors):
+                non_finite.append((position, f"{part} of {name}"))
 
     layers = model.layers().items()
-    hooks = [m.register_forward_hook(make_hook(i, name)) for i, (name, m) in enumerate(layers)]
+    hooks = [m.register_forward_hook(partial(check, i, name)) for i, (name, m) in enumerate(layers)]
     fused, model.fused = model.fused, False  # fused layers return outputs without their bias
     try:
         model(batch.images, batch.rows)

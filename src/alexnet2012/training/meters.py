@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
+from operator import sub
 from typing import Any
 
 import torch
@@ -51,27 +52,17 @@ class LossMeter:
 
 
 @dataclass
-class Lap:
-    """Steps since the last call of :meth:`ThroughputMeter.pace`, with their images and times."""
-
-    steps: int = 0
-    images: int = 0  # of all replicas
-    train_s: float = 0.0
-    input_wait_s: float = 0.0
-    exchange_s: float = 0.0  # total of the traffic counter at the beginning of the lap
-
-
-@dataclass
 class ThroughputMeter:
     """Seconds of training (without validation), the part spent waiting for input; images seen."""
 
     train_s: float = 0.0
     input_wait_s: float = 0.0
     first_batch_s: float | None = None  # not in the above: pipelines start up once
+    steps: int = 0
     images: int = 0  # of all replicas
     local_images: int = 0  # of this replica
     _since: float = 0.0  # last reading of the clock
-    _last: Lap = field(default_factory=Lap)
+    _totals: tuple[float, ...] = (0.0,) * 5  # at the last call of pace
 
     def start(self) -> None:
         """Start the clock: training begins or continues."""
@@ -81,7 +72,6 @@ class ThroughputMeter:
         """Count the time since the last reading of the clock as training."""
         now = time.perf_counter()
         self.train_s += now - self._since
-        self._last.train_s += now - self._since
         self._since = now
 
     def waited(self) -> None:
@@ -93,26 +83,25 @@ class ThroughputMeter:
         else:
             self.lap()
             self.input_wait_s += seconds
-            self._last.input_wait_s += seconds
 
     def trained(self, batch: Batch) -> None:
         """Count one step and its images."""
+        self.steps += 1
         self.images += batch.rows.total
         self.local_images += batch.rows.size
-        self._last.steps += 1
-        self._last.images += batch.rows.total
 
     def pace(self, traffic: Traffic) -> dict[str, float]:
         """Milliseconds per step, and images per second, since the previous call."""
         self.lap()
-        last, exchanged_s = self._last, traffic.training_seconds()
-        self._last = Lap(exchange_s=exchanged_s)
-        steps = max(1, last.steps)
+        times = (self.train_s, self.input_wait_s, traffic.training_seconds())
+        before, self._totals = self._totals, (self.steps, self.images, *times)
+        steps, images, train_s, input_wait_s, exchange_s = map(sub, self._totals, before)
+        steps = max(1, steps)
         return {
-            "step_time_ms": 1000 * last.train_s / steps,
-            "input_wait_ms": 1000 * last.input_wait_s / steps,
-            "exchange_ms": 1000 * (exchanged_s - last.exchange_s) / steps,
-            "images_per_s": last.images / max(last.train_s, 1e-9),
+            "step_time_ms": 1000 * train_s / steps,
+            "input_wait_ms": 1000 * input_wait_s / steps,
+            "exchange_ms": 1000 * exchange_s / steps,
+            "images_per_s": images / max(train_s, 1e-9),
         }
 
     def timings(self, traffic: Traffic) -> dict[str, float]:

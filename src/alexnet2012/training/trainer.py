@@ -40,12 +40,7 @@ from alexnet2012.utils.metrics import ErrorCounts
 
 
 class Trainer:
-    """The state of one run: model, optimizer, data, meters and checkpoints.
-
-    Raises:
-        ConfigError: the store or the checkpoint does not match the configuration, or the run
-            directory is in use by another process.
-    """
+    """The state of one run: model, optimizer, data, meters and checkpoints."""
 
     def __init__(self, config: TrainConfig, mesh: Mesh, run_dir: Path) -> None:
         self.config, self.mesh, self.run_dir = config, mesh, run_dir
@@ -67,13 +62,19 @@ class Trainer:
             precision=config.precision,
         )
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
-        self.train_step = TrainStep(
-            self.model, self.optimizer, gather_logits=config.mesh.gather_logits
-        )
+        gather_logits = config.mesh.gather_logits
+        self.train_step = TrainStep(self.model, self.optimizer, gather_logits=gather_logits)
         self.train_loader, self.val_loader = make_loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
-        self.progress = Progress.at_start(config, self.store, code)
+        self.progress = Progress(
+            step=0,
+            epoch=0,
+            settings=to_plain(config),
+            classes=list(self.store.classes),
+            store_fingerprint=self.store.fingerprint,
+            code=code,
+        )
         self.sums = LossMeter()  # since the last logged step
         self.epoch_sums = LossMeter()
         self.throughput = ThroughputMeter()
@@ -83,32 +84,25 @@ class Trainer:
             folder = manifest.find_valid(Path(config.init_from), mesh)
             checkpoint.load_pretrained(folder, self.model, config.init_layers)
             log.info("initialized layers from %s", config.init_from)
-        self._checkpoints = CheckpointManager(
-            config.checkpoint, self.run_dir, mesh, self.progress.step
-        )
+        step = self.progress.step
+        self._checkpoints = CheckpointManager(config.checkpoint, self.run_dir, mesh, step)
         self._flag_sync = FlagSync(mesh, config.mesh.timeout_s)
         self._signals = SignalWatcher()
         self._checkpoint_requested = False  # by rank 0's clock
         self._reporter = Reporter()
-        val_split = self.store.split("val", config.data.limit)
-        self._train_stats = TrainStats(
-            self.model, self.optimizer, mesh, val_split, self.store.classes
-        )
+        split, classes = self.store.split("val", config.data.limit), self.store.classes
+        self._train_stats = TrainStats(self.model, self.optimizer, mesh, split, classes)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, with validation and checkpoints; returns the summary. Collective.
 
-        Raises:
-            DivergedError: the loss became NaN or infinite.
-            RunError: a checkpoint could not be written.
-            SignalException: SIGTERM or SIGINT was received; the state is saved.
+        Raises SignalException, with the state saved, after SIGTERM or SIGINT.
         """
         with self._closing as stack:
             self._start(stack)
             while self.progress.summary is None:
                 epoch = self.progress.epoch
-                train_error_pct = self.train_epoch(epoch)
-                self._finish_epoch(epoch, train_error_pct)
+                self._finish_epoch(epoch, self.train_epoch(epoch))
             self._checkpoints.wait()
             text = json.dumps(self.progress.summary, indent=1, sort_keys=True) + "\n"
             run_on_rank_0(lambda: replace_text(self.run_dir / SUMMARY, text), self.mesh)
@@ -116,7 +110,8 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> float:
         """Train to the end of an epoch; returns its training error in percent. Collective."""
-        lr = self._learning_rates(epoch)
+        errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
+        lr = learning_rates(self.config.schedule, epoch, errors, batch_size)
         first_step = self.progress.step - epoch * self.train_loader.steps_per_epoch
         last = min(self._end_step(epoch), self.total_steps)
         if first_step == 0:
@@ -149,17 +144,13 @@ class Trainer:
         self.mesh.check_same("configuration or code", setup, remedy, within_replica=False)
         self.mesh.watchdog.folder = self.run_dir
         if self.progress.summary is not None:
-            log.info(
-                "this run finished at step %d; raise schedule.epochs to train longer",
-                self.progress.step,
-            )
+            remedy = "raise schedule.epochs to train longer"
+            log.info("this run finished at step %d; %s", self.progress.step, remedy)
             return
         settings = self.progress.settings
         run_on_rank_0(lambda: init_run_dir(self.run_dir, settings, self._resumed), self.mesh)
-        reporter = Reporter.open(
-            self.config.tracking, self.run_dir, self.progress, self.total_steps, self.mesh
-        )
-        self._reporter = stack.enter_context(reporter)
+        arguments = self.run_dir, self.progress, self.total_steps, self.mesh
+        self._reporter = stack.enter_context(Reporter.open(self.config.tracking, *arguments))
         self._train_stats.enabled = self._reporter.log_stats
         stack.enter_context(self._signals)
 
@@ -170,10 +161,6 @@ class Trainer:
 
     def _end_step(self, epoch: int) -> int:
         return (epoch + 1) * self.train_loader.steps_per_epoch
-
-    def _learning_rates(self, epoch: int) -> LearningRates:
-        errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
-        return learning_rates(self.config.schedule, epoch, errors, batch_size)
 
     def _finish_epoch(self, epoch: int, train_error_pct: float) -> None:
         """Validate and checkpoint where due; sets the summary after the last epoch."""
@@ -188,25 +175,36 @@ class Trainer:
                 self.progress.validation_errors.append(errors.top1_error_pct)
         self.progress.epoch += complete
         if finished:
-            self.progress.summary = self._summary(errors)
-        if self._checkpoint_due(finished=finished, complete=complete):
+            self.progress.summary = {
+                **errors.summary(),
+                "steps": self.progress.step,
+                "epochs": self.progress.epoch,
+                "world_size": self.mesh.world_size,
+                "device": str(self.mesh.device),
+                "commit": self._commit,
+                "store_fingerprint": self.store.fingerprint,
+                **self.throughput.summary(self.model.comm.traffic, self.mesh.towers),
+            }
+        interval = self.config.checkpoint.every_epochs
+        due = interval is not None and complete and self.progress.epoch % interval == 0
+        due |= self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
+        if self.config.checkpoint.wanted and (finished or due):
             self._save()
 
     def _before_step(self, batch: Batch) -> None:
         self.mesh.watchdog.this_rank.record.step = self.progress.step + 1
         due = self.progress.step % self.config.data.check_every_steps == 0
         if due and self.mesh.towers > 1:
-            remedy = "all towers must read the same store with the same seed and library versions"
             name = f"batch of step {self.progress.step + 1}"
             digest = {"CRC-32": content_digest(batch.images)}
+            remedy = "all towers must read the same store with the same seed and library versions"
             self.mesh.check_same(name, digest, remedy, within_replica=True)
 
     def _after_step(self, epoch: int, batch: Batch, output: StepOutput, lr: LearningRates) -> None:
         if not math.isfinite(output.global_loss):
             with suppress(RunError):
                 self._checkpoints.wait()
-            step = self.progress.step + 1
-            loss = output.global_loss
+            step, loss = self.progress.step + 1, output.global_loss
             raise diverged(self.model, batch, self.run_dir, step, loss, lr.weight)
         self.progress.step += 1
         for meter in (self.sums, self.epoch_sums):
@@ -240,26 +238,20 @@ class Trainer:
 
     def _sync_flags(self, *, training: bool = True) -> None:
         """Checkpoint, or checkpoint and exit, if a rank asked for it a step ago. Collective."""
-        flags = self._flag_sync(
-            ControlFlags(
-                signal=self._signals.number,
-                save=self.mesh.rank == 0 and self._checkpoints.due_by_clock(),
-                failed=self._checkpoints.failed,
-            )
-        )
+        save = self.mesh.rank == 0 and self._checkpoints.due_by_clock()
+        flags = self._flag_sync(ControlFlags(self._signals.number, save, self._checkpoints.failed))
         if flags.failed:
             self._checkpoints.wait()
         self._checkpoint_requested |= bool(flags.save)
-        if training and (
-            self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
-        ):
+        due = self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
+        if training and due:
             self._save()
         if flags.signal:
             if self.config.checkpoint.wanted:
-                if self._checkpoints.last_step != self.progress.step:
+                step = self.progress.step
+                if self._checkpoints.last_step != step:
                     self._save()
                 self._checkpoints.wait()
-                step = self.progress.step
                 log.info("checkpoint saved at step %d; repeat the command to resume", step)
             raise SignalException("ended", Signals(flags.signal))
 
@@ -269,23 +261,14 @@ class Trainer:
         self.progress.records = self._reporter.sync()
         self._checkpoint_requested = False
         self._checkpoints.wait()  # at most one copy of the state in memory
-        mean_image = self.store.mean_image
-        self._checkpoints.save(
-            TrainingState.of(self.model, self.optimizer, self.progress, mean_image)
-        )
-
-    def _checkpoint_due(self, *, finished: bool, complete: bool) -> bool:
-        interval = self.config.checkpoint.every_epochs
-        by_epoch = interval is not None and complete and self.progress.epoch % interval == 0
-        due = self._checkpoint_requested or self._checkpoints.due_by_step(self.progress.step)
-        return self.config.checkpoint.wanted and (finished or by_epoch or due)
+        state = TrainingState.of(self.model, self.optimizer, self.progress, self.store.mean_image)
+        self._checkpoints.save(state)
 
     def _resume(self, folder: Path) -> None:
         saved = checkpoint.load(folder, self.model, self.optimizer)
-        if self.mesh.rank == 0 and saved.code != self.progress.code:
-            log.warning(
-                "checkpoint was saved by %s; resuming with %s", saved.code, self.progress.code
-            )
+        codes = saved.code, self.progress.code
+        if self.mesh.rank == 0 and codes[0] != codes[1]:
+            log.warning("checkpoint was saved by %s; resuming with %s", *codes)
         self.epoch_sums = LossMeter.restored(saved.epoch_sums, self.mesh)
         self.sums = LossMeter.restored(saved.sums, self.mesh)
         same_run = folder.resolve().parent.parent == self.run_dir.resolve()
@@ -300,15 +283,3 @@ class Trainer:
             summary=saved.summary if finished else None,
         )
         log.info("resuming from %s: epoch %d, step %d", folder, saved.epoch, saved.step)
-
-    def _summary(self, errors: ErrorCounts) -> dict[str, Any]:
-        return {
-            **errors.summary(),
-            "steps": self.progress.step,
-            "epochs": self.progress.epoch,
-            "world_size": self.mesh.world_size,
-            "device": str(self.mesh.device),
-            "commit": self._commit,
-            "store_fingerprint": self.store.fingerprint,
-            **self.throughput.summary(self.model.comm.traffic, self.mesh.towers),
-        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +13,9 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def running_commit() -> tuple[str, bool]:
-    """The commit of the running checkout, and whether its code has uncommitted changes.
+    """The commit of the running checkout, or the package version; whether code is uncommitted.
 
-    Without a checkout, the package version; also if the package is installed inside another
-    project's repository. Results, documents and untracked files do not count as changes.
+    A package installed inside another project's repository has no checkout.
     """
 
     def git(*arguments: str) -> str:
@@ -48,8 +48,6 @@ def versions() -> dict[str, str]:
 def cpu_name() -> str:
     """Model name of the CPU, or its architecture if unknown."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    name = re.search(r"^model name.*?:(.*)", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()

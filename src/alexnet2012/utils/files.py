@@ -20,10 +20,7 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
 
 
 def forget(file: IO[bytes]) -> None:
-    """Flush a file to the disk and drop it from the page cache.
-
-    Writing a large file then does not evict files that are read again, such as images.
-    """
+    """Flush a file and drop it from the page cache, so that it does not evict others, as images."""
     file.flush()
     os.fdatasync(file.fileno())
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -51,11 +48,9 @@ def checksum_lines(folder: Path, names: Sequence[str]) -> list[str]:
     """Checksum lines of files in a folder; see :func:`checksum_line`."""
     lines = []
     for name in names:
-        digest = hashlib.sha256()
         with open(folder / name, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        lines.append(checksum_line(digest.hexdigest(), name))
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(checksum_line(digest, name))
     return lines
 
 

@@ -12,13 +12,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``path``; prints a line if it has to wait.
+    """Hold an exclusive lock on the file ``path``, removed on release; not reentrant.
 
-    The file and its folder are created as needed; the file is removed on release. The kernel
-    releases the lock of a process that ends in any way. Not reentrant.
-
-    Raises:
-        OSError: the lock file cannot be created, or its file system does not support locks.
+    Prints a line if it has to wait. The kernel releases the lock of a process that ends in any way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # No soft locks: one left by a killed process would block every later one.

@@ -16,15 +16,11 @@ from torch import Tensor
 def topk_errors(
     scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5), share_ties: bool = True
 ) -> dict[int, float]:
-    """Top-k errors, for each k: images whose label is not among the k highest scores.
+    """Top-k errors by k: images whose label [N] is not among the k highest scores [N, C].
 
     If several classes tie for the last of the k places, each gets an equal share of those left, as
     in the 2012 code; so a count may be fractional. With ``share_ties=False`` the lower class index
     wins. There are no errors for k ≥ C. A row with NaN is an error for any k.
-
-    Args:
-        scores: [N, C], logits or probabilities.
-        labels: [N], class indices.
 
     Raises:
         ValueError: k is below 1, shapes do not match, or a label is out of range.
@@ -65,11 +61,7 @@ def misses(
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float | None, float | None]:
-    """Mean and the bounds of its Student interval; the bounds are None for a single value.
-
-    Raises:
-        ValueError: no values, or a confidence outside (0, 1).
-    """
+    """Mean and the bounds of its Student interval; the bounds are None for a single value."""
     if not values:
         raise ValueError("values: must not be empty")
     _check_confidence(confidence)
@@ -86,9 +78,7 @@ def mean_interval(
 def jackknife_interval(
     whole: float, left_out: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Jackknife interval of a statistic of n seeds, from its values without each seed.
-
-    None for one seed.
+    """Jackknife interval of a statistic of n seeds, from its values without each; None for one.
 
     Source: Tukey's jackknife; Student's quantile on the n pseudo-values.
     """
@@ -143,6 +133,5 @@ class ErrorCounts:
         return 100 * self.top5_errors / self.pictures
 
     def summary(self) -> dict[str, float]:
-        """Counts and error rates, by name."""
         rates = {"top1_error_pct": self.top1_error_pct, "top5_error_pct": self.top5_error_pct}
         return {**asdict(self), **rates}

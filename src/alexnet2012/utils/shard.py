@@ -26,10 +26,7 @@ class Shard(NamedTuple):
 
 
 def shard_of(total: int, parts: int, index: int) -> Shard:
-    """The contiguous shard ``index`` of ``parts``, as torch.chunk and so checkpoints split.
-
-    Five classes on two towers: rows 0-2 and rows 3-4. The last shards may be smaller, or empty.
-    """
+    """The contiguous shard ``index`` of ``parts``, as of torch.chunk: the last may be short."""
     assert 0 <= index < parts, (index, parts)
     size = padded_shard_size(total, parts)
     start = min(index * size, total)
