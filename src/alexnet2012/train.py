@@ -61,26 +61,20 @@ def torchrun_worker() -> None:
     words = [*overrides, f"mesh.processes={current_process().world_size}"]
     config, run_dir = compose_config("train", TrainConfig, words)
     with _mesh(config) as mesh:
-        _train_with_rank_0s_config(mesh, config, run_dir, overrides)
-
-
-def _train_with_rank_0s_config(
-    mesh: Mesh, config: TrainConfig, run_dir: Path, overrides: list[str]
-) -> None:
-    remedy = "start every rank with the same command"
-    given = dict(word.split("=", 1) for word in overrides if "=" in word)
-    mesh.check_same("command", given, remedy, within_replica=False)
-    chosen = mesh.broadcast_object((config, run_dir), "configuration")
-    config, run_dir = chosen  # type: ignore[misc]
-    if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
+        remedy = "start every rank with the same command"
+        given = dict(word.split("=", 1) for word in overrides if "=" in word)
+        mesh.check_same("command", given, remedy, within_replica=False)
+        chosen = mesh.broadcast_object((config, run_dir), "configuration")
+        config, run_dir = chosen  # type: ignore[misc]
+        finished = ""
+        if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
+            finished = ": already finished, left unchanged"
+        else:
+            mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
+            os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
+            train(config, run_dir, mesh)
         if mesh.rank == 0:
-            print(f"run directory: {run_dir}: already finished, left unchanged")
-        return
-    mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
-    os.environ[EVERY_RANK_REPORTS] = "1"  # from now on, an error may occur on one rank only
-    train(config, run_dir, mesh)
-    if mesh.rank == 0:
-        print(f"run directory: {run_dir}")
+            print(f"run directory: {run_dir}{finished}")
 
 
 def _check_restarts(overrides: list[str]) -> None:

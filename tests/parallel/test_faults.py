@@ -185,7 +185,7 @@ def test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss(
 @pytest.mark.parametrize(
     ("shared", "command", "message"),
     [
-        ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: must be 1"),
+        ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: restarts need 1"),
         ("False", [], "hydra.run.dir=None: restarts resume"),
     ],
 )

@@ -33,50 +33,38 @@ class Command(NamedTuple):
         import_module(self.entry or self.module).main()
 
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        Command("train", "train a network, or resume a run", schema.TrainConfig),
-        Command(
-            "evaluate",
-            "top-1 and top-5 errors of one network or an ensemble",
-            schema.EvaluateConfig,
-        ),
-        Command(
-            "prepare", "make a store of 256-pixel images from any source", schema.PrepareConfig
-        ),
-        Command("predict", "classify images", inference.PredictConfig),
-        Command(
-            "serve",
-            "a web page that classifies images and shows both towers",
-            inference.ServeConfig,
-        ),
-        Command(
-            "features", "write the last hidden activations of images", inference.FeaturesConfig
-        ),
-        Command(
-            "nearest", "find the most similar images by their activations", inference.NearestConfig
-        ),
-        Command(
-            "export",
-            "write a network as one file: safetensors, ONNX or torch.export",
-            inference.ExportConfig,
-        ),
-        Command(
-            "import_net",
-            "make a checkpoint from a Caffe or torchvision file",
-            inference.ImportConfig,
-        ),
-        Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
-        Command(
-            "ledger",
-            "print what a folder of runs measures of the claims",
-            entry="alexnet2012.ledger.__main__",
-        ),
-        Command("report", "render a reproduction's report again, or compare two"),
-        Command("runs", "list runs, or compare two"),
-        Command("plan", "estimate a training's time, memory and traffic", schema.PlanConfig),
-        Command("doctor", "check this machine before a run", schema.TrainConfig),
-        Command("completion", "print the script that completes settings in bash"),
-    )
-}
+_COMMANDS = (
+    Command("train", "train a network, or resume a run", schema.TrainConfig),
+    Command(
+        "evaluate", "top-1 and top-5 errors of one network or an ensemble", schema.EvaluateConfig
+    ),
+    Command("prepare", "make a store of 256-pixel images from any source", schema.PrepareConfig),
+    Command("predict", "classify images", inference.PredictConfig),
+    Command(
+        "serve", "a web page that classifies images and shows both towers", inference.ServeConfig
+    ),
+    Command("features", "write the last hidden activations of images", inference.FeaturesConfig),
+    Command(
+        "nearest", "find the most similar images by their activations", inference.NearestConfig
+    ),
+    Command(
+        "export",
+        "write a network as one file: safetensors, ONNX or torch.export",
+        inference.ExportConfig,
+    ),
+    Command(
+        "import_net", "make a checkpoint from a Caffe or torchvision file", inference.ImportConfig
+    ),
+    Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
+    Command(
+        "ledger",
+        "print what a folder of runs measures of the claims",
+        entry="alexnet2012.ledger.__main__",
+    ),
+    Command("report", "render a reproduction's report again, or compare two"),
+    Command("runs", "list runs, or compare two"),
+    Command("plan", "estimate a training's time, memory and traffic", schema.PlanConfig),
+    Command("doctor", "check this machine before a run", schema.TrainConfig),
+    Command("completion", "print the script that completes settings in bash"),
+)
+COMMANDS = {command.name: command for command in _COMMANDS}

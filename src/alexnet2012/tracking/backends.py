@@ -22,7 +22,6 @@ from alexnet2012.config.schema import ConfigError, TrackingConfig
 from alexnet2012.utils.files import replace_text
 
 WANDB_MODE, WANDB_ID = "WANDB_MODE", "wandb_id.txt"
-EVENTS = "tensorboard"  # folder in the run directory
 
 
 class Backend(Protocol):
@@ -136,7 +135,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, *, resumed: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow, and an optional package
 
-        folder = run_dir / EVENTS
+        folder = run_dir / "tensorboard"
         earlier = sorted(folder.glob("events.out.tfevents.*"))
         for file in earlier[:-1] if resumed else earlier:
             file.unlink(missing_ok=True)

@@ -14,13 +14,13 @@ from alexnet2012.checkpoint.manifest import Progress
 from alexnet2012.config.schema import TrackingConfig
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.tracking.backends import has_backends
 from alexnet2012.tracking.progress_bar import TrainProgress
 from alexnet2012.tracking.tracker import Tracker
 from alexnet2012.utils.metrics import ErrorCounts
 
 LAST_ONLY = "wrong-guesses"  # images of which a run keeps only the last
+Values = dict[str, float]
 
 
 @dataclass
@@ -34,12 +34,7 @@ class Reporter:
     @classmethod
     @contextmanager
     def open(
-        cls,
-        config: TrackingConfig,
-        run_dir: Path,
-        progress: Progress,
-        total_steps: int,
-        mesh: Mesh,
+        cls, config: TrackingConfig, run_dir: Path, progress: Progress, total_steps: int, mesh: Mesh
     ) -> Iterator[Reporter]:
         """Open the records and loggers on rank 0, until the context ends. Collective."""
         trackers: list[Tracker] = []
@@ -67,23 +62,17 @@ class Reporter:
             self._display.advance(epoch, images)
 
     def training(
-        self,
-        step: int,
-        epoch: int,
-        means: dict[str, float],
-        rates: LearningRates,
-        pace: dict[str, float],
-        update_ratios: dict[str, float],
+        self, step: int, epoch: int, means: Values, rate: float, pace: Values, ratios: Values
     ) -> None:
         if self._tracker is not None:
-            self._tracker.metrics("train", step, epoch=epoch, **means, rate=rates.weight)
+            self._tracker.metrics("train", step, epoch=epoch, **means, rate=rate)
             self._tracker.timings("pace", step, **pace)
-            if update_ratios:
-                self._tracker.watched("update_ratio", step, **update_ratios)
+            if ratios:
+                self._tracker.watched("update_ratio", step, **ratios)
         if self._display is not None:
             self._display.training(means["loss"], means["train_error_pct"])
 
-    def epoch(self, step: int, epoch: int, means: dict[str, float]) -> None:
+    def epoch(self, step: int, epoch: int, means: Values) -> None:
         if self._tracker is not None:
             self._tracker.metrics("epoch", step, epoch=epoch, **means)
 
@@ -92,7 +81,7 @@ class Reporter:
             self._display.validating()
 
     def validation(
-        self, step: int, epoch: int, views: int, errors: ErrorCounts, timings: dict[str, float]
+        self, step: int, epoch: int, views: int, errors: ErrorCounts, timings: Values
     ) -> None:
         top1, top5 = errors.top1_error_pct, errors.top5_error_pct
         if self._tracker is not None:

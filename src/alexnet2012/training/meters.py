@@ -65,7 +65,6 @@ class ThroughputMeter:
     _totals: tuple[float, ...] = (0.0,) * 5  # at the last call of pace
 
     def start(self) -> None:
-        """Start the clock: training begins or continues."""
         self._since = time.perf_counter()
 
     def lap(self) -> None:
@@ -85,7 +84,6 @@ class ThroughputMeter:
             self.input_wait_s += seconds
 
     def trained(self, batch: Batch) -> None:
-        """Count one step and its images."""
         self.steps += 1
         self.images += batch.rows.total
         self.local_images += batch.rows.size

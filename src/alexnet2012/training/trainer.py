@@ -218,8 +218,8 @@ class Trainer:
         means = self.sums.means(self.mesh)
         self.sums = LossMeter()
         pace = self.throughput.pace(self.model.comm.traffic)
-        step = self.progress.step
-        self._reporter.training(step, epoch, means, lr, pace, self._train_stats.ratios())
+        step, ratios = self.progress.step, self._train_stats.ratios()
+        self._reporter.training(step, epoch, means, lr.weight, pace, ratios)
 
     def _validate(self, epoch: int) -> ErrorCounts:
         self._reporter.validating()

@@ -19,9 +19,8 @@ def running_commit() -> tuple[str, bool]:
     """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(PACKAGE), *arguments], check=True, capture_output=True, text=True
-        ).stdout.strip()
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))
@@ -37,12 +36,8 @@ def versions() -> dict[str, str]:
     code = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         code.update(file.read_bytes())
-    libraries = ("torch", "numpy", "nvidia-dali-cuda130")
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in libraries},
-        "code": code.hexdigest()[:12],
-    }
+    libraries = {name: version(name) for name in ("torch", "numpy", "nvidia-dali-cuda130")}
+    return {"python": platform.python_version(), **libraries, "code": code.hexdigest()[:12]}
 
 
 def cpu_name() -> str:

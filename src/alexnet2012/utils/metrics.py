@@ -28,9 +28,8 @@ def topk_errors(
     if min(ks) < 1:
         raise ValueError(f"ks={tuple(ks)}: must be 1 or more")
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-        raise ValueError(
-            f"scores {tuple(scores.shape)}, labels {tuple(labels.shape)}: must be [N, C] and [N]"
-        )
+        shapes = f"scores {tuple(scores.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"{shapes}: must be [N, C] and [N]")
     if labels.numel() == 0:
         return dict.fromkeys(ks, 0.0)
     classes = scores.shape[1]
