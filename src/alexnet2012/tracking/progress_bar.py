@@ -8,15 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 LINE_INTERVAL_S = 30.0  # between two lines in a log file
 SPEED_WINDOW_S = 30.0  # over which images/s is averaged
@@ -38,14 +31,14 @@ class TrainProgress(AbstractContextManager["TrainProgress"]):
     ) -> None:
         self.console = Console()
         self._live = is_live(self.console)
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(compact=True),
+        self._bar = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("epoch {task.fields[epoch]}"),
+            progress.BarColumn(bar_width=12),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[state]}"),
+            progress.TextColumn("{task.fields[speed]}"),
+            progress.TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self._live,
             transient=True,
