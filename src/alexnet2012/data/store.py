@@ -69,13 +69,11 @@ class Store:
             remedy = f"is damaged ({error}); remove it and {create}"
             raise ConfigError("data.store", root, remedy) from error
         if not supported:
-            remedy = (
-                f"was created by an incompatible version of alexnet2012; remove it and {create}"
-            )
-            raise ConfigError("data.store", root, remedy)
+            problem = "was created by an incompatible version of alexnet2012"
+            raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
         if not intact:
-            remedy = f"is damaged (its files do not match their checksums); remove it and {create}"
-            raise ConfigError("data.store", root, remedy)
+            problem = "is damaged (its files do not match their checksums)"
+            raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
         return cls(
             root=root,
             size=manifest["settings"]["size"],

@@ -19,11 +19,7 @@ class Dropout(nn.Module):
     A unit's random number depends on its position in the global batch and in the full layer, so
     every mesh drops the same units while each process draws only its own numbers.
 
-    Args:
-        rate: probability of dropping a unit.
-        units: this process's shard of the layer's units.
-        seed: seed of the random stream.
-        device: where the stream's state is stored.
+    ``rate``: probability of dropping a unit. ``units``: this process's shard of the layer's units.
 
     Source: paper sec. 4.2.
     """

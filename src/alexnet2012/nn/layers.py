@@ -53,14 +53,11 @@ class ColumnParallel(nn.Module, ABC):
         name: str = "",
         skip_bias: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Apply the layer to its full input ``x`` or, with ``comm``, to this tower's shard of it.
+        """Apply the layer to its full input ``x``; ``comm`` gathers it if ``x`` is a tower's shard.
 
-        Args:
-            others: inputs of the other towers in this process; ``x`` is then the first tower's, and
-                the result is one tensor per tower.
-            comm: gathers the shards of ``x``, unless it is already full.
-            name: labels the exchange.
-            skip_bias: the caller adds the bias.
+        With ``others``, the inputs of the other towers in this process, ``x`` is the first tower's,
+        and the result is one tensor per tower. ``name`` labels the exchange. With ``skip_bias`` the
+        caller adds the bias.
         """
         weight = cast_weight(self.weight, x.dtype)
         bias = None if skip_bias else self.bias.to(x.dtype)
@@ -84,12 +81,8 @@ class ColumnParallelConv2d(ColumnParallel):
     def __init__(self, config: ConvConfig, rows: Shard, kernel_channels: int, groups: int) -> None:
         kernel = (kernel_channels, config.kernel_size, config.kernel_size)
         super().__init__(rows, kernel, groups)
-        self.kernel_size, self.stride, self.padding = (
-            config.kernel_size,
-            config.stride,
-            config.padding,
-        )
-        self.overhang = config.overhang
+        self.kernel_size, self.stride = config.kernel_size, config.stride
+        self.padding, self.overhang = config.padding, config.overhang
 
     def forward(
         self, x: Tensor, *others: Tensor, input_is_blocks: bool = False, **options: Any
@@ -127,14 +120,8 @@ class ColumnParallelLinear(ColumnParallel):
 
 
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in another dtype.
-
-    A parameter whose ``grad_dtype`` is that dtype receives its gradient without a cast back, which
-    would read and write memory once more each.
-    """
-    if weight.dtype == dtype:
-        return weight
-    if not weight.is_leaf or weight.grad_dtype != dtype:
+    """The weight in another dtype; if its ``grad_dtype`` is that, its gradient is not cast back."""
+    if weight.dtype == dtype or not weight.is_leaf or weight.grad_dtype != dtype:
         return weight.to(dtype)
     cast: Tensor = _CastKeepingGradient.apply(weight, dtype)  # type: ignore[no-untyped-call]
     return cast
@@ -153,10 +140,7 @@ class _CastKeepingGradient(torch.autograd.Function):
 
 
 def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    """Pixels by which the last window extends beyond the edge if windows are counted rounding up.
-
-    224 pixels, kernel size 11, stride 4: 55 windows, the last one 3 pixels outside.
-    """
+    """Pixels by which the last window is outside the edge, if windows are counted rounding up."""
     return -(size + 2 * padding - kernel_size) % stride
 
 

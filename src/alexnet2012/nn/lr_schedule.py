@@ -22,7 +22,6 @@ class LearningRates:
     lighting: bool = True
 
     def of(self, layer: str, *, bias: bool) -> float:
-        """Learning rate of a layer's bias or weight."""
         return self.layers.get(layer, self.bias if bias else self.weight)
 
     def scaled(self, factor: float) -> LearningRates:

@@ -77,9 +77,6 @@ def check_classes(where: Path | str, train: set[str], val: set[str], unit: str) 
     """Check that both splits have the same two or more classes, with names usable as folders.
 
     ``unit`` says what the classes are in this source, for example ``class folders``.
-
-    Raises:
-        ConfigError: names the first offending class.
     """
     for name in sorted(train | val):
         # Class names become folders of the store, and are written to lists and terminals.

@@ -41,11 +41,10 @@ class SourceHandle:
 
 
 def locate(config: PrepareConfig) -> SourceHandle:
-    """The source named by a configuration.
+    """The source named by a configuration, without decoding an image.
 
     One of ``photos``, ``cifar10``, ``imagenette`` (downloaded and verified), a folder of class
-    folders, a folder with ILSVRC's tars or CIFAR-10's batches, or a tar of class folders. No image
-    is decoded.
+    folders, a folder with ILSVRC's tars or CIFAR-10's batches, or a tar of class folders.
 
     Raises:
         ConfigError: the source does not exist, or is none of these.
@@ -103,8 +102,10 @@ def _open(
 @contextmanager
 def _open_download(name: str, scratch: Path, progress: bool) -> Iterator[ImageSource]:
     archive = fetch(REMOTE_FILES[name], home() / "downloads", progress)
-    source = open_cifar10(archive) if name == "cifar10" else open_archive(archive)
-    yield replace(source, description=_DESCRIPTIONS[name])
+    if name == "cifar10":
+        yield open_cifar10(archive)
+    else:
+        yield replace(open_archive(archive), description=_DESCRIPTIONS[name])
 
 
 @contextmanager
@@ -124,7 +125,6 @@ def _dates(files: list[Path]) -> str:
 
 
 _DESCRIPTIONS = {
-    "cifar10": "CIFAR-10: images of 32 × 32 pixels in ten classes.",
     "imagenette": "Imagenette, ten classes of ImageNet: no evidence about all thousand.",
     "imagenette160": "Imagenette at 160 pixels, ten classes: no evidence about ImageNet.",
     "imagenettefull": "Imagenette, ten classes of ImageNet: no evidence about all thousand.",
