@@ -71,7 +71,7 @@ class InputPipeline:
 
     Alone, it runs the DALI graph ``alone``. With several towers, it runs ``first`` on this tower's
     share of the images, gathers the resulting crops, and runs ``second`` on all of them, if given.
-    The gather happens some steps ahead of training, and in the same order on every tower.
+    The gather happens some steps ahead of training, in the same order on every tower.
     """
 
     def __init__(

@@ -76,13 +76,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of a layer with parameters and of the layers after it, up to the next such layer.
-
-    Everything but ``parameters`` is per image.
-    """
+    """Cost per image of a layer with parameters and of the layers after it, up to the next such."""
 
     name: str
-    parameters: int = 0
+    parameters: int = 0  # not per image
     multiply_adds: int = 0  # of the forward matrix product
     products: int = 0  # matrix products of that size in backward: for the weights, for the input
     operands: int = 0  # numbers that the product reads and writes, except weights
@@ -306,10 +303,6 @@ def step_time(
 
 
 def efficiency(time: StepTime, layout: Layout) -> float:
-    """Parallel efficiency: speedup over a single process, divided by the number of processes.
-
-    The single process computes the whole batch and all towers at the same speeds, and updates the
-    network once.
-    """
+    """Speedup over a single process that computes everything at these speeds, per process."""
     alone_s = layout.processes * time.layers_s + layout.towers * time.update_s
     return alone_s / (layout.processes * time.total_s)

@@ -9,6 +9,7 @@ H×W pixels, S input size, T towers of the network, t of them in this process.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.distributed.collectives import Communicator, all_gather_to_sharded
-from alexnet2012.nn.kernels.autograd import space_to_depth, space_to_depth_weight
 from alexnet2012.nn.kernels.epilogue import Pool
 from alexnet2012.utils.shard import Shard
 
@@ -88,9 +88,13 @@ class ColumnParallelConv2d(ColumnParallel):
         self, x: Tensor, *others: Tensor, input_is_blocks: bool = False, **options: Any
     ) -> Any:
         """With ``input_is_blocks``, ``x`` comes from :meth:`space_to_depth`; no bias is added."""
-        if input_is_blocks:
-            weight = cast_weight(self.weight, x.dtype)
-            return F.conv2d(x, space_to_depth_weight(weight, self.stride))
+        if input_is_blocks:  # the same sums at stride 1
+            block = (-(-self.kernel_size // self.stride), self.stride)
+            extra = math.prod(block) - self.kernel_size
+            weight = F.pad(cast_weight(self.weight, x.dtype), (0, extra, 0, extra))
+            weight = weight.unflatten(3, block).unflatten(2, block)
+            weight = weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+            return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last))
         return super().forward(x, *others, **options)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,9 +106,11 @@ class ColumnParallelConv2d(ColumnParallel):
 
     def space_to_depth(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """[N, 3, S, S] → [N, 3·stride², B, B]: more channels keep a GPU's matrix units busy."""
+        from alexnet2012.nn.kernels import launchers  # needs Triton
+
         windows = conv_output_size(self, images.shape[-1])
         blocks = windows - 1 + -(-self.kernel_size // self.stride)
-        return space_to_depth(images, blocks, self.stride, self.padding, dtype)
+        return launchers.space_to_depth(images, blocks, self.stride, self.padding, dtype)
 
 
 class ColumnParallelLinear(ColumnParallel):

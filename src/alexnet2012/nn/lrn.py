@@ -33,7 +33,8 @@ class _ResponseNorm(torch.autograd.Function):
         ctx.norm, ctx.towers = norm, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
         for x_block, y_block in _blocks(towers, x, y):
-            y_block.copy_(_normalise(x_block, norm))
+            x = _at_least_float32(x_block)
+            y_block.copy_(_negative_power(_denominator(x, norm), norm.beta).mul_(x))
         return y
 
     @staticmethod
@@ -44,11 +45,6 @@ class _ResponseNorm(torch.autograd.Function):
         for x_block, grad_block, grad_x_block in _blocks(ctx.towers, x, grad, grad_x):
             grad_x_block.copy_(_input_gradient(x_block, grad_block, ctx.norm))
         return grad_x, None, None
-
-
-def _normalise(x: Tensor, norm: NormParams) -> Tensor:
-    x = _at_least_float32(x)
-    return _negative_power(_denominator(x, norm), norm.beta).mul_(x)
 
 
 def _input_gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:

@@ -76,7 +76,11 @@ class PaperSGD(Optimizer):
 
                     launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)
                 elif not diverged():
-                    _update(weight, velocity, weight.grad, momentum, lr, decay)
+                    for w, v, g in _blocks(weight, velocity, weight.grad):
+                        v.mul_(momentum).add_(g, alpha=-lr)
+                        if decay:
+                            v.add_(w, alpha=-decay)
+                        w.add_(v)
 
     def velocity(self, weight: Tensor) -> Tensor:
         """Momentum buffer of a parameter; zero before the first step."""
@@ -85,16 +89,6 @@ class PaperSGD(Optimizer):
             state["velocity"] = torch.zeros_like(weight)
         velocity: Tensor = state["velocity"]
         return velocity
-
-
-def _update(
-    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, lr: float, decay: float
-) -> None:
-    for w, v, g in _blocks(weight, velocity, grad):
-        v.mul_(momentum).add_(g, alpha=-lr)
-        if decay:
-            v.add_(w, alpha=-decay)
-        w.add_(v)
 
 
 def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

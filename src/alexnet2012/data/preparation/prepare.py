@@ -123,14 +123,10 @@ class _Job(NamedTuple):
         return f"{self.split}/{name}/{self.first + index:07d}.jpg"
 
 
-class _JobResult(NamedTuple):
-    outcomes: list[ImageOutcome]
-    bytes_read: int
-    sums: npt.NDArray[np.uint32]  # [P, P, 3], of the training split's pixels
-    products: npt.NDArray[np.int64]  # [3, 3]
-
-
-def _run_job(job: _Job) -> _JobResult:
+def _run_job(
+    job: _Job,
+) -> tuple[list[ImageOutcome], int, npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """Outcomes, bytes read, and the sums of the training split: colours [P, P, 3], products."""
     outcomes, bytes_read = [], 0
     sums = np.zeros((job.size, job.size, 3), dtype=np.uint32)
     products = np.zeros((3, 3), dtype=np.int64)
@@ -151,7 +147,7 @@ def _run_job(job: _Job) -> _JobResult:
         if job.split == "train":
             sums += stored.pixels
             products += sum_of_products(stored.pixels)
-    return _JobResult(outcomes, bytes_read, sums, products)
+    return outcomes, bytes_read, sums, products
 
 
 def _is_file_error(error: OSError, entry: Entry) -> bool:
@@ -199,12 +195,12 @@ def _build_store(
         if strict and builder.state.rejected:  # while it ran with on_reject=skip
             raise _reject_error(source, next(iter(builder.state.first_rejects.values())))
         task = bar.add_task("", total=source.total_bytes, images="")
-        for job, result in results:
-            builder.add(job.split, job.entries, result.outcomes, result.sums, result.products)
+        for job, (outcomes, bytes_read, sums, products) in results:
+            builder.add(job.split, job.entries, outcomes, sums, products)
             if strict and builder.state.rejected:
                 raise _reject_error(source, next(iter(builder.state.first_rejects.values())))
             builder.save_periodically()
-            bar.update(task, advance=result.bytes_read, images=f"{builder.state.listed:,} images")
+            bar.update(task, advance=bytes_read, images=f"{builder.state.listed:,} images")
         current = locate(config)
         if (settings, dates) != (settings | current.identity, current.dates):
             remedy = "changed during the preparation; run the same command again to start over"

@@ -30,8 +30,6 @@ _CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: its URL and checksum."""
-
     url: str
     algorithm: str  # sha256 or md5, as published
     digest: str  # hexadecimal, lower case

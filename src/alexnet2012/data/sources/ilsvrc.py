@@ -73,18 +73,18 @@ def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
             remedy = f"contains {release.train} but not {name}; add it to the folder"
             raise source_error(folder, remedy)
     train, val = folder / release.train, folder / release.val
-    kit = _read_devkit(folder / release.devkit)
+    kit, val_wnids = _read_devkit(folder / release.devkit)
     class_tars = _class_tars(train)
-    check_classes(train, set(class_tars), set(kit.titles), "class tars")
+    check_classes(train, set(class_tars), set(kit), "class tars")
     classes = tuple(sorted(class_tars))
-    _check_val(val, len(kit.val_wnids))
+    _check_val(val, len(val_wnids))
     patches = _patches(folder / release.patches) if release.patches else {}
 
     def entries(split: str) -> Iterator[Entry]:
         if split == "train":
-            originals = _train_entries(train, class_tars, kit.counts)
+            originals = _train_entries(train, class_tars, kit)
         else:
-            originals = _val_entries(val, [classes.index(wnid) for wnid in kit.val_wnids])
+            originals = _val_entries(val, [classes.index(wnid) for wnid in val_wnids])
         for original in originals:
             patch = patches.get(f"{split}/{PurePosixPath(original.name).name}")
             yield patch._replace(label=original.label) if patch else original
@@ -95,14 +95,8 @@ def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
         entries=entries,
         total_bytes=train.stat().st_size + val.stat().st_size,
         description=f"ILSVRC-{release.year}, {len(classes)} classes.",
-        titles=tuple(kit.titles[wnid] for wnid in classes),
+        titles=tuple(kit[wnid].words for wnid in classes),
     )
-
-
-class _Kit(NamedTuple):
-    titles: dict[str, str]  # class name in words, by WordNet ID
-    counts: dict[str, int]  # training images, by WordNet ID
-    val_wnids: list[str]  # WordNet IDs of validation images 1, 2, …
 
 
 class _Class(NamedTuple):
@@ -111,7 +105,8 @@ class _Class(NamedTuple):
     images: int  # for training
 
 
-def _read_devkit(path: Path) -> _Kit:
+def _read_devkit(path: Path) -> tuple[dict[str, _Class], list[str]]:
+    """The classes by WordNet ID, and the WordNet IDs of validation images 1, 2, …."""
     content: dict[str, bytes] = {}
     with archive_errors(path), open_tar(path) as tar:
         for member in iter_members(tar, path):
@@ -128,11 +123,7 @@ def _read_devkit(path: Path) -> _Kit:
     except Exception as error:  # loadmat raises almost anything on corrupt data
         remedy = f"cannot be parsed ({error!r}); {DOWNLOAD_AGAIN}"
         raise source_error(path, remedy) from error
-    return _Kit(
-        titles={synset.wnid: synset.words for synset in classes.values()},
-        counts={synset.wnid: synset.images for synset in classes.values()},
-        val_wnids=val_wnids,
-    )
+    return {synset.wnid: synset for synset in classes.values()}, val_wnids
 
 
 def _read_meta(mat: bytes) -> dict[int, _Class]:
@@ -164,7 +155,7 @@ def _class_tars(train: Path) -> dict[str, TarInfo]:
 
 
 def _train_entries(
-    path: Path, class_tars: dict[str, TarInfo], counts: dict[str, int]
+    path: Path, class_tars: dict[str, TarInfo], kit: dict[str, _Class]
 ) -> Iterator[Entry]:
     with archive_errors(path), open_tar(path) as train:
         for label, (wnid, class_tar) in enumerate(sorted(class_tars.items())):
@@ -175,9 +166,9 @@ def _train_entries(
                     yield Entry(member.name, label, str(path), offset, member.size)
                     images += 1
             # Not checked in advance, as reading a million headers takes long.
-            if images != counts[wnid]:
+            if images != kit[wnid].images:
                 remedy = f"{wnid}.tar contains {images} images, but the development kit lists"
-                raise source_error(path, f"{remedy} {counts[wnid]}; {DOWNLOAD_AGAIN}")
+                raise source_error(path, f"{remedy} {kit[wnid].images}; {DOWNLOAD_AGAIN}")
 
 
 def _patches(path: Path) -> dict[str, Entry]:

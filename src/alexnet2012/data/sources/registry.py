@@ -87,9 +87,8 @@ def locate(config: PrepareConfig) -> SourceHandle:
 
 
 def source_is_missing(config: PrepareConfig) -> bool:
-    """Whether the source is a path that does not exist (any more)."""
-    named = config.source in NAMED_SOURCES
-    return not named and not user_path("data.source", config.source).exists()
+    name = config.source
+    return name not in NAMED_SOURCES and not user_path("data.source", name).exists()
 
 
 @contextmanager

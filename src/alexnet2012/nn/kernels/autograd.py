@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.nn.kernels.epilogue import Epilogue, TowerMaps
@@ -187,16 +186,11 @@ def _empty(
     return (like.new_empty(images, *sides, towers * channels).permute(0, 3, 1, 2),)
 
 
-def relu_dropout(
-    z: Tensor, state: Tensor, position: tuple[int, int, int], threshold: int
-) -> Tensor:
-    """relu(z) of the units that dropout keeps; arguments as for the launcher."""
-    y: Tensor = _ReluDropout.apply(z, state, position, threshold)  # type: ignore[no-untyped-call]
-    return y
+class ReluDropout(torch.autograd.Function):
+    """Forward: y = m·relu(z), with a random mask m of zeros and ones.  Backward: gz = g·[y > 0].
 
-
-class _ReluDropout(torch.autograd.Function):
-    """Forward: y = m·relu(z), with a random mask m of zeros and ones.  Backward: gz = g·[y > 0]."""
+    Arguments as for the launcher.
+    """
 
     @staticmethod
     def forward(
@@ -216,30 +210,3 @@ class _ReluDropout(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         grad_z: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)
         return grad_z, None, None, None
-
-
-def space_to_depth(
-    images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype
-) -> Tensor:
-    """[N, 3, S, S] → [N, 3·stride², blocks, blocks], to convolve by :func:`space_to_depth_weight`.
-
-    With three channels most of a GPU's matrix unit would be idle. The images get no gradient.
-    """
-    from alexnet2012.nn.kernels import launchers
-
-    shape = (len(images), blocks, blocks, 3 * stride**2)
-    x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
-    launchers.space_to_depth(images, x, stride, padding)
-    return x
-
-
-def space_to_depth_weight(weight: Tensor, stride: int) -> Tensor:
-    """[K, 3, P, P] → [K, 3·stride², P/stride, P/stride], rounded up; the convolution has stride 1.
-
-    It computes the same sums as a convolution of the images by ``weight`` at ``stride``.
-    """
-    side = -(-weight.shape[-1] // stride)
-    extra = side * stride - weight.shape[-1]
-    by_block: Tensor = F.pad(weight, (0, extra, 0, extra)).unflatten(3, (side, stride))
-    by_block = by_block.unflatten(2, (side, stride)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-    return by_block.contiguous(memory_format=torch.channels_last)

@@ -18,12 +18,8 @@ from alexnet2012.nn.kernels.autograd import fused_epilogue
 from alexnet2012.nn.kernels.epilogue import Epilogue
 from alexnet2012.nn.layers import ColumnParallelConv2d
 
-Maps = tuple[Tensor, ...]  # [N, C, H, W], or t times [N, c, H, W]
-
 
 class FusedConv(NamedTuple):
-    """A convolution and the layers after it."""
-
     layer: ColumnParallelConv2d
     conv: Callable[[Tensor], Tensor]  # of [N, C, H, W], gathered where needed; without bias
     after: Sequence[Epilogue | Callable[[Tensor], Tensor]]  # the first adds the bias
@@ -34,36 +30,22 @@ def fused_conv_stack(
     images: Tensor, convolutions: Sequence[FusedConv], towers: int, dtype: torch.dtype
 ) -> Tensor:
     """Run all convolutions: [N, 3, S, S] → [N, C, H, W] of the last."""
-    maps: Maps = (images,)
+    maps: tuple[Tensor, ...] = (images,)  # [N, C, H, W], or t times [N, c, H, W]
     for layer, conv, after, separate in convolutions:
         if maps[0] is images and layer.stride > 1:
-            blocks = layer.space_to_depth(images, dtype)
-            maps = (layer(blocks, input_is_blocks=True),)
+            maps = (layer(layer.space_to_depth(images, dtype), input_is_blocks=True),)
         elif maps[0] is images:
             maps = (conv(images.to(dtype).contiguous(memory_format=torch.channels_last)),)
         else:
             maps = (conv(*maps),) if len(maps) == 1 else layer(*maps, skip_bias=True)
-        maps = _apply_epilogues(maps, layer.bias, after, towers, separate=separate)
+        bias: Tensor | None = layer.bias
+        for step in after:
+            if isinstance(step, Epilogue):
+                split = separate and step is after[-1]
+                maps, bias = fused_epilogue(maps, bias, step, towers, separate=split), None
+            else:
+                maps = (step(*maps),)
+        if separate and len(maps) == 1:
+            by_tower = maps[0].chunk(towers, 1)
+            maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
     return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
-
-
-def _apply_epilogues(
-    maps: Maps,
-    bias: Tensor | None,
-    after: Sequence[Epilogue | Callable[[Tensor], Tensor]],
-    towers: int,
-    *,
-    separate: bool,
-) -> Maps:
-    for i, step in enumerate(after):
-        if isinstance(step, Epilogue):
-            is_last = i == len(after) - 1
-            maps = fused_epilogue(maps, bias, step, towers, separate=separate and is_last)
-            bias = None
-        else:
-            (x,) = maps
-            maps = (step(x),)
-    if separate and len(maps) == 1:
-        by_tower = maps[0].chunk(towers, 1)
-        maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
-    return maps

@@ -112,17 +112,21 @@ def column_sums(x: Tensor) -> Tensor:
     return x[0]
 
 
-def space_to_depth(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
+def space_to_depth(
+    images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype
+) -> Tensor:
     """[N, 3, S, S] → [N, 3·stride², B, B], channels last: blocks of pixels become channels.
 
     The first block begins ``padding`` zeros outside the image. Channels of a block are ordered row
     by row, then by red, green, blue of each pixel.
     """
-    count, channels, _, blocks = y.shape
+    count, channels = len(images), 3 * stride**2
+    y = torch.empty((count, blocks, blocks, channels), dtype=dtype, device=images.device)
     triton_kernels.space_to_depth_kernel[(count * blocks,)](
         images, y, images.shape[-1], blocks, *images.stride(), STRIDE=stride, PADDING=padding,
         BLOCKS=triton.next_power_of_2(blocks), CHANNELS=triton.next_power_of_2(channels),
     )  # fmt: skip
+    return y.permute(0, 3, 1, 2)
 
 
 def relu_dropout(
