@@ -68,17 +68,14 @@ class DaliPipeline:
         self._in_flight: deque[npt.NDArray[np.int64]] = deque()
         self._unverified = np.ones(len(split.paths), np.bool_)
         self._digest_pool = ThreadPoolExecutor(DIGEST_THREADS)
-        self._iteration = 0
 
     def read(self, feeds: Iterator[ExternalFeed]) -> Iterator[Tensor]:
         """The pipeline's output for each feed: [n, …]."""
-        self._iteration += 1
-        iteration = self._iteration
         pipe = self._reset_pipeline()
         self._feeds = feeds
         self._in_flight.clear()
         while True:
-            if iteration != self._iteration:
+            if feeds is not self._feeds:
                 raise RuntimeError("this iterator is invalid: the loader has started another one")
             try:
                 output = self._run(pipe)

@@ -33,7 +33,6 @@ from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.kernels.epilogue import Epilogue, split_epilogues, supported
-from alexnet2012.nn.kernels.fused_conv_stack import FusedConv, fused_conv_stack
 from alexnet2012.nn.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
@@ -155,8 +154,7 @@ class AlexNet(nn.Module):
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         if self._runs_kernels() and not images.requires_grad:
-            convs, dtype = self._fused_convs(), self.types.activations
-            return fused_conv_stack(images, convs, self.local_towers, dtype).flatten(1)
+            return self._fused_conv_features(images).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
             x = self._layer(name, conv)(x)
@@ -248,19 +246,41 @@ class AlexNet(nn.Module):
     def _dropouts(self) -> list[tuple[str, Dropout]]:
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 
-    def _fused_convs(self) -> list[FusedConv]:
-        convs, towers = [], self.local_towers
+    def _fused_conv_features(self, images: Tensor) -> Tensor:
+        """:meth:`conv_features` on a GPU: each convolution is followed by its fused epilogue.
+
+        Towers that do not read each other get separate tensors and separate convolutions: cuDNN is
+        slow at grouped convolutions.
+        """
+        towers, dtype = self.local_towers, self.types.activations
+        maps: tuple[Tensor, ...] = (images,)  # [N, C, H, W], or t times [N, c, H, W]
         next_convs = [*list(self._convs.values())[1:], None]
         for (name, conv), next_conv in zip(self._convs.items(), next_convs, strict=True):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
-            compute = partial(self._layer(name, conv), skip_bias=True)
+            if maps[0] is images and layer.stride > 1:
+                maps = (layer(layer.space_to_depth(images, dtype), input_is_blocks=True),)
+            elif len(maps) > 1:
+                maps = layer(*maps, skip_bias=True)
+            else:
+                x = maps[0]
+                if x is images:
+                    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+                maps = (self._layer(name, conv)(x, skip_bias=True),)
+            separate = towers > 1 and next_conv is not None and not next_conv.reads_both_towers
             channels = layer.rows.size // towers
             passes = split_epilogues(conv, self.recipe, self.config.activation, channels)
-            separate = towers > 1 and next_conv is not None and not next_conv.reads_both_towers
-            after = [step if isinstance(step, Epilogue) else self._steps[step] for step in passes]
-            convs.append(FusedConv(layer, compute, after, separate))
-        return convs
+            for i, step in enumerate(passes):
+                if isinstance(step, Epilogue):
+                    split = separate and i == len(passes) - 1
+                    bias = layer.bias if i == 0 else None
+                    maps = kernels.fused_epilogue(maps, bias, step, towers, separate=split)
+                else:
+                    maps = (self._steps[step](*maps),)
+            if separate and len(maps) == 1:
+                by_tower = maps[0].chunk(towers, 1)
+                maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
+        return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 
     def _steps_after_convs(self) -> dict[LayerOp, Callable[[Tensor], Tensor]]:
         recipe = self.recipe

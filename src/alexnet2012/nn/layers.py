@@ -63,9 +63,8 @@ class ColumnParallel(nn.Module, ABC):
         bias = None if skip_bias else self.bias.to(x.dtype)
         if others:
             assert skip_bias
-            towers = (x, *others)
-            by_tower = weight.chunk(len(towers))
-            return tuple(self.compute(x, w, None) for x, w in zip(towers, by_tower, strict=True))
+            pairs = zip((x, *others), weight.chunk(1 + len(others)), strict=True)
+            return tuple(self.compute(x, w, None) for x, w in pairs)
         if comm is not None and comm.towers > 1 and x.shape[1] != self.weight.shape[1]:
             x = all_gather_to_sharded(x, comm, name)
         return self.compute(x, weight, bias)

@@ -191,8 +191,7 @@ def _exif_orientation(jpeg: bytes) -> int:
 
 
 def _apply_orientation(image: Image.Image, orientation: int, traits: set[str]) -> DecodedImage:
-    method = _TRANSPOSE.get(orientation)
-    if method is not None:
+    if (method := _TRANSPOSE.get(orientation)) is not None:
         traits.add("turned")
         image = image.transpose(method)
     return DecodedImage(image, frozenset(traits))

@@ -213,11 +213,6 @@ def open_cifar10(path: Path) -> ImageSource:
     )
 
 
-def is_cifar10(path: Path) -> bool:
-    """Whether a folder contains the binary version of CIFAR-10."""
-    return (path / _CIFAR_NAMES).is_file()
-
-
 def _cifar_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file: in a fixed order, or that of the archive."""
     if path.is_dir():

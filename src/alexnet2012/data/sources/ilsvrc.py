@@ -57,11 +57,6 @@ RELEASES = (
 )
 
 
-def find_release(folder: Path) -> Release | None:
-    """The release whose training tar is in ``folder``, if any."""
-    return next((release for release in RELEASES if (folder / release.train).is_file()), None)
-
-
 def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
     """The images of a release, read from its tars without unpacking them.
 

@@ -18,14 +18,13 @@ from alexnet2012.data.sources import photos
 from alexnet2012.data.sources.archives import (
     ARCHIVE_SUFFIXES,
     CIFAR10_FILES,
-    is_cifar10,
     open_archive,
     open_cifar10,
 )
 from alexnet2012.data.sources.base import ImageSource, source_error
 from alexnet2012.data.sources.download import REMOTE_FILES, fetch
 from alexnet2012.data.sources.folders import LAYOUT, ImageFolder
-from alexnet2012.data.sources.ilsvrc import find_release, open_ilsvrc
+from alexnet2012.data.sources.ilsvrc import RELEASES, open_ilsvrc
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ def locate(config: PrepareConfig) -> SourceHandle:
         open_file = open_cifar10 if path.name == REMOTE_FILES["cifar10"].name else open_archive
         identity = {**basename, "bytes": path.stat().st_size}
         return SourceHandle(identity, partial(_open, partial(open_file, path)), _dates([path]))
-    release = find_release(path)
-    if release is not None or is_cifar10(path):
+    release = next((r for r in RELEASES if (path / r.train).is_file()), None)
+    if release is not None or (path / CIFAR10_FILES[0]).is_file():
         names = CIFAR10_FILES if release is None else release.files
         files = [path / name for name in names if (path / name).is_file()]
         open_files = partial(open_cifar10, path)
