@@ -54,12 +54,7 @@ class DaliPipeline:
     """
 
     def __init__(
-        self,
-        graph: GraphBuilder,
-        split: Split,
-        batch_size: int,
-        device: torch.device,
-        threads: int,
+        self, graph: GraphBuilder, split: Split, batch_size: int, device: torch.device, threads: int
     ) -> None:
         self._graph, self._split, self._batch_size = graph, split, batch_size
         self._device, self._threads = device, threads

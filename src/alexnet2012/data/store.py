@@ -121,10 +121,8 @@ class Store:
 
 def fingerprint(root: Path) -> str:
     """SHA-256 of the lists of a store, which contain that of every image file."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        digest.update((root / f"{split}.tsv").read_bytes())
-    return digest.hexdigest()
+    lists = ((root / f"{split}.tsv").read_bytes() for split in SPLITS)
+    return hashlib.sha256(b"".join(lists)).hexdigest()
 
 
 def manifest_digest(manifest: Mapping[str, Any], root: Path) -> str:

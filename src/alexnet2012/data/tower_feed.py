@@ -25,7 +25,6 @@ from alexnet2012.distributed.collectives import Communicator, gather_rows
 from alexnet2012.utils.shard import Shard, padded_shard_size, shard_of
 
 CPU = torch.device("cpu")
-NO_IMAGES = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class InputPipeline:
         if self._second is None:
             return gathered
         return self._second.read(
-            ExternalFeed(NO_IMAGES, (crops, *step.augment_args))
+            ExternalFeed(np.empty(0, np.int64), (crops, *step.augment_args))
             for crops, step in zip(gathered, steps, strict=True)
         )
 

@@ -75,11 +75,7 @@ def decode_image(data: bytes) -> DecodedImage:
 
 
 def convert_to_stored(data: bytes, size: int, quality: int) -> StoredImage:
-    """Decode an image file, and crop and resize it to a square of ``size`` pixels.
-
-    Raises:
-        ValueError: see :func:`decode_image`.
-    """
+    """Decode an image file, and crop and resize it to a square of ``size`` pixels."""
     image, traits = decode_image(data)
     short, long = sorted(image.size)
     traits |= {"enlarged"} if short < size else set()

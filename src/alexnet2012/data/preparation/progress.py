@@ -144,11 +144,7 @@ class StoreBuilder:
         self._interval_s = max(_MIN_SAVE_INTERVAL_S, save_s / _MAX_SAVE_FRACTION)
 
     def finish(self) -> str:
-        """Write the mean image and the manifest; returns a summary of one line.
-
-        Raises:
-            ConfigError: a class has no usable image.
-        """
+        """Write the mean image and the manifest; returns a summary of one line."""
         for split in SPLITS:
             for name, count in self.state.counts[split].items():
                 if count == 0:

@@ -79,9 +79,8 @@ def iter_members(
     Hidden files are skipped; the names of those with an image suffix are added to ``hidden``.
 
     Raises:
-        ConfigError: a member is a link or a device, has an absolute path, or leaves the archive.
-            It would never be followed, but no archive of images has a use for it.
-        ConfigError: data follows the end of the archive, so a header was overwritten.
+        ConfigError: a member is not a regular file, or its path leaves the archive; or data follows
+            the end of the archive, so a header was overwritten.
     """
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it reads
@@ -114,11 +113,7 @@ def is_compressed(tar: tarfile.TarFile) -> bool:
 
 
 def open_archive(path: Path) -> ImageSource:
-    """The images of a tar with ``train/CLASS/`` and ``val/CLASS/``, optionally in one top folder.
-
-    Raises:
-        ConfigError: the archive cannot be read, or has another layout.
-    """
+    """The images of a tar with ``train/CLASS/`` and ``val/CLASS/``, perhaps in one top folder."""
     classes_by_folder: dict[str, set[str]] = defaultdict(set)
     strays: list[str] = []
     total = 0
@@ -163,11 +158,7 @@ def make_entry(tar: tarfile.TarFile, path: Path, member: tarfile.TarInfo, label:
 
 
 def open_cifar10(path: Path) -> ImageSource:
-    """The binary version of CIFAR-10: the published archive, or a folder with its files.
-
-    Raises:
-        ConfigError: a file is missing or truncated, or the class names are wrong.
-    """
+    """The binary version of CIFAR-10: the published archive, or a folder with its files."""
     sizes: dict[str, int] = {}
     classes: tuple[str, ...] = ()
     for name, file in _cifar_files(path):

@@ -32,12 +32,7 @@ class Entry(NamedTuple):
     data: bytes | None = None  # the bytes themselves, if they came from a compressed archive
 
     def read(self) -> bytes:
-        """The bytes of the image file.
-
-        Raises:
-            ValueError: the file is too large or incomplete.
-            OSError: the file cannot be read.
-        """
+        """The bytes of the image file; raises ValueError if it is too large or incomplete."""
         if self.data is not None:
             return self.data
         with open(self.path, "rb") as file:

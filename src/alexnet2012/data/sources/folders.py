@@ -31,10 +31,6 @@ class ImageFolder:
 
     Strays are recorded: files in a class folder without an image suffix, and hidden files with one
     (``.1.jpg``). Other hidden files (``.DS_Store``) are ignored.
-
-    Raises:
-        ConfigError: another layout, fewer than two classes, a class without images, or a class
-            that only one split has.
     """
 
     def __init__(self, root: Path, val_percent: float, seed: int) -> None:

@@ -58,11 +58,7 @@ RELEASES = (
 
 
 def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
-    """The images of a release, read from its tars without unpacking them.
-
-    Raises:
-        ConfigError: a file is missing, truncated, or does not match the others.
-    """
+    """The images of a release, read from its tars without unpacking them."""
     for name in (release.train, release.val, release.devkit):
         if not (folder / name).is_file():
             remedy = f"contains {release.train} but not {name}; add it to the folder"

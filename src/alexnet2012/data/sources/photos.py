@@ -60,7 +60,7 @@ def make_photos(
     sizes = {"train": train_per_class, "val": val_per_class}
     # Threads, as Pillow releases Python's global lock.
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(partial(_make_class, folder, sizes, seed), enumerate(CLASSES)))
+        list(pool.map(partial(_make_class, folder, sizes, seed), range(len(CLASSES)), CLASSES))
 
 
 def photograph(name: str) -> Image.Image:
@@ -96,8 +96,7 @@ def crop_box(
     return x, y, x + wide, y + high
 
 
-def _make_class(folder: Path, sizes: dict[str, int], seed: int, numbered: tuple[int, str]) -> None:
-    label, name = numbered
+def _make_class(folder: Path, sizes: dict[str, int], seed: int, label: int, name: str) -> None:
     photo = photograph(name)
     parts = regions(*photo.size)
     left, top, right, bottom = parts["val"]
