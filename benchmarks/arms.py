@@ -29,7 +29,7 @@ from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.launch import launch, reuse_memory
 from alexnet2012.distributed.mesh import Mesh, single_process
-from alexnet2012.nn.flops import LayerCounts, count_layers
+from alexnet2012.nn.cost_model import LayerCounts, count_layers
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES, allow_tf32

@@ -23,8 +23,7 @@ from record import given, keep, show
 from alexnet2012 import AlexNet
 from alexnet2012.config.enums import Precision
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.nn.cost_model import Layout, layer_costs, memory_bytes
-from alexnet2012.nn.flops import LayerCounts, count_layers
+from alexnet2012.nn.cost_model import LayerCounts, Layout, count_layers, layer_costs, memory_bytes
 from alexnet2012.nn.precision import DTYPES
 
 STEPS = 2

@@ -11,6 +11,7 @@ from alexnet2012.config.enums import LightingScale
 from alexnet2012.config.schema import AugmentConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data import augmentation
+from alexnet2012.data.ten_crop import view_positions
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
@@ -190,7 +191,7 @@ def test_lighting_of_grey_images_is_grey() -> None:
 
 
 def test_ten_views_are_corners_and_centre_and_their_flips() -> None:
-    views = augmentation.ten_views(256, 224).tolist()
+    views = view_positions(10, 256, 224).tolist()
     corners = [[0, 0], [0, 32], [32, 0], [32, 32], [16, 16]]
     assert views == [[*c, 0] for c in corners] + [[*c, 1] for c in corners]
-    assert augmentation.centre_view(256, 224).tolist() == [[16, 16, 0]]
+    assert view_positions(1, 256, 224).tolist() == [[16, 16, 0]]

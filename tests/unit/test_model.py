@@ -20,7 +20,7 @@ from alexnet2012.config.enums import Activation, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.nn.flops import LayerCounts, count_layers
+from alexnet2012.nn.cost_model import LayerCounts, count_layers
 from alexnet2012.nn.precision import DTYPES, DTypes
 
 RECIPES = ["paper", "code145"]

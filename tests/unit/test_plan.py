@@ -33,20 +33,20 @@ from alexnet2012.ledger.architecture import EXCHANGED_FLOATS
 from alexnet2012.nn import cost_model
 from alexnet2012.nn.cost_model import (
     LayerCost,
+    LayerCounts,
     Layout,
     Link,
     Peaks,
-    SavedForBackward,
     StepTime,
     Work,
     bounded_work,
+    count_layers,
     efficiency,
     gradient_bytes,
     layer_costs,
     memory_bytes,
     step_time,
 )
-from alexnet2012.nn.flops import LayerCounts, count_layers
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES
@@ -208,7 +208,7 @@ def test_planned_activations_equal_those_that_torch_saves(recipe: str, towers: i
 
 
 def test_a_saved_map_left_out_of_the_plan_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cost_model.SAVED_FOR_BACKWARD, LayerOp.activation, SavedForBackward())
+    monkeypatch.setitem(cost_model.SAVED_FOR_BACKWARD, LayerOp.activation, ())
     kept = ROWS * sum(cost.kept_bytes for cost in costs_of("paper", Layout(ROWS)))
     assert kept < saved_by_torch("paper", 1, Precision.fp32)
 

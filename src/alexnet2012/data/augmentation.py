@@ -36,10 +36,8 @@ class AugmentationParams:
 
 
 def random_stream(seed: int, name: str, *indices: int) -> np.random.Generator:
-    """An independent generator for each (seed, name, indices).
-
-    The name is hashed by SHA-256, as Python's own hash of a string differs between processes.
-    """
+    """An independent generator for each (seed, name, indices)."""
+    # By SHA-256, as Python's own hash of a string differs between processes.
     name_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     # A spawn key, not a longer seed: SeedSequence pads seeds with zeros, so [1] equals [1, 0].
     sequence = np.random.SeedSequence(seed, spawn_key=(name_key, *indices))
@@ -56,8 +54,7 @@ def replica_steps(
 ) -> list[tuple[slice, Shard]]:
     """For each step, the positions that a replica reads, and their rows in the global batch.
 
-    Step s covers positions sB to (s+1)B; the last step covers the rest. A replica's share of the
-    last step may be empty.
+    The last step covers the rest, of which a replica's share may be empty.
     """
     steps = []
     for start in range(0, count, batch_size):
@@ -119,21 +116,3 @@ def lighting_basis(
     deviations = scale is LightingScale.standard_deviations
     lengths = np.sqrt(values) if deviations else values / 255.0
     return np.asarray(vectors * lengths, dtype=np.float64)
-
-
-def centre_view(store_size: int, input_size: int) -> npt.NDArray[np.int32]:
-    """The centre crop as (y, x, flip): int32 [1, 3]."""
-    margin = store_size - input_size
-    return np.array([[margin // 2, margin // 2, 0]], dtype=np.int32)
-
-
-def ten_views(store_size: int, input_size: int) -> npt.NDArray[np.int32]:
-    """The ten crops averaged at test time as (y, x, flip): int32 [10, 3].
-
-    The four corners and the centre, followed by the same five flipped.
-
-    Source: paper sec. 4.1.
-    """
-    far = store_size - input_size
-    corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
-    return np.array([(y, x, flip) for flip in (0, 1) for y, x in corners], dtype=np.int32)

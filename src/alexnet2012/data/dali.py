@@ -43,22 +43,18 @@ class ExternalFeed(NamedTuple):
 
 # Called by DALI for the next batch: returns an array, or list of arrays, for each input.
 InputCallback = Callable[[], list[Any]]
+# Builds a DALI graph on "cpu" or "gpu" with inputs from a callback; returns the graph's outputs.
+GraphBuilder = Callable[[str, InputCallback], Sequence[Any]]
 
 
 class DaliPipeline:
     """A reusable, prefetching DALI pipeline over any sequence of feeds.
 
-    ``graph(device, source)`` builds it on "cpu" or "gpu" and returns its outputs. A second output,
-    if present, is the bytes of the files read.
+    A second output of its graph, if present, is the bytes of the files read.
     """
 
     def __init__(
-        self,
-        graph: Callable[[str, InputCallback], Sequence[Any]],
-        split: Split,
-        batch_size: int,
-        device: torch.device,
-        threads: int,
+        self, graph: GraphBuilder, split: Split, batch_size: int, device: torch.device, threads: int
     ) -> None:
         self._graph, self._split, self._batch_size = graph, split, batch_size
         self._device, self._threads = device, threads
@@ -67,21 +63,14 @@ class DaliPipeline:
         self._in_flight: deque[npt.NDArray[np.int64]] = deque()
         self._unverified = np.ones(len(split.paths), np.bool_)
         self._digest_pool = ThreadPoolExecutor(DIGEST_THREADS)
-        self._iteration = 0
 
     def read(self, feeds: Iterator[ExternalFeed]) -> Iterator[Tensor]:
-        """The pipeline's output for each feed: [n, …].
-
-        Raises:
-            ConfigError: a file cannot be read, or does not match its digest; names the file.
-        """
-        self._iteration += 1
-        iteration = self._iteration
+        """The pipeline's output for each feed: [n, …]."""
         pipe = self._reset_pipeline()
         self._feeds = feeds
         self._in_flight.clear()
         while True:
-            if iteration != self._iteration:
+            if feeds is not self._feeds:
                 raise RuntimeError("this iterator is invalid: the loader has started another one")
             try:
                 output = self._run(pipe)
@@ -95,8 +84,8 @@ class DaliPipeline:
             yield output
 
     def _run(self, pipe: Pipeline) -> Tensor:
-        cuda = self._device.type == "cuda"
-        output, *files = pipe.run(torch.cuda.current_stream(self._device) if cuda else None)
+        on_gpu = self._device.type == "cuda"
+        output, *files = pipe.run(torch.cuda.current_stream(self._device) if on_gpu else None)
         indices = self._in_flight.popleft()
         for batch in files:
             self._verify(indices, batch)
@@ -196,10 +185,7 @@ def augment_graph(device: str, source: InputCallback) -> Sequence[Any]:
     """Augment the crops of :func:`crop_graph`: uint8 → float32 [S, S, 3], as in train_graph."""
     crop_source, args_source = _split_first(source)
     augment_args = fn.external_source(
-        args_source,
-        num_outputs=3,
-        dtype=[types.INT32, types.FLOAT, types.FLOAT],
-        ndim=[0, 1, 1],
+        args_source, num_outputs=3, dtype=[types.INT32, types.FLOAT, types.FLOAT], ndim=[0, 1, 1]
     )
     crop = fn.external_source(crop_source, device=device, dtype=types.UINT8, ndim=3, layout="HWC")
     return (_augment(crop, *augment_args),)
@@ -215,12 +201,7 @@ def full_image_graph(decoder: Decoder, device: str, source: InputCallback) -> Se
 def _augment(crop: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
     # One pass over the memory; DALI's arithmetic operators would each add another.
     return fn.crop_mirror_normalize(
-        crop,
-        mirror=flip,
-        mean=minus_offset,
-        std=divisor,
-        output_layout="HWC",
-        dtype=types.FLOAT,
+        crop, mirror=flip, mean=minus_offset, std=divisor, output_layout="HWC", dtype=types.FLOAT
     )
 
 

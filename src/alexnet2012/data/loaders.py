@@ -23,12 +23,7 @@ from alexnet2012.config.schema import AugmentConfig, ConfigError, TrainConfig
 from alexnet2012.data import augmentation, dali
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.ten_crop import centre_crop, extract_views, view_positions
-from alexnet2012.data.tower_feed import (
-    SINGLE_PROCESS,
-    BatchPlan,
-    InputPipeline,
-    LoaderPlacement,
-)
+from alexnet2012.data.tower_feed import SINGLE_PROCESS, BatchPlan, InputPipeline, LoaderPlacement
 from alexnet2012.distributed.collectives import communicator_of
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.utils.shard import Shard
@@ -36,7 +31,7 @@ from alexnet2012.utils.shard import Shard
 
 def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLoader, EvalLoader]:
     """This rank's loaders of the training and the validation split."""
-    data, augment = config.data, config.recipe.augment
+    data, augment, size = config.data, config.recipe.augment, config.model.input_size
     placement = LoaderPlacement(
         replica=mesh.replica,
         replicas=mesh.replicas,
@@ -49,7 +44,7 @@ def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLo
         store,
         store.split("train", data.limit),
         augment,
-        input_size=config.model.input_size,
+        input_size=size,
         batch_size=data.batch_size,
         seed=config.seed,
         placement=placement,
@@ -58,7 +53,7 @@ def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLo
         store,
         store.split("val", data.limit),
         augment,
-        input_size=config.model.input_size,
+        input_size=size,
         views=config.eval_views,
         batch_size=data.eval_batch_size,
         placement=placement,
@@ -139,17 +134,11 @@ class TrainLoader:
         is_divided = lighting and self._augment.lighting
         divisor = np.float32(self._augment.train_divisor if is_divided else 1)
         steps = self._steps[first_step:]
+        divisors = np.full((count, 3), divisor)
+        flips = params.flip.astype(np.int32)
         plans = [
-            BatchPlan(
-                indices[positions],
-                (params.crop_yx[positions],),
-                (
-                    params.flip[positions].astype(np.int32),
-                    -offsets[positions],
-                    np.full((rows.size, 3), divisor),
-                ),
-            )
-            for positions, rows in steps
+            BatchPlan(indices[at], (params.crop_yx[at],), (flips[at], -offsets[at], divisors[at]))
+            for at, rows in steps
             if rows.size
         ]
         augmented = self._input.read(plans)
@@ -169,23 +158,18 @@ class TrainLoader:
     def _subtract_mean(
         self, images: Tensor, means: tuple[Tensor, Tensor], yx: Tensor, flip: Tensor
     ) -> Tensor:
-        """Subtract each crop's part of the mean image in place: [n, S, S, 3] → [n, 3, S, S].
-
-        ``means``: the mean image and its mirror image, both [P, P, 3].
-        """
+        """Subtract each crop's part of the mean (or its mirror image): → [n, 3, S, S], in place."""
         # Not in DALI, which would crop the mean image in one pass and subtract it in another. On a
         # CPU with NumPy, as torch would wake its threads for every image.
         store_size, size = len(means[0]), images.shape[1]
         if not self._augment.mean_follows_crop:
             images.sub_(centre_crop(means[0], size))
         elif images.is_cpu:
-            plain, mirrored = (mean.numpy() for mean in means)
-            for image, (y, x), is_flipped in zip(
-                images.numpy(), yx.tolist(), flip.tolist(), strict=True
-            ):
+            arrays = [mean.numpy() for mean in means]
+            positions = zip(yx.tolist(), flip.tolist(), strict=True)
+            for image, ((y, x), is_flipped) in zip(images.numpy(), positions, strict=True):
                 left = store_size - size - x if is_flipped else x
-                mean = mirrored if is_flipped else plain
-                image -= mean[y : y + size, left : left + size]
+                image -= arrays[is_flipped][y : y + size, left : left + size]
         else:
             images.sub_(mean_crops(means[0], yx, flip, size))
         return images.permute(0, 3, 1, 2)
@@ -256,7 +240,6 @@ class EvalLoader:
         return len(self._steps)
 
     def batches(self) -> Iterator[Batch]:
-        """All batches of the split."""
         indices = np.arange(len(self._split.labels))
         labels = torch.from_numpy(self._split.labels).to(self._mean.device)
         plans = [

@@ -69,13 +69,11 @@ class Store:
             remedy = f"is damaged ({error}); remove it and {create}"
             raise ConfigError("data.store", root, remedy) from error
         if not supported:
-            remedy = (
-                f"was created by an incompatible version of alexnet2012; remove it and {create}"
-            )
-            raise ConfigError("data.store", root, remedy)
+            problem = "was created by an incompatible version of alexnet2012"
+            raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
         if not intact:
-            remedy = f"is damaged (its files do not match their checksums); remove it and {create}"
-            raise ConfigError("data.store", root, remedy)
+            problem = "is damaged (its files do not match their checksums)"
+            raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
         return cls(
             root=root,
             size=manifest["settings"]["size"],
@@ -123,10 +121,8 @@ class Store:
 
 def fingerprint(root: Path) -> str:
     """SHA-256 of the lists of a store, which contain that of every image file."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        digest.update((root / f"{split}.tsv").read_bytes())
-    return digest.hexdigest()
+    lists = ((root / f"{split}.tsv").read_bytes() for split in SPLITS)
+    return hashlib.sha256(b"".join(lists)).hexdigest()
 
 
 def manifest_digest(manifest: Mapping[str, Any], root: Path) -> str:

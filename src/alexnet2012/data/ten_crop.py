@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 
 from alexnet2012.config.schema import AugmentConfig, ConfigError
-from alexnet2012.data import augmentation
 
 
 def view_positions(views: int, store_size: int, input_size: int) -> npt.NDArray[np.int32]:
     """Positions of 1 or 10 views as (y, x, flip): int32 [V, 3].
 
+    One view is the centre; ten are the four corners and the centre, then the same five flipped.
+
     Raises:
         ConfigError: another number of views.
+
+    Source: paper sec. 4.1.
     """
     if views not in (1, 10):
         raise ConfigError("views", views, "must be 1 (the centre crop) or 10")
-    return (augmentation.ten_views if views == 10 else augmentation.centre_view)(
-        store_size, input_size
-    )
+    far = store_size - input_size
+    places = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
+    positions = [(y, x, flip) for flip in (0, 1) for y, x in places]
+    return np.array(positions if views == 10 else positions[4:5], dtype=np.int32)
 
 
 def extract_views(
@@ -52,5 +56,5 @@ def extract_views(
 
 def centre_crop(image: Tensor, size: int) -> Tensor:
     """The centre of an image: [P, P, 3] → [S, S, 3], a view."""
-    ((y, x, _),) = augmentation.centre_view(len(image), size).tolist()
-    return image[y : y + size, x : x + size]
+    start = (len(image) - size) // 2
+    return image[start : start + size, start : start + size]

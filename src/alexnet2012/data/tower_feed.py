@@ -7,7 +7,7 @@ give bit-identical batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,32 +19,24 @@ from torch import Tensor
 from alexnet2012.config.enums import Decoder
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data import augmentation
-from alexnet2012.data.dali import DaliPipeline, ExternalFeed, InputCallback
+from alexnet2012.data.dali import DaliPipeline, ExternalFeed, GraphBuilder
 from alexnet2012.data.store import Split
 from alexnet2012.distributed.collectives import Communicator, gather_rows
 from alexnet2012.utils.shard import Shard, padded_shard_size, shard_of
 
 CPU = torch.device("cpu")
-NO_IMAGES = np.empty(0, np.int64)
-
-# Builds a DALI graph on "cpu" or "gpu" with inputs from a callback; returns the graph's outputs.
-GraphBuilder = Callable[[str, InputCallback], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class LoaderPlacement:
-    """Where a loader runs: for which replica, on which device, together with which towers.
-
-    With ``comm``, each of its towers decodes its share of the replica's images (``split``);
-    without, a process decodes all the images that it needs.
-    """
+    """Where a loader runs: for which replica, on which device, together with which towers."""
 
     replica: int = 0
     replicas: int = 1
     device: torch.device = CPU
     threads: int | None = None  # for decoding; None: see ``decode_threads``
     decoder: Decoder = Decoder.auto
-    comm: Communicator | None = None
+    comm: Communicator | None = None  # each of its towers decodes its share (``split``)
 
     def __post_init__(self) -> None:
         if self.decoder is Decoder.gpu and self.device.type != "cuda":
@@ -59,7 +51,6 @@ class LoaderPlacement:
         return max(2, torch.get_num_threads()) if self.device.type == "cuda" else 2
 
     def steps(self, count: int, batch_size: int) -> list[tuple[slice, Shard]]:
-        """This replica's share of each step: :func:`augmentation.replica_steps`."""
         return augmentation.replica_steps(count, batch_size, self.replica, self.replicas)
 
 
@@ -79,7 +70,7 @@ class InputPipeline:
 
     Alone, it runs the DALI graph ``alone``. With several towers, it runs ``first`` on this tower's
     share of the images, gathers the resulting crops, and runs ``second`` on all of them, if given.
-    The gather happens some steps ahead of training, and in the same order on every tower.
+    The gather happens some steps ahead of training, in the same order on every tower.
     """
 
     def __init__(
@@ -114,7 +105,7 @@ class InputPipeline:
         if self._second is None:
             return gathered
         return self._second.read(
-            ExternalFeed(NO_IMAGES, (crops, *step.augment_args))
+            ExternalFeed(np.empty(0, np.int64), (crops, *step.augment_args))
             for crops, step in zip(gathered, steps, strict=True)
         )
 

@@ -15,13 +15,13 @@ from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import (
     LayerCost,
     Layout,
+    count_layers,
     efficiency,
     gradient_bytes,
     layer_costs,
     memory_bytes,
     step_time,
 )
-from alexnet2012.nn.flops import count_layers
 from alexnet2012.nn.precision import DTYPES
 
 PAPER_TRAINING_IMAGES = 1_200_000  # paper sec. 2

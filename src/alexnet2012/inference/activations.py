@@ -30,8 +30,7 @@ from alexnet2012.inference.trained_model import (
     top_predictions,
 )
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.cost_model import Layout, layer_costs
-from alexnet2012.nn.flops import count_layers
+from alexnet2012.nn.cost_model import Layout, count_layers, layer_costs
 from alexnet2012.tracking.image_grids import kernel_pictures
 from alexnet2012.utils.shard import padded_shard_size, shard_of
 from alexnet2012.utils.text import printable

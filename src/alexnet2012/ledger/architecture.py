@@ -9,7 +9,7 @@ from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Audit, AuditLayer, ExchangeTraffic
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.flops import LayerCounts, count_layers
+from alexnet2012.nn.cost_model import LayerCounts, count_layers
 from alexnet2012.utils.shard import padded_shard_size
 
 # Floats that the two towers exchange per image: the paper's fig. 2, half of each map or layer in

@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012.config.enums import Activation, LayerOp, Precision
-from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig
+from alexnet2012.config.schema import (
+    ConfigError,
+    ConvConfig,
+    LinearConfig,
+    ModelConfig,
+    RecipeConfig,
+)
 from alexnet2012.config.validation import check_recipe, load_recipe, scaled
 from alexnet2012.distributed.collectives import (
     all_gather_to_replicated,
@@ -26,15 +32,14 @@ from alexnet2012.distributed.collectives import (
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
-from alexnet2012.nn.kernels.epilogue import Epilogue, norm_params, split_epilogues, supported
-from alexnet2012.nn.kernels.fused_conv_stack import FusedConv, fused_conv_stack
+from alexnet2012.nn.kernels.epilogue import Epilogue, split_epilogues, supported
 from alexnet2012.nn.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
     ColumnParallelLinear,
     map_sizes,
 )
-from alexnet2012.nn.lrn import response_norm
+from alexnet2012.nn.lrn import local_response_norm, spatial_norm
 from alexnet2012.nn.precision import DTYPES, DTypes
 from alexnet2012.utils.rng import stream_seed
 from alexnet2012.utils.shard import Shard, shard_of
@@ -102,7 +107,6 @@ class AlexNet(nn.Module):
         self.activation = ACTIVATIONS[self.config.activation]
         self._convs, self._hidden = self.recipe.convs, self.recipe.hidden
         self._steps = self._steps_after_convs()
-        self._after_conv = {n: [self._steps[s] for s in c.after] for n, c in self._convs.items()}
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
         self.fused = (  # whether training uses the fused GPU kernels
@@ -115,9 +119,7 @@ class AlexNet(nn.Module):
 
     @property
     def types(self) -> DTypes:
-        """Dtypes of parameters and activations: those of ``precision``, unless the parameters have
-        been cast, for example by ``.double()``; then activations have the parameters' dtype.
-        """
+        """Dtypes of parameters and activations; after ``.double()`` or another cast, that one."""
         dtype = self.fc8.weight.dtype
         types = DTYPES[self.precision]
         return types if dtype == types.parameters else DTypes(dtype, dtype)
@@ -152,15 +154,12 @@ class AlexNet(nn.Module):
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         if self._runs_kernels() and not images.requires_grad:
-            convs, dtype = self._fused_convs(), self.types.activations
-            return fused_conv_stack(images, convs, self.local_towers, dtype).flatten(1)
+            return self._fused_conv_features(images).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
-            x = self.get_submodule(name)(
-                x, comm=self.comm if conv.reads_both_towers else None, name=name
-            )
-            for step in self._after_conv[name]:
-                x = step(x)
+            x = self._layer(name, conv)(x)
+            for step in conv.after:
+                x = self._steps[step](x)
         return x.flatten(1)
 
     def hidden_features(self, x: Tensor, rows: Shard | None = None) -> Tensor:
@@ -175,13 +174,16 @@ class AlexNet(nn.Module):
             rows = Shard(start, start + count, self.mesh.replicas * count)
         fuses_relu = self._runs_kernels() and self.config.activation is Activation.relu
         for name, linear in self._hidden.items():
-            x = self.get_submodule(name)(
-                x, comm=self.comm if linear.reads_both_towers else None, name=name
-            )
+            x = self._layer(name, linear)(x)
             dropout = self.dropouts[name]
             assert isinstance(dropout, Dropout)
             x = dropout.after_relu(x, rows) if fuses_relu else dropout(self.activation(x), rows)
         return x
+
+    def _layer(self, name: str, config: ConvConfig | LinearConfig) -> Callable[..., Tensor]:
+        """The layer as a function of its input, full or this tower's shard."""
+        comm = self.comm if config.reads_both_towers else None
+        return partial(self.get_submodule(name), comm=comm, name=name)
 
     def _runs_kernels(self) -> bool:
         """The kernels compute in the dtypes of ``precision``, so only for parameters not cast."""
@@ -193,10 +195,9 @@ class AlexNet(nn.Module):
 
     def full_shapes(self) -> dict[str, torch.Size]:
         """Names and shapes of the full network's parameters."""
-        owners = self.layers()
         return {
-            name: torch.Size((owners[name.split(".")[0]].rows.total, *parameter.shape[1:]))
-            for name, parameter in self.named_parameters()
+            name: torch.Size((rows.total, *parameter.shape[1:]))
+            for name, parameter, rows in self._shards()
         }
 
     def full_state_dict(self) -> dict[str, Tensor]:
@@ -205,12 +206,9 @@ class AlexNet(nn.Module):
         Names and layouts are stable: ``conv2.weight`` is [256, 48, 5, 5] with tower 0's kernels
         first; ``fc6.weight`` is [4096, 9216], its input flattened by channel, row, column.
         """
-        owners = self.layers()
         return {
-            name: gather_rows(
-                parameter.detach(), owners[name.split(".")[0]].rows, self.comm, "state", "inference"
-            )
-            for name, parameter in self.named_parameters()
+            name: gather_rows(parameter.detach(), rows, self.comm, "state", "inference")
+            for name, parameter, rows in self._shards()
         }
 
     def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -223,14 +221,18 @@ class AlexNet(nn.Module):
         for name in sorted(set(state) ^ set(shapes)):
             problem = "missing" if name in shapes else "not a parameter of this model"
             raise ConfigError("state_dict", name, f"{problem}; use the recipe that saved it")
-        owners = self.layers()
         for name, shape in shapes.items():
             if state[name].shape != shape:
                 problem = f"has shape {tuple(state[name].shape)}, this model needs {tuple(shape)}"
                 raise ConfigError("state_dict", name, f"{problem}; use the same recipe and size")
         with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.copy_(owners[name.split(".")[0]].rows.of(state[name]))
+            for name, parameter, rows in self._shards():
+                parameter.copy_(rows.of(state[name]))
+
+    def _shards(self) -> list[tuple[str, nn.Parameter, Shard]]:
+        """Each parameter with its name and its rows of the full parameter."""
+        layers = self.layers()
+        return [(n, p, layers[n.split(".")[0]].rows) for n, p in self.named_parameters()]
 
     def random_state(self) -> dict[str, Tensor]:
         """State of each dropout layer's random stream, on the CPU; the same on every rank."""
@@ -244,41 +246,53 @@ class AlexNet(nn.Module):
     def _dropouts(self) -> list[tuple[str, Dropout]]:
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 
-    def _fused_convs(self) -> list[FusedConv]:
-        """The convolutions as :func:`fused_conv_stack` takes them."""
-        convs, towers = [], self.local_towers
+    def _fused_conv_features(self, images: Tensor) -> Tensor:
+        """:meth:`conv_features` on a GPU: each convolution is followed by its fused epilogue.
+
+        Towers that do not read each other get separate tensors and separate convolutions: cuDNN is
+        slow at grouped convolutions.
+        """
+        towers, dtype = self.local_towers, self.types.activations
+        maps: tuple[Tensor, ...] = (images,)  # [N, C, H, W], or t times [N, c, H, W]
         next_convs = [*list(self._convs.values())[1:], None]
         for (name, conv), next_conv in zip(self._convs.items(), next_convs, strict=True):
             layer = self.get_submodule(name)
             assert isinstance(layer, ColumnParallelConv2d)
-            compute = partial(
-                layer, comm=self.comm if conv.reads_both_towers else None, name=name, skip_bias=True
-            )
-            passes = split_epilogues(
-                conv, self.recipe, self.config.activation, layer.rows.size // towers
-            )
+            if maps[0] is images and layer.stride > 1:
+                maps = (layer(layer.space_to_depth(images, dtype), input_is_blocks=True),)
+            elif len(maps) > 1:
+                maps = layer(*maps, skip_bias=True)
+            else:
+                x = maps[0]
+                if x is images:
+                    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+                maps = (self._layer(name, conv)(x, skip_bias=True),)
             separate = towers > 1 and next_conv is not None and not next_conv.reads_both_towers
-            after = [step if isinstance(step, Epilogue) else self._steps[step] for step in passes]
-            convs.append(FusedConv(layer, compute, after, separate))
-        return convs
+            channels = layer.rows.size // towers
+            passes = split_epilogues(conv, self.recipe, self.config.activation, channels)
+            for i, step in enumerate(passes):
+                if isinstance(step, Epilogue):
+                    split = separate and i == len(passes) - 1
+                    bias = layer.bias if i == 0 else None
+                    maps = kernels.fused_epilogue(maps, bias, step, towers, separate=split)
+                else:
+                    maps = (self._steps[step](*maps),)
+            if separate and len(maps) == 1:
+                by_tower = maps[0].chunk(towers, 1)
+                maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
+        return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 
     def _steps_after_convs(self) -> dict[LayerOp, Callable[[Tensor], Tensor]]:
         recipe = self.recipe
         towers = 1 if recipe.lrn_across_towers else self.local_towers
-        lrn, spatial = norm_params(recipe.lrn), recipe.spatial_norm
         # ceil_mode keeps a last window that extends beyond the edge, as the 2012 code does. At 224
         # pixels, size 3 and stride 2 every window fits, so that it makes no difference.
-        pool: dict[str, Any] = {
-            "kernel_size": recipe.pool.size,
-            "stride": recipe.pool.stride,
-            "ceil_mode": True,
-        }
+        size, stride = recipe.pool.size, recipe.pool.stride
+        pool: dict[str, Any] = {"kernel_size": size, "stride": stride, "ceil_mode": True}
         return {
             LayerOp.activation: self.activation,
-            LayerOp.lrn: partial(response_norm, norm=lrn, towers=towers),
-            LayerOp.spatial_norm: partial(
-                response_norm, norm=norm_params(spatial, spatial.size**2), towers=None
-            ),
+            LayerOp.lrn: partial(local_response_norm, norm=recipe.lrn, towers=towers),
+            LayerOp.spatial_norm: partial(spatial_norm, norm=recipe.spatial_norm),
             LayerOp.max_pool: partial(F.max_pool2d, **pool),
             LayerOp.average_pool: partial(F.avg_pool2d, **pool),
         }
@@ -290,28 +304,20 @@ class AlexNet(nn.Module):
             reads_image = name == next(iter(recipe.convs))  # every tower reads the full image
             full_input = conv.reads_both_towers or reads_image
             rows = self._shard(scaled(conv.kernels, width, recipe.towers))
-            layer = ColumnParallelConv2d(
-                conv,
-                rows,
-                kernel_channels=channels if full_input else channels // recipe.towers,
-                groups=1 if full_input else self.local_towers,
-            )
+            read, groups = self._split_input(channels, full_input)
             # A narrower layer sums fewer terms: a larger std keeps the scale of its outputs.
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
+            layer = ColumnParallelConv2d(conv, rows, read, groups)
             self._add(name, layer, std, conv.init_bias, seed)
             channels = rows.total
         unscaled_size = map_sizes(recipe, recipe.input_size)[name]
         inputs, unscaled_inputs = channels * sizes[name] ** 2, conv.kernels * unscaled_size**2
         self.dropouts = nn.ModuleDict()
         for name, linear in recipe.hidden.items():
-            full_input = linear.reads_both_towers
             rows = self._shard(scaled(linear.units, width, recipe.towers))
-            fc = ColumnParallelLinear(
-                rows,
-                (inputs if full_input else inputs // recipe.towers,),
-                groups=1 if full_input else self.local_towers,
-            )
+            read, groups = self._split_input(inputs, linear.reads_both_towers)
             std = linear.init_std * math.sqrt(unscaled_inputs / inputs)
+            fc = ColumnParallelLinear(rows, (read,), groups)
             self._add(name, fc, std, linear.init_bias, seed)
             stream = stream_seed(seed, "dropout", name)
             self.dropouts[name] = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
@@ -319,6 +325,10 @@ class AlexNet(nn.Module):
         fc8 = ColumnParallelLinear(self._shard(self.num_classes), (inputs,), groups=1)
         std = recipe.fc8.init_std * math.sqrt(unscaled_inputs / inputs)
         self._add("fc8", fc8, std, recipe.fc8.init_bias, seed)
+
+    def _split_input(self, size: int, full_input: bool) -> tuple[int, int]:
+        """Channels or units that a row of a layer reads, and the layer's groups."""
+        return (size, 1) if full_input else (size // self.recipe.towers, self.local_towers)
 
     def _shard(self, total: int) -> Shard:
         return shard_of(total, self.mesh.towers, self.mesh.tower)

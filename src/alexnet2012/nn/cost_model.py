@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
 
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import RecipeConfig
-from alexnet2012.nn.flops import LayerCounts
+from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.layers import overhang_pixels
 from alexnet2012.utils.shard import padded_shard_size
 
@@ -24,21 +28,25 @@ INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, i
 BACKWARD_TO_FORWARD = 1.5
 
 
-class SavedForBackward(NamedTuple):
-    """Which tensors a layer after a convolution saves for backward."""
-
-    input: bool = False
-    output: bool = False
-    indices: bool = False  # one per output
-
-
-SAVED_FOR_BACKWARD = {
-    LayerOp.activation: SavedForBackward(output=True),
-    LayerOp.lrn: SavedForBackward(input=True),  # backward recomputes the denominators
-    LayerOp.spatial_norm: SavedForBackward(input=True),
-    LayerOp.max_pool: SavedForBackward(input=True, indices=True),
-    LayerOp.average_pool: SavedForBackward(input=True),
+SAVED_FOR_BACKWARD: dict[LayerOp, tuple[str, ...]] = {
+    LayerOp.activation: ("output",),
+    LayerOp.lrn: ("input",),  # backward recomputes the denominators
+    LayerOp.spatial_norm: ("input",),
+    LayerOp.max_pool: ("input", "indices"),  # one index per output
+    LayerOp.average_pool: ("input",),
 }
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Counts of one layer of the full network; neurons, multiply-adds and input for one image."""
+
+    name: str
+    weights: int
+    biases: int
+    neurons: int
+    multiply_adds: int
+    input_shape: tuple[int, ...]  # of all towers: [C, H, W] or [inputs]
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of a layer with parameters and of the layers after it, up to the next such layer.
-
-    Everything but ``parameters`` is per image.
-    """
+    """Cost per image of a layer with parameters and of the layers after it, up to the next such."""
 
     name: str
-    parameters: int = 0
+    parameters: int = 0  # not per image
     multiply_adds: int = 0  # of the forward matrix product
     products: int = 0  # matrix products of that size in backward: for the weights, for the input
     operands: int = 0  # numbers that the product reads and writes, except weights
@@ -86,16 +91,12 @@ class LayerCost:
 
 
 class Link(NamedTuple):
-    """A connection between processes: bytes one process sends per second, and seconds per message.
+    """A connection between processes."""
 
-    ``latency_s`` is added once per message.
-    """
-
-    bytes_per_s: float
-    latency_s: float = 0.0
+    bytes_per_s: float  # that one process sends
+    latency_s: float = 0.0  # per message
 
     def seconds(self, sent_bytes: float, messages: int) -> float:
-        """Time to send ``sent_bytes`` in ``messages`` messages."""
         return sent_bytes / self.bytes_per_s + messages * self.latency_s
 
 
@@ -106,7 +107,6 @@ class Peaks(NamedTuple):
     memory_bytes_per_s: float | None = None
 
     def memory_seconds(self, moved_bytes: float) -> float:
-        """Time to read or write ``moved_bytes``; 0 without a memory rate."""
         return 0.0 if self.memory_bytes_per_s is None else moved_bytes / self.memory_bytes_per_s
 
 
@@ -134,30 +134,53 @@ class StepTime(NamedTuple):
         return sum(self)
 
 
+@torch.no_grad()
+def count_layers(model: AlexNet) -> list[LayerCounts]:
+    """Count every layer with parameters, by one forward pass over a single image."""
+    assert model.mesh.towers == 1, "only a model with all towers in one process can be counted"
+    counts: list[LayerCounts] = []
+
+    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight: Any = layer.weight
+        counts.append(
+            LayerCounts(
+                name=name,
+                weights=weight.numel(),
+                biases=len(weight),
+                neurons=output[0].numel(),
+                multiply_adds=output[0].numel() * weight[0].numel(),
+                input_shape=tuple(inputs[0].shape[1:]),
+            )
+        )
+
+    handles = [m.register_forward_hook(partial(count, n)) for n, m in model.layers().items()]
+    was_training, size = model.training, model.config.input_size
+    model.eval()(torch.zeros(1, 3, size, size, device=model.mesh.device))
+    model.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
 def layer_costs(
     recipe: RecipeConfig, counts: Sequence[LayerCounts], layout: Layout
 ) -> list[LayerCost]:
     """Cost of every layer, then of the logits and the loss as one more entry."""
-    costs, input_is_saved = [], False
-    for index, layer in enumerate(counts):
-        is_last = index + 1 == len(counts)
-        next_input = (layer.neurons,) if is_last else counts[index + 1].input_shape
-        cost, input_is_saved = _layer_cost(
-            recipe, layer, math.prod(next_input), layout, index == 0, input_is_saved
-        )
+    costs, is_saved = [], False
+    results = [*(math.prod(layer.input_shape) for layer in counts[1:]), counts[-1].neurons]
+    for layer, result in zip(counts, results, strict=True):
+        cost, is_saved = _layer_cost(recipe, layer, result, layout, layer is counts[0], is_saved)
         costs.append(cost)
     classes, size = counts[-1].biases, layout.parameter_bytes
     shard_bytes = padded_shard_size(classes, layout.towers) * size
     peers = layout.towers - 1
-    return [
-        *costs,
-        LayerCost(
-            "logits",
-            kept_bytes=classes * size + LABEL_BYTES,
-            gathered_bytes=shard_bytes * layout.towers if peers else 0,
-            sent_bytes={"forward": shard_bytes * peers} if peers else {},
-        ),
-    ]
+    logits = LayerCost(
+        "logits",
+        kept_bytes=classes * size + LABEL_BYTES,
+        gathered_bytes=shard_bytes * layout.towers if peers else 0,
+        sent_bytes={"forward": shard_bytes * peers} if peers else {},
+    )
+    return [*costs, logits]
 
 
 def _layer_cost(
@@ -168,11 +191,7 @@ def _layer_cost(
     is_first: bool,
     input_is_saved: bool,
 ) -> tuple[LayerCost, bool]:
-    """Cost of a layer, and whether its result is already saved for backward.
-
-    ``result_full``: size of the result in all towers. ``input_is_saved``: the layer before saved
-    the tensor that this one reads.
-    """
+    """Cost of a layer with a result of this size in all towers, and whether backward saved that."""
     conv, hidden = recipe.convs.get(layer.name), recipe.hidden.get(layer.name)
     size, towers = layout.activation_bytes, layout.towers
     config = conv or hidden
@@ -191,13 +210,13 @@ def _layer_cost(
     operands, touched, other_bytes, is_saved = read + map_size, 0, 0, False
     for step in conv.after if conv else [LayerOp.activation] if hidden else []:
         saves = SAVED_FOR_BACKWARD[step]
-        saved += map_size * (saves.input and not is_saved)
+        saved += map_size * ("input" in saves and not is_saved)
         touched += 2 * map_size
         if step in (LayerOp.max_pool, LayerOp.average_pool):
             map_size = result_full // towers
-        saved += map_size * saves.output
-        other_bytes += map_size * INDEX_BYTES * saves.indices
-        is_saved = saves.output
+        is_saved = "output" in saves
+        saved += map_size * is_saved
+        other_bytes += map_size * INDEX_BYTES * ("indices" in saves)
     if hidden:  # dropout
         touched, other_bytes, is_saved = touched + 2 * map_size, map_size * MASK_BYTES, False
     sent = gathered // towers * (towers - 1) * size
@@ -248,14 +267,11 @@ def bounded_work(costs: Sequence[LayerCost], layout: Layout, peaks: Peaks) -> Wo
     for cost in costs:
         parameters += cost.parameters
         moved = (layout.rows * cost.operands + cost.parameters) * layout.activation_bytes
-        product = max(
-            2 * layout.rows * cost.multiply_adds / peaks.flops, peaks.memory_seconds(moved)
-        )
+        arithmetic_s = 2 * layout.rows * cost.multiply_adds / peaks.flops
+        product = max(arithmetic_s, peaks.memory_seconds(moved))
         steps = peaks.memory_seconds(layout.rows * cost.touched * layout.activation_bytes)
-        layers[cost.name] = (
-            product + steps,
-            cost.products * product + BACKWARD_TO_FORWARD * steps,
-        )
+        backward = cost.products * product + BACKWARD_TO_FORWARD * steps
+        layers[cost.name] = product + steps, backward
     updated = 5 * layout.parameter_bytes
     if layout.copies_weights:
         updated += 2 * (layout.parameter_bytes + layout.activation_bytes)
@@ -287,10 +303,6 @@ def step_time(
 
 
 def efficiency(time: StepTime, layout: Layout) -> float:
-    """Parallel efficiency: speedup over a single process, divided by the number of processes.
-
-    The single process computes the whole batch and all towers at the same speeds, and updates the
-    network once.
-    """
+    """Speedup over a single process that computes everything at these speeds, per process."""
     alone_s = layout.processes * time.layers_s + layout.towers * time.update_s
     return alone_s / (layout.processes * time.total_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from alexnet2012.nn.kernels.autograd import relu_dropout
+from alexnet2012.nn.kernels.autograd import ReluDropout
 from alexnet2012.utils.rng import GAMMA, MIX, int64
 from alexnet2012.utils.shard import Shard
 
@@ -19,11 +19,7 @@ class Dropout(nn.Module):
     A unit's random number depends on its position in the global batch and in the full layer, so
     every mesh drops the same units while each process draws only its own numbers.
 
-    Args:
-        rate: probability of dropping a unit.
-        units: this process's shard of the layer's units.
-        seed: seed of the random stream.
-        device: where the stream's state is stored.
+    ``rate``: probability of dropping a unit. ``units``: this process's shard of the layer's units.
 
     Source: paper sec. 4.2.
     """
@@ -48,7 +44,7 @@ class Dropout(nn.Module):
     def after_relu(self, z: Tensor, rows: Shard) -> Tensor:
         """``dropout(relu(z))`` as one GPU kernel; in training only."""
         position = (rows.start, self.units.start, self.units.total)
-        x = relu_dropout(z, self.state, position, self._threshold)
+        x: Tensor = ReluDropout.apply(z, self.state, position, self._threshold)  # type: ignore[no-untyped-call]
         self._advance(rows)
         return x
 

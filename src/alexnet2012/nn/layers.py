@@ -9,6 +9,7 @@ H×W pixels, S input size, T towers of the network, t of them in this process.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, ConvConfig, RecipeConfig
 from alexnet2012.distributed.collectives import Communicator, all_gather_to_sharded
-from alexnet2012.nn.kernels.autograd import space_to_depth, space_to_depth_weight
 from alexnet2012.nn.kernels.epilogue import Pool
 from alexnet2012.utils.shard import Shard
 
@@ -53,22 +53,18 @@ class ColumnParallel(nn.Module, ABC):
         name: str = "",
         skip_bias: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Apply the layer to its full input ``x`` or, with ``comm``, to this tower's shard of it.
+        """Apply the layer to its full input ``x``; ``comm`` gathers it if ``x`` is a tower's shard.
 
-        Args:
-            others: inputs of the other towers in this process; ``x`` is then the first tower's, and
-                the result is one tensor per tower.
-            comm: gathers the shards of ``x``, unless it is already full.
-            name: labels the exchange.
-            skip_bias: the caller adds the bias.
+        With ``others``, the inputs of the other towers in this process, ``x`` is the first tower's,
+        and the result is one tensor per tower. ``name`` labels the exchange. With ``skip_bias`` the
+        caller adds the bias.
         """
         weight = cast_weight(self.weight, x.dtype)
         bias = None if skip_bias else self.bias.to(x.dtype)
         if others:
             assert skip_bias
-            towers = (x, *others)
-            by_tower = weight.chunk(len(towers))
-            return tuple(self.compute(x, w, None) for x, w in zip(towers, by_tower, strict=True))
+            pairs = zip((x, *others), weight.chunk(1 + len(others)), strict=True)
+            return tuple(self.compute(x, w, None) for x, w in pairs)
         if comm is not None and comm.towers > 1 and x.shape[1] != self.weight.shape[1]:
             x = all_gather_to_sharded(x, comm, name)
         return self.compute(x, weight, bias)
@@ -84,20 +80,20 @@ class ColumnParallelConv2d(ColumnParallel):
     def __init__(self, config: ConvConfig, rows: Shard, kernel_channels: int, groups: int) -> None:
         kernel = (kernel_channels, config.kernel_size, config.kernel_size)
         super().__init__(rows, kernel, groups)
-        self.kernel_size, self.stride, self.padding = (
-            config.kernel_size,
-            config.stride,
-            config.padding,
-        )
-        self.overhang = config.overhang
+        self.kernel_size, self.stride = config.kernel_size, config.stride
+        self.padding, self.overhang = config.padding, config.overhang
 
     def forward(
         self, x: Tensor, *others: Tensor, input_is_blocks: bool = False, **options: Any
     ) -> Any:
         """With ``input_is_blocks``, ``x`` comes from :meth:`space_to_depth`; no bias is added."""
-        if input_is_blocks:
-            weight = cast_weight(self.weight, x.dtype)
-            return F.conv2d(x, space_to_depth_weight(weight, self.stride))
+        if input_is_blocks:  # the same sums at stride 1
+            block = (-(-self.kernel_size // self.stride), self.stride)
+            extra = math.prod(block) - self.kernel_size
+            weight = F.pad(cast_weight(self.weight, x.dtype), (0, extra, 0, extra))
+            weight = weight.unflatten(3, block).unflatten(2, block)
+            weight = weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+            return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last))
         return super().forward(x, *others, **options)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,9 +105,11 @@ class ColumnParallelConv2d(ColumnParallel):
 
     def space_to_depth(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """[N, 3, S, S] → [N, 3·stride², B, B]: more channels keep a GPU's matrix units busy."""
+        from alexnet2012.nn.kernels import launchers  # needs Triton
+
         windows = conv_output_size(self, images.shape[-1])
         blocks = windows - 1 + -(-self.kernel_size // self.stride)
-        return space_to_depth(images, blocks, self.stride, self.padding, dtype)
+        return launchers.space_to_depth(images, blocks, self.stride, self.padding, dtype)
 
 
 class ColumnParallelLinear(ColumnParallel):
@@ -127,14 +125,8 @@ class ColumnParallelLinear(ColumnParallel):
 
 
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in another dtype.
-
-    A parameter whose ``grad_dtype`` is that dtype receives its gradient without a cast back, which
-    would read and write memory once more each.
-    """
-    if weight.dtype == dtype:
-        return weight
-    if not weight.is_leaf or weight.grad_dtype != dtype:
+    """The weight in another dtype; if its ``grad_dtype`` is that, its gradient is not cast back."""
+    if weight.dtype == dtype or not weight.is_leaf or weight.grad_dtype != dtype:
         return weight.to(dtype)
     cast: Tensor = _CastKeepingGradient.apply(weight, dtype)  # type: ignore[no-untyped-call]
     return cast
@@ -153,10 +145,7 @@ class _CastKeepingGradient(torch.autograd.Function):
 
 
 def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    """Pixels by which the last window extends beyond the edge if windows are counted rounding up.
-
-    224 pixels, kernel size 11, stride 4: 55 windows, the last one 3 pixels outside.
-    """
+    """Pixels by which the last window is outside the edge, if windows are counted rounding up."""
     return -(size + 2 * padding - kernel_size) % stride
 
 

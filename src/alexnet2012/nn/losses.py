@@ -55,10 +55,8 @@ class _SplitCrossEntropy(torch.autograd.Function):
         label_logit = x.gather(1, column)[:, 0].where(is_own, 0)
         ties = (x == maximum[:, None]).sum(1)
         local = torch.stack([maximum, exp_sum, label_logit, ties.to(x.dtype)])
-        gathered = local[None]
-        if comm.towers > 1:
-            gathered = torch.stack(comm.all_gather(local, "loss", "forward"))
-        maxima, exp_sums, label_logits, tie_counts = gathered.unbind(1)  # [T, N] each
+        parts = comm.all_gather(local, "loss", "forward") if comm.towers > 1 else [local]
+        maxima, exp_sums, label_logits, tie_counts = torch.stack(parts, 1)  # [T, N] each
         maximum = maxima.amax(0)
         log_sum = maximum + (exp_sums * (maxima - maximum).exp()).sum(0).log()
         label_logit = label_logits.sum(0)

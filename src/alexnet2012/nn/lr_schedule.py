@@ -22,7 +22,6 @@ class LearningRates:
     lighting: bool = True
 
     def of(self, layer: str, *, bias: bool) -> float:
-        """Learning rate of a layer's bias or weight."""
         return self.layers.get(layer, self.bias if bias else self.weight)
 
     def scaled(self, factor: float) -> LearningRates:
@@ -39,28 +38,22 @@ def learning_rates(
 
     Source: paper sec. 5 (``plateau``); the training notes of the 2012 code (``fixed``).
     """
-    rates = _unscaled(config, epoch, validation_errors)
+    rates = LearningRates(config.rate, config.bias_rate)
+    if config.kind is ScheduleKind.plateau:
+        drops = _count_plateaus(validation_errors, config.patience_epochs, config.max_drops)
+        rates = rates.scaled(config.factor**-drops)
+    else:
+        for drop in config.drops:
+            if drop.epoch <= epoch:
+                rates = LearningRates(
+                    weight=rates.weight if drop.rate is None else drop.rate,
+                    bias=rates.bias if drop.bias_rate is None else drop.bias_rate,
+                    layers={**rates.layers, **drop.layer_rates},
+                    lighting=rates.lighting if drop.lighting is None else drop.lighting,
+                )
     if config.reference_batch is None:
         return rates
     return rates.scaled(batch_size / config.reference_batch)
-
-
-def _unscaled(
-    config: ScheduleConfig, epoch: int, validation_errors: Sequence[float]
-) -> LearningRates:
-    if config.kind is ScheduleKind.plateau:
-        drops = _count_plateaus(validation_errors, config.patience_epochs, config.max_drops)
-        return LearningRates(config.rate, config.bias_rate).scaled(config.factor**-drops)
-    rates = LearningRates(config.rate, config.bias_rate)
-    for drop in config.drops:
-        if drop.epoch <= epoch:
-            rates = LearningRates(
-                weight=rates.weight if drop.rate is None else drop.rate,
-                bias=rates.bias if drop.bias_rate is None else drop.bias_rate,
-                layers={**rates.layers, **drop.layer_rates},
-                lighting=rates.lighting if drop.lighting is None else drop.lighting,
-            )
-    return rates
 
 
 def _count_plateaus(errors: Sequence[float], patience: int, limit: int) -> int:

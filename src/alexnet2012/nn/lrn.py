@@ -33,7 +33,8 @@ class _ResponseNorm(torch.autograd.Function):
         ctx.norm, ctx.towers = norm, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
         for x_block, y_block in _blocks(towers, x, y):
-            y_block.copy_(_normalise(x_block, norm))
+            x = _at_least_float32(x_block)
+            y_block.copy_(_negative_power(_denominator(x, norm), norm.beta).mul_(x))
         return y
 
     @staticmethod
@@ -46,13 +47,7 @@ class _ResponseNorm(torch.autograd.Function):
         return grad_x, None, None
 
 
-def _normalise(x: Tensor, norm: NormParams) -> Tensor:
-    x = _at_least_float32(x)
-    return _negative_power(_denominator(x, norm), norm.beta).mul_(x)
-
-
 def _input_gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:
-    """From the gradient of y to that of x."""
     x, grad = _at_least_float32(x), _at_least_float32(grad)
     denominator = _denominator(x, norm)
     direct = _negative_power(denominator, norm.beta).mul_(grad)
@@ -81,21 +76,18 @@ def _window_sum(x: Tensor, size: int) -> Tensor:
     return total
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    """16-bit dtypes as float32: sums of squares need the precision, and the range."""
+def _at_least_float32(x: Tensor) -> Tensor:  # for sums of squares
     return x.float() if x.element_size() < 4 else x
 
 
 def _blocks(towers: int | None, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching blocks of channels-last maps [N, C, H, W]; on a GPU, a single block."""
-    views = list(maps)
     if towers is not None:
-        views = [x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps]
+        maps = tuple(x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (towers, -1)) for x in maps)
     if maps[0].is_cuda or torch.compiler.is_exporting():  # an exported graph takes any N
-        yield tuple(views)
-        return
-    size = max(1, BLOCK // views[0].shape[1:].numel())
-    yield from zip(*(x.split(size) for x in views), strict=True)
+        return iter([maps])
+    size = max(1, BLOCK // maps[0].shape[1:].numel())
+    return zip(*(x.split(size) for x in maps), strict=True)
 
 
 def local_response_norm(x: Tensor, norm: NormConfig, towers: int) -> Tensor:
@@ -103,7 +95,7 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers: int) -> Tensor:
 
     Windows never cross towers. Source: paper sec. 3.3.
     """
-    return response_norm(x, norm_params(norm), towers)
+    return _response_norm(x, norm_params(norm), towers)
 
 
 def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
@@ -111,17 +103,14 @@ def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
 
     Source: 2012 code.
     """
-    return response_norm(x, norm_params(norm, norm.size**2), None)
+    return _response_norm(x, norm_params(norm, norm.size**2), None)
 
 
-def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
+def _response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
     """Normalise across the maps of each of ``towers`` towers; None: over pixels of each map."""
     x = x.contiguous(memory_format=torch.channels_last)
-    if (
-        towers is not None
-        and kernels.kernels_available(x.device, x.dtype)
-        and supported(x.shape[1] // towers, norm)
-    ):
+    has_kernel = towers is not None and supported(x.shape[1] // towers, norm)
+    if towers is not None and has_kernel and kernels.kernels_available(x.device, x.dtype):
         return kernels.fused_epilogue([x], None, Epilogue(norm=norm), towers, separate=False)[0]
     y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]
     return y

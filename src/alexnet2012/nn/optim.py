@@ -22,11 +22,8 @@ class PaperSGD(Optimizer):
     """SGD with v ← μ·v - λ·ε·w - ε·g;  w ← w + v.
 
     The learning rate ε is inside the momentum v. torch's SGD multiplies v by ε instead, so that the
-    two differ after every change of ε.
-
-    Args:
-        model: the model whose parameters are updated, named ``layer.weight`` and ``layer.bias``.
-        config: momentum μ, weight decay λ, per-layer decay, and whether biases decay.
+    two differ after every change of ε. The model names its parameters ``layer.weight`` and
+    ``layer.bias``.
 
     Source: paper sec. 5.
     """
@@ -56,8 +53,7 @@ class PaperSGD(Optimizer):
     ) -> None:
         """Update the parameters; skip the update if a ``loss`` is given and not finite.
 
-        The GPU kernels check the loss on the device, so that the update is enqueued without waiting
-        for it.
+        The GPU kernels check the loss on the device, without a synchronization.
         """
         assert closure is None and (loss is None or loss.numel() == 1)
 
@@ -80,7 +76,11 @@ class PaperSGD(Optimizer):
 
                     launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)
                 elif not diverged():
-                    _update(weight, velocity, weight.grad, momentum, lr, decay)
+                    for w, v, g in _blocks(weight, velocity, weight.grad):
+                        v.mul_(momentum).add_(g, alpha=-lr)
+                        if decay:
+                            v.add_(w, alpha=-decay)
+                        w.add_(v)
 
     def velocity(self, weight: Tensor) -> Tensor:
         """Momentum buffer of a parameter; zero before the first step."""
@@ -91,21 +91,8 @@ class PaperSGD(Optimizer):
         return velocity
 
 
-def _update(
-    weight: Tensor, velocity: Tensor, grad: Tensor, momentum: float, lr: float, decay: float
-) -> None:
-    for w, v, g in _blocks(weight, velocity, grad):
-        v.mul_(momentum).add_(g, alpha=-lr)
-        if decay:
-            v.add_(w, alpha=-decay)
-        w.add_(v)
-
-
 def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Matching blocks along the first dimension; on a GPU, a single block.
-
-    On a CPU a block stays in the cache for all operations, so that memory is read once.
-    """
+    """Matching blocks of rows that fit in a CPU's cache; on a GPU, a single block."""
     first = tensors[0]
     if first.device.type != "cpu":
         return [tensors]

@@ -25,9 +25,6 @@ DTYPES = {
 
 
 def allow_tf32(precision: Precision) -> None:
-    """Allow TF32 in this process's float32 products for ``tf32``, forbid it otherwise.
-
-    torch allows it for convolutions by default.
-    """
+    """Allow TF32 in this process's float32 products for ``tf32``, forbid it otherwise."""
     torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
     torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32

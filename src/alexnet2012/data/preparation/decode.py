@@ -40,15 +40,11 @@ _TRANSPOSE = {
 
 
 class DecodedImage(NamedTuple):
-    """An upright RGB image, and keywords for unusual properties of its file."""
-
-    image: Image.Image
-    traits: frozenset[str]
+    image: Image.Image  # upright, RGB
+    traits: frozenset[str]  # unusual properties of the file
 
 
 class StoredImage(NamedTuple):
-    """An image in the form that a store keeps."""
-
     jpeg: bytes
     pixels: npt.NDArray[np.uint8]  # [P, P, 3], decoded from ``jpeg``
     traits: frozenset[str]
@@ -79,32 +75,23 @@ def decode_image(data: bytes) -> DecodedImage:
 
 
 def convert_to_stored(data: bytes, size: int, quality: int) -> StoredImage:
-    """Decode an image file, and crop and resize it to a square of ``size`` pixels.
-
-    Raises:
-        ValueError: see :func:`decode_image`.
-    """
+    """Decode an image file, and crop and resize it to a square of ``size`` pixels."""
     image, traits = decode_image(data)
     short, long = sorted(image.size)
-    size_traits = {"enlarged": short < size, "elongated": long > _MAX_ASPECT * short}
+    traits |= {"enlarged"} if short < size else set()
+    traits |= {"elongated"} if long > _MAX_ASPECT * short else set()
     jpeg = square_jpeg(image, size, quality)
-    pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
-    return StoredImage(
-        jpeg, pixels, traits | {name for name, holds in size_traits.items() if holds}
-    )
+    return StoredImage(jpeg, simplejpeg.decode_jpeg(jpeg, "RGB"), traits)
 
 
 def square_jpeg(image: Image.Image, size: int, quality: int) -> bytes:
     """The centre square of an image as JPEG, resized to ``size`` pixels."""
     short = min(image.size)
     left, top = (image.width - short) / 2, (image.height - short) / 2
-    # Pillow's bilinear filter antialiases: its support grows with the reduction. Sharper filters
-    # cause ringing.
-    square = image.resize(
-        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short)
-    )
-    # No chroma subsampling: decoders upsample colour differently, and the lighting augmentation
-    # depends on colours.
+    box = (left, top, left + short, top + short)
+    # Pillow's bilinear filter antialiases: its support grows with the reduction.
+    square = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    # No chroma subsampling: decoders upsample colour differently, and lighting depends on colours.
     return bytes(simplejpeg.encode_jpeg(np.asarray(square), quality, "RGB", "444"))
 
 
@@ -122,7 +109,6 @@ def sum_of_products(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 
 def _without_profile(jpeg: bytes) -> bytes:
-    """Remove the ICC colour profile of a JPEG."""
     segments, at = [jpeg[:2]], 2
     while (marker := jpeg[at : at + 2]) not in (_SCAN, _END, b""):
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -201,8 +187,7 @@ def _exif_orientation(jpeg: bytes) -> int:
 
 
 def _apply_orientation(image: Image.Image, orientation: int, traits: set[str]) -> DecodedImage:
-    method = _TRANSPOSE.get(orientation)
-    if method is not None:
+    if (method := _TRANSPOSE.get(orientation)) is not None:
         traits.add("turned")
         image = image.transpose(method)
     return DecodedImage(image, frozenset(traits))

@@ -107,11 +107,11 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
 
 
 class _Job(NamedTuple):
-    """Consecutive images of one split for a worker, numbered from ``first``."""
+    """Consecutive images of one split for a worker."""
 
     root: Path  # of the store being written
     split: str
-    first: int
+    first: int  # number of the first image
     entries: list[Entry]
     classes: tuple[str, ...]
     size: int
@@ -123,18 +123,11 @@ class _Job(NamedTuple):
         return f"{self.split}/{name}/{self.first + index:07d}.jpg"
 
 
-class _JobResult(NamedTuple):
-    """Outcomes of a job's images, and sums over their pixels in the training split."""
-
-    outcomes: list[ImageOutcome]
-    bytes_read: int
-    sums: npt.NDArray[np.uint32]  # [P, P, 3]
-    products: npt.NDArray[np.int64]  # [3, 3]
-
-
-def _run_job(job: _Job) -> _JobResult:
-    outcomes = []
-    bytes_read = 0
+def _run_job(
+    job: _Job,
+) -> tuple[list[ImageOutcome], int, npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """Outcomes, bytes read, and the sums of the training split: colours [P, P, 3], products."""
+    outcomes, bytes_read = [], 0
     sums = np.zeros((job.size, job.size, 3), dtype=np.uint32)
     products = np.zeros((3, 3), dtype=np.int64)
     for index, entry in enumerate(job.entries):
@@ -142,13 +135,11 @@ def _run_job(job: _Job) -> _JobResult:
             data = entry.read()
             bytes_read += len(data)
             stored = convert_to_stored(data, job.size, job.quality)
-        except OSError as error:
-            if not _is_file_error(error, entry):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and not _is_file_error(error, entry):
                 raise
-            outcomes.append(ImageOutcome(reason=str(error.strerror)))
-            continue
-        except ValueError as error:
-            outcomes.append(ImageOutcome(reason=str(error)))
+            reason = error.strerror if isinstance(error, OSError) else error
+            outcomes.append(ImageOutcome(reason=str(reason)))
             continue
         (job.root / job.target(index)).write_bytes(stored.jpeg)
         sha256 = hashlib.sha256(stored.jpeg).hexdigest()
@@ -156,7 +147,7 @@ def _run_job(job: _Job) -> _JobResult:
         if job.split == "train":
             sums += stored.pixels
             products += sum_of_products(stored.pixels)
-    return _JobResult(outcomes, bytes_read, sums, products)
+    return outcomes, bytes_read, sums, products
 
 
 def _is_file_error(error: OSError, entry: Entry) -> bool:
@@ -204,12 +195,12 @@ def _build_store(
         if strict and builder.state.rejected:  # while it ran with on_reject=skip
             raise _reject_error(source, next(iter(builder.state.first_rejects.values())))
         task = bar.add_task("", total=source.total_bytes, images="")
-        for job, result in results:
-            builder.add(job.split, job.entries, result.outcomes, result.sums, result.products)
+        for job, (outcomes, bytes_read, sums, products) in results:
+            builder.add(job.split, job.entries, outcomes, sums, products)
             if strict and builder.state.rejected:
                 raise _reject_error(source, next(iter(builder.state.first_rejects.values())))
             builder.save_periodically()
-            bar.update(task, advance=result.bytes_read, images=f"{builder.state.listed:,} images")
+            bar.update(task, advance=bytes_read, images=f"{builder.state.listed:,} images")
         current = locate(config)
         if (settings, dates) != (settings | current.identity, current.dates):
             remedy = "changed during the preparation; run the same command again to start over"
@@ -246,18 +237,15 @@ def _check_unfinished(work: Path, root: Path, settings: dict[str, Any]) -> None:
     """Refuse to delete unfinished work with other settings, which may have taken hours."""
     other_settings = unfinished_settings(work) or settings
     for key in _USER_SETTINGS:
-        if other_settings.get(key) != settings.get(key):
-            remedy = f"{work} is unfinished work with {key}={other_settings.get(key)}, but"
-            remedy = f"{remedy} {settings.get(key)} was requested; finish or remove it, or choose"
-            raise ConfigError("data.store", root, f"{remedy} another location")
+        have, want = other_settings.get(key), settings.get(key)
+        if have != want:
+            problem = f"{work} is unfinished work with {key}={have}, but {want} was requested"
+            remedy = f"{problem}; finish or remove it, or choose another location"
+            raise ConfigError("data.store", root, remedy)
 
 
 def _open_existing(root: Path, settings: dict[str, Any], config: PrepareConfig) -> Store:
-    """Open the store at ``root``; if its source no longer exists, only the name must match.
-
-    Raises:
-        ConfigError: not a store, or one made from another source or with other settings.
-    """
+    """Open the store at ``root``; if its source no longer exists, only the name must match."""
     alternatives = "remove it, or choose another location"
     if not (root / "manifest.json").is_file():
         raise ConfigError("data.store", root, f"exists and is not a store; {alternatives}")
@@ -270,14 +258,13 @@ def _open_existing(root: Path, settings: dict[str, Any], config: PrepareConfig) 
         settings |= {
             key: requested.get(key, value) for key, value in actual.items() if key != "format"
         }
-    for key in (*_USER_SETTINGS, *sorted((actual.keys() | settings) - set(_USER_SETTINGS))):
-        if actual.get(key) == settings.get(key):
-            continue
-        if key in _USER_SETTINGS:
-            remedy = f"was made with {key}={actual.get(key)}, but {settings.get(key)} was requested"
-        else:
+    for key in (*_USER_SETTINGS, *(actual.keys() | settings)):
+        have, want = actual.get(key), settings.get(key)
+        if have != want:
             remedy = f"was made from other images than {settings['source']} now contains"
-        raise ConfigError("data.store", root, f"{remedy}; {alternatives}")
+            if key in _USER_SETTINGS:
+                remedy = f"was made with {key}={have}, but {want} was requested"
+            raise ConfigError("data.store", root, f"{remedy}; {alternatives}")
     if config.on_reject is OnReject.fail and manifest["rejected"]["unusable"]:
         remedy = f"on_reject=fail, but {root / 'rejects.jsonl'} lists rejected images"
         raise ConfigError("data.store", root, f"{remedy}; {alternatives}")

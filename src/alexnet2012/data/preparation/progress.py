@@ -33,12 +33,10 @@ _MIN_SAVE_INTERVAL_S = 0.5
 
 
 class ImageOutcome(NamedTuple):
-    """The result for one image: its path in the store, or the reason for its rejection."""
-
-    target: str = ""
+    target: str = ""  # path in the store
     sha256: str = ""
     traits: Sequence[str] = ()
-    reason: str = ""
+    reason: str = ""  # for a rejection
 
 
 @dataclass
@@ -84,12 +82,10 @@ class StoreBuilder:
         shutil.rmtree(work / "store", ignore_errors=True)
         (work / _STATE).unlink(missing_ok=True)
         (work / "store").mkdir(parents=True)
-        size = settings["size"]
         counts = {split: dict.fromkeys(source.classes, 0) for split in SPLITS}
-        sums = np.zeros((size, size, 3), dtype=np.int64)
-        products = np.zeros((3, 3), dtype=np.int64)
+        sums = np.zeros((settings["size"], settings["size"], 3), dtype=np.int64)
         state = PrepareState(settings, dates, _versions(), counts)
-        return cls(work, source, state, sums, products)
+        return cls(work, source, state, sums, np.zeros((3, 3), dtype=np.int64))
 
     @classmethod
     def resumed(
@@ -99,10 +95,9 @@ class StoreBuilder:
         saved = _load_state(work)
         if saved is None:
             return None
-        state, sums, products = saved
-        if (state.settings, state.dates, state.versions) != (settings, dates, _versions()):
-            return None
-        return cls(work, source, state, sums, products)
+        state = saved[0]
+        same = (state.settings, state.dates, state.versions) == (settings, dates, _versions())
+        return cls(work, source, *saved) if same else None
 
     def add(
         self,
@@ -149,17 +144,13 @@ class StoreBuilder:
         self._interval_s = max(_MIN_SAVE_INTERVAL_S, save_s / _MAX_SAVE_FRACTION)
 
     def finish(self) -> str:
-        """Write the mean image and the manifest; returns a summary of one line.
-
-        Raises:
-            ConfigError: a class has no usable image.
-        """
+        """Write the mean image and the manifest; returns a summary of one line."""
         for split in SPLITS:
             for name, count in self.state.counts[split].items():
                 if count == 0:
                     reject = self.state.first_rejects.get(f"{split}/{name}", "it has no images")
-                    remedy = f"no usable images in {split}/{name} ({reject})"
-                    remedy = f"{remedy}; add images or remove the class"
+                    problem = f"no usable images in {split}/{name} ({reject})"
+                    remedy = f"{problem}; add images or remove the class"
                     raise ConfigError("data.source", self._source.where, remedy)
         for stray in self._source.strays:
             self._reject(stray, "", "not an image by its name or location")
@@ -202,8 +193,7 @@ class StoreBuilder:
 
 def unfinished_settings(work: Path) -> dict[str, Any] | None:
     """The settings of a resumable preparation in ``work``, if there is one."""
-    saved = _load_state(work)
-    return saved[0].settings if saved else None
+    return saved[0].settings if (saved := _load_state(work)) else None
 
 
 def _load_state(

@@ -23,8 +23,6 @@ from alexnet2012.config.schema import RunError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-JOBS_AHEAD = 2  # per worker: one in progress, one queued
-
 
 def ordered_map(
     function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
@@ -56,7 +54,7 @@ def ordered_map(
                 worker_end.close()  # so that it closes when the worker ends
         waiting: deque[tuple[Job, Connection]] = deque()
         for job, connection in zip(jobs, cycle(connections)):
-            if len(waiting) == JOBS_AHEAD * workers:
+            if len(waiting) == 2 * workers:  # of each, one in progress and one queued
                 yield _receive_result(*waiting.popleft())
             _communicate(connection.send, job)
             waiting.append((job, connection))

@@ -34,10 +34,9 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LAYOUT = "train/CLASS/*.jpg and val/CLASS/*.jpg"
 CIFAR_SIDE = 32
 _CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # bytes: the label, then red, green and blue planes
-_CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-_CIFAR_FILES = {"train": _CIFAR_TRAIN, "val": ("test_batch.bin",)}
+_CIFAR_BATCHES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 _CIFAR_NAMES = "batches.meta.txt"
-CIFAR10_FILES = (_CIFAR_NAMES, *_CIFAR_TRAIN, "test_batch.bin")
+CIFAR10_FILES = (_CIFAR_NAMES, *_CIFAR_BATCHES)
 DOWNLOAD_AGAIN = "download it again"
 
 
@@ -68,7 +67,7 @@ class _StrictInfo(tarfile.TarInfo):
 
 
 def open_tar(path: Path | str, file: Any = None) -> tarfile.TarFile:
-    """Open a tar for reading, compressed or not; ``file`` is an uncompressed tar within a tar."""
+    """Open a tar, compressed or not; ``file`` is an uncompressed tar within a tar."""
     return tarfile.open(path, "r:" if file else "r", fileobj=file, tarinfo=_StrictInfo)
 
 
@@ -80,9 +79,8 @@ def iter_members(
     Hidden files are skipped; the names of those with an image suffix are added to ``hidden``.
 
     Raises:
-        ConfigError: a member is a link or a device, has an absolute path, or leaves the archive.
-            It would never be followed, but no archive of images has a use for it.
-        ConfigError: data follows the end of the archive, so a header was overwritten.
+        ConfigError: a member is not a regular file, or its path leaves the archive; or data follows
+            the end of the archive, so a header was overwritten.
     """
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it reads
@@ -93,19 +91,18 @@ def iter_members(
             if hidden is not None and has_image_suffix(parts[-1]):
                 hidden.append(member.name)
             continue
+        problem = ""
         if member.name.startswith("/") or ".." in parts:
-            raise source_error(
-                path, f"member {member.name!r} has an unsafe path; do not use this archive"
-            )
-        if not member.isreg() or member.issparse() or member.size < 0:
-            raise source_error(
-                path, f"member {member.name!r} is not a regular file; do not use this archive"
-            )
+            problem = "has an unsafe path"
+        elif not member.isreg() or member.issparse() or member.size < 0:
+            problem = "is not a regular file"
+        if problem:
+            remedy = f"member {member.name!r} {problem}; do not use this archive"
+            raise source_error(path, remedy)
         yield member
     assert tar.fileobj is not None
-    while rest := tar.fileobj.read(
-        1 << 20
-    ):  # to the end: compressed archives have their checksum there
+    # To the end: compressed archives have their checksum there.
+    while rest := tar.fileobj.read(1 << 20):
         if rest.strip(b"\0"):
             raise source_error(path, f"has data after its end marker; {DOWNLOAD_AGAIN}")
 
@@ -116,37 +113,31 @@ def is_compressed(tar: tarfile.TarFile) -> bool:
 
 
 def open_archive(path: Path) -> ImageSource:
-    """The images of a tar with ``train/CLASS/`` and ``val/CLASS/``, optionally in one top folder.
-
-    Raises:
-        ConfigError: the archive cannot be read, or has another layout.
-    """
+    """The images of a tar with ``train/CLASS/`` and ``val/CLASS/``, perhaps in one top folder."""
     classes_by_folder: dict[str, set[str]] = defaultdict(set)
     strays: list[str] = []
     total = 0
     with archive_errors(path), open_tar(path) as tar:
         for member in iter_members(tar, path, hidden=strays):
-            location = _split_and_class(member.name)
-            if location is None:
+            if location := _split_and_class(member.name):
+                classes_by_folder[location[0]].add(location[1])
+                total += member.size
+            else:
                 strays.append(member.name)
-                continue
-            folder, name = location
-            classes_by_folder[folder].add(name)
-            total += member.size
     if not classes_by_folder:
         raise source_error(path, f"contains no images; the layout must be {LAYOUT}")
     val_folder = next((name for name in VAL_NAMES if name in classes_by_folder), "val")
-    folders = {"train": "train", "val": val_folder}
     train, val = classes_by_folder["train"], classes_by_folder[val_folder]
     check_classes(path, train, val, "classes in train/")
     classes = tuple(sorted(train))
     labels = {name: label for label, name in enumerate(classes)}
 
     def entries(split: str) -> Iterator[Entry]:
+        folder = "train" if split == "train" else val_folder
         with archive_errors(path), open_tar(path) as tar:
             for member in iter_members(tar, path):
                 location = _split_and_class(member.name)
-                if location is not None and location[0] == folders[split]:
+                if location is not None and location[0] == folder:
                     yield make_entry(tar, path, member, labels[location[1]])
 
     return ImageSource(
@@ -163,15 +154,11 @@ def make_entry(tar: tarfile.TarFile, path: Path, member: tarfile.TarInfo, label:
     """An image of an archive: its offset in an uncompressed archive, else its bytes."""
     if not is_compressed(tar) or member.size > MAX_FILE_BYTES:  # Entry.read rejects it
         return Entry(member.name, label, str(path), member.offset_data, member.size)
-    return Entry(member.name, label, data=_content(tar, member))
+    return Entry(member.name, label, data=read_member(tar, member))
 
 
 def open_cifar10(path: Path) -> ImageSource:
-    """The binary version of CIFAR-10: the published archive, or a folder with its files.
-
-    Raises:
-        ConfigError: a file is missing or truncated, or the class names are wrong.
-    """
+    """The binary version of CIFAR-10: the published archive, or a folder with its files."""
     sizes: dict[str, int] = {}
     classes: tuple[str, ...] = ()
     for name, file in _cifar_files(path):
@@ -179,8 +166,7 @@ def open_cifar10(path: Path) -> ImageSource:
             classes = tuple(file.read().decode("ascii", "replace").split())
         else:
             sizes[name] = file.seek(0, io.SEEK_END)
-    batches = [name for names in _CIFAR_FILES.values() for name in names]
-    for name in batches:
+    for name in _CIFAR_BATCHES:
         if sizes.get(name, 0) == 0:
             raise source_error(path, f"{name} is missing or empty; {DOWNLOAD_AGAIN}")
         if sizes[name] % _CIFAR_RECORD:
@@ -195,7 +181,7 @@ def open_cifar10(path: Path) -> ImageSource:
 
     def entries(split: str) -> Iterator[Entry]:
         for batch, file in _cifar_files(path):
-            if batch not in _CIFAR_FILES[split]:
+            if batch == _CIFAR_NAMES or (batch == _CIFAR_BATCHES[-1]) != (split == "val"):
                 continue
             index = 0
             while record := file.read(_CIFAR_RECORD):
@@ -213,14 +199,9 @@ def open_cifar10(path: Path) -> ImageSource:
         where=str(path),
         classes=tuple(sorted(classes)),
         entries=entries,
-        total_bytes=sum(sizes[name] for name in batches),
+        total_bytes=sum(sizes.values()),
         description="CIFAR-10: images of 32 × 32 pixels in ten classes.",
     )
-
-
-def is_cifar10(path: Path) -> bool:
-    """Whether a folder contains the binary version of CIFAR-10."""
-    return (path / _CIFAR_NAMES).is_file()
 
 
 def _cifar_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -235,10 +216,10 @@ def _cifar_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
         for member in iter_members(tar, path):
             name = PurePosixPath(member.name).name
             if name in CIFAR10_FILES:  # one batch at a time: 30 MB
-                yield name, io.BytesIO(_content(tar, member))
+                yield name, io.BytesIO(read_member(tar, member))
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     assert file is not None, member
     return file.read()

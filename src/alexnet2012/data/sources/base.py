@@ -32,12 +32,7 @@ class Entry(NamedTuple):
     data: bytes | None = None  # the bytes themselves, if they came from a compressed archive
 
     def read(self) -> bytes:
-        """The bytes of the image file.
-
-        Raises:
-            ValueError: the file is too large or incomplete.
-            OSError: the file cannot be read.
-        """
+        """The bytes of the image file; raises ValueError if it is too large or incomplete."""
         if self.data is not None:
             return self.data
         with open(self.path, "rb") as file:
@@ -77,9 +72,6 @@ def check_classes(where: Path | str, train: set[str], val: set[str], unit: str) 
     """Check that both splits have the same two or more classes, with names usable as folders.
 
     ``unit`` says what the classes are in this source, for example ``class folders``.
-
-    Raises:
-        ConfigError: names the first offending class.
     """
     for name in sorted(train | val):
         # Class names become folders of the store, and are written to lists and terminals.

@@ -23,20 +23,13 @@ from urllib3.exceptions import HTTPError
 from alexnet2012.config.schema import RunError
 from alexnet2012.utils.locks import locked
 
-PAUSES_S = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-)  # between attempts without progress; one more such attempt is the last
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between attempts without progress; one more is the last
 TIMEOUTS_S = (10.0, 30.0)  # to connect, to wait for data
 _CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: its URL and checksum."""
-
     url: str
     algorithm: str  # sha256 or md5, as published
     digest: str  # hexadecimal, lower case
@@ -183,11 +176,9 @@ def _size_bytes(part: Path) -> int:
 
 
 def _digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        new = hashlib.file_digest(content, lambda: hashlib.new(algorithm, usedforsecurity=False))
+        return new.hexdigest()
 
 
 def _stamp(file: RemoteFile, path: Path) -> bytes:

@@ -31,10 +31,6 @@ class ImageFolder:
 
     Strays are recorded: files in a class folder without an image suffix, and hidden files with one
     (``.1.jpg``). Other hidden files (``.DS_Store``) are ignored.
-
-    Raises:
-        ConfigError: another layout, fewer than two classes, a class without images, or a class
-            that only one split has.
     """
 
     def __init__(self, root: Path, val_percent: float, seed: int) -> None:
@@ -44,21 +40,20 @@ class ImageFolder:
             raise source_error(root, f"is empty; it must contain {LAYOUT}")
         self.folders: dict[str, Path] = {}  # by split
         val_names = [name for name in VAL_NAMES if (root / name).is_dir()]
-        if (root / "train").is_dir() or val_names:
-            for split, exists in (("train", (root / "train").is_dir()), ("val", bool(val_names))):
-                if not exists:
-                    raise source_error(root, f"has no folder {split}/; it must contain {LAYOUT}")
+        has_train = (root / "train").is_dir()
+        if has_train and val_names:
             self.folders = {"train": root / "train", "val": root / val_names[0]}
-
+        elif has_train or val_names:
+            missing = "val" if has_train else "train"
+            raise source_error(root, f"has no folder {missing}/; it must contain {LAYOUT}")
         self._strays: list[str] = []
         self._digest, self._dates = hashlib.sha256(), hashlib.sha256()
         self._bytes = 0
-        if self.folders:
-            train, val = (set(self._list_classes(folder)) for folder in self.folders.values())
-            check_classes(root, train, val, "class folders in train/")
-        else:
-            train = set(self._list_classes(root))
-            check_classes(root, train, train, "class folders")
+        folders = self.folders.values() or (root,)
+        splits = [set(self._list_classes(folder)) for folder in folders]
+        train = splits[0]
+        unit = "class folders in train/" if self.folders else "class folders"
+        check_classes(root, train, splits[-1], unit)
         self.classes = tuple(sorted(train))
 
     def source(self) -> ImageSource:
@@ -88,13 +83,11 @@ class ImageFolder:
                 self._strays.append(self._relative(folder / name))
                 continue
             images = 0
-            for file in _sorted_names(folder / name):
-                path = folder / name / file
-                size_and_time = None
-                if has_image_suffix(file):
-                    size_and_time = None if file.startswith(".") else _size_and_time(path)
-                elif file.startswith("."):
+            for path in sorted((folder / name).iterdir()):
+                is_hidden, is_image = path.name.startswith("."), has_image_suffix(path.name)
+                if is_hidden and not is_image:
                     continue
+                size_and_time = _size_and_time(path) if is_image and not is_hidden else None
                 if size_and_time is None:
                     self._strays.append(self._relative(path))
                     continue
@@ -103,24 +96,20 @@ class ImageFolder:
                 self._bytes += size
                 self._digest.update(os.fsencode(f"{self._relative(path)}\0{size}\n"))
                 self._dates.update(b"%d\n" % time_ns)
-            if images == 0:
-                suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-                remedy = f"class folder {name!r} contains no images ({suffixes})"
-                raise source_error(folder, f"{remedy}; add images or remove the folder")
-            if images == 1 and not self.folders:
-                remedy = f"class folder {name!r} contains one image; each split needs at least one"
-                raise source_error(folder, f"{remedy}; add images or remove the folder")
+            if images == 0 or (images == 1 and not self.folders):
+                problem = f"contains no images ({' '.join(sorted(IMAGE_SUFFIXES))})"
+                if images:
+                    problem = "contains one image; each split needs at least one"
+                remedy = f"class folder {name!r} {problem}; add images or remove the folder"
+                raise source_error(folder, remedy)
             yield name
 
     def _entries(self, split: str) -> Iterator[Entry]:
         parent = self.folders.get(split, self.root)
         for label, name in enumerate(self.classes):
             folder = parent / name
-            files = [
-                file
-                for file in _visible_names(folder)
-                if has_image_suffix(file) and _size_and_time(folder / file) is not None
-            ]
+            images = filter(has_image_suffix, _visible_names(folder))
+            files = [file for file in images if _size_and_time(folder / file) is not None]
             if not self.folders:
                 val_files = self._val_files(name, files)
                 files = [file for file in files if (file in val_files) == (split == "val")]
@@ -138,12 +127,8 @@ class ImageFolder:
         return path.relative_to(self.root).as_posix()
 
 
-def _sorted_names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def _visible_names(folder: Path) -> list[str]:
-    return [name for name in _sorted_names(folder) if not name.startswith(".")]
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:

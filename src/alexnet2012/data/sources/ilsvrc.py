@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from tarfile import TarInfo
+from typing import NamedTuple
 
 from scipy.io import loadmat
 
@@ -22,6 +23,7 @@ from alexnet2012.data.sources.archives import (
     iter_members,
     make_entry,
     open_tar,
+    read_member,
 )
 from alexnet2012.data.sources.base import Entry, ImageSource, check_classes, source_error
 
@@ -43,10 +45,7 @@ class Release:
 
 RELEASES = (
     Release(
-        2012,
-        "ILSVRC2012_img_train.tar",
-        "ILSVRC2012_img_val.tar",
-        "ILSVRC2012_devkit_t12.tar.gz",
+        2012, "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
     ),
     Release(
         2010,
@@ -58,37 +57,25 @@ RELEASES = (
 )
 
 
-def find_release(folder: Path) -> Release | None:
-    """The release whose training tar is in ``folder``, if any."""
-    return next((release for release in RELEASES if (folder / release.train).is_file()), None)
-
-
 def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
-    """The images of a release, read from its tars without unpacking them.
-
-    Raises:
-        ConfigError: a file is missing, truncated, or does not match the others.
-    """
+    """The images of a release, read from its tars without unpacking them."""
     for name in (release.train, release.val, release.devkit):
         if not (folder / name).is_file():
             remedy = f"contains {release.train} but not {name}; add it to the folder"
             raise source_error(folder, remedy)
     train, val = folder / release.train, folder / release.val
-    kit = _read_devkit(folder / release.devkit)
+    kit, val_wnids = _read_devkit(folder / release.devkit)
     class_tars = _class_tars(train)
-    check_classes(train, set(class_tars), set(kit.titles), "class tars")
+    check_classes(train, set(class_tars), set(kit), "class tars")
     classes = tuple(sorted(class_tars))
-    labels = {wnid: label for label, wnid in enumerate(classes)}
-    _check_val(val, len(kit.val_wnids))
+    _check_val(val, len(val_wnids))
     patches = _patches(folder / release.patches) if release.patches else {}
 
     def entries(split: str) -> Iterator[Entry]:
         if split == "train":
-            originals = _train_entries(
-                train, {wnid: class_tars[wnid] for wnid in classes}, kit.counts
-            )
+            originals = _train_entries(train, class_tars, kit)
         else:
-            originals = _val_entries(val, [labels[wnid] for wnid in kit.val_wnids])
+            originals = _val_entries(val, [classes.index(wnid) for wnid in val_wnids])
         for original in originals:
             patch = patches.get(f"{split}/{PurePosixPath(original.name).name}")
             yield patch._replace(label=original.label) if patch else original
@@ -99,14 +86,8 @@ def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
         entries=entries,
         total_bytes=train.stat().st_size + val.stat().st_size,
         description=f"ILSVRC-{release.year}, {len(classes)} classes.",
-        titles=tuple(kit.titles[wnid] for wnid in classes),
+        titles=tuple(kit[wnid].words for wnid in classes),
     )
-
-
-class _Kit(NamedTuple):
-    titles: dict[str, str]  # class name in words, by WordNet ID
-    counts: dict[str, int]  # training images, by WordNet ID
-    val_wnids: list[str]  # WordNet IDs of validation images 1, 2, …
 
 
 class _Class(NamedTuple):
@@ -115,20 +96,14 @@ class _Class(NamedTuple):
     images: int  # for training
 
 
-class _ByteRange(NamedTuple):
-    offset: int
-    size: int
-
-
-def _read_devkit(path: Path) -> _Kit:
+def _read_devkit(path: Path) -> tuple[dict[str, _Class], list[str]]:
+    """The classes by WordNet ID, and the WordNet IDs of validation images 1, 2, …."""
     content: dict[str, bytes] = {}
     with archive_errors(path), open_tar(path) as tar:
         for member in iter_members(tar, path):
             name = PurePosixPath(member.name).name
             if name == "meta.mat" or name.endswith("validation_ground_truth.txt"):
-                file = tar.extractfile(member)
-                assert file is not None, member
-                content[name] = file.read()
+                content[name] = read_member(tar, member)
     if "meta.mat" not in content or len(content) != 2:
         remedy = "has no data/meta.mat or no validation ground truth"
         raise source_error(path, f"{remedy}; {DOWNLOAD_AGAIN}")
@@ -139,11 +114,7 @@ def _read_devkit(path: Path) -> _Kit:
     except Exception as error:  # loadmat raises almost anything on corrupt data
         remedy = f"cannot be parsed ({error!r}); {DOWNLOAD_AGAIN}"
         raise source_error(path, remedy) from error
-    return _Kit(
-        titles={synset.wnid: synset.words for synset in classes.values()},
-        counts={synset.wnid: synset.images for synset in classes.values()},
-        val_wnids=val_wnids,
-    )
+    return {synset.wnid: synset for synset in classes.values()}, val_wnids
 
 
 def _read_meta(mat: bytes) -> dict[int, _Class]:
@@ -159,36 +130,36 @@ def _read_meta(mat: bytes) -> dict[int, _Class]:
     }
 
 
-def _class_tars(train: Path) -> dict[str, _ByteRange]:
-    """Position of each class's tar within the training tar."""
-    spans = {}
+def _class_tars(train: Path) -> dict[str, TarInfo]:
+    """Each class's tar, a member of the training tar."""
+    class_tars: dict[str, TarInfo] = {}
     with archive_errors(train), open_tar(train) as tar:
         if is_compressed(tar):  # its members could not be read by offset
             raise source_error(train, "is compressed; decompress it with gunzip, bunzip2 or unxz")
         for member in iter_members(tar, train):
             if member.name.endswith(".tar"):
                 wnid = PurePosixPath(member.name).stem
-                if wnid in spans:
+                if wnid in class_tars:
                     raise source_error(train, f"contains {member.name} twice; {DOWNLOAD_AGAIN}")
-                spans[wnid] = _ByteRange(member.offset_data, member.size)
-    return spans
+                class_tars[wnid] = member
+    return class_tars
 
 
 def _train_entries(
-    path: Path, class_tars: dict[str, _ByteRange], counts: dict[str, int]
+    path: Path, class_tars: dict[str, TarInfo], kit: dict[str, _Class]
 ) -> Iterator[Entry]:
-    with archive_errors(path), open(path, "rb") as file:
-        for label, (wnid, span) in enumerate(class_tars.items()):
+    with archive_errors(path), open_tar(path) as train:
+        for label, (wnid, class_tar) in enumerate(sorted(class_tars.items())):
             images = 0
-            with open_tar(path, _FileSlice(file, span)) as tar:
+            with open_tar(path, train.extractfile(class_tar)) as tar:
                 for member in iter_members(tar, path):
-                    offset = span.offset + member.offset_data
+                    offset = class_tar.offset_data + member.offset_data
                     yield Entry(member.name, label, str(path), offset, member.size)
                     images += 1
             # Not checked in advance, as reading a million headers takes long.
-            if images != counts[wnid]:
+            if images != kit[wnid].images:
                 remedy = f"{wnid}.tar contains {images} images, but the development kit lists"
-                raise source_error(path, f"{remedy} {counts[wnid]}; {DOWNLOAD_AGAIN}")
+                raise source_error(path, f"{remedy} {kit[wnid].images}; {DOWNLOAD_AGAIN}")
 
 
 def _patches(path: Path) -> dict[str, Entry]:
@@ -230,31 +201,3 @@ def _image_number(name: str) -> int:
     """The number of a validation image, from 1; 0 if its name has none."""
     match = re.search(r"_(\d+)\.JPEG$", name)
     return int(match[1]) if match else 0
-
-
-class _FileSlice(io.RawIOBase):
-    """A byte range of an open file as a read-only file: a tar within a tar."""
-
-    def __init__(self, file: IO[bytes], span: _ByteRange) -> None:
-        self._file, self._span, self._at = file, span, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._span.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._span.size - self._at)
-        self._file.seek(self._span.offset + self._at)
-        data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data

@@ -60,7 +60,7 @@ def make_photos(
     sizes = {"train": train_per_class, "val": val_per_class}
     # Threads, as Pillow releases Python's global lock.
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(partial(_make_class, folder, sizes, seed), enumerate(CLASSES)))
+        list(pool.map(partial(_make_class, folder, sizes, seed), range(len(CLASSES)), CLASSES))
 
 
 def photograph(name: str) -> Image.Image:
@@ -85,10 +85,7 @@ def regions(width: int, height: int) -> dict[str, Box]:
 def crop_box(
     region: Box, width: float, height: float, degrees: float, at: tuple[float, float]
 ) -> Box:
-    """Bounding box of a rotated crop, including the margin of the filters.
-
-    ``at`` is its position in the region, from (0, 0), top left, to (1, 1), bottom right.
-    """
+    """Bounding box of a rotated crop with its margin, ``at`` (0, 0) to (1, 1) of the region."""
     turn = math.radians(abs(degrees))
     wide = math.ceil(width * math.cos(turn) + height * math.sin(turn)) + _FILTER_PIXELS
     high = math.ceil(width * math.sin(turn) + height * math.cos(turn)) + _FILTER_PIXELS
@@ -99,8 +96,7 @@ def crop_box(
     return x, y, x + wide, y + high
 
 
-def _make_class(folder: Path, sizes: dict[str, int], seed: int, numbered: tuple[int, str]) -> None:
-    label, name = numbered
+def _make_class(folder: Path, sizes: dict[str, int], seed: int, label: int, name: str) -> None:
     photo = photograph(name)
     parts = regions(*photo.size)
     left, top, right, bottom = parts["val"]
@@ -137,7 +133,7 @@ def _random_crop(
 
 
 def _tone_table(rng: np.random.Generator) -> list[int]:
-    """A random change of contrast and brightness as a lookup table: 256 values per channel."""
+    """A random change of contrast and brightness: 256 values per channel."""
     contrast, brightness = rng.uniform(0.6, 1.2), rng.uniform(-40, 40)
     table = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
     levels: list[int] = np.clip(np.rint(table), 0, 255).astype(int).tolist()

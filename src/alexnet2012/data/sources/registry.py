@@ -18,14 +18,13 @@ from alexnet2012.data.sources import photos
 from alexnet2012.data.sources.archives import (
     ARCHIVE_SUFFIXES,
     CIFAR10_FILES,
-    is_cifar10,
     open_archive,
     open_cifar10,
 )
 from alexnet2012.data.sources.base import ImageSource, source_error
 from alexnet2012.data.sources.download import REMOTE_FILES, fetch
 from alexnet2012.data.sources.folders import LAYOUT, ImageFolder
-from alexnet2012.data.sources.ilsvrc import find_release, open_ilsvrc
+from alexnet2012.data.sources.ilsvrc import RELEASES, open_ilsvrc
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,10 @@ class SourceHandle:
 
 
 def locate(config: PrepareConfig) -> SourceHandle:
-    """The source named by a configuration.
+    """The source named by a configuration, without decoding an image.
 
     One of ``photos``, ``cifar10``, ``imagenette`` (downloaded and verified), a folder of class
-    folders, a folder with ILSVRC's tars or CIFAR-10's batches, or a tar of class folders. No image
-    is decoded.
+    folders, a folder with ILSVRC's tars or CIFAR-10's batches, or a tar of class folders.
 
     Raises:
         ConfigError: the source does not exist, or is none of these.
@@ -69,8 +67,8 @@ def locate(config: PrepareConfig) -> SourceHandle:
         open_file = open_cifar10 if path.name == REMOTE_FILES["cifar10"].name else open_archive
         identity = {**basename, "bytes": path.stat().st_size}
         return SourceHandle(identity, partial(_open, partial(open_file, path)), _dates([path]))
-    release = find_release(path)
-    if release is not None or is_cifar10(path):
+    release = next((r for r in RELEASES if (path / r.train).is_file()), None)
+    if release is not None or (path / CIFAR10_FILES[0]).is_file():
         names = CIFAR10_FILES if release is None else release.files
         files = [path / name for name in names if (path / name).is_file()]
         open_files = partial(open_cifar10, path)
@@ -88,9 +86,8 @@ def locate(config: PrepareConfig) -> SourceHandle:
 
 
 def source_is_missing(config: PrepareConfig) -> bool:
-    """Whether the source is a path that does not exist (any more)."""
-    named = config.source in NAMED_SOURCES
-    return not named and not user_path("data.source", config.source).exists()
+    name = config.source
+    return name not in NAMED_SOURCES and not user_path("data.source", name).exists()
 
 
 @contextmanager
@@ -103,8 +100,10 @@ def _open(
 @contextmanager
 def _open_download(name: str, scratch: Path, progress: bool) -> Iterator[ImageSource]:
     archive = fetch(REMOTE_FILES[name], home() / "downloads", progress)
-    source = open_cifar10(archive) if name == "cifar10" else open_archive(archive)
-    yield replace(source, description=_DESCRIPTIONS[name])
+    if name == "cifar10":
+        yield open_cifar10(archive)
+    else:
+        yield replace(open_archive(archive), description=_DESCRIPTIONS[name])
 
 
 @contextmanager
@@ -124,7 +123,6 @@ def _dates(files: list[Path]) -> str:
 
 
 _DESCRIPTIONS = {
-    "cifar10": "CIFAR-10: images of 32 × 32 pixels in ten classes.",
     "imagenette": "Imagenette, ten classes of ImageNet: no evidence about all thousand.",
     "imagenette160": "Imagenette at 160 pixels, ten classes: no evidence about ImageNet.",
     "imagenettefull": "Imagenette, ten classes of ImageNet: no evidence about all thousand.",

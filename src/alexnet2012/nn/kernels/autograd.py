@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.nn.kernels.epilogue import Epilogue, TowerMaps
@@ -35,16 +34,10 @@ def fused_epilogue(
     *,
     separate: bool,
 ) -> tuple[Tensor, ...]:
-    """Bias, ReLU, LRN and max-pool after a convolution: [N, C, H, W] → [N, C, H', W'].
+    """Bias [C], ReLU, LRN and max-pool after a convolution: [N, C, H, W] → [N, C, H', W'].
 
-    Args:
-        products: the convolution's output, as one tensor or as t tensors [N, c, H, W].
-        bias: [C] float32, added to the products; optional.
-        epilogue: the layers to compute.
-        towers: t.
-        separate: return t tensors [N, c, H', W'] instead of one.
-
-    All tensors are in channels-last layout. There are no gradients of gradients.
+    ``products``, the convolution's output, is one tensor or t tensors [N, c, H, W]; ``separate``
+    asks for t tensors. All are in channels-last layout. There are no gradients of gradients.
     """
     outputs: tuple[Tensor, ...] = _FusedEpilogue.apply(  # type: ignore[no-untyped-call]
         epilogue, towers, separate, bias, *_channels_last(products)
@@ -107,29 +100,27 @@ class _FusedEpilogue(torch.autograd.Function):
         _refuse_double_backward()
         epilogue, towers, bias = ctx.epilogue, ctx.towers, ctx.bias
         pool, norm = epilogue.pool, epilogue.norm
+        bias_grads: list[Any]
         # Hooks on saved tensors may have changed their layout.
         saved, grads = map(_channels_last, (ctx.saved_tensors, grads))
         saved, argmax = saved[: ctx.saved_count], saved[ctx.saved_count :]
         grads_z = _empty(grads[0], ctx.shape, towers, separate=ctx.separate)
-        bias_grads = list[Any]()
         if pool is not None:
-            grads_x = (
-                grads_z if norm is None else _empty(grads[0], ctx.shape, towers, separate=True)
-            )
+            grads_x = grads_z
+            if norm is not None:
+                grads_x = _empty(grads[0], ctx.shape, towers, separate=True)
             sums_bias = norm is None and bias is not None
-            for g, indices, maps in _launches(towers, grads, argmax, grads_x):
-                bias_grads.append(
-                    launchers.max_pool_backward(g, indices, maps, pool, bias=sums_bias)
-                )
+            bias_grads = [
+                launchers.max_pool_backward(g, indices, x, pool, bias=sums_bias)
+                for g, indices, x in _launches(towers, grads, argmax, grads_x)
+            ]
             grads = grads_x
         if norm is not None or pool is None:
-            bias_grads.clear()
-            for read, own_bias, g, maps in _launches(towers, saved or None, bias, grads, grads_z):
-                bias_grads.append(
-                    launchers.bias_relu_norm_backward(
-                        read, own_bias, g, maps, norm, relu=epilogue.relu_before_pool
-                    )
-                )
+            relu = epilogue.relu_before_pool
+            bias_grads = [
+                launchers.bias_relu_norm_backward(read, own_bias, g, x, norm, relu=relu)
+                for read, own_bias, g, x in _launches(towers, saved or None, bias, grads, grads_z)
+            ]
         return None, None, None, None if bias is None else torch.cat(bias_grads), *grads_z
 
 
@@ -195,16 +186,11 @@ def _empty(
     return (like.new_empty(images, *sides, towers * channels).permute(0, 3, 1, 2),)
 
 
-def relu_dropout(
-    z: Tensor, state: Tensor, position: tuple[int, int, int], threshold: int
-) -> Tensor:
-    """relu(z) of the units that dropout keeps, in training; arguments as for the launcher."""
-    y: Tensor = _ReluDropout.apply(z, state, position, threshold)  # type: ignore[no-untyped-call]
-    return y
+class ReluDropout(torch.autograd.Function):
+    """Forward: y = m·relu(z), with a random mask m of zeros and ones.  Backward: gz = g·[y > 0].
 
-
-class _ReluDropout(torch.autograd.Function):
-    """Forward: y = m·relu(z), with a random mask m of zeros and ones.  Backward: gz = g·[y > 0]."""
+    Arguments as for the launcher.
+    """
 
     @staticmethod
     def forward(
@@ -224,31 +210,3 @@ class _ReluDropout(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         grad_z: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)
         return grad_z, None, None, None
-
-
-def space_to_depth(
-    images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype
-) -> Tensor:
-    """[N, 3, S, S] → [N, 3·stride², blocks, blocks], to convolve by :func:`space_to_depth_weight`.
-
-    The pixels of a stride × stride block become channels: with three channels most of a GPU's
-    matrix unit would be idle. The images get no gradient.
-    """
-    from alexnet2012.nn.kernels import launchers
-
-    shape = (len(images), blocks, blocks, 3 * stride**2)
-    x = torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
-    launchers.space_to_depth(images, x, stride, padding)
-    return x
-
-
-def space_to_depth_weight(weight: Tensor, stride: int) -> Tensor:
-    """[K, 3, P, P] → [K, 3·stride², P/stride, P/stride], rounded up; the convolution has stride 1.
-
-    It computes the same sums as a convolution of the images by ``weight`` at ``stride``.
-    """
-    side = -(-weight.shape[-1] // stride)
-    extra = side * stride - weight.shape[-1]
-    by_block: Tensor = F.pad(weight, (0, extra, 0, extra)).unflatten(3, (side, stride))
-    by_block = by_block.unflatten(2, (side, stride)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-    return by_block.contiguous(memory_format=torch.channels_last)

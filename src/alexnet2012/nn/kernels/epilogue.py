@@ -15,12 +15,9 @@ HALO = 4  # channels loaded on each side of a vector; LRN backward reaches two h
 
 
 class NormParams(NamedTuple):
-    """y = x·d^-beta with d = k + scale · (sum of x² over a window).
+    """y = x·d^-beta with d = k + scale · (sum of x² over a window)."""
 
-    The window is ``size`` neighbouring maps, or a square of ``size`` × ``size`` pixels.
-    """
-
-    size: int
+    size: int  # of the window: maps, or pixels per side
     scale: float
     beta: float
     k: float
@@ -33,35 +30,26 @@ class Pool(NamedTuple):
     stride: int
 
     def output_size(self, size: int) -> int:
-        """Pixels per side after pooling, as torch's ``ceil_mode`` counts them.
-
-        Rounds up, but no window lies wholly outside.
-        """
+        """Pixels per side, as in torch's ``ceil_mode``: rounds up, but no window is outside."""
         windows = -(-(size - self.size) // self.stride) + 1
         return windows - ((windows - 1) * self.stride >= size)
 
 
 class TowerMaps(NamedTuple):
-    """Channels-last maps of one or more towers; a row holds one pixel's channels of one tower.
+    """Channels-last maps of one or more towers; a row holds one pixel's channels of one tower."""
 
-    ``tensor`` begins at the first channel of the first tower; ``row_stride`` and ``tower_stride``
-    count numbers from one row and one tower to the next.
-    """
-
-    tensor: Tensor
+    tensor: Tensor  # begins at the first channel of the first tower
     shape: tuple[int, int, int, int]  # of one tower: N, c, H, W
-    row_stride: int
+    row_stride: int  # in numbers
     towers: int = 1
     tower_stride: int = 0
 
     @property
-    def channels(self) -> int:
-        """Of one tower."""
+    def channels(self) -> int:  # of one tower
         return self.shape[1]
 
     @property
-    def vectors(self) -> int:
-        """Number of vectors in all towers."""
+    def vectors(self) -> int:  # of all towers
         return self.towers * math.prod(self.shape) // VECTOR
 
     @property
@@ -79,9 +67,7 @@ class Epilogue(NamedTuple):
 
     @property
     def relu_before_pool(self) -> bool:
-        """Whether ReLU runs in the kernel before the pool. With a pool alone it runs in the pool's
-        kernel: the two commute.
-        """
+        """Whether ReLU runs before the pool; with a pool alone its kernel runs it: they commute."""
         return self.relu and (self.norm is not None or self.pool is None)
 
     @property
@@ -95,9 +81,9 @@ class Epilogue(NamedTuple):
 def split_epilogues(
     conv: ConvConfig, recipe: RecipeConfig, activation: Activation, channels: int
 ) -> list[Epilogue | LayerOp]:
-    """Group the layers after a convolution into fused passes; layers without a kernel stay.
+    """Group the layers after a convolution into fused passes, of which the first adds the bias.
 
-    ``channels``: of one tower. The first pass also adds the bias.
+    ``channels``: of one tower. Layers without a kernel stay.
     """
     passes: list[Epilogue | LayerOp] = []
     steps = list(conv.after)

@@ -25,8 +25,7 @@ def bias_relu_norm(
     z: TowerMaps, bias: Tensor | None, y: TowerMaps, norm: NormParams | None, *, relu: bool
 ) -> None:
     """y = lrn(relu(z + bias)), each where enabled. ``bias``: [c] of each tower of the launch."""
-    grid, constants = _launch_config(z, z.vectors, iterations=4)
-    constants |= {"BIAS": bias is not None, "RELU": relu}
+    grid, constants = _launch_config(z, z.vectors, 4, BIAS=bias is not None, RELU=relu)
     tensors = z.tensor, _pointer(bias, z), y.tensor, z.vectors, *z.strides, *y.strides
     if norm is None:
         triton_kernels.bias_relu_kernel[grid](*tensors, **constants)
@@ -47,11 +46,9 @@ def bias_relu_norm_backward(
 ) -> Tensor | None:
     """From the gradient of y to that of z and, with a ``bias``, of the bias: [c], float32.
 
-    Without ``norm``, ``z`` may be y: the gradient passes where it is positive. Without ``norm`` and
-    ``relu`` the gradient passes everywhere and ``z`` is not read.
+    Without ``norm``, ``z`` may be y, or None if ``relu`` is off too.
     """
-    grid, constants = _launch_config(grad_z, grad_z.vectors, _iterations(grad_z.vectors))
-    constants |= {"BIAS": bias is not None, "RELU": relu}
+    grid, constants = _launch_config(grad_z, grad_z.vectors, BIAS=bias is not None, RELU=relu)
     sums, read = _empty_sums(grid, grad_z), grad_z if z is None else z
     results = grad.tensor, grad_z.tensor, sums, grad_z.vectors
     strides = *read.strides, *grad.strides, *grad_z.strides
@@ -73,13 +70,11 @@ def max_pool(
     ``argmax``, int8 and of y's shape: the index of the maximum within its window, row by row; -1
     where ReLU gives 0.
     """
-    grid, constants = _launch_config(y, y.vectors, iterations=1)
-    constants |= {"BIAS": bias is not None, "RELU": relu}
-    tensors = x.tensor, _pointer(bias, x), y.tensor, argmax.tensor, y.vectors
-    strides = *x.strides, *y.strides, argmax.tower_stride
+    grid, constants = _launch_config(y, y.vectors, 1, BIAS=bias is not None, RELU=relu)
     triton_kernels.max_pool_kernel[grid](
-        *tensors, *strides, **_map_sizes(x, y), **_pool_constants(pool), **constants
-    )
+        x.tensor, _pointer(bias, x), y.tensor, argmax.tensor, y.vectors,
+        *x.strides, *y.strides, argmax.tower_stride, **_pool_constants(x, y, pool), **constants,
+    )  # fmt: skip
 
 
 def max_pool_backward(
@@ -92,14 +87,12 @@ def max_pool_backward(
     images, _, *sides = grad_x.shape
     tiles = images * math.prod(-(-side // pool.stride) for side in sides)
     vectors = tiles * grad_x.towers * (grad_x.channels // VECTOR)
-    grid, constants = _launch_config(grad_x, vectors, _iterations(vectors))
-    constants |= {"BIAS": bias}
+    grid, constants = _launch_config(grad_x, vectors, BIAS=bias)
     sums = _empty_sums(grid, grad_x)
-    tensors = grad.tensor, argmax.tensor, grad_x.tensor, sums, vectors
-    strides = *grad.strides, argmax.tower_stride, *grad_x.strides
     triton_kernels.max_pool_backward_kernel[grid](
-        *tensors, *strides, **_map_sizes(grad_x, grad), **_pool_constants(pool), **constants
-    )
+        grad.tensor, argmax.tensor, grad_x.tensor, sums, vectors, *grad.strides,
+        argmax.tower_stride, *grad_x.strides, **_pool_constants(grad_x, grad, pool), **constants,
+    )  # fmt: skip
     return column_sums(sums) if bias else None
 
 
@@ -119,17 +112,21 @@ def column_sums(x: Tensor) -> Tensor:
     return x[0]
 
 
-def space_to_depth(images: Tensor, y: Tensor, stride: int, padding: int) -> None:
+def space_to_depth(
+    images: Tensor, blocks: int, stride: int, padding: int, dtype: torch.dtype
+) -> Tensor:
     """[N, 3, S, S] → [N, 3·stride², B, B], channels last: blocks of pixels become channels.
 
-    The first block begins ``padding`` pixels outside the image; pixels outside are 0. Channels of a
-    block are ordered row by row, then by red, green, blue of each pixel.
+    The first block begins ``padding`` zeros outside the image. Channels of a block are ordered row
+    by row, then by red, green, blue of each pixel.
     """
-    count, channels, _, blocks = y.shape
+    count, channels = len(images), 3 * stride**2
+    y = torch.empty((count, blocks, blocks, channels), dtype=dtype, device=images.device)
     triton_kernels.space_to_depth_kernel[(count * blocks,)](
         images, y, images.shape[-1], blocks, *images.stride(), STRIDE=stride, PADDING=padding,
         BLOCKS=triton.next_power_of_2(blocks), CHANNELS=triton.next_power_of_2(channels),
     )  # fmt: skip
+    return y.permute(0, 3, 1, 2)
 
 
 def relu_dropout(
@@ -156,11 +153,7 @@ def sgd_update(
     decay: float,
     loss: Tensor | None,
 ) -> None:
-    """v ← momentum·v - lr·g - decay·w;  w ← w + v; nothing where a given ``loss`` is not finite.
-
-    ``decay`` is the learning rate times the weight decay. All tensors have the same layout; weight
-    and velocity are float32.
-    """
+    """Update by :func:`triton_kernels.sgd_kernel`; all tensors have the same layout."""
     count, checked = weight.numel(), loss is not None
     triton_kernels.sgd_kernel[(triton.cdiv(count, BLOCK),)](
         weight, velocity, grad, loss if checked else weight, count, momentum, lr, decay,
@@ -174,27 +167,18 @@ def _pointer(bias: Tensor | None, maps: TowerMaps) -> Tensor:
 
 
 def _launch_config(
-    maps: TowerMaps, count: int, iterations: int
+    maps: TowerMaps, count: int, iterations: int | None = None, **flags: bool
 ) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and compile-time constants of a launch over ``count`` vectors (or tiles of vectors)."""
+    if iterations is None:  # many, which write fewer partial sums, but enough programs for a GPU
+        enough = max(2, count // (THREADS * 2048))
+        iterations = min(16, 1 << (enough.bit_length() - 1))
     vectors = maps.channels // VECTOR
     per_row = vectors * maps.towers
     cycle = per_row // math.gcd(per_row, THREADS)
     grid = (triton.cdiv(count, THREADS * cycle * iterations) * cycle,)
-    constants = {
-        "VECTORS": vectors,
-        "TOWERS": maps.towers,
-        "ITERATIONS": iterations,
-        "T": THREADS,
-        "CYCLE": cycle,
-    }
-    return grid, constants
-
-
-def _iterations(vectors: int) -> int:
-    """As many as leave the GPU enough programs: more iterations write fewer partial sums."""
-    enough = max(2, vectors // (THREADS * 2048))
-    return min(16, 1 << (enough.bit_length() - 1))
+    tiling = {"VECTORS": vectors, "TOWERS": maps.towers, "T": THREADS, "CYCLE": cycle}
+    return grid, {**tiling, "ITERATIONS": iterations, **flags}
 
 
 def _empty_sums(grid: tuple[int], maps: TowerMaps) -> Tensor:
@@ -208,10 +192,6 @@ def _norm_constants(norm: NormParams) -> dict[str, Any]:
     return {"BETA": norm.beta, "HALF": norm.size // 2}
 
 
-def _map_sizes(x: TowerMaps, y: TowerMaps) -> dict[str, int]:
-    (height, width), (out_height, out_width) = x.shape[2:], y.shape[2:]
-    return {"HEIGHT": height, "WIDTH": width, "OUTHEIGHT": out_height, "OUTWIDTH": out_width}
-
-
-def _pool_constants(pool: Pool) -> dict[str, int]:
-    return {"SIZE": pool.size, "STRIDE": pool.stride}
+def _pool_constants(x: TowerMaps, y: TowerMaps, pool: Pool) -> dict[str, int]:
+    names = ("HEIGHT", "WIDTH", "OUTHEIGHT", "OUTWIDTH", "SIZE", "STRIDE")
+    return dict(zip(names, (*x.shape[2:], *y.shape[2:], *pool), strict=True))

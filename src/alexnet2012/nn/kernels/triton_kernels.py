@@ -7,9 +7,7 @@ Where the channels of all towers lie side by side in one tensor, one launch hand
 Triton ships with torch's CUDA builds, so this module is imported only by models on a GPU. Without a
 GPU, TRITON_INTERPRET=1 runs the same code on the CPU, slowly.
 
-Shapes: VECTORS per row, TOWERS per launch, T vectors that a program processes at a time (one per
-thread), ITERATIONS of each program's loop, CYCLE programs after which the assignment of towers and
-vectors to threads repeats. ``*_row`` and ``*_tower`` are strides of a map.
+Shapes: see :mod:`.tiles`. ``*_row`` and ``*_tower`` are strides of a map.
 """
 
 from __future__ import annotations
@@ -35,24 +33,16 @@ def _relu(x):
 
 @triton.jit
 def _bias_relu(x, bias, BIAS: tl.constexpr, RELU: tl.constexpr):
-    """relu(x + bias), each where enabled, of 16 tensors."""
-    result = ()
+    """relu(x + bias), each where enabled, of 16 tensors; and their squares."""
+    result, squares = (), ()
     for i in tl.static_range(16):
         value = x[i]
         if BIAS:
             value += bias[i]
         if RELU:
             value = _relu(value)
-        result = result + (value,)
-    return result
-
-
-@triton.jit
-def _squares(x):
-    result = ()
-    for i in tl.static_range(16):
-        result = result + (x[i] * x[i],)
-    return result
+        result, squares = result + (value,), squares + (value * value,)
+    return result, squares
 
 
 @triton.jit
@@ -93,8 +83,8 @@ def bias_relu_norm_kernel(
         mask = first + iteration * (T * CYCLE) < count
         rows = iteration * (T * CYCLE // (TOWERS * VECTORS))
         x = load_with_halo(z_address + rows * z_row, mask, vector, VECTORS, T)
-        x = _bias_relu(x, bias_values, BIAS, RELU)
-        squares, result = _squares(x), ()
+        x, squares = _bias_relu(x, bias_values, BIAS, RELU)
+        result = ()
         for i in tl.static_range(4, 12):
             power, _ = _powers(k + scale * _window_sum(squares, i, HALF), BETA)
             result = result + (x[i] * power,)
@@ -124,9 +114,8 @@ def bias_relu_norm_backward_kernel(
         mask = first + iteration * (T * CYCLE) < count
         rows = iteration * (T * CYCLE // (TOWERS * VECTORS))
         x = load_with_halo(z_address + rows * z_row, mask, vector, VECTORS, T)
-        x = _bias_relu(x, bias_values, BIAS, RELU)
+        x, squares = _bias_relu(x, bias_values, BIAS, RELU)
         g = load_with_halo(grad_address + rows * grad_row, mask, vector, VECTORS, T)
-        squares = _squares(x)
         direct, crossed = (0.0, 0.0), (0.0, 0.0)  # channels 0, 1, 14, 15 are in no window
         for i in tl.static_range(2, 14):
             power, inverse = _powers(k + scale * _window_sum(squares, i, HALF), BETA)
@@ -193,8 +182,7 @@ def bias_relu_backward_kernel(
             total += g
         store_numbers(grad_z_address + rows * grad_z_row, mask, g, 8)
     if BIAS:
-        sums_address = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
-        store_numbers(sums_address, first >= 0, total, 8)
+        store_numbers(sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8, first >= 0, total, 8)
 
 
 @triton.jit
@@ -288,8 +276,7 @@ def max_pool_backward_kernel(
                 inside = mask & (line < HEIGHT) & (column < WIDTH)
                 store_numbers(grad_x_address + row * grad_x_row, inside, g, 8)
     if BIAS:
-        sums_address = sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8
-        store_numbers(sums_address, first >= 0, total, 8)
+        store_numbers(sums + (tl.program_id(0) * T + tl.arange(0, T)) * 8, first >= 0, total, 8)
 
 
 @triton.jit
@@ -347,10 +334,7 @@ def sgd_kernel(
     w, v, g, loss, count, momentum, lr, decay,
     CHECKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """v ← momentum·v - lr·g - decay·w;  w ← w + v; nothing if CHECKED and the loss is not finite.
-
-    ``decay`` is the learning rate times the weight decay.
-    """
+    """v ← momentum·v - lr·g - decay·w;  w ← w + v; nothing if CHECKED and loss is not finite."""
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if CHECKED:
         count = tl.where(tl.abs(tl.load(loss)) < float("inf"), count, 0)  # false for NaN
