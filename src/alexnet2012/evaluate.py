@@ -31,14 +31,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
     console.print(f"{errors.pictures:,} validation images, {views}", highlight=False)
     console.print(table)
     if config.out is not None:
-        document = {
-            "checkpoint": config.checkpoint,
-            "views": config.views,
-            **errors.summary(),
-        }
-        Path(config.out).expanduser().write_text(
-            json.dumps(document, indent=1) + "\n", encoding="utf-8"
-        )
+        document = {"checkpoint": config.checkpoint, "views": config.views, **errors.summary()}
+        text = json.dumps(document, indent=1) + "\n"
+        Path(config.out).expanduser().write_text(text, encoding="utf-8")
 
 
 def main() -> None:

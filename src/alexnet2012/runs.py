@@ -22,7 +22,6 @@ from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
 from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find_runs, read_run
 from alexnet2012.utils.text import printable
 
-DEFAULT = Path("runs")
 MAX_OTHERS = 5  # folders without a run that are printed
 _NEVER = datetime.max.replace(tzinfo=UTC)
 SORTS: dict[str, Callable[[RunInfo], Any]] = {
@@ -71,12 +70,7 @@ def main() -> None:
         epilog="python -m alexnet2012.runs compare A B compares two runs.",
     )
     parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        metavar="DIR",
-        help=f"default: {DEFAULT}",
-        default=[DEFAULT],
+        "folders", nargs="*", type=Path, metavar="DIR", default=[Path("runs")], help="default: runs"
     )
     parser.add_argument("--sort", choices=SORTS, default="begun", help="default: begun")
     parser.add_argument("--json", action="store_true")
@@ -129,9 +123,8 @@ def _compare(arguments: Sequence[str]) -> None:
     console = Console()
     for table in pair_tables((str(given.A), str(given.B)), *sides):
         console.print(table)
-    console.print(
-        "Intervals: 95%, for the choice of validation images; seeds vary more.", style="dim"
-    )
+    note = "Intervals: 95%, for the choice of validation images; seeds vary more."
+    console.print(note, style="dim")
 
 
 if __name__ == "__main__":
