@@ -8,7 +8,6 @@ its own machine.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,20 +18,11 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
 from alexnet2012.diagnostics import machine_checks
-from alexnet2012.diagnostics.machine_checks import Finding, Severity
+from alexnet2012.diagnostics.machine_checks import Severity
 from alexnet2012.distributed.mesh import init_mesh, single_process, uses_gpus
 from alexnet2012.distributed.process_env import under_torchrun
 
 COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}
-
-
-def print_findings(findings: Sequence[Finding], ranks: int) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    for finding in findings:
-        rank = f"rank {finding.rank}, " if ranks > 1 else ""
-        remedy = f"; {finding.remedy}" if finding.remedy else ""
-        line = escape(f"{rank}{finding.check}: {finding.message}{remedy}")
-        console.print(f"[{COLOURS[finding.level]}]{finding.level.value:8}[/]{line}")
 
 
 def main() -> None:
@@ -62,7 +52,12 @@ def _main() -> None:
     if mesh.rank == 0 and "--json" in words:
         sys.stdout.write(machine_checks.to_json(findings) + "\n")
     elif mesh.rank == 0:
-        print_findings(findings, mesh.world_size)
+        console = Console(highlight=False, soft_wrap=True)
+        for finding in findings:
+            rank = f"rank {finding.rank}, " if mesh.world_size > 1 else ""
+            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            line = escape(f"{rank}{finding.check}: {finding.message}{remedy}")
+            console.print(f"[{COLOURS[finding.level]}]{finding.level.value:8}[/]{line}")
     mesh.close()
     sys.exit(any(finding.level is Severity.wrong for finding in findings))
 

@@ -20,7 +20,6 @@ from alexnet2012.inference.trained_model import load_trained
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
-    """Write the features of all usable images."""
     reuse_memory()
     names = find_images(config.images)
     checkpoint = Path(config.checkpoint).expanduser()

@@ -25,7 +25,6 @@ from alexnet2012.utils.text import printable
 
 
 def run(config: NearestConfig, run_dir: Path) -> None:
-    """Print the nearest images of each image, nearest first."""
     reuse_memory()
     results, rejected = find_neighbours(config)
     if config.json:
@@ -36,8 +35,9 @@ def run(config: NearestConfig, run_dir: Path) -> None:
         for result in results:
             _print_neighbours(Console(), result)
     if rejected:
-        total = len(results) + len(rejected)
-        raise RunError(f"{len(rejected)} of {total} images could not be used")
+        raise RunError(
+            f"{len(rejected)} of {len(results) + len(rejected)} images could not be used"
+        )
 
 
 def _print_neighbours(console: Console, result: Neighbours) -> None:

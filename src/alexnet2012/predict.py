@@ -28,7 +28,6 @@ BAR_COLUMNS = 30
 
 
 def run(config: PredictConfig, run_dir: Path) -> None:
-    """Print the predictions image by image."""
     reuse_memory()
     names = find_images(config.images)
     models = load_ensemble(config.checkpoint, config.device)

@@ -23,9 +23,8 @@ from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, f
 from alexnet2012.utils.text import printable
 
 MAX_OTHERS = 5  # folders without a run that are printed
-_NEVER = datetime.max.replace(tzinfo=UTC)
 SORTS: dict[str, Callable[[RunInfo], Any]] = {
-    "begun": lambda run: run.started or _NEVER,
+    "begun": lambda run: run.started or datetime.max.replace(tzinfo=UTC),
     "run": lambda run: str(run.path),
     "recipe": lambda run: (not run.recipe, run.recipe, run.changed),
     "state": lambda run: list(RunState).index(run.state),

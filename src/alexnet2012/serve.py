@@ -16,7 +16,6 @@ from alexnet2012.inference.web.server import ModelSession, Server
 
 
 def run(config: ServeConfig, run_dir: Path) -> None:
-    """Serve until a signal arrives."""
     reuse_memory()
     with Server(config.host, config.port) as server:
         trained = load_trained(Path(config.checkpoint).expanduser(), config.device)

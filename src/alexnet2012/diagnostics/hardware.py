@@ -61,15 +61,11 @@ class Speeds:
     table: list[Speed]
 
 
-def card_of(config: PlanConfig) -> Card | None:
-    return CARDS[config.card] if config.card is not None else None
-
-
-def check_speeds(config: PlanConfig) -> None:
-    """Check that every speed is given, in a data sheet, or can be measured on this machine."""
+def check_speeds(config: PlanConfig) -> Card | None:
+    """Check that every speed is given, on the card's data sheet, or measurable; return the card."""
     if config.card is not None and config.card not in CARDS:
         raise ConfigError("card", config.card, f"unknown card; use one of {', '.join(CARDS)}")
-    card = card_of(config)
+    card = CARDS[config.card] if config.card is not None else None
     is_measured = config.tflops is None and card is None
     if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
         remedy = f"the data sheet of {card.name} has no rate; set tflops=… or use one of "
@@ -87,11 +83,13 @@ def check_speeds(config: PlanConfig) -> None:
     if config.gpus > 1 and not known and not (is_measured and local_processes(config) > 1):
         remedy = "set the Gbit/s between processes; it is measured only with layers on a CPU"
         raise ConfigError("link_gbps", None, remedy)
+    return card
 
 
-def find_speeds(config: PlanConfig, costs: Sequence[LayerCost], layout: Layout) -> Speeds:
+def find_speeds(
+    config: PlanConfig, card: Card | None, costs: Sequence[LayerCost], layout: Layout
+) -> Speeds:
     """Speeds of layers, update and links; measures those neither given nor in a data sheet."""
-    card = card_of(config)
     table: list[Speed] = []
     measured_link = None
     if config.tflops is None and card is None:

@@ -1,7 +1,4 @@
-"""Checks of a machine before a run, and timings of exchanges between towers on it.
-
-Each returns findings with a severity and a remedy.
-"""
+"""Checks of a machine before a run, and of exchanges between towers on it, with remedies."""
 
 from __future__ import annotations
 
@@ -129,8 +126,7 @@ def device(mesh: Mesh) -> Finding:
         torch.ones(8, device=mesh.device).sum().item()
         memory = f"{card.total_memory / GIB:.0f} GiB"
         return ok("device", f"{card.name}, {memory}, CUDA {torch.version.cuda}")
-    driver = Path("/proc/driver/nvidia/version")
-    if driver.exists() and not torch.cuda.is_available():
+    if Path("/proc/driver/nvidia/version").exists() and not torch.cuda.is_available():
         message = f"an NVIDIA driver is installed, but torch {torch.__version__} sees no GPU"
         remedy = "install torch for the driver's CUDA version, or update the driver (nvidia-smi)"
         return Finding("device", Severity.warning, message, remedy)

@@ -57,15 +57,9 @@ def _layers(plan: dict[str, Any]) -> Table:
     )
     total: list[float] = [0.0] * 6
     for layer in plan["layers"]:
-        sent, time = layer["sent_bytes"], layer["step_ms"]
-        numbers = [
-            layer["multiply_adds"] / 1e6,
-            layer["kept_bytes"] / 1e3,
-            sent["forward"] / 1e3,
-            sent["backward"] / 1e3,
-            time["forward"],
-            time["backward"],
-        ]
+        numbers = [layer["multiply_adds"] / 1e6, layer["kept_bytes"] / 1e3]
+        numbers += [sent / 1e3 for sent in layer["sent_bytes"].values()]
+        numbers += layer["step_ms"].values()
         total = [a + b for a, b in zip(total, numbers, strict=True)]
         table.add_row(layer["layer"], *map(_short, numbers))
     table.add_section()

@@ -205,12 +205,9 @@ class LayerTimer:
 
 def time_link(mesh: Mesh) -> Link:
     """Bandwidth and latency between processes of one machine, from small and large exchanges."""
-    group, processes, index = (
-        (mesh.tower_group, mesh.towers, mesh.tower)
-        if mesh.towers > 1
-        else (mesh.data_group, mesh.replicas, mesh.replica)
-    )
-    comm = Communicator(group, processes, index)
+    comm = Communicator(mesh.tower_group, mesh.towers, mesh.tower)
+    if mesh.towers == 1:
+        comm = Communicator(mesh.data_group, mesh.replicas, mesh.replica)
 
     def seconds(size: int) -> float:
         times, x = [], torch.zeros(size // 4)
@@ -222,6 +219,6 @@ def time_link(mesh: Mesh) -> Link:
         return median(times)
 
     small_s, large_s = seconds(SMALL_BYTES), seconds(LARGE_BYTES)
-    peers = processes - 1
+    peers = comm.towers - 1
     bytes_per_s = peers * (LARGE_BYTES - SMALL_BYTES) / max(large_s - small_s, 1e-9)
     return Link(bytes_per_s, small_s / peers)

@@ -6,7 +6,7 @@ from typing import Any
 
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import PlanConfig
-from alexnet2012.diagnostics.hardware import Speeds, card_of, check_speeds, find_speeds
+from alexnet2012.diagnostics.hardware import Speeds, check_speeds, find_speeds
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import (
@@ -36,7 +36,7 @@ BOUNDED = "The times of layers are lower bounds from peak rates, not forecasts."
 
 def plan_training(config: PlanConfig) -> dict[str, Any]:
     """The costs of a configuration as plain data, in the format of ``plan json=true``."""
-    check_speeds(config)
+    card = check_speeds(config)
     types = DTYPES[config.precision]
     layout = Layout(
         config.batch,
@@ -45,13 +45,12 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
         activation_bytes=types.activations.itemsize,
         parameter_bytes=types.parameters.itemsize,
     )
-    card = card_of(config)
     model = AlexNet(
         config.recipe, config.classes, model=config.model, mesh=single_process(Device.cpu)
     )
     costs = layer_costs(config.recipe, count_layers(model), layout)
     del model  # frees memory for the measurement
-    speeds = find_speeds(config, costs, layout)
+    speeds = find_speeds(config, card, costs, layout)
     time = step_time(costs, layout, speeds.work, speeds.tower_link, speeds.data_link)
     images_per_s = layout.batch / time.total_s
     return {

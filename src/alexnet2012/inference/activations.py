@@ -177,8 +177,8 @@ def describe_model(trained: TrainedModel, views: int) -> dict[str, Any]:
 def pack_inspection(inspection: Inspection) -> bytes:
     """The message to the page: length of the JSON (uint32), JSON, all activations as float32.
 
-    All numbers are little endian, and the activations start at a multiple of four bytes. For each
-    layer the JSON holds the offsets of ``result`` and ``handed_on`` among the activations.
+    Numbers are little endian, and the activations start at a multiple of four bytes. The JSON holds
+    each layer's offsets among the activations.
     """
     numbers = bytearray()
     offsets: dict[str, dict[str, int]] = {name: {} for name in inspection.results}

@@ -20,12 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.layers import (
-    ColumnParallelConv2d,
-    ColumnParallelLinear,
-    map_sizes,
-    overhang_pixels,
-)
+from alexnet2012.nn.layers import map_sizes, overhang_pixels
 
 OPSET, IR_VERSION = 18, 10  # released in 2022 and 2024; current runtimes support both
 
@@ -86,25 +81,23 @@ class _Graph:
         return output
 
     def convolution(self, name: str, conv: ConvConfig, x: str, size: int) -> str:
-        layer = self.model.get_submodule(name)
-        assert isinstance(layer, ColumnParallelConv2d)
+        groups = self.model.layers()[name].groups
         end = conv.padding
         if conv.overhang:
             end += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
         pads, strides = [conv.padding] * 2 + [end] * 2, [conv.stride] * 2
         inputs = [x, *self._parameters(name)]
-        x = self.add("Conv", inputs, pads=pads, strides=strides, group=layer.groups)
+        x = self.add("Conv", inputs, pads=pads, strides=strides, group=groups)
         for step in conv.after:
             x = self._layer_op(step, x)
         return x
 
     def linear(self, name: str, x: str) -> str:
-        layer = self.model.get_submodule(name)
-        assert isinstance(layer, ColumnParallelLinear)
-        splits = [self._split(x, layer.groups, 1)]
-        splits += [self._split(tensor, layer.groups, 0) for tensor in self._parameters(name)]
+        groups = self.model.layers()[name].groups
+        splits = [self._split(x, groups, 1)]
+        splits += [self._split(tensor, groups, 0) for tensor in self._parameters(name)]
         towers = [self.add("Gemm", inputs, transB=1) for inputs in zip(*splits, strict=True)]
-        return self.add("Concat", towers, axis=1) if layer.groups > 1 else towers[0]
+        return self.add("Concat", towers, axis=1) if groups > 1 else towers[0]
 
     def activation(self, x: str) -> str:
         return self.add("Relu" if self.model.config.activation is Activation.relu else "Tanh", [x])

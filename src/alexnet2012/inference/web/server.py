@@ -105,11 +105,8 @@ class Server(ThreadingHTTPServer):
         return int(self.server_address[1])
 
     def accepts_host(self, name: str | None) -> bool:
-        """Whether to answer a request with this host name, which prevents DNS rebinding.
-
-        A foreign page can make its own domain name resolve to this machine, but it can neither
-        redirect an IP address nor ``localhost``.
-        """
+        """Whether to answer a request with this host name, which prevents DNS rebinding."""
+        # A foreign page can point its own domain name at this machine, but no IP address.
         bound = str(self.server_address[0])
         if name in ("localhost", self.host.lower(), bound):
             return True
