@@ -8,7 +8,6 @@ its own machine.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,22 +17,12 @@ from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
-from alexnet2012.diagnostics.exchange_timing import time_exchanges, time_local_exchanges
-from alexnet2012.diagnostics.machine_checks import Finding, Severity, check_machine, to_json
+from alexnet2012.diagnostics import machine_checks
+from alexnet2012.diagnostics.machine_checks import Severity
 from alexnet2012.distributed.mesh import init_mesh, single_process, uses_gpus
 from alexnet2012.distributed.process_env import under_torchrun
 
 COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}
-
-
-def print_findings(findings: Sequence[Finding], ranks: int) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    for finding in findings:
-        colour, level = COLOURS[finding.level], finding.level.value
-        rank = f"rank {finding.rank}, " if ranks > 1 else ""
-        line = f"{rank}{finding.check}: {finding.message}"
-        line += f"; {finding.remedy}" if finding.remedy else ""
-        console.print(f"[{colour}]{level:8}[/{colour}]{escape(line)}")
 
 
 def main() -> None:
@@ -54,16 +43,21 @@ def _main() -> None:
     else:  # the device that a run with these settings would use
         mesh = single_process(device if uses_gpus(device, config.mesh.processes) else Device.cpu)
     checkpoint = Path(checkpoints[-1]) if checkpoints else None
-    local = check_machine(config, run_dir, mesh, checkpoint)
+    local = machine_checks.check_machine(config, run_dir, mesh, checkpoint)
     if not torchrun:
-        local += time_local_exchanges(device)
+        local += machine_checks.time_local_exchanges(device)
     elif mesh.towers > 1:
-        local += time_exchanges(mesh)
+        local += machine_checks.time_exchanges(mesh)
     findings = [finding for rank in mesh.gather_objects(local, "findings") for finding in rank]
     if mesh.rank == 0 and "--json" in words:
-        sys.stdout.write(to_json(findings) + "\n")
+        sys.stdout.write(machine_checks.to_json(findings) + "\n")
     elif mesh.rank == 0:
-        print_findings(findings, mesh.world_size)
+        console = Console(highlight=False, soft_wrap=True)
+        for finding in findings:
+            rank = f"rank {finding.rank}, " if mesh.world_size > 1 else ""
+            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            line = escape(f"{rank}{finding.check}: {finding.message}{remedy}")
+            console.print(f"[{COLOURS[finding.level]}]{finding.level.value:8}[/]{line}")
     mesh.close()
     sys.exit(any(finding.level is Severity.wrong for finding in findings))
 

@@ -19,8 +19,8 @@ def run(config: ExportConfig, run_dir: Path) -> None:
     trained = load_trained(Path(config.checkpoint).expanduser(), Device.cpu)
     out = Path(config.out).expanduser()
     difference = export(trained, config.format, out)
-    print(f"{out}: {out.stat().st_size:,} bytes")
     print(
+        f"{out}: {out.stat().st_size:,} bytes\n"
         f"  verified on {len(TEST_PHOTOS)} photographs: logits differ from the model's by at most "
         f"{difference:.0e} of the largest"
     )

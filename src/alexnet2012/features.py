@@ -20,12 +20,6 @@ from alexnet2012.inference.trained_model import load_trained
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
-    """Write the features of all usable images.
-
-    Raises:
-        ConfigError: the model or an image does not exist, or none of the images can be used.
-        RunError: some images cannot be used; the file holds the others.
-    """
     reuse_memory()
     names = find_images(config.images)
     checkpoint = Path(config.checkpoint).expanduser()

@@ -15,11 +15,6 @@ from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoi
 
 
 def run(config: ImportConfig, run_dir: Path) -> None:
-    """Write the checkpoint, and print the shapes of its weights.
-
-    Raises:
-        ConfigError: ``out`` exists, a file cannot be read, or the model is not supported.
-    """
     out = Path(config.out).expanduser()
     model = import_checkpoint(config, out)
     shapes = model.full_shapes().items()

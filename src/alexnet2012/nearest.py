@@ -25,28 +25,19 @@ from alexnet2012.utils.text import printable
 
 
 def run(config: NearestConfig, run_dir: Path) -> None:
-    """Print the nearest images of each image, nearest first.
-
-    Raises:
-        ConfigError: the features cannot be read or belong to another model, or an image does not
-            exist.
-        RunError: some images cannot be used; results for the others were printed.
-    """
     reuse_memory()
     results, rejected = find_neighbours(config)
     if config.json:
-        document = {
-            "pictures": [asdict(result) for result in results],
-            "rejected": [image._asdict() for image in rejected],
-        }
-        print(json.dumps(document, indent=1))
+        pictures = [asdict(result) for result in results]
+        failed = [image._asdict() for image in rejected]
+        print(json.dumps({"pictures": pictures, "rejected": failed}, indent=1))
     else:
-        console = Console()
         for result in results:
-            _print_neighbours(console, result)
+            _print_neighbours(Console(), result)
     if rejected:
-        total = len(results) + len(rejected)
-        raise RunError(f"{len(rejected)} of {total} images could not be used")
+        raise RunError(
+            f"{len(rejected)} of {len(results) + len(rejected)} images could not be used"
+        )
 
 
 def _print_neighbours(console: Console, result: Neighbours) -> None:

@@ -20,12 +20,7 @@ from alexnet2012.config.inference_schema import PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.images import RejectedImage, collect_images, find_images
-from alexnet2012.inference.predict import (
-    ImagePredictions,
-    predict_images,
-    to_json,
-    write_sheet,
-)
+from alexnet2012.inference.predict import ImagePredictions, predict_images, to_json, write_sheet
 from alexnet2012.inference.trained_model import load_ensemble
 from alexnet2012.utils.text import printable
 
@@ -33,12 +28,6 @@ BAR_COLUMNS = 30
 
 
 def run(config: PredictConfig, run_dir: Path) -> None:
-    """Print the predictions image by image.
-
-    Raises:
-        ConfigError: a model or an image does not exist, or none of the images can be used.
-        RunError: some images cannot be used; predictions for the others were printed.
-    """
     reuse_memory()
     names = find_images(config.images)
     models = load_ensemble(config.checkpoint, config.device)
@@ -71,8 +60,8 @@ def _print_predictions(console: Console, result: ImagePredictions) -> None:
     table.add_column(max_width=console.width - BAR_COLUMNS - 11, overflow="ellipsis", no_wrap=True)
     for prediction in result.predictions:
         bar = Bar(1.0, 0.0, prediction.probability, width=BAR_COLUMNS, color="cyan")
-        percent = f"{100 * prediction.probability:.1f}%"
-        table.add_row(percent, bar, Text(printable(prediction.name)))
+        name = Text(printable(prediction.name))
+        table.add_row(f"{100 * prediction.probability:.1f}%", bar, name)
     console.print(table)
 
 

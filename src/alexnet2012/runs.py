@@ -24,11 +24,9 @@ from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
 from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find_runs, read_run
 from alexnet2012.utils.text import printable
 
-DEFAULT = Path("runs")
 MAX_OTHERS = 5  # folders without a run that are printed
-_NEVER = datetime.max.replace(tzinfo=UTC)
 SORTS: dict[str, Callable[[RunInfo], Any]] = {
-    "begun": lambda run: run.started or _NEVER,
+    "begun": lambda run: run.started or datetime.max.replace(tzinfo=UTC),
     "run": lambda run: str(run.path),
     "recipe": lambda run: (not run.recipe, run.recipe, run.changed),
     "state": lambda run: list(RunState).index(run.state),
@@ -77,12 +75,7 @@ def _list(words: Sequence[str]) -> None:
         epilog="alexnet2012 runs compare A B compares two runs.",
     )
     parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        metavar="DIR",
-        help=f"default: {DEFAULT}",
-        default=[DEFAULT],
+        "folders", nargs="*", type=Path, metavar="DIR", default=[Path("runs")], help="default: runs"
     )
     parser.add_argument("--sort", choices=SORTS, default="begun", help="default: begun")
     parser.add_argument("--json", action="store_true", help="print the runs as JSON")
@@ -133,9 +126,8 @@ def _compare(words: Sequence[str]) -> None:
     console = Console()
     for table in pair_tables((str(given.A), str(given.B)), *sides):
         console.print(table)
-    console.print(
-        "Intervals: 95%, for the choice of validation images; seeds vary more.", style="dim"
-    )
+    note = "Intervals: 95%, for the choice of validation images; seeds vary more."
+    console.print(note, style="dim")
 
 
 if __name__ == "__main__":

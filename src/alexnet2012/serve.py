@@ -16,11 +16,6 @@ from alexnet2012.inference.web.server import ModelSession, Server
 
 
 def run(config: ServeConfig, run_dir: Path) -> None:
-    """Serve until a signal arrives.
-
-    Raises:
-        ConfigError: the checkpoint holds no model, or the address cannot be used.
-    """
     reuse_memory()
     with Server(config.host, config.port) as server:
         trained = load_trained(Path(config.checkpoint).expanduser(), config.device)

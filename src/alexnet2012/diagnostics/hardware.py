@@ -10,7 +10,7 @@ import torch
 
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PlanConfig
-from alexnet2012.diagnostics.step_timer import MeasuredSpeeds, local_processes, measure
+from alexnet2012.diagnostics.step_timer import local_processes, measure
 from alexnet2012.nn.cost_model import LayerCost, Layout, Link, Peaks, Work, bounded_work
 
 GBPS = 1e9 / 8  # bytes per second
@@ -32,19 +32,11 @@ CARDS = {
     "gtx580": Card("GTX 580, 3 GB", 3, 192.4, 64, {"fp32": 1.581, "fp64": 0.198}),
     # NVIDIA A100 80GB SXM data sheet, 2021.
     "a100": Card(
-        "A100 80GB SXM",
-        80,
-        2039,
-        2400,
-        {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312},
+        "A100 80GB SXM", 80, 2039, 2400, {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312}
     ),
     # NVIDIA H100 SXM data sheet, 2023, without sparsity.
     "h100": Card(
-        "H100 80GB SXM",
-        80,
-        3350,
-        3600,
-        {"fp64": 34, "fp32": 67, "tf32": 494.5, "bf16": 989.5},
+        "H100 80GB SXM", 80, 3350, 3600, {"fp64": 34, "fp32": 67, "tf32": 494.5, "bf16": 989.5}
     ),
 }
 
@@ -69,26 +61,18 @@ class Speeds:
     table: list[Speed]
 
 
-def card_of(config: PlanConfig) -> Card | None:
-    return CARDS[config.card] if config.card is not None else None
-
-
-def check_speeds(config: PlanConfig) -> None:
-    """Check that every speed is given, in a data sheet, or can be measured on this machine.
-
-    Raises:
-        ConfigError: names the missing or superfluous setting.
-    """
+def check_speeds(config: PlanConfig) -> Card | None:
+    """Check that every speed is given, on the card's data sheet, or measurable; return the card."""
     if config.card is not None and config.card not in CARDS:
         raise ConfigError("card", config.card, f"unknown card; use one of {', '.join(CARDS)}")
-    card, is_measured = card_of(config), _is_measured(config)
+    card = CARDS[config.card] if config.card is not None else None
+    is_measured = config.tflops is None and card is None
     if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
         remedy = f"the data sheet of {card.name} has no rate; set tflops=… or use one of "
         raise ConfigError("precision", config.precision, remedy + ", ".join(card.tflops))
     if is_measured and config.mesh.device is Device.cuda and not torch.cuda.is_available():
-        raise ConfigError(
-            "mesh.device", config.mesh.device, "no GPU is visible; use cpu, or set tflops=…"
-        )
+        remedy = "no GPU is visible; use cpu, or set tflops=…"
+        raise ConfigError("mesh.device", config.mesh.device, remedy)
     if is_measured and config.memory_gb_per_s is not None:
         remedy = "needs tflops=… or card=…; without them the layers are measured"
         raise ConfigError("memory_gb_per_s", config.memory_gb_per_s, remedy)
@@ -99,27 +83,24 @@ def check_speeds(config: PlanConfig) -> None:
     if config.gpus > 1 and not known and not (is_measured and local_processes(config) > 1):
         remedy = "set the Gbit/s between processes; it is measured only with layers on a CPU"
         raise ConfigError("link_gbps", None, remedy)
+    return card
 
 
-def _is_measured(config: PlanConfig) -> bool:
-    return config.tflops is None and config.card is None
-
-
-def find_speeds(config: PlanConfig, costs: Sequence[LayerCost], layout: Layout) -> Speeds:
+def find_speeds(
+    config: PlanConfig, card: Card | None, costs: Sequence[LayerCost], layout: Layout
+) -> Speeds:
     """Speeds of layers, update and links; measures those neither given nor in a data sheet."""
-    card = card_of(config)
     table: list[Speed] = []
-    measured = None
-    if _is_measured(config):
-        measured = measure(config, layout)
-        work = measured.work
+    measured_link = None
+    if config.tflops is None and card is None:
+        work, measured_link = measure(config, layout)
         product_flops = 2 * layout.rows * sum(c.multiply_adds * (1 + c.products) for c in costs)
         rate = product_flops / work.layers_s / 1e12
         table.append(Speed("all layers", rate, "TFLOP/s", MEASURED))
         table.append(Speed("weight update", 1e3 * work.update_s, "ms", MEASURED))
     else:
         work = bounded_work(costs, layout, _peaks(config, card, table))
-    near, far = _links(config, card, measured, table)
+    near, far = _links(config, card, measured_link, table)
     tower_link = near if config.gpus % layout.towers == 0 else far
     data_link = near if config.nodes == 1 else far
     if data_link is not None and config.nodes > 1:
@@ -136,30 +117,28 @@ def _peaks(config: PlanConfig, card: Card | None, table: list[Speed]) -> Peaks:
         flops = flops or card.tflops[str(config.precision)]
         memory = memory or card.memory_gb_per_s
     assert flops is not None
-    table.append(
-        Speed("arithmetic", flops, "TFLOP/s", GIVEN if config.tflops is not None else DATA_SHEET)
-    )
+    source = GIVEN if config.tflops is not None else DATA_SHEET
+    table.append(Speed("arithmetic", flops, "TFLOP/s", source))
     if memory is not None:
-        given = config.memory_gb_per_s is not None
-        table.append(Speed("memory", memory, "GB/s", GIVEN if given else DATA_SHEET))
+        source = GIVEN if config.memory_gb_per_s is not None else DATA_SHEET
+        table.append(Speed("memory", memory, "GB/s", source))
     return Peaks(flops * 1e12, memory and memory * 1e9)
 
 
 def _links(
-    config: PlanConfig, card: Card | None, measured: MeasuredSpeeds | None, table: list[Speed]
+    config: PlanConfig, card: Card | None, measured: Link | None, table: list[Speed]
 ) -> tuple[Link | None, Link | None]:
     """The link within a machine, and the link between machines."""
-    measured_link = measured.link if measured else None
     latency_us, source = config.link_latency_us, GIVEN
     if latency_us is None:
         latency_us, source = (
-            (1e6 * measured_link.latency_s, MEASURED) if measured_link else (0.0, "not given")
+            (1e6 * measured.latency_s, MEASURED) if measured else (0.0, "not given")
         )
     choices = (
         (config.node_link_gbps, GIVEN),
         (config.link_gbps if config.nodes == 1 else None, GIVEN),
         (card and card.link_gbps, DATA_SHEET),
-        (measured_link and measured_link.bytes_per_s / GBPS, MEASURED),
+        (measured and measured.bytes_per_s / GBPS, MEASURED),
         (config.link_gbps, "same as link_gbps"),
     )
     near_gbps, near_source = next((c for c in choices if c[0] is not None), (None, ""))
@@ -169,8 +148,6 @@ def _links(
         table.append(Speed("link between machines", config.link_gbps, "Gbit/s", GIVEN))
     if config.nodes * config.gpus > 1:
         table.append(Speed("message latency", latency_us, "us", source))
-    near, far = (
-        Link(gbps * GBPS, latency_us / 1e6) if gbps is not None else None
-        for gbps in (near_gbps, config.link_gbps)
-    )
+    near = None if near_gbps is None else Link(near_gbps * GBPS, latency_us / 1e6)
+    far = None if config.link_gbps is None else Link(config.link_gbps * GBPS, latency_us / 1e6)
     return near, far

@@ -1,4 +1,4 @@
-"""Checks of a machine before a run; each returns a finding with a severity and a remedy."""
+"""Checks of a machine before a run, and of exchanges between towers on it, with remedies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -21,16 +22,29 @@ from simplejpeg import decode_jpeg, encode_jpeg
 
 from alexnet2012.checkpoint import manifest
 from alexnet2012.config.enums import Decoder, Device
-from alexnet2012.config.schema import ConfigError, NormConfig, TrainConfig
+from alexnet2012.config.schema import ConfigError, NormConfig, RunError, TrainConfig
 from alexnet2012.data.dali import DaliPipeline, ExternalFeed, full_image_graph
 from alexnet2012.data.store import SPLITS, Split, Store
-from alexnet2012.distributed.mesh import Mesh, single_process
+from alexnet2012.distributed.collectives import communicator_of
+from alexnet2012.distributed.launch import launch
+from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm
 from alexnet2012.utils.environment import PACKAGE, cpu_name, running_commit
 
 GIB = 1 << 30
 LOCK = PACKAGE.parents[1] / "requirements.lock"  # exists in a checkout only
+_JSON_KEYS = ("check", "level", "said", "remedy", "rank")  # of a finding's fields, in order
 MAX_SAMPLED = 64  # files of a store whose digest is verified
+BATCH = 128  # images per step, as in the paper
+# Floats that one tower contributes per image to the exchanges of the paper's network.
+FLOATS_PER_IMAGE = {
+    "one number": 0,
+    "fc7 and fc8": 2048,
+    "fc6": 128 * 6 * 6,
+    "conv3": 128 * 13 * 13,
+}
+REPEATS = 10
+SLOW_S, SLOW_BYTES_PER_S = 0.01, 50e6
 
 
 class Severity(Enum):
@@ -72,24 +86,13 @@ def check_machine(
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    rows = [
-        {
-            "check": finding.check,
-            "level": finding.level.value,
-            "said": finding.message,
-            "remedy": finding.remedy,
-            "rank": finding.rank,
-        }
-        for finding in findings
-    ]
-    return json.dumps(rows, indent=1)
+    rows = [(f.check, f.level.value, f.message, f.remedy, f.rank) for f in findings]
+    return json.dumps([dict(zip(_JSON_KEYS, row, strict=True)) for row in rows], indent=1)
 
 
 def from_json(text: str) -> list[Finding]:
-    return [
-        Finding(row["check"], Severity(row["level"]), row["said"], row["remedy"], row["rank"])
-        for row in json.loads(text)
-    ]
+    rows = ([row[key] for key in _JSON_KEYS] for row in json.loads(text))
+    return [Finding(check, Severity(level), *rest) for check, level, *rest in rows]
 
 
 def run_check(check: Callable[[], Finding]) -> Finding:
@@ -119,12 +122,11 @@ def at_least(
 
 def device(mesh: Mesh) -> Finding:
     if mesh.device.type == "cuda":
-        name = torch.cuda.get_device_name(mesh.device)
-        memory = torch.cuda.get_device_properties(mesh.device).total_memory
+        card = torch.cuda.get_device_properties(mesh.device)
         torch.ones(8, device=mesh.device).sum().item()
-        return ok("device", f"{name}, {memory / GIB:.0f} GiB, CUDA {torch.version.cuda}")
-    driver = Path("/proc/driver/nvidia/version")
-    if driver.exists() and not torch.cuda.is_available():
+        memory = f"{card.total_memory / GIB:.0f} GiB"
+        return ok("device", f"{card.name}, {memory}, CUDA {torch.version.cuda}")
+    if Path("/proc/driver/nvidia/version").exists() and not torch.cuda.is_available():
         message = f"an NVIDIA driver is installed, but torch {torch.__version__} sees no GPU"
         remedy = "install torch for the driver's CUDA version, or update the driver (nvidia-smi)"
         return Finding("device", Severity.warning, message, remedy)
@@ -138,21 +140,21 @@ def package_versions() -> list[Callable[[], Finding]]:
 
 def package_version(name: str) -> Finding:
     """The installed version, against the minimum, and in a checkout against the tested version."""
-    installed, minimum = version(name), ""
-    for line in requires("alexnet2012") or ():
-        if line.startswith(f"{name}>="):
-            minimum = line.partition(">=")[2]
+    installed, minimum = version(name), _version_in(requires("alexnet2012") or (), f"{name}>=")
     if _numbers(installed) < _numbers(minimum):
         return Finding(name, Severity.wrong, installed, f"pip install '{name}>={minimum}'")
     lines = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.is_file() else []
-    for line in lines:
-        if line.startswith(f"{name}=="):
-            tested = line.partition("==")[2]
-            if _numbers(installed) != _numbers(tested):
-                remedy = f"tested with {tested}: pip install {line}"
-                return Finding(name, Severity.warning, installed, remedy)
-            return ok(name, f"{installed}, the tested version")
-    return ok(name, installed)
+    tested = _version_in(lines, f"{name}==")
+    if not tested:
+        return ok(name, installed)
+    if _numbers(installed) == _numbers(tested):
+        return ok(name, f"{installed}, the tested version")
+    remedy = f"tested with {tested}: pip install {name}=={tested}"
+    return Finding(name, Severity.warning, installed, remedy)
+
+
+def _version_in(lines: Iterable[str], prefix: str) -> str:
+    return next((line.removeprefix(prefix) for line in lines if line.startswith(prefix)), "")
 
 
 def _numbers(text: str) -> list[int]:
@@ -169,9 +171,8 @@ def dali(mesh: Mesh) -> Finding:
         file.write_bytes(encoded)
         digest = np.frombuffer(hashlib.sha256(encoded).digest(), np.uint8)
         split = Split((str(file),), np.zeros(1, np.int64), digest[None])
-        reader = DaliPipeline(
-            lambda *a: full_image_graph(Decoder.auto, *a), split, 1, mesh.device, threads=1
-        )
+        graph = partial(full_image_graph, Decoder.auto)
+        reader = DaliPipeline(graph, split, 1, mesh.device, threads=1)
         (decoded,) = reader.read(iter([ExternalFeed(np.zeros(1, np.int64), ())]))
         difference = np.abs(decoded[0].cpu().numpy().astype(int) - decode_jpeg(encoded)).max()
     if difference > 3:  # of 255; GPU decoders round differently
@@ -187,9 +188,8 @@ def normalisation(mesh: Mesh) -> Finding:
     try:
         local_response_norm(x, NormConfig(5, 1e-4, 0.75, 2.0, False), 2).sum().backward()
     except Exception as error:
-        message = " ".join(str(error).split())
         remedy = "Triton needs a C compiler and the Python headers: install gcc and python3-dev"
-        return Finding("normalisation", Severity.wrong, message, remedy)
+        return Finding("normalisation", Severity.wrong, " ".join(str(error).split()), remedy)
     where = "with Triton kernels" if mesh.device.type == "cuda" else "on the CPU"
     return ok("normalisation", f"forward and backward run {where}")
 
@@ -251,8 +251,8 @@ def store(root: Path) -> Finding:
             remedy = "the file was changed or deleted; remove the store and prepare it again"
             return Finding("store", Severity.wrong, f"{root / path} is corrupt", remedy)
     counts = " and ".join(f"{len(opened.split(split).paths):,} {split}" for split in SPLITS)
-    classes = len(opened.classes)
-    return ok("store", f"{counts} images of {classes} classes; {len(sample)} files verified")
+    verified = f"{len(opened.classes)} classes; {len(sample)} files verified"
+    return ok("store", f"{counts} images of {verified}")
 
 
 def checkpoint(path: Path) -> Finding:
@@ -272,3 +272,47 @@ def commit() -> Finding:
         remedy = "commit them; otherwise the run cannot be reproduced"
         return Finding("commit", Severity.warning, f"{name} with uncommitted changes", remedy)
     return ok("commit", name)
+
+
+def time_exchanges(mesh: Mesh) -> list[Finding]:
+    """Time an all-gather between the towers for each size. Collective."""
+    comm, findings = communicator_of(mesh), []
+    for name, floats in FLOATS_PER_IMAGE.items():
+        x = torch.ones(max(1, BATCH * floats), device=mesh.device)
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            gathered = comm.all_gather(x, "doctor", name)
+            float(gathered[comm.tower - 1][0])  # reads a peer's part, which waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        median = sorted(seconds)[REPEATS // 2]
+        message, slow = f"{1e3 * median:.2f} ms", median > SLOW_S
+        if floats:
+            message += f", {x.nbytes / median / 1e6:,.0f} MB/s each way"
+            slow = x.nbytes / median < SLOW_BYTES_PER_S
+        remedy = "slow; place both towers on one machine, and stop other programs" if slow else ""
+        level = Severity.warning if slow else Severity.ok
+        findings.append(Finding(f"exchange of {name}", level, message, remedy, mesh.rank))
+    return findings
+
+
+def time_local_exchanges(device: Device) -> list[Finding]:
+    """Time the exchanges between two processes that are started on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "exchanges.json")
+        try:
+            launch(_worker, 2, device, str(output))
+        except (ConfigError, RunError) as error:
+            message = str(error).splitlines()[-1]
+            remedy = "two processes on this machine must be able to connect over localhost"
+            return [Finding("exchanges", Severity.wrong, message, remedy)]
+        return from_json(output.read_text(encoding="utf-8"))
+
+
+def _worker(device: Device, output: str) -> None:
+    """Runs on each of the two ranks; rank 0 writes the findings."""
+    mesh = init_mesh(2, device=device)
+    findings = time_exchanges(mesh)
+    if mesh.rank == 0:
+        Path(output).write_text(to_json(findings), encoding="utf-8")
+    mesh.close()

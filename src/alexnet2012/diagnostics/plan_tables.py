@@ -57,15 +57,9 @@ def _layers(plan: dict[str, Any]) -> Table:
     )
     total: list[float] = [0.0] * 6
     for layer in plan["layers"]:
-        sent, time = layer["sent_bytes"], layer["step_ms"]
-        numbers = [
-            layer["multiply_adds"] / 1e6,
-            layer["kept_bytes"] / 1e3,
-            sent["forward"] / 1e3,
-            sent["backward"] / 1e3,
-            time["forward"],
-            time["backward"],
-        ]
+        numbers = [layer["multiply_adds"] / 1e6, layer["kept_bytes"] / 1e3]
+        numbers += [sent / 1e3 for sent in layer["sent_bytes"].values()]
+        numbers += layer["step_ms"].values()
         total = [a + b for a, b in zip(total, numbers, strict=True)]
         table.add_row(layer["layer"], *map(_short, numbers))
     table.add_section()
@@ -79,11 +73,9 @@ def _memory(plan: dict[str, Any]) -> Table:
     for item, size in memory.items():
         table.add_row(MEMORY_ITEMS.get(item, item), f"{size / 1e6:,.1f}")
     table.add_section()
-    card_gb, total = plan["memory_of_card_gb"], sum(memory.values())
-    label = "total"
+    card_gb, total, label = plan["memory_of_card_gb"], sum(memory.values()), "total"
     if card_gb is not None:
-        fits = "fits in" if total <= card_gb * 1e9 else "exceeds"
-        label = f"total; {fits} {card_gb:g} GB"
+        label += f"; {'fits in' if total <= card_gb * 1e9 else 'exceeds'} {card_gb:g} GB"
     table.add_row(label, f"{total / 1e6:,.1f}")
     return table
 
@@ -97,12 +89,10 @@ def _step(plan: dict[str, Any]) -> Table:
         table.add_row(STEP_PARTS[part], _short(time), f"{100 * time / total:.1f}%")
     table.add_section()
     table.add_row("images/s", _short(plan["images_per_s"]), "")
-    table.add_row(
-        "days for 90 epochs of 1.2 M images", _short(plan["days_for_90_epochs_of_1_2_m"]), ""
-    )
+    days = _short(plan["days_for_90_epochs_of_1_2_m"])
+    table.add_row("days for 90 epochs of 1.2 M images", days, "")
     table.add_row("efficiency relative to one process", f"{plan['efficiency_pct']:.1f}%", "")
-    sent = plan["gradient_bytes"] / 1e6
-    table.add_row("MB of gradients sent per process", f"{sent:,.1f}", "")
+    table.add_row("MB of gradients sent per process", f"{plan['gradient_bytes'] / 1e6:,.1f}", "")
     return table
 
 

@@ -14,11 +14,11 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,18 +44,10 @@ UPDATE = "update"
 Seconds = dict[tuple[str, str], float]  # by layer and direction
 
 
-class MeasuredSpeeds(NamedTuple):
-    """Seconds of one process at the plan's batch size, and on a CPU the link to a peer if any."""
+def measure(config: PlanConfig, layout: Layout) -> tuple[Work, Link | None]:
+    """Seconds of one process at the plan's batch size, and on a CPU the link to a peer if any.
 
-    work: Work
-    link: Link | None
-
-
-def measure(config: PlanConfig, layout: Layout) -> MeasuredSpeeds:
-    """Time a few steps in new processes, and scale the times to the plan's batch size.
-
-    Raises:
-        RunError, ConfigError: as in a training run.
+    A few steps are timed in new processes, and the times scaled to the batch size.
     """
     rows = min(MAX_GPU_IMAGES if _on_gpu(config) else MAX_IMAGES, layout.rows)
     processes = local_processes(config)
@@ -71,17 +63,16 @@ def measure(config: PlanConfig, layout: Layout) -> MeasuredSpeeds:
         for name, forward_s, backward_s in timings["layers"]
     }
     link = Link(*timings["link"]) if timings["link"] else None
-    return MeasuredSpeeds(Work(layers, share * timings["update_s"]), link)
+    return Work(layers, share * timings["update_s"]), link
 
 
 def local_processes(config: PlanConfig) -> int:
     """How many processes to time: those of one machine, limited to the cores of this one.
 
-    A multiple of the towers; or 1, which then holds all towers, if there are too few cores. On
-    CUDA also 1, because GPUs share nothing.
+    A multiple of the towers; or 1, which then holds all towers, if there are too few cores.
     """
     if _on_gpu(config):
-        return 1
+        return 1  # GPUs share nothing
     cores = len(os.sched_getaffinity(0))
     return max(1, min(config.gpus, cores) // config.mesh.towers * config.mesh.towers)
 
@@ -94,11 +85,8 @@ def worker(config: PlanConfig, processes: int, rows: int, output: Path) -> None:
     """Runs on each rank; rank 0 writes the times of the slowest rank."""
     reuse_memory()
     allow_tf32(config.precision)
-    device = config.mesh.device
-    if processes == 1:
-        mesh = single_process(device)
-    else:
-        mesh = init_mesh(config.mesh.towers, device=device)
+    towers, device = config.mesh.towers, config.mesh.device
+    mesh = single_process(device) if processes == 1 else init_mesh(towers, device=device)
     try:
         seconds, rows = _time_steps_that_fit(config, mesh, rows)
         slowest = torch.tensor(list(seconds.values()), dtype=torch.float64)
@@ -138,11 +126,7 @@ def time_steps(
 ) -> Seconds:
     """Mean seconds per step of each layer and its epilogue, exchanges excluded."""
     model = AlexNet(
-        config.recipe,
-        config.classes,
-        model=config.model,
-        mesh=mesh,
-        precision=config.precision,
+        config.recipe, config.classes, model=config.model, mesh=mesh, precision=config.precision
     )
     optimizer = PaperSGD(model, config.recipe.optimizer)
     optimizer.set_rates(LearningRates(1e-9, 1e-9))
@@ -178,10 +162,9 @@ class LayerTimer:
         # (the layer and direction that end here, seconds or a CUDA event)
         self._readings: list[tuple[tuple[str, str], Any]] = []
         for name, layer in model.layers().items():
-            layer.register_forward_pre_hook(self._entering(name))
+            layer.register_forward_pre_hook(partial(self._enter, name))
 
     def begin(self) -> None:
-        """Start a step."""
         if self._on_gpu:
             torch.cuda._sleep(PAUSE_CYCLES)
         self._layer = self._names[0]
@@ -205,33 +188,26 @@ class LayerTimer:
 
     def lap(self, name: str, direction: str) -> None:
         """Attribute the time since the last call to ``name``."""
-        self._readings.append(((name, direction), self._now()))
+        now: Any
+        if self._on_gpu:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter() - self._model.comm.traffic.training_seconds()
+        self._readings.append(((name, direction), now))
 
-    def _entering(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.lap(self._layer, "forward")
-            self._layer = name
-            if inputs[0].requires_grad:  # the last gradient that the layer computes
-                inputs[0].register_hook(lambda grad: self.lap(name, "backward"))
-
-        return hook
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter() - self._model.comm.traffic.training_seconds()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def _enter(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.lap(self._layer, "forward")
+        self._layer = name
+        if inputs[0].requires_grad:  # the last gradient that the layer computes
+            inputs[0].register_hook(lambda grad: self.lap(name, "backward"))
 
 
 def time_link(mesh: Mesh) -> Link:
     """Bandwidth and latency between processes of one machine, from small and large exchanges."""
-    group, processes, index = (
-        (mesh.tower_group, mesh.towers, mesh.tower)
-        if mesh.towers > 1
-        else (mesh.data_group, mesh.replicas, mesh.replica)
-    )
-    comm = Communicator(group, processes, index)
+    comm = Communicator(mesh.tower_group, mesh.towers, mesh.tower)
+    if mesh.towers == 1:
+        comm = Communicator(mesh.data_group, mesh.replicas, mesh.replica)
 
     def seconds(size: int) -> float:
         times, x = [], torch.zeros(size // 4)
@@ -243,6 +219,6 @@ def time_link(mesh: Mesh) -> Link:
         return median(times)
 
     small_s, large_s = seconds(SMALL_BYTES), seconds(LARGE_BYTES)
-    peers = processes - 1
+    peers = comm.towers - 1
     bytes_per_s = peers * (LARGE_BYTES - SMALL_BYTES) / max(large_s - small_s, 1e-9)
     return Link(bytes_per_s, small_s / peers)

@@ -1,7 +1,4 @@
-"""Predict what a training step costs: memory, operations, bytes and time on nodes × GPUs.
-
-The prediction rests on speeds that are measured, given, or taken from a data sheet.
-"""
+"""Predict what a training step costs: memory, operations, bytes and time on nodes × GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from typing import Any
 
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import PlanConfig
-from alexnet2012.diagnostics.hardware import Speeds, card_of, check_speeds, find_speeds
+from alexnet2012.diagnostics.hardware import Speeds, check_speeds, find_speeds
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import (
@@ -38,12 +35,8 @@ BOUNDED = "The times of layers are lower bounds from peak rates, not forecasts."
 
 
 def plan_training(config: PlanConfig) -> dict[str, Any]:
-    """The costs of a configuration as plain data, in the format of ``plan json=true``.
-
-    Raises:
-        ConfigError: a speed is missing that cannot be measured, or the model cannot be built.
-    """
-    check_speeds(config)
+    """The costs of a configuration as plain data, in the format of ``plan json=true``."""
+    card = check_speeds(config)
     types = DTYPES[config.precision]
     layout = Layout(
         config.batch,
@@ -52,16 +45,14 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
         activation_bytes=types.activations.itemsize,
         parameter_bytes=types.parameters.itemsize,
     )
-    card = card_of(config)
     model = AlexNet(
         config.recipe, config.classes, model=config.model, mesh=single_process(Device.cpu)
     )
     costs = layer_costs(config.recipe, count_layers(model), layout)
     del model  # frees memory for the measurement
-    speeds = find_speeds(config, costs, layout)
+    speeds = find_speeds(config, card, costs, layout)
     time = step_time(costs, layout, speeds.work, speeds.tower_link, speeds.data_link)
     images_per_s = layout.batch / time.total_s
-    memory = memory_bytes(costs, layout)
     return {
         "net": f"recipe {config.recipe.name}, width {config.model.width:g}, "
         f"{config.model.input_size} pixels, {config.classes} classes, {config.precision}",
@@ -73,7 +64,7 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
         "pictures_of_a_replica": layout.rows,
         "layers": [_layer(cost, layout, speeds) for cost in costs],
         "gradient_bytes": gradient_bytes(costs, layout),
-        "memory_bytes": memory,
+        "memory_bytes": memory_bytes(costs, layout),
         "memory_of_card_gb": card.memory_gb if card else None,
         "speeds": [vars(speed) for speed in speeds.table],
         "step_ms": {
@@ -86,10 +77,7 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
         "images_per_s": images_per_s,
         "days_for_90_epochs_of_1_2_m": PAPER_TRAINING_IMAGES * PAPER_EPOCHS / images_per_s / 86_400,
         "efficiency_pct": 100 * efficiency(time, layout),
-        "assumptions": [
-            BOUNDED if config.tflops or card else MEASURED,
-            *ASSUMPTIONS,
-        ],
+        "assumptions": [BOUNDED if config.tflops or card else MEASURED, *ASSUMPTIONS],
     }
 
 

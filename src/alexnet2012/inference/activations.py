@@ -6,12 +6,11 @@ layer is C maps [C, H, W] or U units [U] of all towers, tower 0 first.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +30,7 @@ from alexnet2012.inference.trained_model import (
 )
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import Layout, count_layers, layer_costs
-from alexnet2012.tracking.image_grids import kernel_pictures
+from alexnet2012.tracking.image_grids import data_uri, kernel_pictures
 from alexnet2012.utils.shard import padded_shard_size, shard_of
 from alexnet2012.utils.text import printable
 
@@ -63,10 +62,7 @@ class LayerDescription:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Activations and predictions for one image.
-
-    Everything but the predictions, which average all views, is of the centre crop.
-    """
+    """Activations of an image's centre crop, and predictions that average all views."""
 
     pixels: npt.NDArray[np.uint8]  # [S, S, 3]
     image: Array  # [3, S, S], minus the mean image: the input of the first layer
@@ -97,28 +93,19 @@ def inspect_image(trained: TrainedModel, pixels: npt.NDArray[np.uint8], views: i
 
 @torch.no_grad()
 def layer_outputs(model: AlexNet, image: Tensor) -> tuple[LayerOutputs, LayerOutputs]:
-    """Each layer's product, and each layer's output after pooling and so on, for one image.
-
-    ``image`` is [1, 3, S, S]; the model must hold all towers. The output of a layer is taken from
-    the input of the next one, because the operations after a convolution are plain functions,
-    which take no hooks.
-    """
+    """Each layer's product, and its output after pooling and so on, for one image [1, 3, S, S]."""
     assert model.mesh.towers == 1, "activations need a model that holds all towers"
     results: LayerOutputs = {}
     inputs: LayerOutputs = {}
 
-    def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            inputs[name], results[name] = args[0][0], output[0]
+    def record(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        inputs[name], results[name] = args[0][0], output[0]
 
-        return hook
-
-    handles = [m.register_forward_hook(record(n)) for n, m in model.layers().items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in model.layers().items():
+            hooks.enter_context(layer.register_forward_hook(partial(record, name)))
         logits = model(image)[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    # The operations after a convolution are plain functions, which take no hooks.
     handed_on = {name: inputs[following] for name, following in pairwise(results)}
     for name in model.recipe.convs:
         if handed_on[name].dim() == 1:  # flattened for a fully connected layer
@@ -137,10 +124,8 @@ def describe_layers(trained: TrainedModel) -> tuple[list[LayerDescription], int]
     layout = Layout(
         1, towers=recipe.towers, activation_bytes=activations, parameter_bytes=parameters
     )
-    costs = {cost.name: cost for cost in layer_costs(recipe, count_layers(model), layout)}
-    crossing = {
-        name: cost.sent_bytes.get("forward", 0) * recipe.towers for name, cost in costs.items()
-    }
+    costs = layer_costs(recipe, count_layers(model), layout)
+    crossing = {cost.name: cost.sent_bytes.get("forward", 0) * recipe.towers for cost in costs}
     layers: list[LayerDescription] = []
     for name, result in results.items():
         conv, hidden = recipe.convs.get(name), recipe.hidden.get(name)
@@ -191,49 +176,34 @@ def describe_model(trained: TrainedModel, views: int) -> dict[str, Any]:
 def pack_inspection(inspection: Inspection) -> bytes:
     """The message to the page: length of the JSON (uint32), JSON, all activations as float32.
 
-    All numbers are little endian, and the activations start at a multiple of four bytes. For each
-    layer the JSON holds the offsets of ``result`` and ``handed_on`` among the activations.
+    Numbers are little endian, and the activations start at a multiple of four bytes. The JSON holds
+    each layer's offsets among the activations.
     """
-    arrays: list[Array] = []
+    numbers = bytearray()
     offsets: dict[str, dict[str, int]] = {name: {} for name in inspection.results}
-    count = 0
     for stage, outputs in (("result", inspection.results), ("handed_on", inspection.handed_on)):
         for name, array in outputs.items():
-            offsets[name][stage] = count
-            arrays.append(array)
-            count += array.size
+            offsets[name][stage] = len(numbers) // 4
+            numbers += array.astype("<f4").tobytes()
     predictions = [
         {
-            "name": printable(prediction.name),
-            "probability": prediction.probability
-            if math.isfinite(prediction.probability)
-            else None,
+            "name": printable(best.name),
+            "probability": best.probability if math.isfinite(best.probability) else None,
             "tower": tower,
         }
-        for prediction, tower in zip(inspection.predictions, inspection.owners, strict=True)
+        for best, tower in zip(inspection.predictions, inspection.owners, strict=True)
     ]
+    # Of the mean-subtracted image, zero is shown as mid grey, and contrast is halved.
+    less_mean = np.clip(np.nan_to_num(inspection.image) / 2 + 128, 0, 255).astype(np.uint8)
     images = {
-        "seen": _png_data_uri(inspection.pixels),
-        "less_mean": _png_data_uri(_visible(inspection.image)),
+        "seen": data_uri(Image.fromarray(inspection.pixels), "PNG"),
+        "less_mean": data_uri(Image.fromarray(less_mean.transpose(1, 2, 0)), "PNG"),
     }
     head = json.dumps({**images, "guesses": predictions, "places": offsets}).encode()
     head += b" " * (-len(head) % 4)
-    numbers = b"".join(array.astype("<f4").tobytes() for array in arrays)
     return len(head).to_bytes(4, "little") + head + numbers
-
-
-def _visible(image: Array) -> npt.NDArray[np.uint8]:
-    """A mean-subtracted input [3, S, S] as RGB [S, S, 3]: zero is mid grey, contrast is halved."""
-    levels: npt.NDArray[np.uint8] = np.clip(np.nan_to_num(image) / 2 + 128, 0, 255).astype(np.uint8)
-    return levels.transpose(1, 2, 0)
 
 
 def _to_numpy(x: Tensor) -> Array:
     array: Array = x.float().cpu().contiguous().numpy()
     return array
-
-
-def _png_data_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -19,16 +19,11 @@ from alexnet2012.utils.metrics import ErrorCounts
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
-    """Count top-1 and top-5 errors on the validation images of the store.
-
-    Raises:
-        ConfigError: a path holds no model, or the models and the store do not match.
-    """
+    """Count top-1 and top-5 errors on the validation images of the store."""
     reuse_memory()
     models = load_ensemble(config.checkpoint, config.device)
     store, split = _validation_split(config, models[0])
-    paths = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
-    _check_compatible(paths, models, store)
+    _check_compatible(config, models, store)
     first = models[0].model
     loader = EvalLoader(
         replace(store, mean_image=models[0].mean_image),
@@ -54,27 +49,24 @@ def _validation_split(config: EvaluateConfig, trained: TrainedModel) -> tuple[St
     return store, store.split("val", trained.data.limit)
 
 
-def _check_compatible(
-    paths: Sequence[object], models: Sequence[TrainedModel], store: Store
-) -> None:
+def _check_compatible(config: EvaluateConfig, models: Sequence[TrainedModel], store: Store) -> None:
     """Refuse models that cannot be evaluated on the same batches."""
+    paths = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
     first = models[0].model
     for path, trained in zip(paths, models, strict=True):
         if trained.classes != store.classes:
             remedy = f"its classes differ from those of {store.root}; set store=…"
             raise ConfigError("checkpoint", path, remedy)
-        if len(trained.mean_image) != store.size:
-            size = len(trained.mean_image)
+        if (size := len(trained.mean_image)) != store.size:
             remedy = f"was trained on images of {size} pixels, and {store.root} has {store.size}"
             raise ConfigError("checkpoint", path, f"{remedy}; set store=…")
-        augment = trained.model.recipe.augment
-        compatible = (
-            trained.model.config.input_size == first.config.input_size
-            and trained.model.precision is first.precision
-            and augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
+        model = trained.model
+        if not (
+            model.config.input_size == first.config.input_size
+            and model.precision is first.precision
+            and model.recipe.augment.mean_follows_crop == first.recipe.augment.mean_follows_crop
             and np.array_equal(trained.mean_image, models[0].mean_image)
-        )
-        if not compatible:
+        ):
             remedy = (
                 f"differs from {paths[0]} in input size, precision, recipe or training images; "
                 "the models of an ensemble must agree"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import io
 import os
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,13 +56,7 @@ class MeanSubtraction(nn.Module):
 
 @torch.no_grad()
 def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
-    """Write and verify the file; returns the largest difference of a logit, relative to the
-    largest logit.
-
-    Raises:
-        ConfigError: a package that the format needs is not installed.
-        RunError: the file does not reproduce the model's logits.
-    """
+    """Write and verify the file; returns the largest difference of a logit, of the largest one."""
     if kind is ExportFormat.onnx and not (find_spec("onnx") and find_spec("onnxruntime")):
         remedy = "needs onnx and onnxruntime; pip install 'alexnet2012[export]'"
         raise ConfigError("format", "onnx", remedy)
@@ -101,8 +94,7 @@ def _write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
 
     from alexnet2012.inference.onnx_graph import onnx_model
 
-    note = export_metadata(trained)
-    model = onnx_model(_float32_copy(trained), _mean(trained).numpy(), note, version("alexnet2012"))
+    model = onnx_model(_float32_copy(trained), _mean(trained).numpy(), export_metadata(trained))
     path.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": _graph_input(trained, images).numpy()})
@@ -144,6 +136,5 @@ def _mean(trained: TrainedModel) -> Tensor:
 
 def _graph_input(trained: TrainedModel, images: Tensor) -> Tensor:
     """Centre crops as exported graphs take them: uint8 [N, P, P, 3] → float32 [N, 3, S, S]."""
-    size = trained.model.config.input_size
-    crops = [centre_crop(image, size) for image in images]
+    crops = [centre_crop(image, trained.model.config.input_size) for image in images]
     return torch.stack(crops).permute(0, 3, 1, 2).float().contiguous()

@@ -22,6 +22,7 @@ from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.inference.images import RejectedImage, decode_images
 from alexnet2012.inference.trained_model import TrainedModel, last_hidden
+from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.text import printable
 
 
@@ -42,16 +43,11 @@ class Features:
             np.save(file, self.activations)
         os.replace(temporary, path)
         index = {"checkpoint": self.checkpoint, "net": self.model_digest, "files": self.files}
-        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, _index_path(path))
+        replace_text(_index_path(path), json.dumps(index, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Read both files back.
-
-        Raises:
-            ConfigError: a file is missing or damaged, or the two do not match.
-        """
+        """Read both files back, and check that they match."""
         try:
             index = json.loads(_index_path(path).read_text(encoding="utf-8"))
             activations = np.load(path, allow_pickle=False)
@@ -67,13 +63,7 @@ class Features:
 def compute_features(
     trained: TrainedModel, names: Sequence[str], config: FeaturesConfig | NearestConfig
 ) -> tuple[list[str], Tensor, list[RejectedImage]]:
-    """The names of the usable images, their activations [M, U], and the rejected images.
-
-    Rejected images are also reported on standard error.
-
-    Raises:
-        ConfigError: no image can be used.
-    """
+    """Names of usable images, their activations [M, U], and the rejected images (also printed)."""
     size = len(trained.mean_image)
     used: list[str] = []
     rows: list[Tensor] = []

@@ -5,13 +5,10 @@ Shapes: n images of a batch, P pixels a side of a stored image.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +25,10 @@ from alexnet2012.config.compose import quoted
 from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.data.preparation.decode import convert_to_stored
 from alexnet2012.data.sources.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, Entry
+from alexnet2012.tracking.image_grids import data_uri
 
 TIMEOUTS_S = (10.0, 30.0)  # to connect, and between two chunks
 DOWNLOAD_S = 120.0  # for a whole image
-_SCHEMES = ("http://", "https://")
 
 
 class RejectedImage(NamedTuple):
@@ -41,8 +38,7 @@ class RejectedImage(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class DecodedBatch:
+class DecodedBatch(NamedTuple):
     """A batch of decoded images, and the rejected ones of the same batch."""
 
     names: list[str]
@@ -57,17 +53,15 @@ def collect_images(words: Sequence[str]) -> list[str]:
     """
     words = ["json=true" if word == "--json" else word for word in words]
     overrides = get_args_parser().parse_known_args(words)[0].overrides
-    images = [word for word in overrides if "=" not in word or _is_url(word) or _exists(word)]
+    # os.path and not Path.exists, which raises if a word is longer than a file name may be.
+    exists = os.path.exists
+    images = [word for word in overrides if "=" not in word or _is_url(word) or exists(word)]
     others = [word for word in words if word not in images]
     return [*others, f"images=[{','.join(map(quoted, images))}]"] if images else others
 
 
 def find_images(images: Any) -> list[str]:
-    """The names of all images: files, image files at any depth of folders, and URLs.
-
-    Raises:
-        ConfigError: a path does not exist, or a folder contains no images.
-    """
+    """The names of all images: files, image files at any depth of folders, and URLs."""
     names: list[str] = []
     for given in images if isinstance(images, list) else [images]:
         # os.path and not Path.expanduser, which raises if a leading ~ names no user.
@@ -98,20 +92,12 @@ def find_images(images: Any) -> list[str]:
 def decode_images(
     names: Sequence[str], sizes: Sequence[int], batch_size: int, threads: int | None
 ) -> Iterator[DecodedBatch]:
-    """Decode images in batches, each image at every size P in ``sizes``.
-
-    Args:
-        threads: decoding threads; None for one per core.
-    """
+    """Decode images in batches, each image at every size P in ``sizes``."""
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(names), batch_size):
             batch = names[start : start + batch_size]
-            results = list(pool.map(partial(_decode, sizes=sizes), batch))
-            decoded = [
-                (name, result)
-                for name, result in zip(batch, results, strict=True)
-                if not isinstance(result, str)
-            ]
+            results = list(zip(batch, pool.map(partial(_decode, sizes=sizes), batch), strict=True))
+            decoded = [(name, pixels) for name, pixels in results if not isinstance(pixels, str)]
             yield DecodedBatch(
                 [name for name, _ in decoded],
                 {
@@ -119,29 +105,19 @@ def decode_images(
                     for size in sizes
                     if decoded
                 },
-                [
-                    RejectedImage(name, result)
-                    for name, result in zip(batch, results, strict=True)
-                    if isinstance(result, str)
-                ],
+                [RejectedImage(name, text) for name, text in results if isinstance(text, str)],
             )
 
 
 def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """Decode an image file to the pixels that a store would hold: uint8 [P, P, 3].
-
-    Raises:
-        ValueError: the image cannot be used; the message is a one-line reason.
-    """
+    """Decode an image file to the pixels that a store would hold: uint8 [P, P, 3]."""
     return convert_to_stored(data, size, PrepareConfig().quality).pixels
 
 
 def jpeg_data_uri(pixels: Tensor, side: int = 96) -> str:
     """A thumbnail of ``side`` × ``side`` pixels as a JPEG data URI; ``pixels``: uint8 [P, P, 3]."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels.cpu().numpy())
-    image.resize((side, side), Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image = Image.fromarray(pixels.cpu().numpy()).resize((side, side), Image.Resampling.BOX)
+    return data_uri(image, "JPEG", quality=85)
 
 
 def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
@@ -149,8 +125,12 @@ def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
     try:
         data = _download(name) if _is_url(name) else Entry(name, 0, name).read()
         return {size: stored_pixels(data, size) for size in sizes}
+    except requests.Timeout:
+        return "the server did not respond in time"
+    except requests.ConnectionError:
+        return "the server cannot be reached, or there is no network"
     except requests.RequestException as error:
-        return _request_failure(error)
+        return " ".join(str(error).split())
     except OSError as error:
         return str(error.strerror or error)
     except ValueError as error:
@@ -158,12 +138,6 @@ def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
 
 
 def _download(url: str) -> bytes:
-    """The body of a URL.
-
-    Raises:
-        ValueError: an HTTP error, or a body that is too large or too slow.
-        RequestException: the server cannot be reached.
-    """
     deadline = time.monotonic() + DOWNLOAD_S
     with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
         if not response.ok:
@@ -178,20 +152,5 @@ def _download(url: str) -> bytes:
         return bytes(data)
 
 
-def _request_failure(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
-        return "the server did not respond in time"
-    if isinstance(error, requests.ConnectionError):
-        return "the server cannot be reached, or there is no network"
-    return " ".join(str(error).split())
-
-
 def _is_url(word: str) -> bool:
-    return word.lower().startswith(_SCHEMES)
-
-
-def _exists(word: str) -> bool:
-    try:
-        return Path(word).exists()
-    except (OSError, ValueError):  # for example, longer than a file name may be
-        return False
+    return word.lower().startswith(("http://", "https://"))

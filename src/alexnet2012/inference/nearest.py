@@ -31,11 +31,7 @@ class Neighbours:
 
 
 def find_neighbours(config: NearestConfig) -> tuple[list[Neighbours], list[RejectedImage]]:
-    """The nearest images of every usable image, and the rejected images.
-
-    Raises:
-        ConfigError: the features cannot be read, or were computed by another model.
-    """
+    """The nearest images of every usable image, and the rejected images."""
     features = Features.load(Path(config.features).expanduser())
     names = find_images(config.images)
     checkpoint = config.checkpoint or features.checkpoint
@@ -59,18 +55,14 @@ def nearest(queries: Tensor, candidates: Tensor, count: int = NEAREST) -> Tensor
 
     Works in blocks: for ImageNet, all distances at once would take half a terabyte.
     """
-    return torch.cat(
-        [_nearest(block.double(), candidates, count) for block in queries.split(BLOCK)]
-    )
-
-
-def _nearest(queries: Tensor, candidates: Tensor, count: int) -> Tensor:
-    distances = queries.new_empty(len(queries), 0)
-    indices = torch.empty(len(queries), 0, dtype=torch.long)
-    for first in range(0, len(candidates), BLOCK):
-        block = torch.cdist(queries, candidates[first : first + BLOCK].double())
-        best = block.topk(min(count, block.shape[1]), largest=False)
-        distances = torch.cat([distances, best.values], dim=1)
-        indices = torch.cat([indices, best.indices + first], dim=1)
-    order = distances.argsort(dim=1, stable=True)[:, :count]
-    return indices.gather(1, order)
+    rows = []
+    for block in queries.split(BLOCK):
+        distances, indices = [], []  # of the nearest in each block of candidates
+        for number, others in enumerate(candidates.split(BLOCK)):
+            all_distances = torch.cdist(block.double(), others.double())
+            best = all_distances.topk(min(count, len(others)), largest=False)
+            distances.append(best.values)
+            indices.append(best.indices + number * BLOCK)
+        order = torch.cat(distances, dim=1).argsort(dim=1, stable=True)[:, :count]
+        rows.append(torch.cat(indices, dim=1).gather(1, order))
+    return torch.cat(rows)

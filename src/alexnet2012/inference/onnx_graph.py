@@ -1,8 +1,7 @@
 """Build the ONNX graph of a model operator by operator; the only module that imports onnx.
 
-The graph is built rather than traced, because ONNX has an operator for every operation of the
-network: the graph stays small, its constants keep the public parameter names, and normalisation is
-ONNX's LRN operator, which runtimes optimise.
+Compared with a traced graph, it is small, its constants keep the public parameter names, and
+normalisation is ONNX's LRN operator, which runtimes optimise.
 
 Shapes: N images, S pixels a side of the input, K classes.
 """
@@ -10,6 +9,7 @@ Shapes: N images, S pixels a side of the input, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,24 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.layers import (
-    ColumnParallelConv2d,
-    ColumnParallelLinear,
-    map_sizes,
-    overhang_pixels,
-)
+from alexnet2012.nn.layers import map_sizes, overhang_pixels
 
 OPSET, IR_VERSION = 18, 10  # released in 2022 and 2024; current runtimes support both
 
 
-def onnx_model(
-    model: AlexNet, mean: npt.NDArray[np.float32], metadata: str, version: str
-) -> onnx.ModelProto:
+def onnx_model(model: AlexNet, mean: npt.NDArray[np.float32], metadata: str) -> onnx.ModelProto:
     """An ONNX model: ``images`` [N, 3, S, S], RGB values 0-255 → ``logits`` [N, K], float32.
 
-    Args:
-        mean: [3, S, S], subtracted in the graph.
-        metadata: JSON text, stored in the model under the key ``alexnet2012``.
+    The graph subtracts ``mean`` [3, S, S]; ``metadata`` is JSON under the key ``alexnet2012``.
     """
     graph = _Graph(model)
     x = graph.add("Sub", ["images", graph.constant("mean_image", mean)])
@@ -47,9 +38,9 @@ def onnx_model(
         x = graph.convolution(name, conv, x, size)
         size = sizes[name]
     x = graph.add("Flatten", [x], axis=1)
-    keep_probability = np.float32(1 - model.recipe.dropout_rate)
     for name in model.recipe.hidden:
         x = graph.activation(graph.linear(name, x))
+        keep_probability = np.float32(1 - model.recipe.dropout_rate)
         x = graph.add("Mul", [x, graph.constant(f"{name}.kept", keep_probability)])
     x = graph.linear("fc8", x)
     graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
@@ -65,7 +56,7 @@ def onnx_model(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="alexnet2012",
-        producer_version=version,
+        producer_version=version("alexnet2012"),
     )
     helper.set_model_props(proto, {"alexnet2012": metadata})
     onnx.checker.check_model(proto, full_check=True)
@@ -90,47 +81,38 @@ class _Graph:
         return output
 
     def convolution(self, name: str, conv: ConvConfig, x: str, size: int) -> str:
-        layer = self.model.get_submodule(name)
-        assert isinstance(layer, ColumnParallelConv2d)
+        groups = self.model.layers()[name].groups
         end = conv.padding
         if conv.overhang:
             end += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
-        pads = [conv.padding, conv.padding, end, end]
-        strides = [conv.stride, conv.stride]
+        pads, strides = [conv.padding] * 2 + [end] * 2, [conv.stride] * 2
         inputs = [x, *self._parameters(name)]
-        x = self.add("Conv", inputs, pads=pads, strides=strides, group=layer.groups)
+        x = self.add("Conv", inputs, pads=pads, strides=strides, group=groups)
         for step in conv.after:
             x = self._layer_op(step, x)
         return x
 
     def linear(self, name: str, x: str) -> str:
-        layer = self.model.get_submodule(name)
-        assert isinstance(layer, ColumnParallelLinear)
-        weight, bias = self._parameters(name)
-        if layer.groups == 1:
-            return self.add("Gemm", [x, weight, bias], transB=1)
-        splits = [self._split(tensor, layer.groups, axis) for tensor, axis in
-                  ((x, 1), (weight, 0), (bias, 0))]  # fmt: skip
+        groups = self.model.layers()[name].groups
+        splits = [self._split(x, groups, 1)]
+        splits += [self._split(tensor, groups, 0) for tensor in self._parameters(name)]
         towers = [self.add("Gemm", inputs, transB=1) for inputs in zip(*splits, strict=True)]
-        return self.add("Concat", towers, axis=1)
+        return self.add("Concat", towers, axis=1) if groups > 1 else towers[0]
 
     def activation(self, x: str) -> str:
         return self.add("Relu" if self.model.config.activation is Activation.relu else "Tanh", [x])
 
     def _layer_op(self, step: LayerOp, x: str) -> str:
         recipe = self.model.recipe
-        window = {
-            "kernel_shape": [recipe.pool.size] * 2,
-            "strides": [recipe.pool.stride] * 2,
-            "ceil_mode": 1,
-        }
         if step is LayerOp.activation:
             return self.activation(x)
         if step is LayerOp.lrn:
             return self._local_response_norm(x, recipe.lrn)
         if step is LayerOp.spatial_norm:
             return self._spatial_norm(x, recipe.spatial_norm)
-        return self.add("MaxPool" if step is LayerOp.max_pool else "AveragePool", [x], **window)
+        kind = "MaxPool" if step is LayerOp.max_pool else "AveragePool"
+        window, strides = [recipe.pool.size] * 2, [recipe.pool.stride] * 2
+        return self.add(kind, [x], kernel_shape=window, strides=strides, ceil_mode=1)
 
     def _local_response_norm(self, x: str, norm: NormConfig) -> str:
         # ONNX divides alpha by the window size.
@@ -150,12 +132,9 @@ class _Graph:
         power = self.constant(f"{prefix}.power", np.float32(-norm.beta))
         return self.add("Mul", [x, self.add("Pow", [sums, power])])
 
-    def _parameters(self, name: str) -> tuple[str, str]:
-        weight, bias = (
-            self.constant(f"{name}.{part}", self.model.get_parameter(f"{name}.{part}").numpy())
-            for part in ("weight", "bias")
-        )
-        return weight, bias
+    def _parameters(self, name: str) -> list[str]:
+        names = [f"{name}.weight", f"{name}.bias"]
+        return [self.constant(full, self.model.get_parameter(full).numpy()) for full in names]
 
     def _split(self, x: str, count: int, axis: int) -> list[str]:
         if count == 1:

@@ -69,14 +69,9 @@ def to_json(
 
 
 def write_sheet(
-    results: Sequence[ImagePredictions],
-    rejected: Sequence[RejectedImage],
-    views: int,
-    path: Path,
+    results: Sequence[ImagePredictions], rejected: Sequence[RejectedImage], views: int, path: Path
 ) -> None:
     """Write a contact sheet: one HTML file without external resources, all names escaped."""
-    page = page_template(
-        "alexnet2012.inference.web", "sheet.html.jinja", printable=printable
-    ).render(results=results, rejected=rejected, views=views)
+    page = page_template("alexnet2012.inference.web", "sheet.html.jinja", printable=printable)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page.render(results=results, rejected=rejected, views=views), encoding="utf-8")

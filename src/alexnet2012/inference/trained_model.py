@@ -47,12 +47,10 @@ class TrainedModel:
 
     def views(self, images: Tensor, count: int) -> Tensor:
         """Preprocessed crops of images: uint8 [N, P, P, 3] → [N, V, 3, S, S]."""
-        size = self.model.config.input_size
-        device = self.model.mesh.device
-        places = view_positions(count, len(self.mean_image), size)
+        size, device = self.model.config.input_size, self.model.mesh.device
+        positions = view_positions(count, len(self.mean_image), size)
         mean = torch.from_numpy(self.mean_image).to(device)
-        augment = self.model.recipe.augment
-        return extract_views(images.to(device), places, mean, augment, size)
+        return extract_views(images.to(device), positions, mean, self.model.recipe.augment, size)
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,12 @@ def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
     progress = manifest.read_progress(folder)
     config = config_of(progress)
     allow_tf32(config.precision)
+    classes = tuple(progress.classes)
     model = AlexNet(
-        config.recipe,
-        len(progress.classes),
-        model=config.model,
-        mesh=mesh,
-        precision=config.precision,
+        config.recipe, len(classes), model=config.model, mesh=mesh, precision=config.precision
     )
     checkpoint.load(folder, model)
-    mean_image = manifest.read_mean_image(folder)
-    return TrainedModel(model.eval(), tuple(progress.classes), mean_image, config.data)
+    return TrainedModel(model.eval(), classes, manifest.read_mean_image(folder), config.data)
 
 
 def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel]:

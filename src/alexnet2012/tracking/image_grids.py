@@ -89,9 +89,12 @@ def kernel_pictures(
     weights: Tensor, towers: int = 2, columns: int = 16, zoom: int = 4
 ) -> list[str]:
     """Conv1's kernels [K, 3, H, W] as PNG data URIs, one per tower; see :func:`kernel_grids`."""
-    uris = []
-    for grid in kernel_grids(weights, towers, columns, zoom):
-        buffer = io.BytesIO()
-        grid.save(buffer, "PNG", optimize=True)
-        uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
-    return uris
+    grids = kernel_grids(weights, towers, columns, zoom)
+    return [data_uri(grid, "PNG", optimize=True) for grid in grids]
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """The image as a ``data:`` URI; ``kind`` and ``options`` are those of Pillow's ``save``."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

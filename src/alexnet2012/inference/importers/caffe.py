@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +25,13 @@ INPUT_SIZE = 227  # of bvlc_alexnet; the default if a file does not specify it
 Blob = npt.NDArray[np.float32]
 
 
-class _FieldNumbers(NamedTuple):
-    """Numbers of the fields of a layer message."""
-
-    name: int
-    kind: int
-    blobs: int
-    convolution: int
-    dropout: int
-    linear: int
-    lrn: int
-    pooling: int
-    relu: int
-    transform: int
-    data: int
-
-
-_V1 = _FieldNumbers(4, 5, 6, 10, 12, 17, 18, 19, 30, 36, 11)  # V1LayerParameter
-_CURRENT = _FieldNumbers(1, 2, 7, 106, 108, 117, 118, 121, 123, 100, 107)  # LayerParameter
+# Fields of a layer message, and their numbers in V1LayerParameter and in LayerParameter.
+_FIELDS = (
+    "name", "kind", "blobs", "convolution", "dropout", "linear", "lrn", "pooling", "relu",
+    "transform", "data",
+)  # fmt: skip
+_V1 = dict(zip(_FIELDS, (4, 5, 6, 10, 12, 17, 18, 19, 30, 36, 11), strict=True))
+_CURRENT = dict(zip(_FIELDS, (1, 2, 7, 106, 108, 117, 118, 121, 123, 100, 107), strict=True))
 _V1_TYPES = {
     1: "Accuracy", 4: "Convolution", 5: "Data", 6: "Dropout", 12: "ImageData", 14: "InnerProduct",
     15: "LRN", 17: "Pooling", 18: "ReLU", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split",
@@ -59,32 +48,31 @@ class CaffeLayer:
     """A layer message of either version."""
 
     message: Message
-    fields: _FieldNumbers
+    fields: dict[str, int]
 
     @property
     def kind(self) -> str:
         if self.fields is _CURRENT:
-            return self.message.text(self.fields.kind)
-        number = self.message.integer(self.fields.kind, 0)
+            return self.message.text(self.fields["kind"])
+        number = self.message.integer(self.fields["kind"], 0)
         return _V1_TYPES.get(number, f"type {number}")
 
     @property
     def name(self) -> str:
-        return self.message.text(self.fields.name)
+        return self.message.text(self.fields["name"])
 
     def settings(self, name: str) -> Message:
-        return self.message.message(getattr(self.fields, name))
+        return self.message.message(self.fields[name])
 
     def blobs(self) -> list[Blob]:
-        return [_values(blob) for blob in self.message.messages(self.fields.blobs)]
+        return [_values(blob) for blob in self.message.messages(self.fields["blobs"])]
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"layer {self.name}: {problem}")
 
 
 def read_caffemodel(data: bytes) -> ImportedModel:
-    """The model in a ``.caffemodel``, with input channels reordered from BGR to RGB.
-
-    Raises:
-        ValueError: not a ``.caffemodel``, or the model has a layer that recipes do not support.
-    """
+    """The model in a ``.caffemodel``, with input channels reordered from BGR to RGB."""
     net = Message(memoryview(data))
     layers = [CaffeLayer(message, _V1) for message in net.messages(2)]
     layers += [CaffeLayer(message, _CURRENT) for message in net.messages(100)]
@@ -95,19 +83,17 @@ def read_caffemodel(data: bytes) -> ImportedModel:
     linears: list[tuple[Blob, Blob]] = []
     pools, norms, rates, activations = [], [], [], []
     for layer in used:
-        kind = layer.kind
+        kind, step = layer.kind, None
         if kind == "Convolution" and not linears:
             convolutions.append(_convolution(layer, first=not convolutions))
-            continue
-        if kind == "InnerProduct":
-            linears.append(_linear(layer))
-            continue
-        if kind == "Dropout":
+        elif kind == "InnerProduct":
+            # Maps are flattened in the order channel, row, column, as in this package.
+            linears.append(_weight_and_bias(layer, layer.settings("linear").integer(1, 0), ()))
+        elif kind == "Dropout":
             rates.append(layer.settings("dropout").number(1, 0.5))
-            continue
-        if kind in ("ReLU", "TanH"):
+        elif kind in ("ReLU", "TanH"):
             if layer.settings("relu").number(1, 0.0) != 0:
-                raise ValueError(f"layer {layer.name}: leaky ReLU is not supported")
+                raise layer.error("leaky ReLU is not supported")
             activations.append(Activation.relu if kind == "ReLU" else Activation.tanh)
             step = LayerOp.activation
         elif kind == "Pooling":
@@ -117,14 +103,14 @@ def read_caffemodel(data: bytes) -> ImportedModel:
             norms.append(_norm(layer))
             step = LayerOp.lrn
         else:
-            raise ValueError(f"layer {layer.name}: {kind} is not supported")
-        if not linears:
+            raise layer.error(f"{kind} is not supported")
+        if step and not linears:
             if not convolutions:
-                raise ValueError(f"layer {layer.name}: {kind} before the first convolution")
+                raise layer.error(f"{kind} before the first convolution")
             after = [*convolutions[-1].after, step]
             convolutions[-1] = replace(convolutions[-1], after=after)
-        elif step is not LayerOp.activation:
-            raise ValueError(f"layer {layer.name}: {kind} after a fully connected layer")
+        elif step not in (None, LayerOp.activation):
+            raise layer.error(f"{kind} after a fully connected layer")
     if len(activations) != len(convolutions) + max(len(linears) - 1, 0):
         raise ValueError("every layer but the last must be followed by exactly one ReLU or TanH")
     scale, mean = _transform(layers)
@@ -143,13 +129,8 @@ def read_caffemodel(data: bytes) -> ImportedModel:
 
 
 def read_mean_image(data: bytes) -> Blob:
-    """The mean image in a ``.binaryproto``: float32 [P, P, 3], RGB; P pixels a side.
-
-    Raises:
-        ValueError: the file does not hold a square image of three channels.
-    """
-    blob = Message(memoryview(data))
-    values = _values(blob)
+    """The mean image in a ``.binaryproto``: float32 [P, P, 3], RGB; P pixels a side."""
+    values = _values(Message(memoryview(data)))
     side = round((len(values) / 3) ** 0.5)
     if side == 0 or len(values) != 3 * side**2:
         raise ValueError(f"has {len(values):,} values, which do not form a square RGB image")
@@ -160,56 +141,43 @@ def _convolution(layer: CaffeLayer, first: bool) -> ImportedConv:
     settings = layer.settings("convolution")
     for number, name in ((9, "pad_h"), (11, "kernel_h"), (13, "stride_h")):
         if settings.integers(number):
-            raise ValueError(
-                f"layer {layer.name}: {name} is set, and only square kernels are supported"
-            )
+            raise layer.error(f"{name} is set, and only square kernels are supported")
     if settings.integer(18, 1) != 1:
-        raise ValueError(f"layer {layer.name}: dilated convolution is not supported")
+        raise layer.error("dilated convolution is not supported")
     kernels, size = settings.integer(1, 0), settings.integer(4, 0)
     weight, bias = _weight_and_bias(layer, kernels, (size, size))
     if first:
         if weight.shape[1] != 3:
-            raise ValueError(f"layer {layer.name}: has {weight.shape[1]} input channels, not 3")
+            raise layer.error(f"has {weight.shape[1]} input channels, not 3")
         weight = weight[:, ::-1]  # Caffe reads images as BGR
-    return ImportedConv(
-        weight,
-        bias,
-        stride=settings.integer(6, 1),
-        padding=settings.integer(3, 0),
-        groups=settings.integer(5, 1),
-        after=(),
-    )
-
-
-def _linear(layer: CaffeLayer) -> tuple[Blob, Blob]:
-    # Maps are flattened in the order channel, row, column, as in this package.
-    return _weight_and_bias(layer, layer.settings("linear").integer(1, 0), ())
+    stride, padding, groups = (settings.integer(*field) for field in ((6, 1), (3, 0), (5, 1)))
+    return ImportedConv(weight, bias, stride, padding, groups, after=())
 
 
 def _weight_and_bias(layer: CaffeLayer, rows: int, kernel: tuple[int, ...]) -> tuple[Blob, Blob]:
     blobs = layer.blobs()
     size = rows * int(np.prod(kernel))  # of one input channel
     if not blobs or size == 0 or len(blobs[0]) % size:
-        raise ValueError(f"layer {layer.name}: its weights do not fit {rows} outputs")
+        raise layer.error(f"its weights do not fit {rows} outputs")
     bias = blobs[1] if len(blobs) > 1 else np.zeros(rows, np.float32)
     if len(bias) != rows:
-        raise ValueError(f"layer {layer.name}: has {len(bias)} biases for {rows} outputs")
+        raise layer.error(f"has {len(bias)} biases for {rows} outputs")
     return blobs[0].reshape(rows, -1, *kernel), bias
 
 
 def _pooling(layer: CaffeLayer) -> tuple[PoolConfig, LayerOp]:
     settings = layer.settings("pooling")
-    method = settings.integer(1, 0)
-    if method > 1 or settings.integer(4, 0) or settings.integer(2, 0) == 0:
-        raise ValueError(f"layer {layer.name}: only square pooling without padding is supported")
-    pool = PoolConfig(size=settings.integer(2, 0), stride=settings.integer(3, 1))
-    return pool, (LayerOp.max_pool, LayerOp.average_pool)[method]
+    method, size = settings.integer(1, 0), settings.integer(2, 0)
+    if method > 1 or settings.integer(4, 0) or size == 0:
+        raise layer.error("only square pooling without padding is supported")
+    step = (LayerOp.max_pool, LayerOp.average_pool)[method]
+    return PoolConfig(size=size, stride=settings.integer(3, 1)), step
 
 
 def _norm(layer: CaffeLayer) -> NormConfig:
     settings = layer.settings("lrn")
     if settings.integer(4, 0):
-        raise ValueError(f"layer {layer.name}: only LRN across channels is supported")
+        raise layer.error("only LRN across channels is supported")
     return NormConfig(
         size=settings.integer(1, 5),
         alpha=settings.number(2, 1.0),

@@ -15,28 +15,18 @@ from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_image
-from alexnet2012.inference.importers.recipe_from_net import (
-    IMAGENET_MEAN,
-    ImportedModel,
-    as_alexnet,
-)
+from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, ImportedModel, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 from alexnet2012.nn.alexnet import AlexNet
 
-CAFFE_SUFFIX = ".caffemodel"
-
 
 def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
-    """Convert ``config.source`` to a checkpoint in the folder ``out``; returns the model.
-
-    Raises:
-        ConfigError: ``out`` exists, a file cannot be read, or the model is not supported.
-    """
+    """Convert ``config.source`` to a checkpoint in the folder ``out``; returns the model."""
     if out.exists():
         raise ConfigError("out", out, "already exists; remove it, or choose another folder")
     source = Path(config.source).expanduser()
     try:
-        if source.suffix == CAFFE_SUFFIX:
+        if source.suffix == ".caffemodel":
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
         else:
             imported, name = from_state_dict(read_state_dict(source)), "torchvision"
@@ -52,10 +42,7 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     settings.data.source = settings.data.store = None
     settings.data.store_size = len(mean_image)
     progress = Progress(
-        step=0,
-        epoch=0,
-        settings=to_plain(settings),
-        classes=_classes(config, imported.num_classes),
+        step=0, epoch=0, settings=to_plain(settings), classes=_classes(config, imported.num_classes)
     )
     checkpoint.save(out, TrainingState.of(model, None, progress, mean_image), model.mesh)
     return model

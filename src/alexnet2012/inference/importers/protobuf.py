@@ -12,11 +12,7 @@ import numpy.typing as npt
 
 
 class Message:
-    """A protocol buffer's fields by number: varints as integers, all other types as bytes.
-
-    Raises:
-        ValueError: the bytes are not a protocol buffer.
-    """
+    """A protocol buffer's fields by number: varints as integers, all other types as bytes."""
 
     def __init__(self, data: memoryview) -> None:
         self._fields: dict[int, list[int | memoryview]] = defaultdict(list)
@@ -74,8 +70,7 @@ class Message:
         return np.frombuffer(b"".join(self._bytes(number)), dtype="<f8")
 
     def number(self, number: int, default: float) -> float:
-        # The shortest decimal of the float32, which is what the author of the file wrote: .0001
-        # and not 9.9999997e-05.
+        # The shortest decimal of the float32, as the file's author wrote it: .0001, not 9.9999e-05.
         values = self.floats(number)
         return float(str(values[-1])) if len(values) else default
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,11 +56,7 @@ class ImportedModel:
 
 
 def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNet:
-    """Build the equivalent model; settings that only training uses come from ``base``.
-
-    Raises:
-        ValueError: no recipe can describe the model.
-    """
+    """Build the equivalent model; settings that only training uses come from ``base``."""
     convs = [f"conv{i}" for i in range(1, len(imported.convolutions) + 1)]
     if not 1 <= len(convs) <= 6 or len(imported.linears) != 3:
         raise ValueError(
@@ -68,8 +64,7 @@ def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNe
             "1 to 6 and 3 are supported"
         )
     groups = {conv.groups for conv in imported.convolutions}
-    towers = max(groups)
-    if not groups <= {1, towers}:
+    if not groups <= {1, max(groups)}:
         raise ValueError(
             f"its convolutions have {sorted(groups)} groups; all grouped ones need the same number"
         )
@@ -99,7 +94,7 @@ def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNe
         base,
         name=name,
         input_size=imported.input_size,
-        towers=towers,
+        towers=max(groups),
         lrn=imported.lrn,
         lrn_across_towers=True,
         pool=imported.pool,
@@ -115,11 +110,9 @@ def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNe
     return model
 
 
-def _state(imported: ImportedModel, convs: Sequence[str]) -> Mapping[str, Tensor]:
-    parameters = {
-        name: (conv.weight, conv.bias)
-        for name, conv in zip(convs, imported.convolutions, strict=True)
-    }
+def _state(imported: ImportedModel, convs: Sequence[str]) -> dict[str, Tensor]:
+    pairs = [(conv.weight, conv.bias) for conv in imported.convolutions]
+    parameters = dict(zip(convs, pairs, strict=True))
     keep_probability = np.float32(1 - imported.dropout_rate)
     for name, (weight, bias) in zip(("fc6", "fc7", "fc8"), imported.linears, strict=True):
         # In this package dropout scales activations down at test and leaves training alone, so

@@ -36,11 +36,7 @@ _LINEARS = ("classifier.1", "classifier.4", "classifier.6")
 
 
 def read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    """Load the tensors of a ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
-
-    Raises:
-        ValueError: the file does not hold a state dict.
-    """
+    """Load the tensors of a ``.pth`` or ``.safetensors`` file; only tensors are unpickled."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -55,11 +51,7 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> ImportedModel:
-    """The model of a state dict, with conv1 rescaled for pixel values 0-255.
-
-    Raises:
-        ValueError: names the first parameter whose name or shape does not fit.
-    """
+    """The model of a state dict, with conv1 rescaled for pixel values 0-255."""
     names = {f"{layer}.{part}" for layer in (*_CONVOLUTIONS, *_LINEARS) for part in _PARTS}
     if differing := sorted(names ^ set(state)):
         problem = "is missing" if differing[0] in names else "is not a parameter of it"

@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,12 +55,9 @@ class ModelSession:
         self.description = describe_model(trained, views) | {"max_upload_bytes": MAX_UPLOAD_BYTES}
         self.photos = {name: square_jpeg(photograph(name), *_PHOTO_FORMAT) for name in CLASSES}
         self.template = page_template("alexnet2012.inference.web", "serve.html.jinja")
+        folder = resources.files("alexnet2012.inference.web")
         self.assets = {
-            kind: Markup(
-                resources.files("alexnet2012.inference.web")
-                .joinpath(f"serve.{kind}")
-                .read_text("utf-8")
-            )
+            kind: Markup(folder.joinpath(f"serve.{kind}").read_text("utf-8"))
             for kind in ("css", "js")
         }
 
@@ -68,22 +66,14 @@ class ModelSession:
         return self.template.render(**variables, **self.assets).encode()
 
     def inspect(self, data: bytes) -> bytes:
-        """The packed :class:`Inspection` of an image file.
-
-        Raises:
-            ValueError: the image cannot be used; the message is the reason.
-        """
+        """The packed :class:`Inspection` of an image file."""
         with self.lock:
             pixels = stored_pixels(data, len(self.trained.mean_image))
             return pack_inspection(inspect_image(self.trained, pixels, self.views))
 
 
 class Server(ThreadingHTTPServer):
-    """Listens at an address; ``session`` must be set before requests are served.
-
-    Raises:
-        ConfigError: the address cannot be used.
-    """
+    """Listens at an address; ``session`` must be set before requests are served."""
 
     allow_reuse_port = False
     daemon_threads = False  # at exit a daemon thread may be inside torch, which aborts the process
@@ -93,9 +83,9 @@ class Server(ThreadingHTTPServer):
         self.host = host
         self._connections: set[Any] = set()
         try:
-            info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            self.address_family = info[0]
-            super().__init__(info[4], Handler)  # type: ignore[arg-type]
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            self.address_family, *_, address = infos[0]
+            super().__init__(address, Handler)  # type: ignore[arg-type]
         except (OSError, UnicodeError) as error:
             raise _bind_error(error, host, port) from error
 
@@ -108,18 +98,15 @@ class Server(ThreadingHTTPServer):
         host = str(self.server_address[0])
         if ip_address(host).is_unspecified:
             host = "localhost"
-        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     @property
     def port(self) -> int:
         return int(self.server_address[1])
 
     def accepts_host(self, name: str | None) -> bool:
-        """Whether to answer a request with this host name, which prevents DNS rebinding.
-
-        A foreign page can make its own domain name resolve to this machine, but it can neither
-        redirect an IP address nor ``localhost``.
-        """
+        """Whether to answer a request with this host name, which prevents DNS rebinding."""
+        # A foreign page can point its own domain name at this machine, but no IP address.
         bound = str(self.server_address[0])
         if name in ("localhost", self.host.lower(), bound):
             return True
@@ -144,8 +131,7 @@ class Server(ThreadingHTTPServer):
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        disconnected = isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError))
-        if not disconnected:
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 
@@ -168,8 +154,8 @@ class Handler(BaseHTTPRequestHandler):
                 "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
                 "frame-ancestors 'none'"
             )
-            page = self.server.session.page(nonce)
-            self._send(page, "text/html; charset=utf-8", {"Content-Security-Policy": policy})
+            headers = {"Content-Security-Policy": policy}
+            self._send(self.server.session.page(nonce), "text/html; charset=utf-8", headers)
         elif photo := self.server.session.photos.get(path.removeprefix(_PHOTO)):
             self._send(photo, "image/jpeg")
         else:
@@ -217,9 +203,8 @@ class Handler(BaseHTTPRequestHandler):
         # If the upload is not read to its end, browsers report a lost connection, not this message.
         while remaining and (chunk := self.rfile.read(min(remaining, 1 << 20))):
             remaining -= len(chunk)
-        sentence = f"{(message or HTTPStatus(code).phrase).rstrip('.')}.\n"
-        headers = {"Connection": "close"}
-        self._send(sentence.encode(), "text/plain; charset=utf-8", headers, code)
+        sentence = f"{(message or HTTPStatus(code).phrase).rstrip('.')}.\n".encode()
+        self._send(sentence, "text/plain; charset=utf-8", {"Connection": "close"}, code)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Do not log requests: the terminal shows only errors."""
@@ -239,15 +224,11 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _send(
-        self,
-        body: bytes,
-        content_type: str,
-        headers: dict[str, str] | None = None,
-        code: int = HTTPStatus.OK,
+        self, body: bytes, content_type: str, headers: Mapping[str, str] = {}, code: int = 200
     ) -> None:
         self.send_response(code)
         common = {"Content-Type": content_type, "Content-Length": str(len(body))}
-        for name, value in {**common, **_SECURITY_HEADERS, **(headers or {})}.items():
+        for name, value in {**common, **_SECURITY_HEADERS, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
