@@ -16,7 +16,7 @@ test: setup
 	$(BIN)/python -m pytest -q $(ARGS)
 
 test-gpu: setup
-	ALEXNET2012_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/unit/test_kernels.py $(ARGS)
+	ALEXNET2012_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/nn/test_kernels.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@
 
 Compares the paper's towers, whole replicas (our gradient sums, and torch's DDP), FSDP2, and data-
 parallel convolutions with fully connected layers split by towers ("one weird trick"), each on the
-full-size network with the same global batch; tests/parallel/test_schemes.py shows that they give
+full-size network with the same global batch; tests/project/test_schemes.py shows that they give
 the same weights. With at least as many GPUs as processes, each process uses one. Variants take
 turns. Prints images/s with ratios to the paper's towers, and writes results/schemes.json.
 """

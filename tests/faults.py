@@ -13,8 +13,8 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "faults.md"
 BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
 
-FAULTS_TEST = "tests/parallel/test_faults.py"
-CHECKPOINTS = "tests/parallel/test_checkpoint.py"
+FAULTS_TEST = "tests/distributed/test_faults.py"
+CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
 WAITS = "all-gather conv3 forward (step 3); rank 0 is waiting; "
 WAITS += "rank 1's last collective was reduce-scatter conv3 backward (step 2)"
@@ -159,7 +159,7 @@ FAULTS = {
         "a checkpoint's tensors are pickles that would run a command",
         "it is refused, and nothing is run",
         "test_tensors_of_a_checkpoint_that_are_pickles_are_refused",
-        "tests/unit/test_security.py",
+        "tests/project/test_security.py",
         is_message=False,
     ),
 }
