@@ -7,18 +7,25 @@ a warning in the report, and the other parts still run.
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shlex
 import shutil
 import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConfig, RunError
+from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import launch
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
@@ -27,19 +34,19 @@ from alexnet2012.ledger import (
     architecture,
     exactness,
     pretraining,
-    reduced_run,
-    relu_sweep,
+    relu_vs_tanh,
     training_runs,
 )
 from alexnet2012.ledger.ablations import Sweep
 from alexnet2012.ledger.claims import Measurement, Scale, ablations_of
 from alexnet2012.ledger.nearest_neighbours import figure4
-from alexnet2012.ledger.provenance import command_of, provenance
 from alexnet2012.ledger.registry import measure
-from alexnet2012.ledger.relu_vs_tanh import read_runs, relu_chart
 from alexnet2012.ledger.report.render import write_report
-from alexnet2012.ledger.results import Exactness, Reproduction, save_reproduction
+from alexnet2012.ledger.results import Exactness, Provenance, Reproduction, save_reproduction
 from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.flops import count_layers
+from alexnet2012.utils.environment import cpu_name, running_commit
 
 
 class Part(NamedTuple):
@@ -53,21 +60,17 @@ def _each_budget(name: str) -> dict[Budget, Sequence[str]]:
     return {budget: [f"{name}/{budget}"] for budget in Budget}
 
 
-def _any_budget(*experiments: str) -> dict[Budget, Sequence[str]]:
-    return dict.fromkeys(Budget, experiments)
-
-
-RELU = {
-    **_any_budget(relu_sweep.SEARCH, relu_sweep.TRAINING),
-    Budget.quick: ["relu/quick"],
-}
+RELU = {budget: [relu_vs_tanh.SEARCH, relu_vs_tanh.TRAINING] for budget in Budget}
+RELU[Budget.quick] = ["relu/quick"]
 PARTS = {  # in order; each is a method of Reproduce
     "audit": Part("counts of the architecture"),
     "exactness": Part("two processes compared with one, float64, full size"),
     "full_size": Part(
-        "full-size network, 100 steps with each recipe", _any_budget("full_size/quick")
+        "full-size network, 100 steps with each recipe", dict.fromkeys(Budget, ("full_size/quick",))
     ),
-    "reduced": Part("reduced network, trained until it has learnt", _any_budget("reduced/quick")),
+    "reduced": Part(
+        "reduced network, trained until it has learnt", dict.fromkeys(Budget, ("reduced/quick",))
+    ),
     "relu": Part("ReLU against tanh", RELU),
     "lrn_cifar10": Part("four-layer network without normalisation", _each_budget("lrn_cifar10")),
     "ablations": Part("ablations", _each_budget("ablations")),
@@ -75,20 +78,15 @@ PARTS = {  # in order; each is a method of Reproduce
 }
 FORMER_PARTS = {"effects": "ablations"}
 RECIPES = ("paper", "code145")
-QUICK_RELU_RATES = (0.002, 0.01)
+QUICK_RELU_RATES = "0.002,0.01"
 CIFAR10_NETWORK = (
     "the four-layer network of cuda-convnet's 18% error, on whole images; its networks of 13% and "
     "11% have locally connected layers and train on crops"
 )
-EXACTNESS_STEPS = 3
 
 
 class Reproduce:
-    """Runs the parts of a reproduction in order; each adds its results to the report.
-
-    Raises:
-        ConfigError: a part in ``config.parts`` does not exist.
-    """
+    """Runs the parts of a reproduction in order; each adds its results to the report."""
 
     def __init__(self, config: ReproduceConfig) -> None:
         self.config = config
@@ -137,31 +135,30 @@ class Reproduce:
             shutil.rmtree(directory, ignore_errors=True)
 
     def audit(self) -> None:
-        counts = architecture.paper_layer_counts()
+        counts = count_layers(AlexNet("paper"))
         self.results["audit"] = architecture.audit_of(counts)
-        self.measurements += measure("audit", counts, Scale.exact, None, self.command)
+        self.measurements += measure("audit", counts, Scale.exact, self.command, None)
 
     def exactness(self) -> None:
         for recipe in RECIPES:
             answer = self.out / f"exactness-{recipe}.json"
-            launch(exactness.worker, 2, recipe, 1.0, EXACTNESS_STEPS, self.config.seed, answer)
-            for row in json.loads(answer.read_text(encoding="utf-8")):
-                self.results["exactness"].append(
-                    Exactness(
-                        quantity=row["quantity"],
-                        recipe=recipe,
-                        dtype="float64",
-                        worst_relative_difference=row["worst_relative_difference"],
-                        bound=exactness.BOUND,
-                    )
+            launch(exactness.worker, 2, recipe, self.config.seed, answer)
+            self.results["exactness"] += [
+                Exactness(
+                    quantity=quantity,
+                    recipe=recipe,
+                    dtype="float64",
+                    worst_relative_difference=difference,
+                    bound=exactness.BOUND,
                 )
+                for quantity, difference in json.loads(answer.read_text(encoding="utf-8")).items()
+            ]
             answer.unlink()
 
     def full_size(self) -> None:
         experiment, steps = "full_size/quick", self.config.full_size_steps
-        command = self.sweeps.train(
-            experiment, [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
-        )
+        overrides = [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
+        command = self.sweeps.train(experiment, overrides)
         classes = len(self.sweeps.store_of_report.classes)
         config = (
             "full-size network, 224 pixels, batch size 32, learning rate 0.01, "
@@ -182,7 +179,7 @@ class Reproduce:
         hardware = machine["gpu"] if on_gpu and machine["gpu"] else machine["cpu"]
         runs = training_runs.FullSizeRuns(paper, code145, hardware)
         caveat = self.sweeps.caveat(f"{steps} steps with batch size 32")
-        self.measurements += measure("full_size", runs, Scale.reduced, caveat, command)
+        self.measurements += measure("full_size", runs, Scale.reduced, command, caveat)
 
     def reduced(self) -> None:
         experiment, epochs = "reduced/quick", self.config.reduced_epochs
@@ -210,67 +207,53 @@ class Reproduce:
         for views in (1, 10):
             evaluation.views = views
             errors = evaluate_checkpoints(evaluation)
-            self.results["evaluation"].append(reduced_run.evaluation_row(errors, views, classes))
-        kernels = load_trained(run_dir).model.layers()["conv1"].weight.detach()
-        self.results["kernels"] = kernels
+            self.results["evaluation"].append(training_runs.evaluation_row(errors, views, classes))
+        conv1 = load_trained(run_dir).model.layers()["conv1"]
+        self.results["kernels"] = conv1.weight.detach()
         self.results["kernels_caption"] = f"conv1 of the reduced network after {epochs} epochs."
         figure = figure4(run_dir)
         self.results["lookalikes"], self.results["pictures"] = figure.lookalikes, figure.images
-        evidence = reduced_run.ReducedRun(store, self.results["evaluation"][-1], figure.neighbours)
-        caveat = self.sweeps.caveat(
-            f"a network with a quarter of the kernels on 112 pixels, {epochs} epochs"
-        )
-        self.measurements += measure("reduced", evidence, Scale.reduced, caveat, command)
+        ten_views = self.results["evaluation"][-1]
+        evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours)
+        setup = f"a network with a quarter of the kernels on 112 pixels, {epochs} epochs"
+        caveat = self.sweeps.caveat(setup)
+        self.measurements += measure("reduced", evidence, Scale.reduced, command, caveat)
 
     def relu(self) -> None:
         if self.sweeps.runs_cifar10:
-            run_dirs, is_papers_data = (
-                relu_sweep.train(self.sweeps),
-                self.config.source == "cifar10",
-            )
+            run_dirs, command = relu_vs_tanh.train(self.sweeps), self.command
+            is_papers_data = self.config.source == "cifar10"
             scale = Scale.full if is_papers_data else Scale.reduced
             caveat = None if is_papers_data else self.sweeps.data_caveat
-            self._compare_activations(run_dirs, self.command, scale, caveat)
-            return
-        experiment, epochs = "relu/quick", self.config.relu_epochs
-        rates = ",".join(map(str, QUICK_RELU_RATES))
-        command = self.sweeps.train(
-            experiment,
-            [
+        else:
+            experiment, epochs = "relu/quick", self.config.relu_epochs
+            overrides = [
                 "model.activation=relu,tanh",
-                f"schedule.rate={rates}",
+                f"schedule.rate={QUICK_RELU_RATES}",
                 f"schedule.epochs={epochs}",
                 f"eval_every_epochs={epochs}",
-            ],
-        )
-        caveat = self.sweeps.caveat(
-            "an eighth of AlexNet on 64 pixels instead of a four-layer network"
-        )
-        self._compare_activations(self.sweeps.runs(experiment), command, Scale.reduced, caveat)
-
-    def _compare_activations(
-        self, run_dirs: Sequence[Path], command: str, scale: Scale, caveat: str | None
-    ) -> None:
-        self._record_commits(
-            PARTS["relu"].title, (training_runs.read_summary(run)["commit"] for run in run_dirs)
-        )
-        self.results["ablations"].append(relu_chart(read_runs(run_dirs), command))
-        self.measurements += measure("relu", run_dirs, scale, caveat, command)
+            ]
+            command = self.sweeps.train(experiment, overrides)
+            setup = "an eighth of AlexNet on 64 pixels instead of a four-layer network"
+            run_dirs = self.sweeps.runs(experiment)
+            scale, caveat = Scale.reduced, self.sweeps.caveat(setup)
+        commits = (training_runs.read_summary(run)["commit"] for run in run_dirs)
+        self._record_commits(PARTS["relu"].title, commits)
+        chart = relu_vs_tanh.relu_chart(relu_vs_tanh.read_runs(run_dirs), command)
+        self.results["ablations"].append(chart)
+        self.measurements += measure("relu", run_dirs, scale, command, caveat)
 
     def lrn_cifar10(self) -> None:
         budget = self.config.budget if self.sweeps.runs_cifar10 else Budget.quick
         runs, directory, command = self._train_ablations("lrn_cifar10", budget)
         title = "The four-layer network with and without normalisation"
         self.results["cifar10_effects"] = ablations.effects(runs)
-        self.results["ablations"].append(
-            ablations.ablation_chart(runs, "lrn-cifar10", title, command)
-        )
+        chart = ablations.ablation_chart(runs, "lrn-cifar10", title, command)
+        self.results["ablations"].append(chart)
         seeds = self.sweeps.seeds
         setup = f"{CIFAR10_NETWORK}; {ablations.describe(runs)}"
-        caveat = self.sweeps.caveat(setup, f"{len(seeds)} seeds")
-        self.measurements += measure(
-            "lrn_cifar10", directory, Scale.reduced, caveat, command, only=seeds
-        )
+        how = Scale.reduced, command, self.sweeps.caveat(setup, f"{len(seeds)} seeds")
+        self.measurements += measure("lrn_cifar10", directory, *how, only=seeds)
 
     def ablations(self) -> None:
         runs, directory, command = self._train_ablations("ablations", self.config.budget)
@@ -279,23 +262,18 @@ class Reproduce:
         self.results["effects_caption"] = description
         self.results["learning_curves"] = ablations.learning_curves(runs)
         scale, caveat = self.sweeps.scale(description)
-        measurements = measure(
-            "ablations", directory, scale, caveat, command, only=self.sweeps.seeds
-        )
+        seeds = self.sweeps.seeds
+        measurements = measure("ablations", directory, scale, command, caveat, only=seeds)
         self.measurements += map(self.sweeps.for_edition, measurements)
 
     def pretrain(self) -> None:
         experiment, seeds = f"pretrain/{self.config.budget}", self.sweeps.seeds
         names = (pretraining.ALL_CLASSES, pretraining.FROM_SCRATCH, pretraining.PRETRAINED)
         command = self.sweeps.train(experiment, [f"ablation={','.join(names)}"], seeds)
-        self.measurements += measure(
-            "pretrain",
-            self.sweeps.directory(experiment),
-            Scale.reduced,  # at every budget: the paper pretrains on other data
-            self.sweeps.caveat("five classes", f"{len(seeds)} seeds"),
-            command,
-            only=seeds,
-        )
+        caveat = self.sweeps.caveat("five classes", f"{len(seeds)} seeds")
+        how = Scale.reduced, command, caveat  # at every budget: the paper pretrains on other data
+        directory = self.sweeps.directory(experiment)
+        self.measurements += measure("pretrain", directory, *how, only=seeds)
 
     def _train_ablations(self, sweep: str, budget: Budget) -> tuple[Sweep, Path, str]:
         """Train the ablations that the claims need; returns runs, directory and command."""
@@ -305,7 +283,7 @@ class Reproduce:
         directory = self.sweeps.directory(experiment)
         runs = ablations.read_claimed(directory, sweep, seeds)
         self._record_commits(
-            sweep, (result.commit for results in runs.values() for result in results.values())
+            sweep, (r.commit for by_seed in runs.values() for r in by_seed.values())
         )
         return runs, directory, command
 
@@ -330,3 +308,39 @@ class Reproduce:
             self.results["warnings"].append(f"{title}: {message}")
             self.console.print(f"failed: {message}", style="red", markup=False)
         self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
+
+
+def provenance(store: Store, command: str, seeds: Sequence[int], caveat: str) -> Provenance:
+    """The code, machine, data and date of this process."""
+    commit, dirty = running_commit()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        dali=version("nvidia-dali-cuda130"),
+        cpu=cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        date=date.today().isoformat(),
+        command=command,
+        seeds=list(seeds),
+        data_description=store.description,
+        data_caveat=caveat,
+        classes=list(store.classes),
+        store_fingerprint=store.fingerprint,
+        processes=2,
+    )
+
+
+def command_of(config: ReproduceConfig) -> str:
+    """The command that repeats a reproduction, without ``out``, which changes no number."""
+    default = ReproduceConfig()
+    # The full path of the data is private.
+    settings = {**vars(config), "source": Path(config.source).name}
+    overrides = []
+    for key, value in settings.items():
+        if key not in ("out", "caveat") and value != getattr(default, key):
+            text = f"[{','.join(value)}]" if isinstance(value, list) else value
+            overrides.append(f"{key}={text}")
+    return shlex.join(["python", "-m", "alexnet2012.reproduce", *overrides])
