@@ -43,8 +43,6 @@ _MAY_DIFFER = (Role.variant, Role.placement, Role.world_size, Role.logging)
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one run."""
-
     settings: dict[str, Any]
     errors: dict[str, float]  # by metric, per cent
     commit: str = ""  # of the code that ran; later code may have continued the sweep
@@ -138,20 +136,14 @@ def supports(effect: Effect) -> bool | None:
     return direction(effect["interval_points"], len(effect["seeds"]))
 
 
-@measures(*(claim.id for claim in effect_claims("ablations")), part="ablations")
-def ablation_measurements(
-    directory: Path, *how: *How, only: Sequence[int] | None = None
-) -> list[Measurement]:
-    """A measurement for each claim of ``ablations`` whose ablations are in the sweep."""
-    return effect_measurements(effects(read_claimed(directory, "ablations", only)), *how)
+for _sweep in ("ablations", "lrn_cifar10"):
 
-
-@measures(*(claim.id for claim in effect_claims("lrn_cifar10")), part="lrn_cifar10")
-def lrn_cifar10_measurements(
-    directory: Path, *how: *How, only: Sequence[int] | None = None
-) -> list[Measurement]:
-    """The same for ``lrn_cifar10``."""
-    return effect_measurements(effects(read_claimed(directory, "lrn_cifar10", only)), *how)
+    @measures(*(claim.id for claim in effect_claims(_sweep)), part=_sweep)
+    def sweep_measurements(
+        directory: Path, *how: *How, only: Sequence[int] | None = None, sweep: str = _sweep
+    ) -> list[Measurement]:
+        """A measurement for each claim of a sweep whose ablations are in it."""
+        return effect_measurements(effects(read_claimed(directory, sweep, only)), *how)
 
 
 def effect_measurements(rows: Sequence[Effect], *how: *How) -> list[Measurement]:
@@ -194,8 +186,8 @@ def effect_table(rows: Sequence[Effect]) -> Table:
 def _check_comparable(result: Result, baseline: Result, name: str, directory: Path) -> None:
     settings, expected = flatten(result.settings), flatten(baseline.settings)
     for key in sorted(settings.keys() | expected.keys()):
-        may_differ = role_of(TrainConfig, key) in _MAY_DIFFER
-        if not may_differ and settings.get(key) != expected.get(key):
+        differs = settings.get(key) != expected.get(key)
+        if differs and role_of(TrainConfig, key) not in _MAY_DIFFER:
             remedy = f"run {name} has other settings of `{key}` than {BASELINE}; retrain it"
             raise ConfigError("runs", directory, remedy)
 

@@ -80,16 +80,17 @@ def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list
 def expected_exchanges(summary: dict[str, Any], classes: int) -> list[ExchangeTraffic]:
     """Bytes counted in a full-size float32 run, and those computed from the layers' shapes."""
     floats = {**EXCHANGED_FLOATS, "logits": 2 * padded_shard_size(classes, 2)}
+    expected = {
+        (name, way): 4.0 * n for name, n in floats.items() for way in ("forward", "backward")
+    }
+    expected["logits", "backward"] = 0.0
     counted = summary["exchange_bytes_per_image"]
     return [
         ExchangeTraffic(
             layer=layer,
             direction=direction,
             bytes_per_image=counted.get(layer, {}).get(direction, 0.0),
-            expected_bytes_per_image=0.0
-            if (layer, direction) == ("logits", "backward")
-            else 4.0 * count,
+            expected_bytes_per_image=expected_bytes,
         )
-        for layer, count in floats.items()
-        for direction in ("forward", "backward")
+        for (layer, direction), expected_bytes in expected.items()
     ]

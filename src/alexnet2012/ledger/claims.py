@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,6 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class ClaimSource:
-    """The value that one source reports, and where."""
-
     value: str
     where: str
 
@@ -89,12 +86,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class SourceDifference:
-    """One difference between the paper and the 2012 code, and the settings that control it."""
-
     item: str
     paper: str
     code: str
-    settings: tuple[str, ...]
+    settings: list[str]  # that control it
 
 
 How = tuple[Scale, str, str | None]  # scale, command and caveat of a measurement
@@ -152,10 +147,7 @@ def load_claims() -> tuple[Claim, ...]:
 @cache
 def load_differences() -> tuple[SourceDifference, ...]:
     """Differences between the recipes of the paper and of the 2012 code."""
-    return tuple(
-        SourceDifference(d["item"], d["paper"], d["code"], tuple(d["settings"]))
-        for d in _yaml()["differences"]
-    )
+    return tuple(SourceDifference(**entry) for entry in _yaml()["differences"])
 
 
 def effect_claims(sweep: str) -> tuple[Claim, ...]:
@@ -244,11 +236,8 @@ def _claim(entry: dict[str, Any]) -> Claim:
 
 
 @cache
-def _yaml() -> dict[str, Any]:
-    text = (resources.files("alexnet2012.ledger") / "claims.yaml").read_text(encoding="utf-8")
-    content = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+def _yaml() -> Any:
+    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("claims.yaml")))
 
 
 def _finite(content: object) -> object:

@@ -27,9 +27,7 @@ WITHOUT_TOWERS = "one_gpu"
 
 @dataclass(frozen=True)
 class Errors:
-    """Top-1 and top-5 errors, per cent."""
-
-    top1: float
+    top1: float  # per cent
     top5: float
 
     def __str__(self) -> str:

@@ -33,8 +33,6 @@ TOP_CLASSES, PREDICTED_IMAGES, QUERY_IMAGES = 5, 8, 5  # paper fig. 4, left and 
 
 @dataclass(frozen=True)
 class SplitActivations:
-    """Outputs of a network for one split, centre view."""
-
     hidden: Tensor  # [n, U] last hidden activations
     probabilities: Tensor  # [n, K]
     labels: Tensor  # [n]
@@ -42,8 +40,6 @@ class SplitActivations:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training images of all validation images."""
-
     indices: Tensor  # [N, k] training images, nearest first
     labels: Tensor  # [N] of the validation images
     train_labels: Tensor  # [M]
@@ -51,8 +47,6 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Figure4:
-    """The content of the figure and the neighbours behind it."""
-
     lookalikes: Lookalikes
     images: Tensor  # uint8 [8 + 5·7, P, P, 3]
     neighbours: Neighbours

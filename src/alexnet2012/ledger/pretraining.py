@@ -16,7 +16,7 @@ from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import SeedMean, finished_runs
 from alexnet2012.ledger.training_runs import read_summary
 
-ALL_CLASSES, FROM_SCRATCH, PRETRAINED = "none", "few_classes", "pretrained"
+ALL_CLASSES, FROM_SCRATCH, PRETRAINED = ABLATIONS = "none", "few_classes", "pretrained"
 
 
 def read_errors(
@@ -24,15 +24,13 @@ def read_errors(
 ) -> dict[str, dict[int, tuple[float, float]]]:
     """Top-1 and top-5 errors of the finished runs, per cent, by ablation and seed."""
     errors: dict[str, dict[int, tuple[float, float]]] = {}
-    for ablation in (ALL_CLASSES, FROM_SCRATCH, PRETRAINED):
-        for seed, run in finished_runs(directory, ablation, only).items():
+    for name in ABLATIONS:
+        for seed, run in finished_runs(directory, name, only).items():
             summary = read_summary(run)
             top1_top5 = summary["top1_error_pct"], summary["top5_error_pct"]
-            errors.setdefault(ablation, {})[seed] = top1_top5
-        if ablation not in errors:
-            remedy = (
-                f"contains no finished run of ablation={ablation}; see conf/experiment/pretrain"
-            )
+            errors.setdefault(name, {})[seed] = top1_top5
+        if name not in errors:
+            remedy = f"contains no finished run of ablation={name}; see conf/experiment/pretrain"
             raise ConfigError("runs", directory, remedy)
     return errors
 

@@ -22,8 +22,6 @@ AnyFunction = TypeVar("AnyFunction", bound=Function)
 
 @dataclass(frozen=True)
 class Measure:
-    """A measuring function and what it declares."""
-
     function: Function
     claims: tuple[str, ...]
     part: str  # of the reproduction; the function's first argument is that part's evidence

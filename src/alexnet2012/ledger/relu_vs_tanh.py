@@ -70,7 +70,6 @@ def best_rate(rates: Rates) -> float:
 
 
 def best_rates(runs: Mapping[str, Rates]) -> dict[str, float]:
-    """The best learning rate of each activation."""
     return {activation: best_rate(rates) for activation, rates in runs.items()}
 
 
@@ -118,11 +117,6 @@ def relu_chart(runs: Mapping[str, Rates], command: str) -> Ablation:
 
 
 @measures("relu", part="relu")
-def relu_measurements(run_dirs: Iterable[Path], *how: *How) -> Measurement:
-    """The claim ``relu``, from the runs of a sweep."""
-    return relu_measurement(read_runs(run_dirs), *how)
-
-
 def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
     """Ratio of the epochs to the training error, tanh over ReLU, mean over paired seeds."""
     relu, tanh = (runs[name][best_rate(runs[name])] for name in ("relu", "tanh"))
@@ -193,7 +187,7 @@ def train(sweeps: Sweeps) -> list[Path]:
 def _search_rates(sweeps: Sweeps) -> dict[str, Rates]:
     """A few epochs at each learning rate, until the best of each activation has neighbours."""
     tried = {activation: set(FIRST_RATES) for activation in ("relu", "tanh")}
-    seeds = sweeps.seeds[:1]
+    seeds, root = sweeps.seeds[:1], sweeps.directory(SEARCH)
     new: Mapping[str, Iterable[float]] = tried
     while new:
         for activation, rates in new.items():
@@ -201,14 +195,8 @@ def _search_rates(sweeps: Sweeps) -> dict[str, Rates]:
             overrides = [f"model.activation={activation}", f"schedule.rate={values}"]
             # A rate that is far too high diverges to NaN; the warning is below.
             sweeps.train(SEARCH, overrides, seeds, warn=False)
-        runs = read_runs(
-            run
-            for activation, rates in tried.items()
-            for rate in rates
-            for run in finished_runs(
-                sweeps.directory(SEARCH) / activation, f"{rate:g}", seeds
-            ).values()
-        )
+        searched = [(root / name, f"{rate:g}") for name, rates in tried.items() for rate in rates]
+        runs = read_runs(run for key in searched for run in finished_runs(*key, seeds).values())
         new = {activation: {rate} for activation, rate in rates_beyond(runs, tried).items()}
         for activation, rates in new.items():
             tried[activation].update(rates)

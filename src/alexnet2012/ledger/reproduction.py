@@ -25,7 +25,6 @@ from rich.console import Console
 
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConfig, RunError
-from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import launch
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
@@ -50,10 +49,8 @@ from alexnet2012.utils.environment import cpu_name, running_commit
 
 
 class Part(NamedTuple):
-    """The title that is printed before a part, and the experiments that it trains by budget."""
-
-    title: str
-    experiments: Mapping[Budget, Sequence[str]] = {}
+    title: str  # printed before it
+    experiments: Mapping[Budget, Sequence[str]] = {}  # that it trains
 
 
 def _each_budget(name: str) -> dict[Budget, Sequence[str]]:
@@ -104,20 +101,16 @@ class Reproduce:
         """Run all parts and write the report; returns the number of warnings."""
         start = time.perf_counter()
         self._part("preparing the data", self.prepare, needed=True)
-        sweeps = self.sweeps
-        self.results["provenance"] = provenance(
-            sweeps.store_of_report, self.command, sweeps.seeds, sweeps.data_caveat
-        )
+        self.results["provenance"] = provenance(self.sweeps, self.command)
         for name in self.parts or PARTS:
             self._part(PARTS[name].title, getattr(self, name))
-        self.results["warnings"] += sweeps.warnings
+        self.results["warnings"] += self.sweeps.warnings
         self.results["measurements"] = [m.to_json() for m in self.measurements]
         save_reproduction(self.results, self.out)
         report = write_report(self.results, self.out)
         self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
         self.console.print(f"report: {report}", soft_wrap=True)
-        minutes = (time.perf_counter() - start) / 60
-        self.console.print(f"took {minutes:.1f} minutes")
+        self.console.print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
         return len(self.results["warnings"])
 
     def prepare(self) -> None:
@@ -128,10 +121,9 @@ class Reproduce:
         # Runs without a seed of their own, and at budget=quick all runs, are trained anew.
         # Sweeps that take hours are kept: finished runs with the same settings are recognised.
         runs = self.out / "runs"
-        unseeded = [runs / name for name in ("full_size", "reduced", "relu")]
-        former = runs / "quick"
         quick = runs.glob(f"*/{Budget.quick}") if budget is Budget.quick else ()
-        for directory in (former, *(path / "quick" for path in unseeded), *quick):
+        unseeded = ("quick", "full_size/quick", "reduced/quick", "relu/quick")
+        for directory in (*(runs / name for name in unseeded), *quick):
             shutil.rmtree(directory, ignore_errors=True)
 
     def audit(self) -> None:
@@ -160,10 +152,8 @@ class Reproduce:
         overrides = [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
         command = self.sweeps.train(experiment, overrides)
         classes = len(self.sweeps.store_of_report.classes)
-        config = (
-            "full-size network, 224 pixels, batch size 32, learning rate 0.01, "
-            f"seed {self.config.seed}"
-        )
+        training = f"batch size 32, learning rate 0.01, seed {self.config.seed}"
+        config = f"full-size network, 224 pixels, {training}"
         run_dirs = self.sweeps.runs(experiment)
         paper, code145 = (
             training_runs.read_run(run_dir, recipe, config, command, classes)
@@ -215,8 +205,8 @@ class Reproduce:
         self.results["lookalikes"], self.results["pictures"] = figure.lookalikes, figure.images
         ten_views = self.results["evaluation"][-1]
         evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours)
-        setup = f"a network with a quarter of the kernels on 112 pixels, {epochs} epochs"
-        caveat = self.sweeps.caveat(setup)
+        network = "a network with a quarter of the kernels on 112 pixels"
+        caveat = self.sweeps.caveat(f"{network}, {epochs} epochs")
         self.measurements += measure("reduced", evidence, Scale.reduced, command, caveat)
 
     def relu(self) -> None:
@@ -239,9 +229,9 @@ class Reproduce:
             scale, caveat = Scale.reduced, self.sweeps.caveat(setup)
         commits = (training_runs.read_summary(run)["commit"] for run in run_dirs)
         self._record_commits(PARTS["relu"].title, commits)
-        chart = relu_vs_tanh.relu_chart(relu_vs_tanh.read_runs(run_dirs), command)
-        self.results["ablations"].append(chart)
-        self.measurements += measure("relu", run_dirs, scale, command, caveat)
+        runs = relu_vs_tanh.read_runs(run_dirs)
+        self.results["ablations"].append(relu_vs_tanh.relu_chart(runs, command))
+        self.measurements += measure("relu", runs, scale, command, caveat)
 
     def lrn_cifar10(self) -> None:
         budget = self.config.budget if self.sweeps.runs_cifar10 else Budget.quick
@@ -268,8 +258,8 @@ class Reproduce:
 
     def pretrain(self) -> None:
         experiment, seeds = f"pretrain/{self.config.budget}", self.sweeps.seeds
-        names = (pretraining.ALL_CLASSES, pretraining.FROM_SCRATCH, pretraining.PRETRAINED)
-        command = self.sweeps.train(experiment, [f"ablation={','.join(names)}"], seeds)
+        overrides = [f"ablation={','.join(pretraining.ABLATIONS)}"]
+        command = self.sweeps.train(experiment, overrides, seeds)
         caveat = self.sweeps.caveat("five classes", f"{len(seeds)} seeds")
         how = Scale.reduced, command, caveat  # at every budget: the paper pretrains on other data
         directory = self.sweeps.directory(experiment)
@@ -310,9 +300,9 @@ class Reproduce:
         self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
 
 
-def provenance(store: Store, command: str, seeds: Sequence[int], caveat: str) -> Provenance:
+def provenance(sweeps: Sweeps, command: str) -> Provenance:
     """The code, machine, data and date of this process."""
-    commit, dirty = running_commit()
+    store, (commit, dirty) = sweeps.store_of_report, running_commit()
     return Provenance(
         commit=commit,
         dirty=dirty,
@@ -324,9 +314,9 @@ def provenance(store: Store, command: str, seeds: Sequence[int], caveat: str) ->
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         date=date.today().isoformat(),
         command=command,
-        seeds=list(seeds),
+        seeds=sweeps.seeds,
         data_description=store.description,
-        data_caveat=caveat,
+        data_caveat=sweeps.data_caveat,
         classes=list(store.classes),
         store_fingerprint=store.fingerprint,
         processes=2,

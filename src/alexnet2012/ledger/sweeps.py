@@ -110,9 +110,9 @@ class Sweeps:
 
     def scale(self, network: str) -> tuple[Scale, str | None]:
         """Scale and caveat of the ablations."""
-        full = self.config.budget is Budget.full and is_ilsvrc(self.store_of_report)
-        seeds = f"{len(self.seeds)} seeds"
-        return (Scale.full, None) if full else (Scale.reduced, self.caveat(network, seeds))
+        if self.config.budget is Budget.full and edition_of(self.store_of_report) is not None:
+            return Scale.full, None
+        return Scale.reduced, self.caveat(network, f"{len(self.seeds)} seeds")
 
     def for_edition(self, measurement: Measurement) -> Measurement:
         """Reduce the scale of a measurement whose claim is about another edition of ILSVRC."""
@@ -140,23 +140,13 @@ def store_size(experiment: str) -> int:
 
 
 def edition_of(store: Store) -> int | None:
-    """Edition of ILSVRC, 2010 or 2012, by the number of training images; None: another data set.
-
-    Source: the challenge's counts, 1,261,406 in 2010 and 1,281,167 in 2012.
-    """
-    if not is_ilsvrc(store):
-        return None
-    return 2010 if len(store.split("train").labels) < 1_270_000 else 2012
-
-
-def is_ilsvrc(store: Store) -> bool:
-    """Whether a store has the classes of the challenge and about as many training images.
-
-    Source: paper section 2: 1,000 classes, 1.2 million training images.
-    """
+    """Edition of ILSVRC, by the classes and the number of training images; None: other data."""
+    images = len(store.split("train").labels)
     wordnet_ids = all(re.fullmatch(r"n\d{8}", name) for name in store.classes)
-    enough = len(store.split("train").labels) >= 1_200_000
-    return wordnet_ids and len(store.classes) == 1000 and enough
+    # paper section 2: 1,000 classes, 1.2 million training images
+    if not wordnet_ids or len(store.classes) != 1000 or images < 1_200_000:
+        return None
+    return 2010 if images < 1_270_000 else 2012  # 1,261,406 and 1,281,167
 
 
 def _run_child(command: Sequence[str]) -> None:

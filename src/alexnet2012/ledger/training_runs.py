@@ -22,8 +22,6 @@ PAPER_EPOCHS = 90  # sec. 5
 
 @dataclass(frozen=True)
 class FullSizeRuns:
-    """The full-size network after a few steps with either recipe."""
-
     paper: TrainingRun
     code145: TrainingRun
     hardware: str
@@ -31,15 +29,12 @@ class FullSizeRuns:
 
 @dataclass(frozen=True)
 class ReducedRun:
-    """A trained reduced network and its data."""
-
     store: Store
     evaluation: Evaluation  # with 10 views
     neighbours: Neighbours
 
 
 def read_run(run_dir: Path, label: str, config: str, command: str, classes: int) -> TrainingRun:
-    """Read a training run from its directory."""
     records = read_records(run_dir / "metrics.jsonl")
     train = [r for r in records if r["kind"] == "train"]
     return TrainingRun(
@@ -59,10 +54,8 @@ def read_run(run_dir: Path, label: str, config: str, command: str, classes: int)
     )
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Read ``summary.json`` of a finished run."""
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return summary
+def read_summary(run_dir: Path) -> Any:
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
 
 
 def chance_error_pct(classes: int, k: int) -> float:
