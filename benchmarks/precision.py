@@ -21,7 +21,7 @@ from typing import Any
 
 from record import given, keep, show
 
-from alexnet2012.ledger.statistics import PairedDifference
+from alexnet2012.ledger.statistics import SeedMean
 from alexnet2012.tracking.tracker import read_records
 
 PRECISIONS = ("fp32", "bf16")
@@ -55,7 +55,7 @@ def main() -> None:
         row: dict[str, Any] = {"epoch": epoch + 1}
         for key in ("loss", "train_error_pct"):
             ours, theirs = ([run[epoch][key] for run in runs] for runs in (bf16, fp32))
-            found = PairedDifference.of([a - b for a, b in zip(ours, theirs, strict=True)])
+            found = SeedMean.of([a - b for a, b in zip(ours, theirs, strict=True)])
             low, high = found.interval or (float("nan"), float("nan"))
             row |= {f"{key}_fp32": statistics.mean(theirs), f"{key}_difference": found.mean}
             row |= {f"{key}_interval": [low, high], f"{key}_spread": statistics.stdev(theirs)}

@@ -127,7 +127,7 @@ def test_a_run_that_was_cut_off_is_done_again_to_the_same_end(
 
 
 def test_two_seeds_are_inconclusive(swept: Path) -> None:
-    found = seed_measurements(swept, Scale.reduced, "tiny", "…", only=[0, 1])
+    found = seed_measurements(swept, Scale.reduced, "…", "tiny", only=[0, 1])
     assert [m.claim for m in found] == ["lsvrc2010-1crop", "table2"]
     assert [m.agrees for m in found] == [None] * 2
     assert [m.n_seeds for m in found] == [2] * 2
@@ -139,7 +139,7 @@ def test_two_seeds_are_inconclusive(swept: Path) -> None:
 def test_the_images_of_figure_4_match_its_labels(swept: Path, photos_store: Store) -> None:
     figure = figure4(swept / "none" / "0")
     found, pictures = figure.lookalikes, figure.images
-    measurement = neighbours_measurement(figure.neighbours, Scale.reduced, "tiny", "…")
+    measurement = neighbours_measurement(figure.neighbours, Scale.reduced, "…", "tiny")
     assert pictures.shape == (8 + 5 * 7, 72, 72, 3)
     assert [len(guess["guesses"]) for guess in found["guesses"]] == [5] * 8
     assert [len(near) for near in found["nearest"]] == [6] * 5
@@ -161,7 +161,7 @@ def test_a_network_is_pretrained_on_all_classes_and_fine_tuned_on_few(
     last = manifest.latest(tmp_path / "runs" / "pretrained" / "1")
     assert last is not None
     assert manifest.read_progress(last).classes == list(photos_store.classes[:5])
-    pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "tiny", "…")
+    pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "…", "tiny")
     assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
     assert (pretrain.n_seeds, pretrain.agrees) == (2, None)
     errors = read_errors(tmp_path / "runs")
@@ -186,7 +186,7 @@ def test_random_labels_support_no_claim(photos_folder: Path, tmp_path: Path) -> 
             run_dir = tmp_path / "runs" / ablation / str(seed)
             run_dir.mkdir(parents=True)
             Trainer(replace(config, seed=seed), single_process(Device.cpu), run_dir).run()
-    how = (Scale.reduced, "tiny", "…")
+    how = (Scale.reduced, "…", "tiny")
     found = effect_measurements(effects(read_sweep(tmp_path / "runs")), *how)
     found += seed_measurements(tmp_path / "runs", *how)
     neighbours = figure4(tmp_path / "runs" / "none" / "0").neighbours

@@ -78,7 +78,7 @@ def test_a_learning_curve_is_the_mean_over_seeds() -> None:
 
 
 def verdicts(runs: dict[str, dict[int, Result]]) -> dict[str, bool | None]:
-    measurements = effect_measurements(effects(runs), Scale.reduced, "tiny", "…")
+    measurements = effect_measurements(effects(runs), Scale.reduced, "…", "tiny")
     return {m.claim: m.agrees for m in measurements}
 
 
@@ -117,7 +117,7 @@ def test_the_four_layer_network_has_its_own_claim() -> None:
     (ablation,) = ablations_of("lrn_cifar10")
     runs = {ablation: {s: result(s, 13.0 + s, 9) for s in SEEDS}}
     runs[BASELINE] = {s: result(s, 11.0 + s, 9) for s in SEEDS}
-    (measured,) = effect_measurements(effects(runs), Scale.reduced, "tiny", "…")
+    (measured,) = effect_measurements(effects(runs), Scale.reduced, "…", "tiny")
     assert (measured.claim, measured.agrees) == ("lrn-cifar10", True)
     assert measured.value == f"{ablation}: +2.00 (+2.0 to +2.0) points top-1: 15.00 against 13.00"
 

@@ -26,7 +26,7 @@ from alexnet2012.ledger.nearest_neighbours import (
 )
 from alexnet2012.utils.metrics import jackknife_interval, mean_interval
 
-HOW = (Scale.reduced, "tiny", "…")
+HOW = (Scale.reduced, "…", "tiny")
 
 
 def pairs(*top1: float) -> list[Errors]:

@@ -12,9 +12,11 @@ import pytest
 
 from alexnet2012.config.schema import ConfigError, ReproduceConfig
 from alexnet2012.data.store import Store
-from alexnet2012.ledger import relu_sweep, sweeps
+from alexnet2012.ledger import sweeps
 from alexnet2012.ledger.claims import Scale
 from alexnet2012.ledger.relu_vs_tanh import (
+    SEARCH,
+    TRAINING,
     Errors,
     best_rate,
     epochs_to,
@@ -22,6 +24,7 @@ from alexnet2012.ledger.relu_vs_tanh import (
     read_runs,
     relu_chart,
     relu_measurement,
+    train,
 )
 from alexnet2012.ledger.sweeps import Sweeps
 
@@ -36,7 +39,7 @@ def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, bool 
         "relu": {0.01: {seed: falling(n) for seed, n in enumerate(relu)}},
         "tanh": {0.01: {seed: falling(n) for seed, n in enumerate(tanh)}},
     }
-    measurement = relu_measurement(found, Scale.reduced, "made up", "…")
+    measurement = relu_measurement(found, Scale.reduced, "…", "made up")
     return measurement.value, measurement.numbers.get("ratio"), measurement.agrees
 
 
@@ -135,7 +138,7 @@ def searched(tmp_path: Path, photos_store: Store, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(sweeps, "_run_child", run)
         config = ReproduceConfig(out=str(tmp_path), seeds=3)
-        return Sweeps(config, tmp_path, relu_sweep.SEARCH), trained
+        return Sweeps(config, tmp_path, SEARCH), trained
 
     return search
 
@@ -147,10 +150,10 @@ def test_rates_are_searched_until_each_best_has_neighbours(searched: Search) -> 
     }
     errors = {name: {r: [90.0, e] for r, e in of.items()} for name, of in ends.items()}
     sweeps, trained = searched(errors)
-    runs = relu_sweep.train(sweeps)
+    runs = train(sweeps)
     short, long = (
         {(name, rate, seed) for experiment, name, rate, seed in trained if experiment == which}
-        for which in (relu_sweep.SEARCH, relu_sweep.TRAINING)
+        for which in (SEARCH, TRAINING)
     )
     assert short == {
         *(("relu", rate, 0) for rate in (0.002, 0.004, 0.008)),
@@ -170,7 +173,7 @@ def test_rates_are_searched_until_each_best_has_neighbours(searched: Search) -> 
 def test_an_activation_whose_rates_all_fail_is_named(searched: Search) -> None:
     sweeps, _ = searched({"relu": {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}, "tanh": {}})
     with pytest.raises(ConfigError, match="without tanh"):
-        relu_sweep.train(sweeps)
+        train(sweeps)
 
 
 def test_short_and_long_runs_of_one_seed_are_not_mixed(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_short_and_long_runs_of_one_seed_are_not_mixed(tmp_path: Path) -> None:
 def test_a_ratio_needs_a_seed_trained_with_both(tmp_path: Path) -> None:
     found = {"relu": {0.01: {0: falling(5)}}, "tanh": {0.01: {1: falling(5)}}}
     with pytest.raises(ConfigError, match=r"relu has \[0\], tanh \[1\].*no seed in common"):
-        relu_measurement(found, Scale.reduced, "made up", "…")
+        relu_measurement(found, Scale.reduced, "…", "made up")
 
 
 def test_runs_are_read_from_their_files(tmp_path: Path) -> None:

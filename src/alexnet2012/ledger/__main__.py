@@ -2,7 +2,5 @@
 
 from alexnet2012.ledger.command import main
 
-__all__ = ["main"]
-
 if __name__ == "__main__":
     main()

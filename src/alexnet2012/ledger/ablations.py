@@ -7,7 +7,6 @@ crops, so differences are paired; the verdict follows from their 95% interval al
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.claims import (
     Claim,
+    How,
     Measurement,
-    Scale,
     ablations_of,
     direction,
     effect_claims,
@@ -32,7 +31,8 @@ from alexnet2012.ledger.claims import (
 )
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Ablation, Arm, Effect
-from alexnet2012.ledger.statistics import PairedDifference
+from alexnet2012.ledger.statistics import SeedMean
+from alexnet2012.ledger.training_runs import read_summary
 from alexnet2012.tracking.tracker import read_records
 
 BASELINE = "none"
@@ -43,8 +43,6 @@ _MAY_DIFFER = (Role.variant, Role.placement, Role.world_size, Role.logging)
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one run."""
-
     settings: dict[str, Any]
     errors: dict[str, float]  # by metric, per cent
     commit: str = ""  # of the code that ran; later code may have continued the sweep
@@ -55,17 +53,13 @@ Sweep = dict[str, dict[int, Result]]  # by ablation and seed
 
 
 def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
-    """The finished runs of a sweep by ablation and seed; ``seeds`` selects some.
-
-    Raises:
-        ConfigError: the baseline has no finished run, or runs differ in more than the ablation.
-    """
+    """The finished runs of a sweep by ablation and seed; ``seeds`` selects some."""
     runs: Sweep = {}
     for summary in sorted(directory.glob("*/*/summary.json")):
         result = _read(summary.parent)
-        if seeds is not None and result.settings["seed"] not in seeds:
-            continue
-        runs.setdefault(summary.parent.parent.name, {})[result.settings["seed"]] = result
+        seed = result.settings["seed"]
+        if seeds is None or seed in seeds:
+            runs.setdefault(summary.parent.parent.name, {})[seed] = result
     if BASELINE not in runs:
         remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
         raise ConfigError("runs", directory, remedy)
@@ -88,11 +82,10 @@ def effects(runs: Sweep) -> list[Effect]:
     for ablation in sorted(runs.keys() - {BASELINE}):
         seeds = sorted(runs[ablation].keys() & runs[BASELINE].keys())
         for metric in METRICS if seeds else ():
-            pairs = [
-                (runs[ablation][seed].errors[metric], runs[BASELINE][seed].errors[metric])
-                for seed in seeds
-            ]
-            difference = PairedDifference.of([without - base for without, base in pairs])
+            without, base = (
+                [runs[name][seed].errors[metric] for seed in seeds] for name in (ablation, BASELINE)
+            )
+            difference = SeedMean.of([a - b for a, b in zip(without, base, strict=True)])
             rows.append(
                 Effect(
                     arm=ablation,
@@ -100,7 +93,7 @@ def effects(runs: Sweep) -> list[Effect]:
                     seeds=seeds,
                     mean_points=difference.mean,
                     interval_points=difference.interval,
-                    base_mean_pct=sum(base for _, base in pairs) / len(pairs),
+                    base_mean_pct=sum(base) / len(base),
                 )
             )
     return rows
@@ -143,35 +136,17 @@ def supports(effect: Effect) -> bool | None:
     return direction(effect["interval_points"], len(effect["seeds"]))
 
 
-@measures(*(claim.id for claim in effect_claims("ablations")), part="ablations")
-def ablation_measurements(
-    directory: Path,
-    scale: Scale,
-    caveat: str | None,
-    command: str,
-    only: Sequence[int] | None = None,
-) -> list[Measurement]:
-    """A measurement for each claim of ``ablations`` whose ablations are in the sweep."""
-    rows = effects(read_claimed(directory, "ablations", only))
-    return effect_measurements(rows, scale, caveat, command)
+for _sweep in ("ablations", "lrn_cifar10"):
+
+    @measures(*(claim.id for claim in effect_claims(_sweep)), part=_sweep)
+    def sweep_measurements(
+        directory: Path, *how: *How, only: Sequence[int] | None = None, sweep: str = _sweep
+    ) -> list[Measurement]:
+        """A measurement for each claim of a sweep whose ablations are in it."""
+        return effect_measurements(effects(read_claimed(directory, sweep, only)), *how)
 
 
-@measures(*(claim.id for claim in effect_claims("lrn_cifar10")), part="lrn_cifar10")
-def lrn_cifar10_measurements(
-    directory: Path,
-    scale: Scale,
-    caveat: str | None,
-    command: str,
-    only: Sequence[int] | None = None,
-) -> list[Measurement]:
-    """The same for ``lrn_cifar10``."""
-    rows = effects(read_claimed(directory, "lrn_cifar10", only))
-    return effect_measurements(rows, scale, caveat, command)
-
-
-def effect_measurements(
-    rows: Sequence[Effect], scale: Scale, caveat: str | None, command: str
-) -> list[Measurement]:
+def effect_measurements(rows: Sequence[Effect], *how: *How) -> list[Measurement]:
     """A measurement for each claim whose ablations are among the effects."""
     measurements = []
     for claim in load_claims():
@@ -184,18 +159,16 @@ def effect_measurements(
             if effect["arm"] == ablation and effect["metric"] == claim.effect.metric
         ]
         if len(of_claim) == len(claim.effect.arms):
-            measurements.append(_measurement(claim, of_claim, scale, caveat, command))
+            measurements.append(_measurement(claim, of_claim, *how))
     return measurements
 
 
 def describe(runs: Sweep) -> str:
     """The network and its training in one line."""
     settings = next(iter(runs[BASELINE].values())).settings
-    model, schedule = settings["model"], settings["schedule"]
-    return (
-        f"recipe {settings['recipe']['name']}, width {model['width']:g}, "
-        f"{model['input_size']} pixels, {schedule['epochs']} epochs"
-    )
+    model, epochs = settings["model"], settings["schedule"]["epochs"]
+    network = f"recipe {settings['recipe']['name']}, width {model['width']:g}"
+    return f"{network}, {model['input_size']} pixels, {epochs} epochs"
 
 
 def effect_table(rows: Sequence[Effect]) -> Table:
@@ -213,15 +186,13 @@ def effect_table(rows: Sequence[Effect]) -> Table:
 def _check_comparable(result: Result, baseline: Result, name: str, directory: Path) -> None:
     settings, expected = flatten(result.settings), flatten(baseline.settings)
     for key in sorted(settings.keys() | expected.keys()):
-        may_differ = role_of(TrainConfig, key) in _MAY_DIFFER
-        if not may_differ and settings.get(key) != expected.get(key):
+        differs = settings.get(key) != expected.get(key)
+        if differs and role_of(TrainConfig, key) not in _MAY_DIFFER:
             remedy = f"run {name} has other settings of `{key}` than {BASELINE}; retrain it"
             raise ConfigError("runs", directory, remedy)
 
 
-def _measurement(
-    claim: Claim, of_claim: list[Effect], scale: Scale, caveat: str | None, command: str
-) -> Measurement:
+def _measurement(claim: Claim, of_claim: list[Effect], *how: *How) -> Measurement:
     assert claim.effect is not None
     metric = claim.effect.metric
     metric_name = {"top1_error_pct": "top-1", "train_error_pct": "training error"}[metric]
@@ -237,12 +208,10 @@ def _measurement(
         value += f": {base + first['mean_points']:.2f} against {base:.2f}"
     note = f"; {claim.effect.source} reports {claimed:+.2f} points" if claimed is not None else ""
     return Measurement(
-        claim=claim.id,
-        value=value,
-        scale=scale,
-        command=command,
+        claim.id,
+        value,
+        *how,
         numbers={f"{e['arm']}_{metric}_points": e["mean_points"] for e in of_claim},
-        caveat=caveat,
         n_seeds=n_seeds,
         interval=first["interval_points"] if len(of_claim) == 1 else None,
         agrees=agrees,
@@ -251,18 +220,15 @@ def _measurement(
 
 
 def _with_interval(effect: Effect) -> str:
-    return str(
-        PairedDifference(effect["mean_points"], effect["interval_points"], len(effect["seeds"]))
-    )
+    return str(SeedMean(effect["mean_points"], effect["interval_points"], len(effect["seeds"])))
 
 
 def _read(run_dir: Path) -> Result:
-    settings = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    assert isinstance(settings, dict)
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    settings: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    summary = read_summary(run_dir)
     epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
     return Result(
-        settings={str(key): value for key, value in settings.items()},
+        settings=settings,
         errors={
             "top1_error_pct": summary["top1_error_pct"],
             "top5_error_pct": summary["top5_error_pct"],

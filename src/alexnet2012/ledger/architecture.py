@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Audit, AuditLayer, ExchangeTraffic
-from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.cost_model import LayerCounts, count_layers
+from alexnet2012.nn.cost_model import LayerCounts
 from alexnet2012.utils.shard import padded_shard_size
 
 # Floats that the two towers exchange per image: the paper's fig. 2, half of each map or layer in
 # either direction. The logits' gradient is a slice of the tower's own, so it sends nothing.
 EXCHANGED_FLOATS = {"conv3": 2 * 21_632, "fc6": 2 * 4_608, "fc7": 2 * 2_048, "fc8": 2 * 2_048}
 PAPER_CONV1_NEURONS = 253_440  # fig. 2, caption
-
-
-def paper_layer_counts() -> list[LayerCounts]:
-    """Parameters, neurons and multiply-adds of each layer of the paper's network."""
-    return count_layers(AlexNet("paper"))
 
 
 def audit_of(counts: Sequence[LayerCounts]) -> Audit:
@@ -40,9 +34,7 @@ def audit_of(counts: Sequence[LayerCounts]) -> Audit:
 
 
 @measures("size", "fig2", "conv-share", part="audit")
-def architecture_measurements(
-    counts: Sequence[LayerCounts], scale: Scale, caveat: str | None, command: str
-) -> list[Measurement]:
+def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list[Measurement]:
     """Parameters and neurons of the network, of conv1, and the share of each convolution."""
     parameters = sum(layer.weights + layer.biases for layer in counts)
     neurons = sum(layer.neurons for layer in counts)
@@ -55,36 +47,30 @@ def architecture_measurements(
     conv1 = counts[0].neurons
     return [
         Measurement(
-            claim="size",
-            value=f"{parameters:,} parameters; {neurons:,} neurons",
-            scale=scale,
-            command=command,
+            "size",
+            f"{parameters:,} parameters; {neurons:,} neurons",
+            *how,
             numbers={
                 "parameters": parameters,
                 "neurons": neurons,
                 "multiply_adds": sum(layer.multiply_adds for layer in counts),
             },
-            caveat=caveat,
             agrees=round(parameters, -6) in (60_000_000, 61_000_000),
             agreement_note="60 M is 60.97 M rounded down; 659,272 neurons round to 660,000",
         ),
         Measurement(
-            claim="fig2",
-            value=f"{conv1:,} neurons in layer 1",
-            scale=scale,
-            command=command,
+            "fig2",
+            f"{conv1:,} neurons in layer 1",
+            *how,
             numbers={"conv1_neurons": conv1},
-            caveat=caveat,
             agrees=conv1 == PAPER_CONV1_NEURONS,
             agreement_note="96 maps of 55 × 55",
         ),
         Measurement(
-            claim="conv-share",
-            value=", ".join(f"{name} {share:.2f}%" for name, share in shares_pct.items()),
-            scale=scale,
-            command=command,
+            "conv-share",
+            ", ".join(f"{name} {share:.2f}%" for name, share in shares_pct.items()),
+            *how,
             numbers={f"{name}_pct": share for name, share in shares_pct.items()},
-            caveat=caveat,
             agrees=not above,
             agreement_note=f"{' and '.join(above)} hold more than 1%" if above else None,
         ),
@@ -94,16 +80,17 @@ def architecture_measurements(
 def expected_exchanges(summary: dict[str, Any], classes: int) -> list[ExchangeTraffic]:
     """Bytes counted in a full-size float32 run, and those computed from the layers' shapes."""
     floats = {**EXCHANGED_FLOATS, "logits": 2 * padded_shard_size(classes, 2)}
+    expected = {
+        (name, way): 4.0 * n for name, n in floats.items() for way in ("forward", "backward")
+    }
+    expected["logits", "backward"] = 0.0
     counted = summary["exchange_bytes_per_image"]
     return [
         ExchangeTraffic(
             layer=layer,
             direction=direction,
             bytes_per_image=counted.get(layer, {}).get(direction, 0.0),
-            expected_bytes_per_image=0.0
-            if (layer, direction) == ("logits", "backward")
-            else 4.0 * count,
+            expected_bytes_per_image=expected_bytes,
         )
-        for layer, count in floats.items()
-        for direction in ("forward", "backward")
+        for (layer, direction), expected_bytes in expected.items()
     ]

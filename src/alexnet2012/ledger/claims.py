@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,6 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class ClaimSource:
-    """The value that one source reports, and where."""
-
     value: str
     where: str
 
@@ -89,12 +86,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class SourceDifference:
-    """One difference between the paper and the 2012 code, and the settings that control it."""
-
     item: str
     paper: str
     code: str
-    settings: tuple[str, ...]
+    settings: list[str]  # that control it
+
+
+How = tuple[Scale, str, str | None]  # scale, command and caveat of a measurement
 
 
 @dataclass(frozen=True)
@@ -104,19 +102,15 @@ class Measurement:
     Everything but ``timings`` and ``run_dirs`` must be identical in two runs with the same seed,
     so that ledgers can be compared row by row: no times, throughputs, dates or output directories
     in ``value``, ``numbers``, ``agreement_note`` or ``command``.
-
-    Raises:
-        ValueError: a reduced measurement has no caveat, there are no seeds, or the interval is
-            not (low, high).
     """
 
     claim: str
     value: str  # for readers: "60,965,224 parameters"
     scale: Scale
     command: str  # reproduces the measurement
+    caveat: str | None = None  # limits of the measurement
     numbers: dict[str, float | int | str | bool] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)  # units in the keys: images_per_s
-    caveat: str | None = None  # limits of the measurement
     run_dirs: list[str] = field(default_factory=list)
     n_seeds: int = 1
     interval: tuple[float, float] | None = None  # 95%, of the first number of `value`
@@ -136,27 +130,16 @@ class Measurement:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Measurement:
-        interval = fields.get("interval")
-        return cls(
-            **{
-                **fields,
-                "scale": Scale(fields["scale"]),
-                "interval": None if interval is None else (interval[0], interval[1]),
-            }
-        )
+        interval = tuple(fields["interval"]) if fields.get("interval") else None
+        return cls(**{**fields, "scale": Scale(fields["scale"]), "interval": interval})
 
 
 @cache
 def load_claims() -> tuple[Claim, ...]:
-    """The claims of claims.yaml, in file order.
-
-    Raises:
-        ValueError: an entry has missing or unknown keys, or an id occurs twice.
-    """
+    """The claims of claims.yaml, in file order."""
     claims = tuple(_claim(entry) for entry in _yaml()["claims"])
     ids = [claim.id for claim in claims]
-    if len(set(ids)) != len(ids):
-        duplicates = sorted({name for name in ids if ids.count(name) > 1})
+    if duplicates := sorted({name for name in ids if ids.count(name) > 1}):
         raise ValueError(f"claims.yaml: {', '.join(duplicates)}: not unique; rename one")
     return claims
 
@@ -164,10 +147,7 @@ def load_claims() -> tuple[Claim, ...]:
 @cache
 def load_differences() -> tuple[SourceDifference, ...]:
     """Differences between the recipes of the paper and of the 2012 code."""
-    return tuple(
-        SourceDifference(d["item"], d["paper"], d["code"], tuple(d["settings"]))
-        for d in _yaml()["differences"]
-    )
+    return tuple(SourceDifference(**entry) for entry in _yaml()["differences"])
 
 
 def effect_claims(sweep: str) -> tuple[Claim, ...]:
@@ -177,15 +157,11 @@ def effect_claims(sweep: str) -> tuple[Claim, ...]:
 
 def ablations_of(sweep: str) -> tuple[str, ...]:
     """The ablations that the claims of a sweep need."""
-    effects = (claim.effect for claim in effect_claims(sweep))
-    return tuple(ablation for effect in effects if effect for ablation in effect.arms)
+    return tuple(arm for c in effect_claims(sweep) if c.effect for arm in c.effect.arms)
 
 
 def direction(interval: tuple[float, float] | None, n_seeds: int) -> bool | None:
-    """Sign of a difference: True above zero, False below, None if inconclusive.
-
-    It is inconclusive with fewer than ``MIN_SEEDS`` seeds or a 95% interval that contains zero.
-    """
+    """Whether a difference is above zero; None: too few seeds, or its interval contains zero."""
     if interval is None or n_seeds < MIN_SEEDS or interval[0] <= 0 <= interval[1]:
         return None
     return interval[0] > 0
@@ -197,11 +173,7 @@ def support_word(agrees: bool | None) -> str:
 
 
 def verdict(claim: Claim, measurement: Measurement | None) -> Verdict:
-    """How a claim was measured.
-
-    Raises:
-        ValueError: the kind of the claim does not allow a measurement of this scale.
-    """
+    """How a claim was measured; ValueError if its kind does not allow this scale."""
     if measurement is None:
         return Verdict.not_measured
     if claim.kind is Kind.published:
@@ -215,15 +187,10 @@ def verdict(claim: Claim, measurement: Measurement | None) -> Verdict:
 
 
 def ledger(measurements: Iterable[Measurement], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The ledger with one row per claim; ``rows`` are identical in two runs with the same seed.
-
-    Raises:
-        ValueError: a measurement's claim is unknown, or measured twice.
-    """
+    """The ledger with one row per claim; ``rows`` are identical in two runs with the same seed."""
     by_claim: dict[str, Measurement] = {}
-    known = {claim.id for claim in load_claims()}
     for measurement in measurements:
-        if measurement.claim not in known:
+        if measurement.claim not in {claim.id for claim in load_claims()}:
             raise ValueError(f"claim={measurement.claim}: not in claims.yaml; use one of its ids")
         if measurement.claim in by_claim:
             raise ValueError(f"claim={measurement.claim}: measured twice; keep one")
@@ -259,12 +226,9 @@ def _row(claim: Claim, measurement: Measurement | None) -> dict[str, Any]:
 
 def _claim(entry: dict[str, Any]) -> Claim:
     """Raises ValueError, naming the entry, for a missing or unknown key."""
-    sources = {
-        name: None if entry[name] is None else ClaimSource(**entry[name]) for name in SOURCES
-    }
+    sources = {name: entry[name] and ClaimSource(**entry[name]) for name in SOURCES}
     try:
-        effect = entry.get("effect")
-        if effect is not None:
+        if effect := entry.get("effect"):
             effect = EffectClaim(**{**effect, "arms": tuple(effect["arms"])})
         return Claim(**{**entry, **sources, "kind": Kind(entry["kind"]), "effect": effect})
     except TypeError as error:
@@ -272,11 +236,8 @@ def _claim(entry: dict[str, Any]) -> Claim:
 
 
 @cache
-def _yaml() -> dict[str, Any]:
-    text = (resources.files("alexnet2012.ledger") / "claims.yaml").read_text(encoding="utf-8")
-    content = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+def _yaml() -> Any:
+    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("claims.yaml")))
 
 
 def _finite(content: object) -> object:

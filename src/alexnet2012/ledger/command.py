@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -19,30 +19,31 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger import ablations, pretraining
 from alexnet2012.ledger.claims import Kind, Scale, load_claims, support_word
 from alexnet2012.ledger.registry import all_measures, measure
-from alexnet2012.ledger.relu_vs_tanh import read_runs, relu_table
+from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.reproduction import PARTS
 
 EPILOG = """\
 DIR is the directory of one sweep: ablations or pretraining, with run directories ABLATION/SEED, or
 ReLU against tanh, with finished runs at any depth. Claims about several trained networks (views,
 ensembles, colours) are measured by evaluating their checkpoints."""
+FLAGS = {
+    "--json": "print the measurements as JSON",
+    "--no-evaluation": "read only logs; do not evaluate checkpoints",
+    "--claims": "list all claims and what measures them; without DIR",
+}
 
 
 class SweepRuns(NamedTuple):
     """A sweep on disk: the part of the reproduction that it belongs to, and its tables."""
 
     part: str
-    evidence: Path | Sequence[Path]
+    evidence: Path | Mapping[str, Rates]
     tables: Callable[[], list[Table | str]]
     checkpoints: bool = False  # all baseline runs have one
 
 
 def find_sweep(directory: Path) -> SweepRuns:
-    """Recognise the sweep in a directory by its run directories.
-
-    Raises:
-        ConfigError: the directory has no finished runs.
-    """
+    """Recognise the sweep in a directory by its run directories."""
     names = {file.parent.parent.name for file in directory.glob("*/*/summary.json")}
     if names & {pretraining.FROM_SCRATCH, pretraining.PRETRAINED}:
         return SweepRuns("pretrain", directory, list)
@@ -54,7 +55,8 @@ def find_sweep(directory: Path) -> SweepRuns:
     run_dirs = [file.parent for file in sorted(directory.rglob("summary.json"))]
     if not run_dirs:
         raise ConfigError("DIR", directory, "contains no finished runs; give a sweep's directory")
-    return SweepRuns("relu", run_dirs, lambda: [relu_table(read_runs(run_dirs))])
+    activations = read_runs(run_dirs)
+    return SweepRuns("relu", activations, lambda: [relu_table(activations)])
 
 
 def claims_table() -> str:
@@ -62,8 +64,9 @@ def claims_table() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for entry in all_measures():
         names = list(dict.fromkeys(chain(*PARTS[entry.part].experiments.values())))
-        if [name.partition("/")[2] for name in names] == [str(budget) for budget in Budget]:
-            names = [f"{names[0].partition('/')[0]}/…"]
+        sweep = names[0].partition("/")[0] if names else ""
+        if names == [f"{sweep}/{budget}" for budget in Budget]:
+            names = [f"{sweep}/…"]
         experiment = " ".join(f"`{name}`" for name in names) or "none: counted from the network"
         module = entry.function.__module__.removeprefix("alexnet2012.").replace(".", "/")
         rows.setdefault((experiment, f"`{module}.py`"), []).extend(entry.claims)
@@ -86,15 +89,8 @@ def _run(words: Sequence[str]) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("directory", type=Path, metavar="DIR", nargs="?", help="of a sweep")
-    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    parser.add_argument(
-        "--no-evaluation",
-        action="store_true",
-        help="read only logs; do not evaluate checkpoints",
-    )
-    parser.add_argument(
-        "--claims", action="store_true", help="list all claims and what measures them; without DIR"
-    )
+    for flag, text in FLAGS.items():
+        parser.add_argument(flag, action="store_true", help=text)
     arguments = parser.parse_args(words)
     if arguments.claims:
         print(claims_table())
@@ -103,15 +99,14 @@ def _run(words: Sequence[str]) -> None:
         raise ConfigError("DIR", "", "is missing; give the directory of a sweep, or --claims")
     sweep = find_sweep(arguments.directory)
     console = Console()
-    tables = [] if arguments.json else sweep.tables()
-    for table in tables:
+    for table in [] if arguments.json else sweep.tables():
         console.print(table, style="dim" if isinstance(table, str) else None)
     measurements = measure(
         sweep.part,
         sweep.evidence,
         Scale.reduced,
-        "read from a directory of runs; config.yaml of each run has its settings",
         f"python -m alexnet2012.ledger {arguments.directory}",
+        "read from a directory of runs; config.yaml of each run has its settings",
         evaluate=sweep.checkpoints and not arguments.no_evaluation,
     )
     if arguments.json:

@@ -17,9 +17,9 @@ from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.ablations import BASELINE
-from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.registry import measures
-from alexnet2012.ledger.statistics import PairedDifference, finished_runs
+from alexnet2012.ledger.statistics import SeedMean, finished_runs
 from alexnet2012.utils.metrics import jackknife_interval
 
 WITHOUT_TOWERS = "one_gpu"
@@ -27,9 +27,7 @@ WITHOUT_TOWERS = "one_gpu"
 
 @dataclass(frozen=True)
 class Errors:
-    """Top-1 and top-5 errors, per cent."""
-
-    top1: float
+    top1: float  # per cent
     top5: float
 
     def __str__(self) -> str:
@@ -44,22 +42,16 @@ def evaluate_ensemble(runs: Sequence[Path], views: int) -> Errors:
 
 
 def views_measurement(
-    one_view: Sequence[Errors],
-    ten_views: Sequence[Errors],
-    scale: Scale,
-    caveat: str | None,
-    command: str,
+    one_view: Sequence[Errors], ten_views: Sequence[Errors], *how: *How
 ) -> Measurement:
     """Compare one view with ten views of the same networks."""
-    gain = PairedDifference.of([a.top1 - b.top1 for a, b in zip(one_view, ten_views, strict=True)])
+    gain = SeedMean.of([a.top1 - b.top1 for a, b in zip(one_view, ten_views, strict=True)])
     return Measurement(
-        claim="lsvrc2010-1crop",
-        value=f"one view costs {gain} points top-1: {_mean(one_view)} with 1 view, "
+        "lsvrc2010-1crop",
+        f"one view costs {gain} points top-1: {_mean(one_view)} with 1 view, "
         f"{_mean(ten_views)} with 10",
-        scale=scale,
-        command=command,
+        *how,
         numbers={"top1_gain_points": gain.mean},
-        caveat=caveat,
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
@@ -68,33 +60,22 @@ def views_measurement(
 
 
 def ensemble_measurement(
-    single: Sequence[Errors],
-    ensemble: Errors,
-    leave_one_out: Sequence[Errors],
-    scale: Scale,
-    caveat: str | None,
-    command: str,
+    single: Sequence[Errors], ensemble: Errors, leave_one_out: Sequence[Errors], *how: *How
 ) -> Measurement:
-    """Compare single networks with the average of their probabilities.
-
-    Args:
-        leave_one_out: errors of the ensembles without each network in turn. All seeds share one
-            ensemble, so the interval of its gain is a jackknife interval.
-    """
+    """Compare single networks with the average of their probabilities, and all but one of them."""
     n = len(single)
     mean = fmean(errors.top1 for errors in single)
     means_of_others = [(n * mean - errors.top1) / (n - 1) for errors in single]
     points = mean - ensemble.top1
     gains = [a - b.top1 for a, b in zip(means_of_others, leave_one_out, strict=True)]
-    gain = PairedDifference(points, jackknife_interval(points, gains), n)
+    # All seeds share one ensemble, so its gain has a jackknife interval.
+    gain = SeedMean(points, jackknife_interval(points, gains), n)
     return Measurement(
-        claim="table2",
-        value=f"a single network errs {gain} points more than the average of {n}: "
+        "table2",
+        f"a single network errs {gain} points more than the average of {n}: "
         f"{_mean(single)} against {ensemble}",
-        scale=scale,
-        command=command,
+        *how,
         numbers={"top1_gain_points": gain.mean, "nets": n},
-        caveat=caveat,
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
@@ -104,34 +85,21 @@ def ensemble_measurement(
 
 
 def colour_measurement(
-    with_towers: Sequence[Tensor],
-    without_towers: Sequence[Tensor],
-    scale: Scale,
-    caveat: str | None,
-    command: str,
+    with_towers: Sequence[Tensor], without_towers: Sequence[Tensor], *how: *How
 ) -> Measurement:
-    """Compare the colour difference between the towers' conv1 with that between random halves.
-
-    Args:
-        with_towers: conv1 of networks with towers, one per seed, [K, 3, h, w], tower 0 first.
-        without_towers: the same of networks without towers.
-    """
-    apart, control = (
-        [_colour_gap(kernels) for kernels in networks] for networks in (with_towers, without_towers)
-    )
-    gain = PairedDifference.of([a - b for a, b in zip(apart, control, strict=True)])
+    """Compare the colours of both towers' conv1 [K, 3, h, w] with those of halves of one tower."""
+    apart, control = (list(map(_colour_gap, nets)) for nets in (with_towers, without_towers))
+    gain = SeedMean.of([a - b for a, b in zip(apart, control, strict=True)])
     return Measurement(
-        claim="fig3",
-        value=f"colour shares of the two towers differ by {fmean(apart):.1f} points, those of two "
+        "fig3",
+        f"colour shares of the two towers differ by {fmean(apart):.1f} points, those of two "
         f"halves of a single tower by {fmean(control):.1f}: {gain} points more",
-        scale=scale,
-        command=command,
+        *how,
         numbers={
             "apart_with_towers_points": fmean(apart),
             "apart_without_points": fmean(control),
             "difference_points": gain.mean,
         },
-        caveat=caveat,
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
@@ -142,18 +110,11 @@ def colour_measurement(
 
 @measures("lsvrc2010-1crop", "table2", "fig3", part="ablations", evaluates=True)
 def seed_measurements(
-    directory: Path,
-    scale: Scale,
-    caveat: str | None,
-    command: str,
-    only: Sequence[int] | None = None,
+    directory: Path, *how: *How, only: Sequence[int] | None = None
 ) -> list[Measurement]:
     """Views, ensemble and colours from a sweep's checkpoints; ``only`` selects seeds.
 
     An ensemble needs two seeds, the comparison of colours a seed of ``one_gpu`` as well.
-
-    Raises:
-        ConfigError: the baseline has no finished run.
     """
     runs = finished_runs(directory, BASELINE, only)
     if not runs:
@@ -163,23 +124,20 @@ def seed_measurements(
     one_view, ten_views = (
         [evaluate_ensemble([run], views) for run in run_dirs] for views in (1, 10)
     )
-    measurements = [views_measurement(one_view, ten_views, scale, caveat, command)]
+    measurements = [views_measurement(one_view, ten_views, *how)]
     if len(runs) > 1:
         ensemble = evaluate_ensemble(run_dirs, 10)
         leave_one_out = [
             evaluate_ensemble([run for run in run_dirs if run is not omitted], 10)
             for omitted in run_dirs
         ]
-        measurements.append(
-            ensemble_measurement(ten_views, ensemble, leave_one_out, scale, caveat, command)
-        )
+        measurements.append(ensemble_measurement(ten_views, ensemble, leave_one_out, *how))
     control = finished_runs(directory, WITHOUT_TOWERS, only)
-    seeds = sorted(runs.keys() & control.keys())
-    if seeds:
+    if seeds := sorted(runs.keys() & control.keys()):
         with_towers, without_towers = (
             [_conv1_weight(by_seed[seed]) for seed in seeds] for by_seed in (runs, control)
         )
-        measurements.append(colour_measurement(with_towers, without_towers, scale, caveat, command))
+        measurements.append(colour_measurement(with_towers, without_towers, *how))
     return measurements
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet2012.config.enums import Device, Precision
-from alexnet2012.config.schema import ModelConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.mesh import init_mesh, single_process
 from alexnet2012.nn.alexnet import AlexNet
@@ -28,47 +26,26 @@ from alexnet2012.nn.optim import PaperSGD
 # than one, which changes the last bits of a float64 (2e-16); layers and steps amplify the change.
 BOUND = 1e-10
 IMAGES = 4
+STEPS = 3
 
 
-@dataclass(frozen=True)
-class ExactnessResult:
-    """The largest difference over all elements and ranks, relative to the largest value."""
-
-    quantity: str
-    worst_relative_difference: float
-
-
-def worker(recipe: str, width: float, steps: int, seed: int, answer: Path) -> None:
-    """Compare on each of two ranks; rank 0 writes the differences to ``answer``."""
+def worker(recipe: str, seed: int, answer: Path) -> None:
+    """Compare on each of two ranks; rank 0 writes the largest differences to ``answer``."""
     mesh = init_mesh(2, device=Device.cpu)
     try:
-        results = compare(
-            *(
-                AlexNet(
-                    recipe,
-                    model=ModelConfig(width=width),
-                    mesh=mesh_of_model,
-                    seed=seed,
-                    precision=Precision.fp64,
-                )
-                for mesh_of_model in (mesh, single_process(Device.cpu))
-            ),
-            steps=steps,
-            seed=seed,
+        towers, whole = (
+            AlexNet(recipe, mesh=mesh_of_model, seed=seed, precision=Precision.fp64)
+            for mesh_of_model in (mesh, single_process(Device.cpu))
         )
+        differences = compare(towers, whole, seed)
         if mesh.rank == 0:
-            rows = [vars(result) for result in results]
-            answer.write_text(json.dumps(rows), encoding="utf-8")
+            answer.write_text(json.dumps(differences), encoding="utf-8")
     finally:
         mesh.close()
 
 
-def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[ExactnessResult]:
-    """Train both networks for ``steps`` steps with dropout. Collective over the towers.
-
-    Args:
-        whole: the one-process network.
-    """
+def compare(towers: AlexNet, whole: AlexNet, seed: int) -> dict[str, float]:
+    """Train both networks with dropout; largest difference by quantity. Collective over towers."""
     stream = torch.Generator().manual_seed(seed)
     size = towers.config.input_size
     images = 60 * torch.randn(IMAGES, 3, size, size, generator=stream, dtype=torch.float64)
@@ -78,43 +55,32 @@ def compare(towers: AlexNet, whole: AlexNet, *, steps: int, seed: int) -> list[E
     with torch.no_grad():
         logits = [model.eval()(images) for model in models]
     worst = {"logits": _difference(*logits)}
-    for step in range(steps):
+    for step in range(STEPS):
         for model, optimizer in zip(models, optimizers, strict=True):
             model.train()
             optimizer.set_rates(LearningRates(1e-3, 1e-3))
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
         if step == 0:
-            worst["gradients of every parameter"] = _worst(towers, whole, gradients=True)
+            worst["gradients of every parameter"] = _worst(towers, whole, "grad")
         for optimizer in optimizers:
             optimizer.step()
-    worst[f"weights after {steps} steps"] = _worst(towers, whole, gradients=False)
-    return [ExactnessResult(quantity, _max_over_ranks(value)) for quantity, value in worst.items()]
+    worst[f"weights after {STEPS} steps"] = _worst(towers, whole, "data")
+    values = torch.tensor(list(worst.values()), dtype=torch.float64)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return dict(zip(worst, values.tolist(), strict=True))
 
 
-def _worst(towers: AlexNet, whole: AlexNet, *, gradients: bool) -> float:
-    """Largest difference over this tower's parameters and their rows in the whole network."""
-    worst = 0.0
+def _worst(towers: AlexNet, whole: AlexNet, name: str) -> float:
+    """Largest difference of ``data`` or ``grad`` of this tower's rows of all parameters."""
     layers = towers.layers()
-    for (name, shard), (_, full) in zip(
-        towers.named_parameters(), whole.named_parameters(), strict=True
-    ):
-        rows = layers[name.split(".")[0]].rows
-        if gradients:
-            assert shard.grad is not None
-            assert full.grad is not None
-            worst = max(worst, _difference(shard.grad, rows.of(full.grad)))
-        else:
-            worst = max(worst, _difference(shard.detach(), rows.of(full.detach())))
-    return worst
+    pairs = zip(towers.named_parameters(), whole.parameters(), strict=True)
+    return max(
+        _difference(getattr(shard, name), layers[key.split(".")[0]].rows.of(getattr(full, name)))
+        for (key, shard), full in pairs
+    )
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
     difference = float((actual - expected).abs().max() / expected.abs().max())
     return difference if math.isfinite(difference) else math.inf  # max() ignores NaN
-
-
-def _max_over_ranks(worst: float) -> float:
-    value = torch.tensor(worst, dtype=torch.float64)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return float(value)

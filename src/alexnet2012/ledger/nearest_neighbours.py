@@ -24,7 +24,7 @@ from alexnet2012.data.store import Split, Store
 from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.inference.nearest import NEAREST, nearest
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
-from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.results import Lookalikes, PredictedImage
 
 SHUFFLES = 1000
@@ -33,8 +33,6 @@ TOP_CLASSES, PREDICTED_IMAGES, QUERY_IMAGES = 5, 8, 5  # paper fig. 4, left and 
 
 @dataclass(frozen=True)
 class SplitActivations:
-    """Outputs of a network for one split, centre view."""
-
     hidden: Tensor  # [n, U] last hidden activations
     probabilities: Tensor  # [n, K]
     labels: Tensor  # [n]
@@ -42,8 +40,6 @@ class SplitActivations:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training images of all validation images."""
-
     indices: Tensor  # [N, k] training images, nearest first
     labels: Tensor  # [N] of the validation images
     train_labels: Tensor  # [M]
@@ -51,8 +47,6 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Figure4:
-    """The content of the figure and the neighbours behind it."""
-
     lookalikes: Lookalikes
     images: Tensor  # uint8 [8 + 5·7, P, P, 3]
     neighbours: Neighbours
@@ -82,15 +76,10 @@ def activations_of(
     return SplitActivations(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
 
 
-def neighbours_measurement(
-    neighbours: Neighbours, scale: Scale, caveat: str | None, command: str
-) -> Measurement:
-    """Share of neighbours with the query's class, compared with shuffled labels.
-
-    Chance level is a permutation test: the same neighbours with the labels of the queries
-    shuffled. Similar queries share neighbours, so they are not an independent sample, and an
-    interval over queries would be too narrow.
-    """
+def neighbours_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
+    """Share of neighbours with the query's class, compared with shuffled labels of the queries."""
+    # A permutation test, because similar queries share neighbours: they are not an independent
+    # sample, and an interval over queries would be too narrow.
     labels = neighbours.labels
     neighbour_labels = neighbours.train_labels[neighbours.indices]
     classes = int(neighbours.train_labels.max()) + 1
@@ -106,13 +95,11 @@ def neighbours_measurement(
     ]
     low, chance, high = np.quantile(shuffled, (0.025, 0.5, 0.975)).tolist()
     return Measurement(
-        claim="fig4",
-        value=f"{measured:.1f}% of the {NEAREST} nearest training images are of the same class; "
+        "fig4",
+        f"{measured:.1f}% of the {NEAREST} nearest training images are of the same class; "
         f"with shuffled labels {chance:.1f}% (95% {low:.1f} to {high:.1f})",
-        scale=scale,
-        command=command,
+        *how,
         numbers={"same_class_pct": measured, "chance_pct": chance, "queries": len(labels)},
-        caveat=caveat,
         agrees=None if low <= measured <= high else measured > high,
         agreement_note="whether more neighbours than by chance are of the same class, over all "
         "validation images; the paper shows five queries and reports no number",
@@ -137,10 +124,7 @@ def figure4(run_dir: Path) -> Figure4:
     lookalikes = Lookalikes(
         guesses=[_prediction(of_val, store, index) for index in predicted],
         queries=[store.classes[int(of_val.labels[index])] for index in queries],
-        nearest=[
-            [store.classes[int(of_train.labels[neighbour])] for neighbour in indices[index]]
-            for index in queries
-        ],
+        nearest=[[store.classes[int(c)] for c in of_train.labels[indices[i]]] for i in queries],
     )
     paths = [val.paths[index] for index in predicted]
     for index in queries:

@@ -6,55 +6,40 @@ fine-tunes its layers on a few classes, and ``few_classes`` trains on those from
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.claims import Measurement, Scale, support_word
+from alexnet2012.ledger.claims import How, Measurement, support_word
 from alexnet2012.ledger.registry import measures
-from alexnet2012.ledger.statistics import PairedDifference, finished_runs
-from alexnet2012.utils.metrics import mean_interval
+from alexnet2012.ledger.statistics import SeedMean, finished_runs
+from alexnet2012.ledger.training_runs import read_summary
 
-ALL_CLASSES, FROM_SCRATCH, PRETRAINED = "none", "few_classes", "pretrained"
+ALL_CLASSES, FROM_SCRATCH, PRETRAINED = ABLATIONS = "none", "few_classes", "pretrained"
 
 
 def read_errors(
     directory: Path, only: Sequence[int] | None = None
 ) -> dict[str, dict[int, tuple[float, float]]]:
-    """Top-1 and top-5 errors of the finished runs, per cent, by ablation and seed.
-
-    Raises:
-        ConfigError: one of the three has no finished run.
-    """
+    """Top-1 and top-5 errors of the finished runs, per cent, by ablation and seed."""
     errors: dict[str, dict[int, tuple[float, float]]] = {}
-    for ablation in (ALL_CLASSES, FROM_SCRATCH, PRETRAINED):
-        for seed, run in finished_runs(directory, ablation, only).items():
-            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    for name in ABLATIONS:
+        for seed, run in finished_runs(directory, name, only).items():
+            summary = read_summary(run)
             top1_top5 = summary["top1_error_pct"], summary["top5_error_pct"]
-            errors.setdefault(ablation, {})[seed] = top1_top5
-        if ablation not in errors:
-            remedy = (
-                f"contains no finished run of ablation={ablation}; see conf/experiment/pretrain"
-            )
+            errors.setdefault(name, {})[seed] = top1_top5
+        if name not in errors:
+            remedy = f"contains no finished run of ablation={name}; see conf/experiment/pretrain"
             raise ConfigError("runs", directory, remedy)
     return errors
 
 
 @measures("pretrain", "imagenet2009", part="pretrain")
 def pretrain_measurements(
-    directory: Path,
-    scale: Scale,
-    caveat: str | None,
-    command: str,
-    only: Sequence[int] | None = None,
+    directory: Path, *how: *How, only: Sequence[int] | None = None
 ) -> list[Measurement]:
-    """The gain from pretraining, and the error of the pretrained network on all classes.
-
-    Raises:
-        ConfigError: a run is missing, or no seed was trained both ways.
-    """
+    """The gain from pretraining, and the error of the pretrained network on all classes."""
     errors = read_errors(directory, only)
     seeds = sorted(errors[FROM_SCRATCH].keys() & errors[PRETRAINED].keys())
     if not seeds:
@@ -63,20 +48,16 @@ def pretrain_measurements(
     from_scratch, pretrained = (
         [errors[ablation][seed][0] for seed in seeds] for ablation in (FROM_SCRATCH, PRETRAINED)
     )
-    gain = PairedDifference.of([a - b for a, b in zip(from_scratch, pretrained, strict=True)])
-    all_classes = list(errors[ALL_CLASSES].values())
-    top1, low, high = mean_interval([first for first, _ in all_classes])
-    interval = None if low is None or high is None else (low, high)
-    interval_text = "" if interval is None else f" (top-1 95% {low:.1f} to {high:.1f})"
+    gain = SeedMean.of([a - b for a, b in zip(from_scratch, pretrained, strict=True)])
+    top1, top5 = map(SeedMean.of, zip(*errors[ALL_CLASSES].values(), strict=True))
+    bounds = top1.interval and f" (top-1 95% {top1.interval[0]:.1f} to {top1.interval[1]:.1f})"
     return [
         Measurement(
-            claim="pretrain",
-            value=f"without pretraining {gain} points top-1: "
+            "pretrain",
+            f"without pretraining {gain} points top-1: "
             f"{fmean(from_scratch):.2f} against {fmean(pretrained):.2f}",
-            scale=scale,
-            command=command,
+            *how,
             numbers={"top1_gain_points": gain.mean},
-            caveat=caveat,
             n_seeds=gain.n_seeds,
             interval=gain.interval,
             agrees=gain.above_zero,
@@ -84,15 +65,13 @@ def pretrain_measurements(
             "paper reports +1.7 points, with pretraining on 15 M other images",
         ),
         Measurement(
-            claim="imagenet2009",
-            value=f"{top1:.2f} / {fmean(top5 for _, top5 in all_classes):.2f}{interval_text} on "
-            "all classes, with the sixth convolution",
-            scale=scale,
-            command=command,
-            numbers={"top1_error_pct": top1},
-            caveat=caveat,
-            n_seeds=len(all_classes),
-            interval=interval,
+            "imagenet2009",
+            f"{top1.mean:.2f} / {top5.mean:.2f}{bounds or ''} on all classes, with the sixth "
+            "convolution",
+            *how,
+            numbers={"top1_error_pct": top1.mean},
+            n_seeds=top1.n_seeds,
+            interval=top1.interval,
             agreement_note="other images: the errors are not comparable",
         ),
     ]

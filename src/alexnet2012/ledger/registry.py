@@ -7,14 +7,14 @@ about an existing experiment is one entry in ``claims.yaml`` and one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from alexnet2012 import ledger
-from alexnet2012.ledger.claims import Claim, Kind, Measurement, Scale, load_claims
+from alexnet2012.ledger.claims import How, Measurement, load_claims
 
 Function = Callable[..., Measurement | list[Measurement]]
 AnyFunction = TypeVar("AnyFunction", bound=Function)
@@ -22,8 +22,6 @@ AnyFunction = TypeVar("AnyFunction", bound=Function)
 
 @dataclass(frozen=True)
 class Measure:
-    """A measuring function and what it declares."""
-
     function: Function
     claims: tuple[str, ...]
     part: str  # of the reproduction; the function's first argument is that part's evidence
@@ -42,10 +40,7 @@ def measures(
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Declare that a function measures claims from the evidence of one part of the reproduction.
 
-    The function is called as ``function(evidence, scale, caveat, command, **options)``.
-
-    Raises:
-        ValueError: a claim is not in claims.yaml.
+    The function is called as ``function(evidence, scale, command, caveat, **options)``.
     """
 
     def register(function: AnyFunction) -> AnyFunction:
@@ -68,54 +63,19 @@ def all_measures() -> list[Measure]:
     )
 
 
-def check_coverage(claims: Iterable[Claim], entries: Iterable[Measure]) -> None:
-    """Check that every claim is measured by one function, or marked as quoted only.
-
-    Raises:
-        ValueError: a claim has no measuring function, or two, or is of kind ``published`` and
-            has one.
-    """
-    by_claim: dict[str, list[str]] = {}
-    for entry in entries:
-        for claim_id in entry.claims:
-            by_claim.setdefault(claim_id, []).append(entry.name)
-    for claim in claims:
-        names = by_claim.get(claim.id, [])
-        if claim.kind is Kind.published and names:
-            raise ValueError(f"{claim.id}: kind=published: only quoted, but {names[0]} measures it")
-        if claim.kind is not Kind.published and not names:
-            raise ValueError(
-                f'{claim.id}: no function measures it; declare one with @measures("{claim.id}", …) '
-                "or set kind: published"
-            )
-        if len(names) > 1:
-            raise ValueError(f"{claim.id}: measured by {' and '.join(names)}; keep one")
-
-
 def measure(
-    part: str,
-    evidence: Any,
-    scale: Scale,
-    caveat: str | None,
-    command: str,
-    *,
-    evaluate: bool = True,
-    **options: Any,
+    part: str, evidence: Any, *how: *How, evaluate: bool = True, **options: Any
 ) -> list[Measurement]:
     """Call every function that measures claims from a part's evidence.
 
-    Args:
-        evaluate: also call functions that evaluate checkpoints.
-
-    Raises:
-        ValueError: a function returned a measurement of a claim that it does not declare.
+    ``evaluate`` includes the functions that evaluate checkpoints.
     """
     measurements: list[Measurement] = []
     for entry in all_measures():
         if entry.part != part or (entry.evaluates and not evaluate):
             continue
-        result = entry.function(evidence, scale, caveat, command, **options)
-        new: Sequence[Measurement] = [result] if isinstance(result, Measurement) else result
+        result = entry.function(evidence, *how, **options)
+        new = [result] if isinstance(result, Measurement) else result
         for measurement in new:
             if measurement.claim not in entry.claims:
                 raise ValueError(

@@ -1,7 +1,8 @@
 """ReLU against tanh: epochs to a training error, each activation at its best learning rate.
 
 Reads sweeps of ``conf/experiment/relu`` and ``conf/experiment/relu_cifar10``, or any runs that
-differ only in activation, learning rate and seed.
+differ only in activation, learning rate and seed. On CIFAR-10, as in the paper, short runs choose
+the learning rates, and runs to the paper's training error follow.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.claims import MIN_SEEDS, Measurement, Scale
+from alexnet2012.ledger.claims import MIN_SEEDS, How, Measurement
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Ablation, Arm
+from alexnet2012.ledger.statistics import SeedMean, finished_runs
+from alexnet2012.ledger.sweeps import Sweeps
 from alexnet2012.tracking.tracker import read_records
-from alexnet2012.utils.metrics import mean_interval
 
 THRESHOLD_PCT = 25.0  # paper fig. 1
+SEARCH, TRAINING = "relu_cifar10_lr/full", "relu_cifar10/full"
+FIRST_RATES = (0.004, 0.008)  # the search extends these while the best is at an end
 
 Errors = list[float]  # training error by epoch, per cent
 # By learning rate and seed. A rate is chosen by the mean of its seeds, not by its luckiest one.
@@ -31,26 +35,18 @@ Rates = dict[float, dict[int, Errors]]
 
 
 def read_runs(run_dirs: Iterable[Path]) -> dict[str, Rates]:
-    """Training errors by activation, learning rate and seed.
-
-    Raises:
-        ConfigError: an activation has no run, or two runs have the same settings.
-    """
+    """Training errors by activation, learning rate and seed."""
     runs: dict[str, Rates] = defaultdict(lambda: defaultdict(dict))
     for run_dir in run_dirs:
         settings: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
-        errors = [record["train_error_pct"] for record in epochs]
-        activation, rate, seed = (
-            settings["model"]["activation"],
-            settings["schedule"]["rate"],
-            settings["seed"],
-        )
-        if seed in runs[activation][rate]:
+        activation, rate = settings["model"]["activation"], settings["schedule"]["rate"]
+        by_seed, seed = runs[activation][rate], settings["seed"]
+        if seed in by_seed:
             duplicate = f"{activation} at rate {rate:g}, seed {seed}"
             remedy = f"is a second run of {duplicate}; give the directory of one sweep"
             raise ConfigError("runs", run_dir, remedy)
-        runs[activation][rate][seed] = errors
+        by_seed[seed] = [record["train_error_pct"] for record in epochs]
     if missing := {"relu", "tanh"} - runs.keys():
         remedy = "train both model.activation=relu and model.activation=tanh to the end"
         raise ConfigError("runs", f"without {min(missing)}", remedy)
@@ -59,27 +55,21 @@ def read_runs(run_dirs: Iterable[Path]) -> dict[str, Rates]:
 
 def epochs_to(errors: Errors, threshold_pct: float = THRESHOLD_PCT) -> float | None:
     """Epochs until the training error is at most the threshold; None: not reached."""
-    reached = [i + 1 for i, error in enumerate(errors) if error <= threshold_pct]
-    return float(reached[0]) if reached else None
+    return next((i + 1.0 for i, error in enumerate(errors) if error <= threshold_pct), None)
 
 
 def best_rate(rates: Rates) -> float:
-    """The learning rate with the fewest epochs to the threshold, then with the lowest final error.
-
-    Both are means over seeds.
-    """
+    """The rate with the fewest epochs to the threshold, then the lowest final error, on average."""
 
     def slowness(rate: float) -> tuple[float, float]:
         runs = rates[rate].values()
-        reached = [epochs_to(errors) for errors in runs]
-        mean = math.inf if None in reached else fmean(e for e in reached if e is not None)
-        return mean, fmean(errors[-1] for errors in runs)
+        epochs = fmean(epochs_to(errors) or math.inf for errors in runs)
+        return epochs, fmean(errors[-1] for errors in runs)
 
     return min(rates, key=slowness)
 
 
 def best_rates(runs: Mapping[str, Rates]) -> dict[str, float]:
-    """The best learning rate of each activation."""
     return {activation: best_rate(rates) for activation, rates in runs.items()}
 
 
@@ -100,11 +90,9 @@ def rates_beyond(runs: Mapping[str, Rates], tried: Mapping[str, set[float]]) -> 
 def relu_chart(runs: Mapping[str, Rates], command: str) -> Ablation:
     """Learning curves of both activations at their best rates: mean over seeds, or first seed."""
     curves = []
-    n_seeds = 0
     for activation in ("relu", "tanh"):
         rate = best_rate(runs[activation])
         by_seed = runs[activation][rate]
-        n_seeds = len(by_seed)
         # Runs that stop at the threshold differ in length; then the first seed stands for all.
         equal_length = len({len(errors) for errors in by_seed.values()}) == 1
         drawn = list(by_seed.values()) if equal_length else [by_seed[min(by_seed)]]
@@ -122,28 +110,15 @@ def relu_chart(runs: Mapping[str, Rates], command: str) -> Ablation:
         title="ReLU against tanh",
         arms=curves,
         threshold_pct=THRESHOLD_PCT,
-        n_seeds=n_seeds,
+        n_seeds=len(by_seed),
         note="Each activation at its best learning rate, without regularisation.",
         command=command,
     )
 
 
 @measures("relu", part="relu")
-def relu_measurements(
-    run_dirs: Iterable[Path], scale: Scale, caveat: str | None, command: str
-) -> Measurement:
-    """The claim ``relu``, from the runs of a sweep."""
-    return relu_measurement(read_runs(run_dirs), scale, caveat, command)
-
-
-def relu_measurement(
-    runs: Mapping[str, Rates], scale: Scale, caveat: str | None, command: str
-) -> Measurement:
-    """Ratio of the epochs to the training error, tanh over ReLU, mean over paired seeds.
-
-    Raises:
-        ConfigError: no seed was trained with both activations.
-    """
+def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
+    """Ratio of the epochs to the training error, tanh over ReLU, mean over paired seeds."""
     relu, tanh = (runs[name][best_rate(runs[name])] for name in ("relu", "tanh"))
     seeds = sorted(relu.keys() & tanh.keys())
     if not seeds:
@@ -153,33 +128,25 @@ def relu_measurement(
     for seed in seeds:
         with_relu, with_tanh = epochs_to(relu[seed]), epochs_to(tanh[seed])
         if with_relu is None:
-            return Measurement(
-                claim="relu",
-                value=f"ReLU did not reach {THRESHOLD_PCT:g}% in {len(relu[seed])} epochs",
-                scale=scale,
-                command=command,
-                caveat=caveat,
-                n_seeds=len(seeds),
-            )
+            value = f"ReLU did not reach {THRESHOLD_PCT:g}% in {len(relu[seed])} epochs"
+            return Measurement("relu", value, *how, n_seeds=len(seeds))
         at_least |= with_tanh is None
         ratios.append((with_tanh or len(tanh[seed])) / with_relu)
-    ratio, low, high = mean_interval(ratios)
-    interval, interval_text, agrees = None, "", None
-    if low is not None and high is not None:
-        bound = "of the bound " if at_least else ""
-        interval, interval_text = (low, high), f" ({bound}95% {low:.1f} to {high:.1f})"
+    ratio = SeedMean.of(ratios)
+    interval_text, agrees = "", None
+    if ratio.interval is not None:
+        low, high = ratio.interval
+        interval_text = f" ({'of the bound ' if at_least else ''}95% {low:.1f} to {high:.1f})"
         if len(seeds) >= MIN_SEEDS and not low <= 1 <= high:
             agrees = low > 1
     return Measurement(
-        claim="relu",
-        value=f"{'more than ' if at_least else ''}{ratio:.1f} ×{interval_text}: "
+        "relu",
+        f"{'more than ' if at_least else ''}{ratio.mean:.1f} ×{interval_text}: "
         f"{_epochs_text(relu, seeds)} epochs with ReLU, {_epochs_text(tanh, seeds)} with tanh",
-        scale=scale,
-        command=command,
-        numbers={"ratio_at_least" if at_least else "ratio": ratio},
-        caveat=caveat,
+        *how,
+        numbers={"ratio_at_least" if at_least else "ratio": ratio.mean},
         n_seeds=len(seeds),
-        interval=interval,
+        interval=ratio.interval,
         agrees=agrees,
         agreement_note="whether ReLU is faster at all; the paper reports 6 ×",
     )
@@ -200,8 +167,42 @@ def relu_table(runs: Mapping[str, Rates]) -> Table:
 
 def _epochs_text(runs: Mapping[int, Errors], seeds: list[int]) -> str:
     """Epochs to the threshold by seed, or ``over N`` where N epochs did not reach it."""
-    reached = [epochs_to(runs[seed]) for seed in seeds]
     return ", ".join(
-        f"over {len(runs[seed])}" if epochs is None else f"{epochs:.0f}"
-        for seed, epochs in zip(seeds, reached, strict=True)
+        f"over {len(runs[seed])}" if (epochs := epochs_to(runs[seed])) is None else f"{epochs:.0f}"
+        for seed in seeds
     )
+
+
+def train(sweeps: Sweeps) -> list[Path]:
+    """Directories of the finished runs of the four-layer network, over all seeds."""
+    runs: list[Path] = []
+    for activation, rate in best_rates(_search_rates(sweeps)).items():
+        overrides = [f"model.activation={activation}", f"schedule.rate={rate:g}"]
+        sweeps.train(TRAINING, overrides, sweeps.seeds)
+        directory = sweeps.directory(TRAINING) / activation
+        runs += finished_runs(directory, f"{rate:g}", sweeps.seeds).values()
+    return runs
+
+
+def _search_rates(sweeps: Sweeps) -> dict[str, Rates]:
+    """A few epochs at each learning rate, until the best of each activation has neighbours."""
+    tried = {activation: set(FIRST_RATES) for activation in ("relu", "tanh")}
+    seeds, root = sweeps.seeds[:1], sweeps.directory(SEARCH)
+    new: Mapping[str, Iterable[float]] = tried
+    while new:
+        for activation, rates in new.items():
+            values = ",".join(f"{rate:g}" for rate in sorted(rates))
+            overrides = [f"model.activation={activation}", f"schedule.rate={values}"]
+            # A rate that is far too high diverges to NaN; the warning is below.
+            sweeps.train(SEARCH, overrides, seeds, warn=False)
+        searched = [(root / name, f"{rate:g}") for name, rates in tried.items() for rate in rates]
+        runs = read_runs(run for key in searched for run in finished_runs(*key, seeds).values())
+        new = {activation: {rate} for activation, rate in rates_beyond(runs, tried).items()}
+        for activation, rates in new.items():
+            tried[activation].update(rates)
+    for activation, rates in tried.items():
+        for rate in sorted(rates - runs[activation].keys()):
+            sweeps.warnings.append(
+                f"{SEARCH}: {activation} at learning rate {rate:g} failed; treated as too high"
+            )
+    return runs

@@ -7,14 +7,20 @@ a warning in the report, and the other parts still run.
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shlex
 import shutil
 import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 
 from alexnet2012.config.enums import Budget
@@ -27,47 +33,41 @@ from alexnet2012.ledger import (
     architecture,
     exactness,
     pretraining,
-    reduced_run,
-    relu_sweep,
+    relu_vs_tanh,
     training_runs,
 )
 from alexnet2012.ledger.ablations import Sweep
 from alexnet2012.ledger.claims import Measurement, Scale, ablations_of
 from alexnet2012.ledger.nearest_neighbours import figure4
-from alexnet2012.ledger.provenance import command_of, provenance
 from alexnet2012.ledger.registry import measure
-from alexnet2012.ledger.relu_vs_tanh import read_runs, relu_chart
 from alexnet2012.ledger.report.render import write_report
-from alexnet2012.ledger.results import Exactness, Reproduction, save_reproduction
+from alexnet2012.ledger.results import Exactness, Provenance, Reproduction, save_reproduction
 from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.cost_model import count_layers
+from alexnet2012.utils.environment import cpu_name, running_commit
 
 
 class Part(NamedTuple):
-    """The title that is printed before a part, and the experiments that it trains by budget."""
-
-    title: str
-    experiments: Mapping[Budget, Sequence[str]] = {}
+    title: str  # printed before it
+    experiments: Mapping[Budget, Sequence[str]] = {}  # that it trains
 
 
 def _each_budget(name: str) -> dict[Budget, Sequence[str]]:
     return {budget: [f"{name}/{budget}"] for budget in Budget}
 
 
-def _any_budget(*experiments: str) -> dict[Budget, Sequence[str]]:
-    return dict.fromkeys(Budget, experiments)
-
-
-RELU = {
-    **_any_budget(relu_sweep.SEARCH, relu_sweep.TRAINING),
-    Budget.quick: ["relu/quick"],
-}
+RELU = {budget: [relu_vs_tanh.SEARCH, relu_vs_tanh.TRAINING] for budget in Budget}
+RELU[Budget.quick] = ["relu/quick"]
 PARTS = {  # in order; each is a method of Reproduce
     "audit": Part("counts of the architecture"),
     "exactness": Part("two processes compared with one, float64, full size"),
     "full_size": Part(
-        "full-size network, 100 steps with each recipe", _any_budget("full_size/quick")
+        "full-size network, 100 steps with each recipe", dict.fromkeys(Budget, ("full_size/quick",))
     ),
-    "reduced": Part("reduced network, trained until it has learnt", _any_budget("reduced/quick")),
+    "reduced": Part(
+        "reduced network, trained until it has learnt", dict.fromkeys(Budget, ("reduced/quick",))
+    ),
     "relu": Part("ReLU against tanh", RELU),
     "lrn_cifar10": Part("four-layer network without normalisation", _each_budget("lrn_cifar10")),
     "ablations": Part("ablations", _each_budget("ablations")),
@@ -75,20 +75,15 @@ PARTS = {  # in order; each is a method of Reproduce
 }
 FORMER_PARTS = {"effects": "ablations"}
 RECIPES = ("paper", "code145")
-QUICK_RELU_RATES = (0.002, 0.01)
+QUICK_RELU_RATES = "0.002,0.01"
 CIFAR10_NETWORK = (
     "the four-layer network of cuda-convnet's 18% error, on whole images; its networks of 13% and "
     "11% have locally connected layers and train on crops"
 )
-EXACTNESS_STEPS = 3
 
 
 class Reproduce:
-    """Runs the parts of a reproduction in order; each adds its results to the report.
-
-    Raises:
-        ConfigError: a part in ``config.parts`` does not exist.
-    """
+    """Runs the parts of a reproduction in order; each adds its results to the report."""
 
     def __init__(self, config: ReproduceConfig) -> None:
         self.config = config
@@ -106,20 +101,16 @@ class Reproduce:
         """Run all parts and write the report; returns the number of warnings."""
         start = time.perf_counter()
         self._part("preparing the data", self.prepare, needed=True)
-        sweeps = self.sweeps
-        self.results["provenance"] = provenance(
-            sweeps.store_of_report, self.command, sweeps.seeds, sweeps.data_caveat
-        )
+        self.results["provenance"] = provenance(self.sweeps, self.command)
         for name in self.parts or PARTS:
             self._part(PARTS[name].title, getattr(self, name))
-        self.results["warnings"] += sweeps.warnings
+        self.results["warnings"] += self.sweeps.warnings
         self.results["measurements"] = [m.to_json() for m in self.measurements]
         save_reproduction(self.results, self.out)
         report = write_report(self.results, self.out)
         self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
         self.console.print(f"report: {report}", soft_wrap=True)
-        minutes = (time.perf_counter() - start) / 60
-        self.console.print(f"took {minutes:.1f} minutes")
+        self.console.print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
         return len(self.results["warnings"])
 
     def prepare(self) -> None:
@@ -130,43 +121,39 @@ class Reproduce:
         # Runs without a seed of their own, and at budget=quick all runs, are trained anew.
         # Sweeps that take hours are kept: finished runs with the same settings are recognised.
         runs = self.out / "runs"
-        unseeded = [runs / name for name in ("full_size", "reduced", "relu")]
-        former = runs / "quick"
         quick = runs.glob(f"*/{Budget.quick}") if budget is Budget.quick else ()
-        for directory in (former, *(path / "quick" for path in unseeded), *quick):
+        unseeded = ("quick", "full_size/quick", "reduced/quick", "relu/quick")
+        for directory in (*(runs / name for name in unseeded), *quick):
             shutil.rmtree(directory, ignore_errors=True)
 
     def audit(self) -> None:
-        counts = architecture.paper_layer_counts()
+        counts = count_layers(AlexNet("paper"))
         self.results["audit"] = architecture.audit_of(counts)
-        self.measurements += measure("audit", counts, Scale.exact, None, self.command)
+        self.measurements += measure("audit", counts, Scale.exact, self.command, None)
 
     def exactness(self) -> None:
         for recipe in RECIPES:
             answer = self.out / f"exactness-{recipe}.json"
-            launch(exactness.worker, 2, recipe, 1.0, EXACTNESS_STEPS, self.config.seed, answer)
-            for row in json.loads(answer.read_text(encoding="utf-8")):
-                self.results["exactness"].append(
-                    Exactness(
-                        quantity=row["quantity"],
-                        recipe=recipe,
-                        dtype="float64",
-                        worst_relative_difference=row["worst_relative_difference"],
-                        bound=exactness.BOUND,
-                    )
+            launch(exactness.worker, 2, recipe, self.config.seed, answer)
+            self.results["exactness"] += [
+                Exactness(
+                    quantity=quantity,
+                    recipe=recipe,
+                    dtype="float64",
+                    worst_relative_difference=difference,
+                    bound=exactness.BOUND,
                 )
+                for quantity, difference in json.loads(answer.read_text(encoding="utf-8")).items()
+            ]
             answer.unlink()
 
     def full_size(self) -> None:
         experiment, steps = "full_size/quick", self.config.full_size_steps
-        command = self.sweeps.train(
-            experiment, [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
-        )
+        overrides = [f"recipe={','.join(RECIPES)}", f"max_steps={steps}"]
+        command = self.sweeps.train(experiment, overrides)
         classes = len(self.sweeps.store_of_report.classes)
-        config = (
-            "full-size network, 224 pixels, batch size 32, learning rate 0.01, "
-            f"seed {self.config.seed}"
-        )
+        training = f"batch size 32, learning rate 0.01, seed {self.config.seed}"
+        config = f"full-size network, 224 pixels, {training}"
         run_dirs = self.sweeps.runs(experiment)
         paper, code145 = (
             training_runs.read_run(run_dir, recipe, config, command, classes)
@@ -182,7 +169,7 @@ class Reproduce:
         hardware = machine["gpu"] if on_gpu and machine["gpu"] else machine["cpu"]
         runs = training_runs.FullSizeRuns(paper, code145, hardware)
         caveat = self.sweeps.caveat(f"{steps} steps with batch size 32")
-        self.measurements += measure("full_size", runs, Scale.reduced, caveat, command)
+        self.measurements += measure("full_size", runs, Scale.reduced, command, caveat)
 
     def reduced(self) -> None:
         experiment, epochs = "reduced/quick", self.config.reduced_epochs
@@ -210,67 +197,53 @@ class Reproduce:
         for views in (1, 10):
             evaluation.views = views
             errors = evaluate_checkpoints(evaluation)
-            self.results["evaluation"].append(reduced_run.evaluation_row(errors, views, classes))
-        kernels = load_trained(run_dir).model.layers()["conv1"].weight.detach()
-        self.results["kernels"] = kernels
+            self.results["evaluation"].append(training_runs.evaluation_row(errors, views, classes))
+        conv1 = load_trained(run_dir).model.layers()["conv1"]
+        self.results["kernels"] = conv1.weight.detach()
         self.results["kernels_caption"] = f"conv1 of the reduced network after {epochs} epochs."
         figure = figure4(run_dir)
         self.results["lookalikes"], self.results["pictures"] = figure.lookalikes, figure.images
-        evidence = reduced_run.ReducedRun(store, self.results["evaluation"][-1], figure.neighbours)
-        caveat = self.sweeps.caveat(
-            f"a network with a quarter of the kernels on 112 pixels, {epochs} epochs"
-        )
-        self.measurements += measure("reduced", evidence, Scale.reduced, caveat, command)
+        ten_views = self.results["evaluation"][-1]
+        evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours)
+        network = "a network with a quarter of the kernels on 112 pixels"
+        caveat = self.sweeps.caveat(f"{network}, {epochs} epochs")
+        self.measurements += measure("reduced", evidence, Scale.reduced, command, caveat)
 
     def relu(self) -> None:
         if self.sweeps.runs_cifar10:
-            run_dirs, is_papers_data = (
-                relu_sweep.train(self.sweeps),
-                self.config.source == "cifar10",
-            )
+            run_dirs, command = relu_vs_tanh.train(self.sweeps), self.command
+            is_papers_data = self.config.source == "cifar10"
             scale = Scale.full if is_papers_data else Scale.reduced
             caveat = None if is_papers_data else self.sweeps.data_caveat
-            self._compare_activations(run_dirs, self.command, scale, caveat)
-            return
-        experiment, epochs = "relu/quick", self.config.relu_epochs
-        rates = ",".join(map(str, QUICK_RELU_RATES))
-        command = self.sweeps.train(
-            experiment,
-            [
+        else:
+            experiment, epochs = "relu/quick", self.config.relu_epochs
+            overrides = [
                 "model.activation=relu,tanh",
-                f"schedule.rate={rates}",
+                f"schedule.rate={QUICK_RELU_RATES}",
                 f"schedule.epochs={epochs}",
                 f"eval_every_epochs={epochs}",
-            ],
-        )
-        caveat = self.sweeps.caveat(
-            "an eighth of AlexNet on 64 pixels instead of a four-layer network"
-        )
-        self._compare_activations(self.sweeps.runs(experiment), command, Scale.reduced, caveat)
-
-    def _compare_activations(
-        self, run_dirs: Sequence[Path], command: str, scale: Scale, caveat: str | None
-    ) -> None:
-        self._record_commits(
-            PARTS["relu"].title, (training_runs.read_summary(run)["commit"] for run in run_dirs)
-        )
-        self.results["ablations"].append(relu_chart(read_runs(run_dirs), command))
-        self.measurements += measure("relu", run_dirs, scale, caveat, command)
+            ]
+            command = self.sweeps.train(experiment, overrides)
+            setup = "an eighth of AlexNet on 64 pixels instead of a four-layer network"
+            run_dirs = self.sweeps.runs(experiment)
+            scale, caveat = Scale.reduced, self.sweeps.caveat(setup)
+        commits = (training_runs.read_summary(run)["commit"] for run in run_dirs)
+        self._record_commits(PARTS["relu"].title, commits)
+        runs = relu_vs_tanh.read_runs(run_dirs)
+        self.results["ablations"].append(relu_vs_tanh.relu_chart(runs, command))
+        self.measurements += measure("relu", runs, scale, command, caveat)
 
     def lrn_cifar10(self) -> None:
         budget = self.config.budget if self.sweeps.runs_cifar10 else Budget.quick
         runs, directory, command = self._train_ablations("lrn_cifar10", budget)
         title = "The four-layer network with and without normalisation"
         self.results["cifar10_effects"] = ablations.effects(runs)
-        self.results["ablations"].append(
-            ablations.ablation_chart(runs, "lrn-cifar10", title, command)
-        )
+        chart = ablations.ablation_chart(runs, "lrn-cifar10", title, command)
+        self.results["ablations"].append(chart)
         seeds = self.sweeps.seeds
         setup = f"{CIFAR10_NETWORK}; {ablations.describe(runs)}"
-        caveat = self.sweeps.caveat(setup, f"{len(seeds)} seeds")
-        self.measurements += measure(
-            "lrn_cifar10", directory, Scale.reduced, caveat, command, only=seeds
-        )
+        how = Scale.reduced, command, self.sweeps.caveat(setup, f"{len(seeds)} seeds")
+        self.measurements += measure("lrn_cifar10", directory, *how, only=seeds)
 
     def ablations(self) -> None:
         runs, directory, command = self._train_ablations("ablations", self.config.budget)
@@ -279,23 +252,18 @@ class Reproduce:
         self.results["effects_caption"] = description
         self.results["learning_curves"] = ablations.learning_curves(runs)
         scale, caveat = self.sweeps.scale(description)
-        measurements = measure(
-            "ablations", directory, scale, caveat, command, only=self.sweeps.seeds
-        )
+        seeds = self.sweeps.seeds
+        measurements = measure("ablations", directory, scale, command, caveat, only=seeds)
         self.measurements += map(self.sweeps.for_edition, measurements)
 
     def pretrain(self) -> None:
         experiment, seeds = f"pretrain/{self.config.budget}", self.sweeps.seeds
-        names = (pretraining.ALL_CLASSES, pretraining.FROM_SCRATCH, pretraining.PRETRAINED)
-        command = self.sweeps.train(experiment, [f"ablation={','.join(names)}"], seeds)
-        self.measurements += measure(
-            "pretrain",
-            self.sweeps.directory(experiment),
-            Scale.reduced,  # at every budget: the paper pretrains on other data
-            self.sweeps.caveat("five classes", f"{len(seeds)} seeds"),
-            command,
-            only=seeds,
-        )
+        overrides = [f"ablation={','.join(pretraining.ABLATIONS)}"]
+        command = self.sweeps.train(experiment, overrides, seeds)
+        caveat = self.sweeps.caveat("five classes", f"{len(seeds)} seeds")
+        how = Scale.reduced, command, caveat  # at every budget: the paper pretrains on other data
+        directory = self.sweeps.directory(experiment)
+        self.measurements += measure("pretrain", directory, *how, only=seeds)
 
     def _train_ablations(self, sweep: str, budget: Budget) -> tuple[Sweep, Path, str]:
         """Train the ablations that the claims need; returns runs, directory and command."""
@@ -305,7 +273,7 @@ class Reproduce:
         directory = self.sweeps.directory(experiment)
         runs = ablations.read_claimed(directory, sweep, seeds)
         self._record_commits(
-            sweep, (result.commit for results in runs.values() for result in results.values())
+            sweep, (r.commit for by_seed in runs.values() for r in by_seed.values())
         )
         return runs, directory, command
 
@@ -330,3 +298,39 @@ class Reproduce:
             self.results["warnings"].append(f"{title}: {message}")
             self.console.print(f"failed: {message}", style="red", markup=False)
         self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
+
+
+def provenance(sweeps: Sweeps, command: str) -> Provenance:
+    """The code, machine, data and date of this process."""
+    store, (commit, dirty) = sweeps.store_of_report, running_commit()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        dali=version("nvidia-dali-cuda130"),
+        cpu=cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        date=date.today().isoformat(),
+        command=command,
+        seeds=sweeps.seeds,
+        data_description=store.description,
+        data_caveat=sweeps.data_caveat,
+        classes=list(store.classes),
+        store_fingerprint=store.fingerprint,
+        processes=2,
+    )
+
+
+def command_of(config: ReproduceConfig) -> str:
+    """The command that repeats a reproduction, without ``out``, which changes no number."""
+    default = ReproduceConfig()
+    # The full path of the data is private.
+    settings = {**vars(config), "source": Path(config.source).name}
+    overrides = []
+    for key, value in settings.items():
+        if key not in ("out", "caveat") and value != getattr(default, key):
+            text = f"[{','.join(value)}]" if isinstance(value, list) else value
+            overrides.append(f"{key}={text}")
+    return shlex.join(["python", "-m", "alexnet2012.reproduce", *overrides])

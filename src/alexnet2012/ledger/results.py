@@ -17,8 +17,6 @@ from alexnet2012.ledger.claims import Measurement, ledger, write_json
 
 
 class Provenance(TypedDict, total=False):
-    """Code, machine, data and command behind the numbers."""
-
     commit: str
     dirty: bool  # the working tree had uncommitted changes
     python: str
@@ -38,9 +36,7 @@ class Provenance(TypedDict, total=False):
     extra: dict[str, str]  # further rows of the provenance table
 
 
-class AuditLayer(TypedDict):
-    """Counts of one layer, both towers."""
-
+class AuditLayer(TypedDict):  # both towers
     name: str  # conv1 … fc8
     kernels: int  # kernels or units
     weights: int
@@ -82,12 +78,10 @@ class Validation(TypedDict, total=False):
 
 
 class TrainingRun(TypedDict, total=False):
-    """One training run; ``loss[i]`` is that of ``steps[i]``."""
-
     label: str  # in the legend: "paper" or "code #145"
     config: str  # one line: network, input, batch size, learning rate, seed
     steps: list[int]
-    loss: list[float]  # of the training batch
+    loss: list[float]  # of the training batch, at these steps
     val: list[Validation]
     images_per_s: float
     chance_loss: float  # ln(classes)
@@ -97,8 +91,6 @@ class TrainingRun(TypedDict, total=False):
 
 
 class Evaluation(TypedDict, total=False):
-    """Validation errors of the reduced run."""
-
     views: int  # 1 or 10
     pictures: int
     top1_error_pct: float
@@ -110,8 +102,6 @@ class Evaluation(TypedDict, total=False):
 
 
 class Arm(TypedDict, total=False):
-    """One variant of a comparison."""
-
     label: str  # "ReLU"
     epochs: list[float]
     train_error_pct: list[float]  # mean over seeds, or the first seed
@@ -143,10 +133,8 @@ class Effect(TypedDict):
 
 
 class PredictedImage(TypedDict):
-    """A validation image and its predicted classes, most likely first."""
-
     label: str
-    guesses: list[str]
+    guesses: list[str]  # classes, most likely first
     probabilities: list[float]
 
 
@@ -211,11 +199,7 @@ def save_reproduction(reproduction: Reproduction, directory: Path) -> None:
 
 
 def load_reproduction(directory: Path) -> Reproduction:
-    """Read the files of :func:`save_reproduction`.
-
-    Raises:
-        FileNotFoundError: there is no reproduction.json.
-    """
+    """Read the files of :func:`save_reproduction`."""
     text = (directory / "reproduction.json").read_text(encoding="utf-8")
     reproduction: Reproduction = json.loads(text)
     for name in _ARRAYS:

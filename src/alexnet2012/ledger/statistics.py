@@ -1,7 +1,4 @@
-"""Statistics over the paired seeds of a sweep.
-
-The run directories of a sweep are ``ABLATION/SEED``.
-"""
+"""Means over the paired seeds of a sweep, whose run directories are ``ABLATION/SEED``."""
 
 from __future__ import annotations
 
@@ -14,19 +11,18 @@ from alexnet2012.utils.metrics import mean_interval
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean of one difference per seed, with its 95% Student interval."""
+class SeedMean:
+    """Mean of one value per seed, with its 95% interval; None for a single seed."""
 
     mean: float
-    interval: tuple[float, float] | None  # None: a single seed
+    interval: tuple[float, float] | None
     n_seeds: int
 
     @classmethod
-    def of(cls, differences: Sequence[float]) -> PairedDifference:
-        """Raises ValueError if there are no differences."""
-        mean, low, high = mean_interval(differences)
-        interval = None if low is None or high is None else (low, high)
-        return cls(mean, interval, len(differences))
+    def of(cls, values: Sequence[float]) -> SeedMean:
+        """The mean with Student's interval."""
+        mean, low, high = mean_interval(values)
+        return cls(mean, None if low is None or high is None else (low, high), len(values))
 
     @property
     def above_zero(self) -> bool | None:
@@ -34,21 +30,17 @@ class PairedDifference:
         return direction(self.interval, self.n_seeds)
 
     def __str__(self) -> str:
-        interval = (
-            ""
-            if self.interval is None
-            else f" ({self.interval[0]:+.1f} to {self.interval[1]:+.1f})"
-        )
-        return f"{self.mean:+.2f}{interval}"
+        interval = self.interval
+        bounds = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+        return f"{self.mean:+.2f}{bounds}"
 
 
 def finished_runs(
     directory: Path, ablation: str, only: Sequence[int] | None = None
 ) -> dict[int, Path]:
     """Directories of an ablation's finished runs by seed; ``only`` selects seeds."""
-    runs = {
+    return {
         int(summary.parent.name): summary.parent
         for summary in sorted((directory / ablation).glob("*/summary.json"))
-        if summary.parent.name.isdigit()
+        if summary.parent.name.isdigit() and (only is None or int(summary.parent.name) in only)
     }
-    return {seed: run for seed, run in runs.items() if only is None or seed in only}

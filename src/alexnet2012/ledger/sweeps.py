@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -20,7 +21,6 @@ from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.launch import die_with_parent
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims
-from alexnet2012.ledger.provenance import source_name
 
 CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -28,22 +28,22 @@ CIFAR10_CLASSES = {
 
 
 class Sweeps:
-    """Trains the experiments of one reproduction, each as a Hydra sweep in child processes.
-
-    Args:
-        first: the experiment whose store is described in the report, as ``store_of_report``.
-    """
+    """Trains the experiments of one reproduction, each as a Hydra sweep in child processes."""
 
     def __init__(self, config: ReproduceConfig, out: Path, first: str) -> None:
         self.config, self.out = config, out
         self.warnings: list[str] = []
-        self.store_of_report = self.store(first)
+        self.store_of_report = self.store(first)  # the report describes the first experiment's
 
     def store(self, experiment: str) -> Store:
         """The store that an experiment reads; prepared if it does not exist."""
         size = store_size(experiment)
-        store = self.out / "stores" / f"{source_name(self.config.source)}-{size}"
-        return prepare(PrepareConfig(source=self.config.source, store=str(store), size=size))
+        name = source = self.config.source
+        if source not in NAMED_SOURCES:  # directory names may repeat, so the path's hash follows
+            path = Path(source).expanduser().resolve()
+            name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        store = self.out / "stores" / f"{name}-{size}"
+        return prepare(PrepareConfig(source=source, store=str(store), size=size))
 
     def train(
         self,
@@ -55,15 +55,8 @@ class Sweeps:
     ) -> str:
         """Train every combination of the overrides and seeds; returns the command.
 
-        Finished runs are kept, so the same call continues an interrupted sweep.
-
-        Args:
-            warn: with ``seeds``, record failed runs as a warning instead of raising; False leaves
-                the warning to the caller.
-
-        Raises:
-            CalledProcessError: a run failed, and ``seeds`` is None.
-            ConfigError: the directory has runs on other data.
+        Finished runs are kept, so the same call continues an interrupted sweep. Failed runs raise
+        CalledProcessError; with ``seeds`` they only become a warning, if ``warn``.
         """
         store = self.store(experiment)
         for file in self.directory(experiment).rglob("summary.json"):
@@ -76,11 +69,8 @@ class Sweeps:
             f"seed={','.join(map(str, seeds or [self.config.seed]))}",
             *overrides,
         ]
-        paths = [
-            "data=store",
-            f"data.store={quoted(store.root)}",
-            f"hydra.sweep.dir={quoted(self.directory(experiment))}",
-        ]
+        sweep_dir = f"hydra.sweep.dir={quoted(self.directory(experiment))}"
+        paths = ["data=store", f"data.store={quoted(store.root)}", sweep_dir]
         try:
             _run_child([sys.executable, "-m", "alexnet2012.train", "-m", *arguments, *paths])
         except subprocess.CalledProcessError as error:
@@ -88,8 +78,8 @@ class Sweeps:
                 raise
             if warn:
                 self.warnings.append(f"{experiment}: some runs failed: {error}")
-        if self.config.source != "photos":
-            source = self.config.source
+        source = self.config.source
+        if source != "photos":
             shown = source if source in NAMED_SOURCES else f"PATH/{Path(source).name}"
             arguments += ["data=folder", f"data.source={shown}"]
         return f"python -m alexnet2012.train -m {shlex.join(arguments)}"
@@ -120,9 +110,9 @@ class Sweeps:
 
     def scale(self, network: str) -> tuple[Scale, str | None]:
         """Scale and caveat of the ablations."""
-        full = self.config.budget is Budget.full and is_ilsvrc(self.store_of_report)
-        seeds = f"{len(self.seeds)} seeds"
-        return (Scale.full, None) if full else (Scale.reduced, self.caveat(network, seeds))
+        if self.config.budget is Budget.full and edition_of(self.store_of_report) is not None:
+            return Scale.full, None
+        return Scale.reduced, self.caveat(network, f"{len(self.seeds)} seeds")
 
     def for_edition(self, measurement: Measurement) -> Measurement:
         """Reduce the scale of a measurement whose claim is about another edition of ILSVRC."""
@@ -150,23 +140,13 @@ def store_size(experiment: str) -> int:
 
 
 def edition_of(store: Store) -> int | None:
-    """Edition of ILSVRC, 2010 or 2012, by the number of training images; None: another data set.
-
-    Source: the challenge's counts, 1,261,406 in 2010 and 1,281,167 in 2012.
-    """
-    if not is_ilsvrc(store):
-        return None
-    return 2010 if len(store.split("train").labels) < 1_270_000 else 2012
-
-
-def is_ilsvrc(store: Store) -> bool:
-    """Whether a store has the classes of the challenge and about as many training images.
-
-    Source: paper section 2: 1,000 classes, 1.2 million training images.
-    """
+    """Edition of ILSVRC, by the classes and the number of training images; None: other data."""
+    images = len(store.split("train").labels)
     wordnet_ids = all(re.fullmatch(r"n\d{8}", name) for name in store.classes)
-    enough = len(store.split("train").labels) >= 1_200_000
-    return wordnet_ids and len(store.classes) == 1000 and enough
+    # paper section 2: 1,000 classes, 1.2 million training images
+    if not wordnet_ids or len(store.classes) != 1000 or images < 1_200_000:
+        return None
+    return 2010 if images < 1_270_000 else 2012  # 1,261,406 and 1,281,167
 
 
 def _run_child(command: Sequence[str]) -> None:

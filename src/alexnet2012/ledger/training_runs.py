@@ -1,4 +1,4 @@
-"""Single training runs: what the report shows of them, and the claims of the full-size runs."""
+"""Single training runs, full-size and reduced: what the report shows of them, and their claims."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.data.store import Store
+from alexnet2012.ledger.claims import How, Measurement
+from alexnet2012.ledger.nearest_neighbours import Neighbours, neighbours_measurement
 from alexnet2012.ledger.registry import measures
-from alexnet2012.ledger.results import TrainingRun
+from alexnet2012.ledger.results import Evaluation, TrainingRun
 from alexnet2012.tracking.tracker import read_records
+from alexnet2012.utils.metrics import ErrorCounts, error_interval_pct
 
 PAPER_TRAINING_IMAGES = 1_200_000  # sec. 2
 PAPER_EPOCHS = 90  # sec. 5
@@ -19,15 +22,19 @@ PAPER_EPOCHS = 90  # sec. 5
 
 @dataclass(frozen=True)
 class FullSizeRuns:
-    """The full-size network after a few steps with either recipe."""
-
     paper: TrainingRun
     code145: TrainingRun
     hardware: str
 
 
+@dataclass(frozen=True)
+class ReducedRun:
+    store: Store
+    evaluation: Evaluation  # with 10 views
+    neighbours: Neighbours
+
+
 def read_run(run_dir: Path, label: str, config: str, command: str, classes: int) -> TrainingRun:
-    """Read a training run from its directory."""
     records = read_records(run_dir / "metrics.jsonl")
     train = [r for r in records if r["kind"] == "train"]
     return TrainingRun(
@@ -47,10 +54,8 @@ def read_run(run_dir: Path, label: str, config: str, command: str, classes: int)
     )
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Read ``summary.json`` of a finished run."""
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return summary
+def read_summary(run_dir: Path) -> Any:
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
 
 
 def chance_error_pct(classes: int, k: int) -> float:
@@ -60,12 +65,8 @@ def chance_error_pct(classes: int, k: int) -> float:
 
 def first_step_below_chance(run: TrainingRun) -> int | None:
     """The first recorded step with a loss 10% below chance level; None: there is none."""
-    below = [
-        step
-        for step, loss in zip(run["steps"], run["loss"], strict=True)
-        if loss < 0.9 * run["chance_loss"]
-    ]
-    return below[0] if below else None
+    losses = zip(run["steps"], run["loss"], strict=True)
+    return next((step for step, loss in losses if loss < 0.9 * run["chance_loss"]), None)
 
 
 def below_chance_note(run: TrainingRun) -> str:
@@ -75,46 +76,85 @@ def below_chance_note(run: TrainingRun) -> str:
     return f"The loss {when if step is not None else f'stays near chance level for {last} steps'}."
 
 
+def evaluation_row(errors: ErrorCounts, views: int, classes: int) -> Evaluation:
+    """Validation errors in the form that the report shows."""
+    return Evaluation(
+        views=views,
+        pictures=errors.pictures,
+        top1_error_pct=errors.top1_error_pct,
+        top5_error_pct=errors.top5_error_pct,
+        top1_interval_pct=error_interval_pct(errors.top1_errors, errors.pictures),
+        top5_interval_pct=error_interval_pct(errors.top5_errors, errors.pictures),
+        chance_top1_error_pct=chance_error_pct(classes, 1),
+        chance_top5_error_pct=chance_error_pct(classes, 5),
+    )
+
+
 @measures("recipe", part="full_size")
-def recipe_measurement(
-    runs: FullSizeRuns, scale: Scale, caveat: str | None, command: str
-) -> Measurement:
+def recipe_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
     """Training loss of both recipes after the same number of steps at full size."""
     by_recipe = {"paper": runs.paper, "code145": runs.code145}
     losses = {name: run["loss"][-1] for name, run in by_recipe.items()}
+    steps = {name: first_step_below_chance(run) for name, run in by_recipe.items()}
     chance = runs.paper["chance_loss"]
     return Measurement(
-        claim="recipe",
-        value=f"after {runs.paper['steps'][-1]} steps the training loss is {losses['paper']:.3f} "
+        "recipe",
+        f"after {runs.paper['steps'][-1]} steps the training loss is {losses['paper']:.3f} "
         f"with `paper` and {losses['code145']:.3f} with `code145`; chance is {chance:.3f}",
-        scale=scale,
-        command=command,
+        *how,
         numbers={
             **{f"{name}_final_loss": loss for name, loss in losses.items()},
-            **{
-                f"{name}_step_off_chance": step
-                for name, run in by_recipe.items()
-                if (step := first_step_below_chance(run)) is not None
-            },
+            **{f"{name}_step_off_chance": step for name, step in steps.items() if step is not None},
         },
-        caveat=caveat,
         agreement_note="only the start of training: the learning rate never drops, and the paper "
         "trains for 90 epochs",
     )
 
 
 @measures("time", part="full_size")
-def time_measurement(
-    runs: FullSizeRuns, scale: Scale, caveat: str | None, command: str
-) -> Measurement:
+def time_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
     """Images/s of the full-size network, and the days of 90 epochs at that throughput."""
     rate = runs.code145["images_per_s"]
     days = PAPER_TRAINING_IMAGES * PAPER_EPOCHS / rate / 86_400
     return Measurement(
-        claim="time",
-        value=f"the full-size network, two processes on {runs.hardware}; see the timings",
-        scale=scale,
-        command=command,
+        "time",
+        f"the full-size network, two processes on {runs.hardware}; see the timings",
+        *how,
         timings={"images_per_s": rate, "days_for_90_epochs_of_1_2_m": days},
-        caveat=caveat,
     )
+
+
+@measures("data", part="reduced")
+def data_measurement(run: ReducedRun, *how: *How) -> Measurement:
+    """The size of the data set that stands in for ILSVRC."""
+    train, val = (len(run.store.split(name).labels) for name in ("train", "val"))
+    classes = len(run.store.classes)
+    return Measurement(
+        "data",
+        f"{train:,} training and {val:,} validation images of {classes:,} classes; no test images",
+        *how,
+        numbers={"train": train, "val": val, "classes": classes},
+        agreement_note="a different data set",
+    )
+
+
+@measures("lsvrc2010", part="reduced")
+def error_measurement(run: ReducedRun, *how: *How) -> Measurement:
+    """Validation errors of one network with ten views."""
+    row = run.evaluation
+    top1, top5, pictures = row["top1_error_pct"], row["top5_error_pct"], row["pictures"]
+    chance = f"{row['chance_top1_error_pct']:.1f} / {row['chance_top5_error_pct']:.1f}"
+    return Measurement(
+        "lsvrc2010",
+        f"{top1:.2f} / {top5:.2f} on {pictures:,} images; chance is {chance}",
+        *how,
+        numbers={"top1_error_pct": top1, "top5_error_pct": top5, "pictures": pictures},
+        interval=row["top1_interval_pct"],
+        agreement_note="another network on other images: the errors are not comparable",
+    )
+
+
+@measures("fig4", part="reduced")
+def figure4_measurement(run: ReducedRun, *how: *How) -> Measurement:
+    """How often the nearest training images have the class of the query."""
+    return neighbours_measurement(run.neighbours, *how)

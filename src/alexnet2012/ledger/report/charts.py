@@ -7,18 +7,10 @@ from typing import Any
 from markupsafe import Markup
 
 from alexnet2012.inference.images import jpeg_data_uri
-from alexnet2012.ledger.report.svg import (
-    Curve,
-    IntervalRow,
-    ReferenceLine,
-    forest,
-    line_chart,
-    two_towers,
-)
+from alexnet2012.ledger.ablations import BASELINE
+from alexnet2012.ledger.report import svg
 from alexnet2012.ledger.results import Ablation, Effect, Reproduction, TrainingRuns
 from alexnet2012.tracking.image_grids import kernel_pictures
-
-BASELINE = "none"
 
 
 def towers(reproduction: Reproduction) -> list[Markup]:
@@ -31,33 +23,33 @@ def towers(reproduction: Reproduction) -> list[Markup]:
     }
     if not layers or not crossings:
         return []
-    return [Markup(two_towers(layers, crossings, vertical)) for vertical in (False, True)]
+    return [Markup(svg.two_towers(layers, crossings, vertical)) for vertical in (False, True)]
 
 
 def training(runs: TrainingRuns) -> list[dict[str, Any]]:
     """One chart for the full-size runs and two for the reduced run."""
     charts = []
-    full = [run for run in (runs.get("full_paper"), runs.get("full_code145")) if run]
-    for title, group in (("Full size", full), ("Reduced", [runs.get("reduced")])):
+    full = (runs.get("full_paper"), runs.get("full_code145"))
+    for title, group in (("Full size", full), ("Reduced", (runs.get("reduced"),))):
         present = [run for run in group if run and run.get("loss")]
         if not present:
             continue
-        curves = [Curve(r.get("label", "loss"), r["steps"], r["loss"]) for r in present]
+        curves = [svg.Curve(r.get("label", "loss"), r["steps"], r["loss"]) for r in present]
         chance = present[0].get("chance_loss")
-        level = ReferenceLine(chance, f"chance, {chance:.2f}") if chance else None
-        drawn = line_chart(curves, "step", "Training loss", f"{title}: training loss", level)
+        level = svg.ReferenceLine(chance, f"chance, {chance:.2f}") if chance else None
+        drawn = svg.line_chart(curves, "step", "Training loss", f"{title}: training loss", level)
         charts.append({"title": f"{title}: training loss", "svg": Markup(drawn), "runs": present})
     val = runs.get("reduced", {}).get("val", [])
     if val:
         epochs = [v["epoch"] for v in val]
         curves = [
-            Curve("top-1", epochs, [v.get("top1_error_pct") for v in val]),
-            Curve("top-5", epochs, [v.get("top5_error_pct") for v in val]),
+            svg.Curve("top-1", epochs, [v.get("top1_error_pct") for v in val]),
+            svg.Curve("top-5", epochs, [v.get("top5_error_pct") for v in val]),
         ]
         chance = runs["reduced"].get("chance_top1_error_pct")
-        level = ReferenceLine(chance, f"chance, top-1 {chance:.1f}") if chance else None
+        level = svg.ReferenceLine(chance, f"chance, top-1 {chance:.1f}") if chance else None
         title = "Reduced: validation error"
-        drawn = line_chart(curves, "epoch", "Error, per cent", title, level, y_range=(0, 102))
+        drawn = svg.line_chart(curves, "epoch", "Error, per cent", title, level, y_range=(0, 102))
         charts.append({"title": title, "svg": Markup(drawn), "runs": []})
     return charts
 
@@ -65,10 +57,11 @@ def training(runs: TrainingRuns) -> list[dict[str, Any]]:
 def kernels(reproduction: Reproduction) -> dict[str, Any]:
     """An image of each tower's conv1 kernels."""
     kernels = reproduction.get("kernels")
-    images = [] if kernels is None else kernel_pictures(kernels)
-    count = 0 if kernels is None else kernels.shape[0] // 2
-    caption = reproduction.get("kernels_caption", "")
-    return {"images": images, "per_tower": count, "caption": caption}
+    return {
+        "images": [] if kernels is None else kernel_pictures(kernels),
+        "per_tower": 0 if kernels is None else kernels.shape[0] // 2,
+        "caption": reproduction.get("kernels_caption", ""),
+    }
 
 
 def lookalikes(reproduction: Reproduction) -> dict[str, Any] | None:
@@ -106,14 +99,14 @@ def comparison(ablation: Ablation) -> dict[str, Any]:
     """Learning curves of variants that differ in one setting."""
     variants = ablation["arms"]
     threshold = ablation.get("threshold_pct")
-    curves = [
-        Curve(v["label"], v["epochs"], v["train_error_pct"]) for v in variants if v.get("epochs")
-    ]
+    drawn = [v for v in variants if v.get("epochs")]
+    curves = [svg.Curve(v["label"], v["epochs"], v["train_error_pct"]) for v in drawn]
     title = ablation.get("title", ablation["name"])
-    level = ReferenceLine(threshold, f"{threshold:g}%") if threshold is not None else None
+    level = svg.ReferenceLine(threshold, f"{threshold:g}%") if threshold is not None else None
     alt = f"{title}: training error by epoch for {', '.join(v['label'] for v in variants)}"
-    svg = line_chart(curves, "epoch", "Training error, per cent", alt, level) if curves else ""
-    return {**ablation, "title": title, "svg": Markup(svg), "threshold_pct": threshold}
+    label = "Training error, per cent"
+    chart = svg.line_chart(curves, "epoch", label, alt, level) if curves else ""
+    return {**ablation, "title": title, "svg": Markup(chart), "threshold_pct": threshold}
 
 
 def effects(reproduction: Reproduction) -> dict[str, Any]:
@@ -121,14 +114,14 @@ def effects(reproduction: Reproduction) -> dict[str, Any]:
     effects = reproduction.get("effects", [])
     rows: dict[str, dict[str, Any]] = {}
     for effect in effects:
-        row = rows.setdefault(effect["arm"], {"arm": effect["arm"], "seeds": len(effect["seeds"])})
-        row[effect["metric"]] = effect
+        row = {"arm": effect["arm"], "seeds": len(effect["seeds"])}
+        rows.setdefault(effect["arm"], row)[effect["metric"]] = effect
     lines = [_interval_row(effect) for effect in effects if effect["metric"] == "top1_error_pct"]
     title = "Top-1 error, ablation minus baseline, points"
     alt = f"{title}: {', '.join(f'{line.label} {line.mean:+.1f}' for line in lines)}"
     return {
         "rows": list(rows.values()),
-        "svg": Markup(forest(lines, title, alt)) if lines else "",
+        "svg": Markup(svg.forest(lines, title, alt)) if lines else "",
         "caption": reproduction.get("effects_caption", ""),
     }
 
@@ -136,21 +129,19 @@ def effects(reproduction: Reproduction) -> dict[str, Any]:
 def claimed_and_measured(row: dict[str, Any], reproduction: Reproduction) -> Markup:
     """A forest plot of a claim's effect as reported and as measured."""
     claim = row["effect"]
-    if claim is None:
-        return Markup("")
     lines = [
         _interval_row(effect)
         for effect in (*reproduction.get("effects", []), *reproduction.get("cifar10_effects", []))
-        if effect["arm"] in claim["arms"] and effect["metric"] == claim["metric"]
+        if claim and effect["arm"] in claim["arms"] and effect["metric"] == claim["metric"]
     ]
     if not lines:
         return Markup("")
     if claim["claimed_points"] is not None:
-        lines.insert(0, IntervalRow(claim["source"], claim["claimed_points"], None, None, series=1))
+        lines.insert(0, svg.IntervalRow(claim["source"], claim["claimed_points"], None, series=1))
     metric = {"top1_error_pct": "top-1 error", "train_error_pct": "training error"}[claim["metric"]]
     title = f"Points of {metric}, ablation minus baseline"
     values = ", ".join(f"{line.label} {line.mean:+.1f}" for line in lines)
-    return Markup(forest(lines, title, f"{row['title']}. {title}: {values}"))
+    return Markup(svg.forest(lines, title, f"{row['title']}. {title}: {values}"))
 
 
 def learning_curves(row: dict[str, Any], reproduction: Reproduction) -> Markup:
@@ -159,11 +150,10 @@ def learning_curves(row: dict[str, Any], reproduction: Reproduction) -> Markup:
     if row["effect"] is None or not (curves.keys() & row["effect"]["arms"]):
         return Markup("")
     names = [name for name in (BASELINE, *row["effect"]["arms"]) if curves.get(name)]
-    lines = [Curve(name, range(1, len(curves[name]) + 1), curves[name]) for name in names]
+    lines = [svg.Curve(name, range(1, len(curves[name]) + 1), curves[name]) for name in names]
     title = "Training error, per cent, mean over seeds"
-    return Markup(line_chart(lines, "epoch", title, f"{row['title']}. {title}, by epoch"))
+    return Markup(svg.line_chart(lines, "epoch", title, f"{row['title']}. {title}, by epoch"))
 
 
-def _interval_row(effect: Effect) -> IntervalRow:
-    low, high = effect["interval_points"] or (None, None)
-    return IntervalRow(effect["arm"], effect["mean_points"], low, high)
+def _interval_row(effect: Effect) -> svg.IntervalRow:
+    return svg.IntervalRow(effect["arm"], effect["mean_points"], effect["interval_points"])

@@ -13,16 +13,16 @@ from alexnet2012.ledger.results import Provenance, Reproduction, ledger_of
 from alexnet2012.tracking.run_compare import Comparison, of_intervals, two_tables
 
 # Two reproductions are comparable if these are equal.
-_CONDITIONS: tuple[tuple[str, str], ...] = (
-    ("commit", "commit"),
-    ("data_description", "data"),
-    ("store_fingerprint", "store fingerprint"),
-    ("seeds", "seeds"),
-    ("cpu", "processor"),
-    ("gpu", "GPU"),
-    ("torch", "torch"),
-    ("dali", "DALI"),
-)
+_CONDITIONS = {
+    "commit": "commit",
+    "data_description": "data",
+    "store_fingerprint": "store fingerprint",
+    "seeds": "seeds",
+    "cpu": "processor",
+    "gpu": "GPU",
+    "torch": "torch",
+    "dali": "DALI",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def different_conditions(first: Provenance, second: Provenance) -> list[tuple[st
     """Conditions that differ between two reproductions: name, first and second value."""
     return [
         (label, _text(first.get(key)), _text(second.get(key)))
-        for key, label in _CONDITIONS
+        for key, label in _CONDITIONS.items()
         if first.get(key) != second.get(key)
     ]
 
@@ -58,8 +58,8 @@ def comparison_tables(
 ) -> list[Table]:
     """Tables of the conditions that differ and of the claims that either has measured."""
     conditions, claims = two_tables(names)
-    provenance = first.get("provenance", {}), second.get("provenance", {})
-    for condition in different_conditions(*provenance):
+    provenances = (side.get("provenance", {}) for side in (first, second))
+    for condition in different_conditions(*provenances):
         conditions.add_row(*map(escape, condition))
     for row in compare(first, second):
         if row.outcome is not Comparison.neither:

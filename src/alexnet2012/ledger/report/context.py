@@ -11,12 +11,7 @@ from alexnet2012.ledger.claims import Verdict, load_differences
 from alexnet2012.ledger.report import charts
 from alexnet2012.ledger.results import Audit, Evaluation, ExchangeTraffic, Reproduction, ledger_of
 
-VERDICT_MARKS = {
-    Verdict.exact: "exact",
-    Verdict.full: "full",
-    Verdict.reduced: "reduced",
-    Verdict.not_measured: "none",
-}
+VERDICT_MARKS = {**{verdict: verdict.name for verdict in Verdict}, Verdict.not_measured: "none"}
 
 
 def view(reproduction: Reproduction) -> dict[str, Any]:
@@ -49,15 +44,14 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
 
 def audit_view(audit: Audit) -> dict[str, Any]:
     """Counts by layer with each layer's share of the parameters, and their totals."""
-    layers: list[dict[str, Any]] = [{**layer} for layer in audit.get("layers", [])]
+    rows: list[dict[str, Any]] = [{**layer} for layer in audit.get("layers", [])]
     keys = ("weights", "biases", "neurons", "multiply_adds")
-    totals = {key: sum(layer[key] for layer in layers) for key in keys}
+    totals = {key: sum(row[key] for row in rows) for key in keys}
     parameters = totals["weights"] + totals["biases"]
-    shares = [100 * (layer["weights"] + layer["biases"]) / parameters for layer in layers]
-    rows = [{**layer, "share_pct": share} for layer, share in zip(layers, shares, strict=True)]
-    return {
-        "recipe": audit.get("recipe"), "rows": rows, "totals": totals, "parameters": parameters
-    }  # fmt: skip
+    for row in rows:
+        row["share_pct"] = 100 * (row["weights"] + row["biases"]) / parameters
+    recipe = audit.get("recipe")
+    return {"recipe": recipe, "rows": rows, "totals": totals, "parameters": parameters}
 
 
 def exchanges_view(exchanges: list[ExchangeTraffic]) -> dict[str, Any]:
@@ -97,8 +91,8 @@ def _tiles(
         value: str = scientific(worst["worst_relative_difference"])
         tiles.append({"label": "Two processes compared with one", "value": value, "note": note})
     if exchanges["rows"]:
-        note = "forward and backward; "
-        note += "exactly as computed" if exchanges["ok"] else "not as computed from the shapes"
+        outcome = "exactly as computed" if exchanges["ok"] else "not as computed from the shapes"
+        note = f"forward and backward; {outcome}"
         value = f"{exchanges['counted']:,.0f}"
         tiles.append({"label": "Bytes exchanged per image", "value": value, "note": note})
     if evaluation:

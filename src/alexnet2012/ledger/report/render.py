@@ -19,16 +19,8 @@ from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import support_word
+from alexnet2012.ledger.report import context
 from alexnet2012.ledger.report.compare import compare, comparison_tables
-from alexnet2012.ledger.report.context import (
-    audit_view,
-    exchanges_view,
-    fixed,
-    number,
-    prose,
-    scientific,
-    view,
-)
 from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of, load_reproduction
 from alexnet2012.utils.templates import page_template
 
@@ -39,42 +31,36 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
         "alexnet2012.ledger.report",
         "report.html.jinja",
         count=lambda n: f"{n:,.0f}",
-        fixed=fixed,
-        sci=scientific,
-        prose=prose,
+        fixed=context.fixed,
+        sci=context.scientific,
+        prose=context.prose,
     )
-    page = template.render(view(reproduction))
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(template.render(context.view(reproduction)), encoding="utf-8")
     return path
 
 
 def summary_table(reproduction: Reproduction) -> str:
-    """The main results as a Markdown table.
-
-    Raises:
-        ConfigError: the reproduction lacks some of the parts that the table shows.
-    """
-    claims = {m["claim"] for m in reproduction["measurements"]}
-    if not (
-        reproduction["exactness"] and reproduction["evaluation"] and {"size", "relu"} <= claims
-    ):
+    """The main results as a Markdown table."""
+    claims = {m["claim"]: m for m in reproduction["measurements"]}
+    parts = reproduction["exactness"], reproduction["evaluation"]
+    if not (all(parts) and {"size", "relu"} <= claims.keys()):
         remedy = "needs the parts audit, exactness, full_size, reduced and relu; see --claims"
         raise ConfigError("parts", "not all", remedy)
-    audit, runs = audit_view(reproduction["audit"]), reproduction["runs"]
-    largest = max(number(e["worst_relative_difference"]) for e in reproduction["exactness"])
-    exchanges = exchanges_view(reproduction["exchanges"])
+    audit, runs = context.audit_view(reproduction["audit"]), reproduction["runs"]
+    largest = max(context.number(e["worst_relative_difference"]) for e in reproduction["exactness"])
+    exchanges = context.exchanges_view(reproduction["exchanges"])
+    as_computed = f"{'as' if exchanges['ok'] else 'not as'} computed"
     paper, code = runs["full_paper"], runs["full_code145"]
     one_view, ten_views = sorted(reproduction["evaluation"], key=lambda row: row["views"])
-    relu = next(m for m in reproduction["measurements"] if m["claim"] == "relu")
     rows = [
         ("parameters", f"{audit['parameters']:,}", "60 M"),
         ("neurons", f"{audit['totals']['neurons']:,}", "650,000"),
         ("two processes compared with one: largest relative difference", f"{largest:.1e}", ""),
         (
             "bytes exchanged between the towers per image, forward and backward",
-            f"{exchanges['counted']:,.0f}, {'as' if exchanges['ok'] else 'not as'} computed",
+            f"{exchanges['counted']:,.0f}, {as_computed}",
             "",
         ),
         (
@@ -84,12 +70,12 @@ def summary_table(reproduction: Reproduction) -> str:
         ),
         (
             "reduced network, top-1 error, 1 view "
-            f"(chance {fixed(one_view['chance_top1_error_pct'])}%)",
+            f"(chance {context.fixed(one_view['chance_top1_error_pct'])}%)",
             _with_interval(one_view),
             "",
         ),
         ("reduced network, top-1 error, 10 views", _with_interval(ten_views), ""),
-        ("epochs to 25% training error, tanh relative to ReLU", relu["value"], "6 ×"),
+        ("epochs to 25% training error, tanh relative to ReLU", claims["relu"]["value"], "6 ×"),
     ]
     lines = ["| quantity | measured | paper |", "|---|---|---|"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
@@ -100,11 +86,10 @@ def claims_table(reproduction: Reproduction) -> str:
     lines = ["| claim | measured, 95% interval over seeds | seeds | verdict |", "|---|---|---|---|"]
     for row in ledger_of(reproduction)["rows"]:
         measured = row["measured"]
-        if measured is None or measured["n_seeds"] < 2:
-            continue
-        verdict = support_word(measured["agrees"])
-        cells = (row["title"], measured["value"], str(measured["n_seeds"]), verdict)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if measured and measured["n_seeds"] > 1:
+            verdict = support_word(measured["agrees"])
+            cells = (row["title"], measured["value"], str(measured["n_seeds"]), verdict)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
@@ -115,10 +100,7 @@ def _with_interval(row: Evaluation) -> str:
 
 def main() -> None:
     words = sys.argv[1:]
-    if words[:1] == ["compare"]:
-        exit_on_error(lambda: _compare(words[1:]))
-    else:
-        exit_on_error(lambda: _report(words))
+    exit_on_error(lambda: _compare(words[1:]) if words[:1] == ["compare"] else _report(words))
 
 
 def _report(words: Sequence[str]) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -23,10 +23,7 @@ _PLACEHOLDERS = {
     "ink": "#010101",
     "muted": "#020202",
     "rule": "#030303",
-    "series-0": "#0a0001",
-    "series-1": "#0a0002",
-    "series-2": "#0a0003",
-    "series-3": "#0a0004",
+    **{f"series-{i}": f"#0a000{i + 1}" for i in range(4)},
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -54,8 +51,7 @@ class IntervalRow:
 
     label: str
     mean: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     series: int = 0  # index of the colour
 
 
@@ -65,13 +61,11 @@ def line_chart(
     ylabel: str,
     alt: str,
     level: ReferenceLine | None = None,
-    log_y: bool = False,
     y_range: tuple[float, float] | None = None,
 ) -> str:
     """An SVG of up to four curves; the y label is above the axes, where it is horizontal."""
-    with _style(alt):
-        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
-        axes = figure.subplots()
+
+    def draw(axes: Any) -> None:
         axes.set_title(ylabel, loc="left", fontsize=9.5, color=_PLACEHOLDERS["muted"], pad=8)
         axes.set_xlabel(xlabel)
         for i, curve in enumerate(curves):
@@ -80,8 +74,6 @@ def line_chart(
             marker = "o" if len(y) < 3 else None
             axes.plot(curve.x, y, color=color, linestyle=dash, linewidth=1.5, marker=marker,
                       markersize=3, label=curve.label)  # fmt: skip
-        if log_y:
-            axes.set_yscale("log")
         if y_range is not None:
             axes.set_ylim(*y_range)
         if level is not None:
@@ -92,57 +84,56 @@ def line_chart(
                           ha=("left", "right")[side], fontsize=8.5,
                           color=_PLACEHOLDERS["muted"])  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        axes.grid(axis="y", color=_PLACEHOLDERS["rule"], linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0, pad=5)
         axes.margins(x=0.02)
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), alt)
+
+    return _chart((4.6, 2.8), draw, "y", alt)
 
 
 def forest(rows: Sequence[IntervalRow], xlabel: str, alt: str) -> str:
     """A forest plot as SVG: means with their intervals, and a vertical line at zero."""
-    with _style(alt):
-        figure = Figure(figsize=(6.4, 0.7 + 0.3 * len(rows)), layout="constrained")
-        axes = figure.subplots()
+
+    def draw(axes: Any) -> None:
         axes.axvline(0, color=_PLACEHOLDERS["muted"], linewidth=0.8, dashes=(2, 2))
         for line, row in enumerate(rows):
             color = _PLACEHOLDERS[f"series-{row.series}"]
-            if row.low is not None and row.high is not None:
-                axes.plot([row.low, row.high], [line, line], color=color, linewidth=1.5)
+            if row.interval is not None:
+                axes.plot(row.interval, [line, line], color=color, linewidth=1.5)
             axes.plot([row.mean], [line], "o", color=color, markersize=5)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)  # first row on top
         axes.set_xlabel(xlabel)
-        axes.grid(axis="x", color=_PLACEHOLDERS["rule"], linewidth=0.6)
+
+    return _chart((6.4, 0.7 + 0.3 * len(rows)), draw, "x", alt)
+
+
+def _chart(
+    size: tuple[float, float], draw: Callable[[Any], None], grid: Literal["x", "y"], alt: str
+) -> str:
+    """Draw axes in the style of the page; the same figure gives the same bytes."""
+    muted = dict.fromkeys(("xtick.color", "ytick.color", "axes.labelcolor"), _PLACEHOLDERS["muted"])
+    style = {
+        "svg.fonttype": "none",  # text stays text: selectable, in the font of the page
+        "svg.hashsalt": alt,  # ids differ between figures
+        "text.parse_math": False,  # labels are arbitrary text
+        "font.size": 9.5,
+        "axes.edgecolor": _PLACEHOLDERS["rule"],
+        "axes.linewidth": 0.8,
+        "text.color": _PLACEHOLDERS["ink"],
+        **muted,
+    }
+    buffer = io.StringIO()
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.grid(axis=grid, color=_PLACEHOLDERS["rule"], linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0, pad=5)
-        buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue(), alt)
-
-
-def _style(alt: str) -> Any:
-    """matplotlib settings of a chart; the same figure gives the same bytes."""
-    return matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",  # text stays text: selectable, in the font of the page
-            "svg.hashsalt": alt,  # ids differ between figures
-            "text.parse_math": False,  # labels are arbitrary text
-            "font.size": 9.5,
-            "axes.edgecolor": _PLACEHOLDERS["rule"],
-            "axes.linewidth": 0.8,
-            "xtick.color": _PLACEHOLDERS["muted"],
-            "ytick.color": _PLACEHOLDERS["muted"],
-            "axes.labelcolor": _PLACEHOLDERS["muted"],
-            "text.color": _PLACEHOLDERS["ink"],
-        }
-    )
 
 
 def two_towers(
@@ -150,10 +141,7 @@ def two_towers(
 ) -> str:
     """The network as two rows (or columns) of boxes, with the exchanges as crossing lines.
 
-    Args:
-        layers: names and kernels or units of both towers together, in order.
-        crossing_bytes: forward bytes per image, by reading layer; ``logits`` for the gathered
-            outputs. Layers without an entry read only their own tower.
+    ``layers`` has the kernels or units of both towers; ``crossing_bytes`` are forward, per image.
     """
     length, width, gap, edge = (40, 116, 92, 26) if vertical else (80, 54, 78, 26)
     crossing_gap, box_gap = (26, 16) if vertical else (54, 16)  # between boxes
@@ -182,8 +170,7 @@ def two_towers(
     centres = [start + width / 2 for start in starts]
     end = (edge if vertical else 1.0) + shared
     box(end - shared, edge, (shared, span), "box shared", "image")
-    first = True
-    for name, count in (*layers, ("logits", 0)):
+    for index, (name, count) in enumerate((*layers, ("logits", 0))):
         crosses = name in crossing_bytes
         start = end + (crossing_gap if crosses else box_gap)
         for tower in (0, 1):
@@ -197,20 +184,17 @@ def two_towers(
         if crosses:
             x, y = point((end + start) / 2, sum(centres) / 2)
             parts.append(_text(x, y + 4, f"{crossing_bytes[name] / 1000:.3g} kB", "bytes"))
-        if first:
-            for tower in (0, 1):
-                outside = edge - 9 if tower == 0 or vertical else edge + span + 20
-                x, y = (centres[tower], edge - 9) if vertical else (start, outside)
-                anchor = "middle" if vertical else "start"
-                parts.append(_text(x, y, f"Tower {tower}", f"tower tower-{tower}", anchor))
-            first = False
+        for tower in (0, 1) if index == 0 else ():
+            outside = edge - 9 if tower == 0 or vertical else edge + span + 20
+            x, y = (centres[tower], edge - 9) if vertical else (start, outside)
+            anchor = "middle" if vertical else "start"
+            parts.append(_text(x, y, f"Tower {tower}", f"tower tower-{tower}", anchor))
         end = start + (length if name != "logits" else shared)
     box(end - shared, edge, (shared, span), "box shared", "logits")
     w, h = point(end + 1, span + 2 * edge)
     crossed = ", ".join(name for name, _ in layers if name in crossing_bytes) or "no layer"
-    alt = f"Two towers of {len(layers)} layers each, with exchanges at {crossed}"
-    if "logits" in crossing_bytes:
-        alt += ", and for the logits"
+    outputs = ", and for the logits" if "logits" in crossing_bytes else ""
+    alt = f"Two towers of {len(layers)} layers each, with exchanges at {crossed}{outputs}"
     orientation = "vertical" if vertical else "horizontal"
     return (
         f'<svg viewBox="0 0 {w:g} {h:g}" class="towers {orientation}" role="img" '
@@ -234,15 +218,12 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "middle") -> s
 
 def _inline(svg: str, alt: str) -> str:
     """The text of an SVG file as part of an HTML page."""
-    body = svg[svg.index("<svg") :]
-    view = re.search(r'viewBox="([^"]*)"', body)
+    start, body = svg[svg.index("<svg") :].split(">", 1)
+    view = re.search(r'viewBox="([^"]*)"', start)
     assert view is not None
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)  # ids must be unique within the page
-    body = re.sub(
-        r"<style.*?</style>", "", body, flags=re.DOTALL
-    )  # it would apply to the whole page
+    # A style would apply to the whole page, and ids must be unique within it.
+    body = re.sub(r"<(metadata|style).*?</\1>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
     for name, placeholder in _PLACEHOLDERS.items():
         body = body.replace(placeholder, f"var(--{name})")
