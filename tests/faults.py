@@ -67,13 +67,13 @@ FAULTS = {
     ),
     "code": Fault(
         "a rank has different code",
-        "configuration or code differs between ranks: code is another on rank 1 and … on rank 0; "
+        "configuration or code differs between ranks: code is 1.2.3 on rank 1 and … on rank 0; "
         "start every rank with the same command, code and data",
         "test_ranks_that_diverge_are_refused_with_this_message",
     ),
     "torch": Fault(
         "a rank has a different library version",
-        "configuration or code differs between ranks: torch is another on rank 1 and … on rank 0; "
+        "configuration or code differs between ranks: torch is 1.2.3 on rank 1 and … on rank 0; "
         "start every rank with the same command, code and data",
         "test_ranks_that_diverge_are_refused_with_this_message",
     ),

@@ -122,7 +122,7 @@ def diverging(fault: str, store: str, run_dir: str) -> str:
     config, folder = compose_config("train", TrainConfig, run_overrides)
     with pytest.MonkeyPatch.context() as patch:
         if other and fault in ("code", "torch"):
-            changed = trainer.versions() | {fault: "another"}
+            changed = trainer.versions() | {fault: "1.2.3"}
             patch.setattr(trainer, "versions", lambda: changed)
         if other and fault == "batch":
             unpatched = augmentation.epoch_order
@@ -185,8 +185,8 @@ def test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss(
 @pytest.mark.parametrize(
     ("shared", "command", "message"),
     [
-        ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: restarts need 1"),
-        ("False", [], "hydra.run.dir=None: restarts resume"),
+        ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: must be 1"),
+        ("False", [], "hydra.run.dir=None: not set, but restarts resume"),
     ],
 )
 def test_restarts_that_would_hang_or_start_from_scratch_are_refused(
