@@ -77,7 +77,7 @@ def _list(words: Sequence[str]) -> None:
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="DIR", default=[Path("runs")], help="default: runs"
     )
-    parser.add_argument("--sort", choices=SORTS, default="begun", help="default: begun")
+    parser.add_argument("--sort", choices=SORTS, default="begun", help="sort key; default: begun")
     parser.add_argument("--json", action="store_true", help="print the runs as JSON")
     given = parser.parse_args(words)
     if missing := [folder for folder in given.folders if not folder.is_dir()]:

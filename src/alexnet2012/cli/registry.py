@@ -36,35 +36,35 @@ class Command(NamedTuple):
 _COMMANDS = (
     Command("train", "train a network, or resume a run", schema.TrainConfig),
     Command(
-        "evaluate", "top-1 and top-5 errors of one network or an ensemble", schema.EvaluateConfig
+        "evaluate", "measure top-1 and top-5 errors of a model or ensemble", schema.EvaluateConfig
     ),
-    Command("prepare", "make a store of 256-pixel images from any source", schema.PrepareConfig),
+    Command("prepare", "preprocess images from any source into a store", schema.PrepareConfig),
     Command("predict", "classify images", inference.PredictConfig),
     Command(
-        "serve", "a web page that classifies images and shows both towers", inference.ServeConfig
+        "serve", "serve a web page that shows predictions and both towers", inference.ServeConfig
     ),
-    Command("features", "write the last hidden activations of images", inference.FeaturesConfig),
+    Command("features", "extract the last hidden activations of images", inference.FeaturesConfig),
     Command(
         "nearest", "find the most similar images by their activations", inference.NearestConfig
     ),
     Command(
         "export",
-        "write a network as one file: safetensors, ONNX or torch.export",
+        "export a model to one file: safetensors, ONNX or torch.export",
         inference.ExportConfig,
     ),
     Command(
-        "import_net", "make a checkpoint from a Caffe or torchvision file", inference.ImportConfig
+        "import_net", "convert a Caffe or torchvision file to a checkpoint", inference.ImportConfig
     ),
     Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
     Command(
         "ledger",
-        "print what a folder of runs measures of the claims",
+        "print the measurements and verdicts of a directory of runs",
         entry="alexnet2012.ledger.__main__",
     ),
     Command("report", "render a reproduction's report again, or compare two"),
     Command("runs", "list runs, or compare two"),
-    Command("plan", "estimate a training's time, memory and traffic", schema.PlanConfig),
+    Command("plan", "estimate time, memory and traffic of a training run", schema.PlanConfig),
     Command("doctor", "check this machine before a run", schema.TrainConfig),
-    Command("completion", "print the script that completes settings in bash"),
+    Command("completion", "print the bash script for tab completion of settings"),
 )
 COMMANDS = {command.name: command for command in _COMMANDS}

@@ -1,6 +1,6 @@
 """Typed configuration of the commands that use a trained model.
 
-See :mod:`alexnet2012.config.schema`, also on the comments.
+As in :mod:`alexnet2012.config.schema`, the comments are the help texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PredictConfig:
     sheet: str | None = None  # HTML file to write, with the images and their predictions
     batch_size: int = ranged(64, low=1)  # views per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
-    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: one per core
+    decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: one per core
 
 
 @dataclass
@@ -50,7 +50,7 @@ class FeaturesConfig:
     out: str = MISSING  # .npy file to write; the file names of the images go to OUT.json
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
-    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: one per core
+    decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: one per core
 
 
 @dataclass
@@ -59,12 +59,12 @@ class NearestConfig:
 
     features: str = MISSING  # .npy file written by `features`
     images: Any = MISSING  # query images: a file, a folder or a URL; or a list of them
-    checkpoint: str | None = None  # model of the query images; null: the one of the features file
+    checkpoint: str | None = None  # model for the query images; null: that of the features file
     count: int = ranged(6, low=1)  # neighbours per query image; 6 in paper fig. 4
     json: bool = False  # print JSON instead of a table
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
-    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: one per core
+    decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: one per core
 
 
 @dataclass
@@ -72,7 +72,7 @@ class ExportConfig:
     """A trained model as one file."""
 
     checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
-    format: ExportFormat = ExportFormat.safetensors  # tensors, or a graph for onnxruntime or torch
+    format: ExportFormat = ExportFormat.safetensors  # tensors, or a graph for ONNX Runtime or torch
     out: str = MISSING  # file to write
 
 

@@ -83,9 +83,9 @@ class ConvConfig:
     kernel_size: int = ranged(low=1)  # pixels per side
     stride: int = ranged(1, low=1)  # pixels
     padding: int = ranged(0, low=0)  # pixels of zeros on each side
-    overhang: bool = False  # the last window may extend past the right and bottom edge
-    reads_both_towers: bool = False  # input channels: those of both towers, or of its own tower
-    after: list[LayerOp] = field(default_factory=lambda: [LayerOp.activation])  # in this order
+    overhang: bool = False  # the last window may extend past the right and bottom edges
+    reads_both_towers: bool = False  # read the maps of both towers; false: of its own tower
+    after: list[LayerOp] = field(default_factory=lambda: [LayerOp.activation])  # in order
     init_std: float = MISSING  # standard deviation of the initial weights
     init_bias: float = MISSING  # initial bias
 
@@ -96,7 +96,7 @@ class LinearConfig:
 
     present: bool = True  # false removes the layer
     units: int = MISSING  # outputs
-    reads_both_towers: bool = True  # inputs: those of both towers, or of its own tower
+    reads_both_towers: bool = True  # read the units of both towers; false: of its own tower
     init_std: float = MISSING  # standard deviation of the initial weights
     init_bias: float = MISSING  # initial bias
 
@@ -140,8 +140,8 @@ class AugmentConfig:
     # crop the mean image at the image's position; false: at the centre
     mean_follows_crop: bool = MISSING
     lighting: bool = True  # PCA colour augmentation
-    lighting_std: float = ranged(low=0)  # standard deviation of its random factors
-    lighting_scale: LightingScale = MISSING  # what the random factors multiply
+    lighting_std: float = ranged(low=0)  # standard deviation of the colour noise
+    lighting_scale: LightingScale = MISSING  # what the colour noise multiplies
     train_divisor: float = ranged(above=0)  # divides training images while lighting is on
 
 
@@ -151,8 +151,8 @@ class OptimizerConfig:
 
     momentum: float = ranged(low=0, below=1)
     weight_decay: float = ranged(low=0)
-    decay_biases: bool = MISSING  # weight decay on biases, too
-    # weight decay by layer name, where it differs from weight_decay
+    decay_biases: bool = MISSING  # apply weight decay to biases, too
+    # weight decay of single layers that differs from weight_decay, by layer name
     layer_decay: dict[str, float] = field(default_factory=dict)
 
 
@@ -160,9 +160,9 @@ class OptimizerConfig:
 class RecipeConfig:
     """Everything that a source prescribes: architecture, initialization and training."""
 
-    name: str = MISSING  # of the file in conf/recipe
-    input_size: int = ranged(224, low=1)  # pixels per side for which init_std is given
-    towers: int = ranged(low=1)  # towers that share the layers
+    name: str = MISSING  # name of its file in conf/recipe
+    input_size: int = ranged(224, low=1)  # pixels per side that init_std is meant for
+    towers: int = ranged(low=1)  # towers that every layer is split over
     conv1: ConvConfig = field(default_factory=ConvConfig)
     conv2: ConvConfig = field(default_factory=ConvConfig)
     conv3: ConvConfig = field(default_factory=ConvConfig)
@@ -177,7 +177,7 @@ class RecipeConfig:
     lrn_across_towers: bool = False
     spatial_norm: NormConfig = field(default_factory=NormConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
-    dropout_rate: float = ranged(low=0, below=1)  # of the hidden fully connected layers
+    dropout_rate: float = ranged(low=0, below=1)  # in hidden fully connected layers
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -196,17 +196,17 @@ class RecipeConfig:
 
 @dataclass
 class ModelConfig:
-    """Changes to a recipe's architecture: the activation, or the size for a small machine."""
+    """Changes to a recipe's architecture: the activation, or a smaller network."""
 
     # non-linearity after every layer but the last
     activation: Activation = field(default=Activation.relu, metadata={"role": Role.variant})
-    width: float = ranged(1.0, above=0)  # factor of all kernel and unit counts but the classes
+    width: float = ranged(1.0, above=0)  # multiplies all kernel and unit counts but the classes
     input_size: int = ranged(224, low=1)  # pixels per side of the crops that the model reads
 
 
 @dataclass
 class DropConfig:
-    """A milestone: values that replace those in force from the start of ``epoch``."""
+    """A milestone: new values that apply from the start of ``epoch``."""
 
     epoch: int = ranged(low=0)  # counted from 0
     rate: float | None = ranged(None, low=0)  # learning rate of weights
@@ -224,14 +224,14 @@ class ScheduleConfig:
     epochs: int = ranged(low=1, role=Role.length)  # passes over the training images
     rate: float = ranged(above=0)  # initial learning rate of weights
     bias_rate: float = ranged(low=0)  # initial learning rate of biases
-    factor: float = ranged(10.0, above=1)  # plateau: each drop divides the rates by it
-    max_drops: int = ranged(3, low=0)  # plateau: largest number of drops
-    # plateau: epochs without a better validation error before a drop
+    factor: float = ranged(10.0, above=1)  # plateau: every drop divides the rates by this
+    max_drops: int = ranged(3, low=0)  # plateau: maximum number of drops
+    # plateau: epochs without improvement of the validation error before a drop
     patience_epochs: int = ranged(3, low=1)
     # fixed: changes at given epochs, sorted by epoch; each has epoch and any of rate, bias_rate,
     # layer_rates, lighting
     drops: list[DropConfig] = field(default_factory=list)
-    # batch size for which the rates are given; they scale in proportion to data.batch_size. null:
+    # batch size that the rates are meant for; they scale in proportion to data.batch_size. null:
     # no scaling
     reference_batch: int | None = ranged(None, low=1)
 
@@ -256,9 +256,9 @@ class DataConfig:
     decoder: Decoder = field(default=Decoder.auto, metadata={"role": Role.input})
     # decoder threads per process; null: 2, or one per core of the process when training on a GPU
     decode_threads: int | None = ranged(None, low=1, role=Role.input)
-    # use this many images per class, the first ones; null: all
+    # use only this many images per class, the first ones; null: all
     limit: int | None = ranged(None, low=1, role=Role.identity)
-    # use this many classes, the first ones of the store; null: all
+    # use only this many classes, the first ones of the store; null: all
     first_classes: int | None = ranged(None, low=1, role=Role.identity)
     # steps between checks that all towers got the same batch
     check_every_steps: int = ranged(50, low=1, role=Role.input)
@@ -268,12 +268,12 @@ class DataConfig:
 class MeshConfig:
     """The processes, as a data × tower mesh."""
 
-    # processes that `train` starts; under torchrun its world size counts instead
+    # processes that `train` starts; under torchrun its world size is used instead
     processes: int = field(default=2, metadata={"role": Role.world_size})
     # processes that share a replica of the model; a single process computes all towers
     towers: int = ranged(2, low=1)
     device: Device = Device.auto  # auto selects CUDA if there is a GPU per process
-    # seconds that a rank may be late for a collective while it is alive
+    # seconds that a live rank may keep others waiting at a collective
     timeout_s: int = ranged(300, low=1)
     stall_s: int = ranged(20, low=1)  # seconds without a sign of life before a rank counts as lost
     # gather the logits of all towers before the loss; false: compute the loss from sharded logits
@@ -282,14 +282,14 @@ class MeshConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When a run is saved, besides at its end and on SIGTERM or SIGINT; all three null: never."""
+    """When to save checkpoints, besides at the end, on SIGTERM and on SIGINT; all null: never."""
 
     every_epochs: int | None = ranged(1, low=1)  # epochs between checkpoints; null: not by epoch
     every_steps: int | None = ranged(None, low=1)  # steps between checkpoints; null: not by step
     # minutes between checkpoints, on rank 0's clock; null: not by time
     every_minutes: float | None = ranged(10.0, above=0)
     keep_last: int | None = ranged(3, low=1)  # newest checkpoints to keep; null: all
-    keep_best: bool = True  # also keep the one with the lowest top-1 validation error
+    keep_best: bool = True  # also keep that of the lowest top-1 validation error
 
     @property
     def wanted(self) -> bool:
@@ -314,7 +314,7 @@ class TrainConfig:
 
     # seed of initial weights, data order, augmentation and dropout
     seed: int = ranged(0, low=0, role=Role.variant)
-    # arithmetic: bf16 keeps activations in bf16, tf32 rounds the inputs of products (GPU only)
+    # arithmetic: bf16 keeps activations in bf16, tf32 rounds the inputs of matmuls (GPU only)
     precision: Precision = field(default=Precision.fp32, metadata={"role": Role.identity})
     # stop after this many steps; null: after schedule.epochs
     max_steps: int | None = ranged(None, low=1, role=Role.length)
@@ -326,9 +326,9 @@ class TrainConfig:
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
     # from that checkpoint; null: require a new run directory
     resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})
-    # pretrained weights: a checkpoint or run from which init_layers start; null: random weights
+    # pretrained weights: a checkpoint or run that initializes init_layers; null: random weights
     init_from: str | None = field(default=None, metadata={"role": Role.identity})
-    # layers that start from init_from; empty: all but fc8
+    # layers that are initialized from init_from; empty: all but fc8
     init_layers: list[str] = field(default_factory=list, metadata={"role": Role.identity})
     recipe: RecipeConfig = field(default_factory=RecipeConfig, metadata={"role": Role.variant})
     model: ModelConfig = field(default_factory=ModelConfig, metadata={"role": Role.identity})
@@ -354,7 +354,7 @@ class PrepareConfig:
     size: int = ranged(256, low=16, high=4096)  # pixels per side of the stored images
     quality: int = ranged(95, low=1, high=100)  # JPEG quality of the stored images
     workers: int | None = ranged(None, low=1, high=1024)  # processes; null: one per core
-    on_reject: OnReject = OnReject.skip  # an unusable image is listed and skipped, or an error
+    on_reject: OnReject = OnReject.skip  # skip: list unusable images; fail: stop at one
     # validation images in % of each class, for folders without a split of their own
     val_percent: float = ranged(10.0, above=0, below=100)
     seed: int = ranged(0, low=0)  # seed of that split, and of the crops of `photos`
@@ -365,13 +365,13 @@ class EvaluateConfig:
     """Errors of one checkpoint, or of several as an ensemble."""
 
     checkpoint: Any = MISSING  # a run or a checkpoint; or a list of them, as an ensemble
-    store: str | None = None  # store to evaluate on; null: the one of training
+    store: str | None = None  # store to evaluate on; null: that of the training run
     views: int = 10  # crops averaged per image, 1 or 10
     out: str | None = None  # JSON file for the result
     json: bool = False  # print the result as JSON
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
-    decode_threads: int | None = ranged(None, low=1)  # threads that decode; null: as in training
+    decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: as in training
 
 
 @dataclass
@@ -383,7 +383,7 @@ class PlanConfig:
     batch: int = ranged(128, low=1)  # images per step, over all replicas
     classes: int = ranged(1000, low=1)  # classes of the last layer
     precision: Precision = Precision.fp32  # arithmetic; see `train`
-    card: str | None = None  # GPU whose data sheet supplies the speeds that are not given
+    card: str | None = None  # GPU whose data sheet supplies speeds that are not set
     # TFLOP/s of a process; null: the card's, or measured on this machine
     tflops: float | None = ranged(None, above=0)
     # memory bandwidth of a process in GB/s; null: the card's, or unlimited
@@ -408,7 +408,7 @@ class ReproduceConfig:
 
     source: str = "photos"  # name of a data set, a folder, or an archive; as in `prepare`
     out: str = "reproduction"  # folder to write
-    budget: Budget = Budget.quick  # compute of all sweeps: minutes, hours, days
+    budget: Budget = Budget.quick  # compute budget of the sweeps: minutes, hours, days
     # parts to run; empty: all. docs/ledger.md lists them
     parts: list[str] = field(default_factory=list)
     seeds: int | None = ranged(None, low=1)  # paired seeds per comparison; null: 2 if quick, else 5
