@@ -28,7 +28,7 @@ def main() -> None:
         sys.argv = [f"alexnet2012 {name}", *words]
         COMMANDS[name].main()
     else:
-        remedy = f"no such command{closest(name, COMMANDS)}; alexnet2012 --help lists them"
+        remedy = f"no such command{closest(name, COMMANDS)}; see alexnet2012 --help"
         sys.stderr.write(f"alexnet2012: {name}: {remedy}\n")
         sys.exit(2)
 

@@ -83,10 +83,10 @@ def _check_restarts(overrides: list[str]) -> None:
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # Restarted workers would read the addresses of the previous ones: pytorch issue 135712.
-        remedy = "restarts need 1 in torchrun's environment; launch/torchrun.sh sets it"
+        remedy = "must be 1 in torchrun's environment for restarts; launch/torchrun.sh sets it"
         raise ConfigError("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", 0, remedy)
     if not any(word.startswith("hydra.run.dir=") for word in overrides):
-        remedy = "restarts resume from the run directory's checkpoints; set it"
+        remedy = "not set, but restarts resume from checkpoints in it; set it to a directory"
         raise ConfigError("hydra.run.dir", None, remedy)
 
 

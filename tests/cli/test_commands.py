@@ -66,7 +66,7 @@ def test_a_command_that_does_not_exist_is_one_line() -> None:
     ended = run(PROGRAM, "trian")
     assert ended.returncode == 2
     assert ended.stderr == (
-        "alexnet2012: trian: no such command; did you mean train?; alexnet2012 --help lists them\n"
+        "alexnet2012: trian: no such command; did you mean train?; see alexnet2012 --help\n"
     )
 
 

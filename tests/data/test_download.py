@@ -403,7 +403,7 @@ def test_a_waiting_process_says_so_and_gets_the_lock_when_its_holder_dies(
         threading.Timer(0.1, holder.kill).start()
         with locked(path):
             assert holder.wait() != 0
-    assert capsys.readouterr().err == f"waiting for another process that holds {path}\n"
+    assert capsys.readouterr().err == f"waiting for another process that holds the lock {path}\n"
 
 
 def test_a_lock_is_exclusive_although_each_holder_removes_the_file(tmp_path: Path) -> None:

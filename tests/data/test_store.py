@@ -270,7 +270,7 @@ def test_a_store_whose_source_images_changed_is_refused(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", train=2, val=1)
     prepare(settings(source, tmp_path / "store"), progress=False)
     image(77).save(source / "train" / "owl" / "new.jpg")
-    with pytest.raises(ConfigError, match="other images than source now contains; remove it"):
+    with pytest.raises(ConfigError, match="differ from those now in source; remove it"):
         prepare(settings(source, tmp_path / "store"), progress=False)
 
 
@@ -298,7 +298,7 @@ def test_an_io_error_does_not_reject_an_image(
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(RunError, match=r"Input/output error; finished work is kept"):
+    with pytest.raises(RunError, match=r"Input/output error; completed work is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
     failing = False
@@ -375,7 +375,7 @@ def test_unfinished_work_of_another_source_or_size_is_refused_and_kept(
         (settings(other, interrupted), "source"),
         (settings(source, interrupted, size=48), 32),
     ):
-        with pytest.raises(ConfigError, match=rf"partial is unfinished work with .*={expected}"):
+        with pytest.raises(ConfigError, match=rf"partial unfinished work with .*={expected}"):
             prepare(wanted, progress=False)
     made = prepare(settings(source, interrupted), progress=False)
     assert content(made.root) == content(store.root)
@@ -653,7 +653,7 @@ def test_an_image_that_disappears_is_an_error_and_not_a_reject(
         return real(entry)
 
     monkeypatch.setattr(Entry, "read", read)
-    with pytest.raises(RunError, match="No such file or directory; finished work is kept"):
+    with pytest.raises(RunError, match="No such file or directory; completed work is kept"):
         prepare(settings(source, tmp_path / "store"), progress=False)
     assert not (tmp_path / "store").exists()
 

@@ -163,7 +163,7 @@ def test_an_ensemble_averages_models_with_different_image_sizes(
     progress.classes = [*progress.classes[1:], "another"]
     snapshot = TrainingState.of(other, None, progress, mean_image)
     checkpoint.save(tmp_path / "else", snapshot, other.mesh)
-    with pytest.raises(ConfigError, match=r"checkpoint=.*else: was trained on other classes than"):
+    with pytest.raises(ConfigError, match=r"checkpoint=.*else: has different classes than"):
         probabilities([*nets, str(tmp_path / "else")])
 
 
@@ -205,7 +205,7 @@ def test_urls_are_downloaded_and_a_dead_url_is_reported(
     ("images", "words"),
     [
         ("nowhere.jpg", "images=nowhere.jpg: does not exist"),
-        ([], "no image is given"),
+        ([], "no images given"),
         ("~nobody.jpg", "images=~nobody.jpg: does not exist"),
         ("EMPTY", "the folder contains no images"),
         ("BROKEN", "none of the images can be used"),

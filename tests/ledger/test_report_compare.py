@@ -69,7 +69,7 @@ def test_the_command_prints_both_and_refuses_a_directory_without_a_reproduction(
     main()
     printed = capsys.readouterr().out
     assert "2 × [bold]" in printed  # not markup
-    assert "another value" in printed
+    assert "different value" in printed
     monkeypatch.setattr("sys.argv", [*words[:3], str(tmp_path / "none")])
     with pytest.raises(SystemExit):
         main()

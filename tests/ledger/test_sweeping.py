@@ -157,7 +157,7 @@ def test_a_part_that_fails_is_reported_and_the_others_run(
     parts = ["audit", "lrn_cifar10"]
     assert Reproduce(ReproduceConfig(out=str(tmp_path), parts=parts, seeds=1)).run() == 1
     found = json.loads((tmp_path / "reproduction.json").read_text())
-    assert found["warnings"] == ["counts of the architecture: RuntimeError: not enough memory"]
+    assert found["warnings"] == ["parameters and neurons: RuntimeError: not enough memory"]
     assert trained == ["none/0", "no_lrn_cifar10/0"]
 
 

@@ -151,10 +151,10 @@ def test_an_incomplete_last_record_is_ignored(tmp_path: Path) -> None:
     [
         ("config.yaml", None, "has no config.yaml"),
         ("config.yaml", "a: [", "config.yaml cannot be read (ParserError)"),
-        ("config.yaml", "a: 1", "config.yaml is not of a training run"),
+        ("config.yaml", "a: 1", "config.yaml does not belong to a training run"),
         ("config.yaml", "recipe: {towers: 2}", "config.yaml names no recipe"),
         ("summary.json", "{", "summary.json cannot be read (JSONDecodeError)"),
-        ("summary.json", "[]", "summary.json is not of a training run"),
+        ("summary.json", "[]", "summary.json does not belong to a training run"),
         ("metrics.jsonl", "?\n", "metrics.jsonl cannot be read (JSONDecodeError)"),
         ("timings.jsonl", "[1]\n", "timings.jsonl cannot be read (TypeError)"),
     ],
@@ -252,7 +252,7 @@ def test_two_runs_are_compared_setting_by_setting_and_number_by_number(
         "validation loss, last": "the same",
         "top-1 error, %": "intervals apart",
         "top-5 error, %": "the same",
-        "images/s": "another value",
+        "images/s": "different value",
         "waiting for input, %": "the same",
     }
     said = say("compare", a, b)

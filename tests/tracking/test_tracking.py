@@ -79,7 +79,7 @@ def test_lost_or_truncated_records_are_reported_and_the_others_kept(
     with Tracker(NO_WANDB, tmp_path, {}, resumed={"metrics.jsonl": 2}) as tracker:
         tracker.metrics("train", 3, loss=0.0)
     assert steps(tmp_path / "metrics.jsonl") == [1, 3]
-    assert "1 of 2 records are lost" in caplog.text
+    assert "1 of 2 records were lost" in caplog.text
 
 
 def test_a_new_run_starts_with_empty_files(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     progress = manifest.read_progress(folder)
     check_compatible(folder, progress, config)
     if progress.store_fingerprint != store.fingerprint:
-        remedy = f"was trained on another store than data.store={config.data.store}"
+        remedy = f"was trained on a different store than data.store={config.data.store}"
         raise ConfigError("resume", folder, f"{remedy}; use that store, or start a new run")
     last_step = -1 if newest is None else manifest.checkpoint_step(newest)
     if config.resume != AUTO and last_step > progress.step:
@@ -143,7 +143,7 @@ def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: s
     current, previous = flatten(to_plain(config)), with_defaults(saved)
     if current["recipe.name"] != previous.get("recipe.name"):
         remedy = f"{prefix} recipe={previous.get('recipe.name')}"
-        remedy += f", this run has recipe={current['recipe.name']}; use the same"
+        remedy += f", this run has recipe={current['recipe.name']}; use that recipe"
         raise ConfigError(key, path, remedy)
     for name in sorted(set(current) | set(previous)):
         if role_of(TrainConfig, name) in _MUST_MATCH and current.get(name) != previous.get(name):

@@ -30,7 +30,7 @@ def expand_json_flag(words: Sequence[str], schema: type) -> list[str]:
     if JSON_FLAG not in words:
         return list(words)
     if "json" not in {item.name for item in fields(schema)}:
-        raise ConfigError(JSON_FLAG, "true", "this command prints no result; leave it out")
+        raise ConfigError(JSON_FLAG, "true", "this command has no JSON output; remove the flag")
     return [*(word for word in words if word != JSON_FLAG), "json=true"]
 
 

@@ -47,7 +47,7 @@ def validate(config: object) -> None:
 def default_store(data: DataConfig) -> str:
     """The path of a source's store when none is given."""
     if data.source is None:
-        raise ConfigError("data.store", None, "set it to a store, or set data.source to images")
+        raise ConfigError("data.store", None, "neither it nor data.source is set; set one of them")
     if data.source in NAMED_SOURCES:
         return str(home() / f"{data.source}-{data.store_size}")
     source = user_path("data.source", data.source).absolute()
@@ -139,7 +139,7 @@ def _check_plan(config: PlanConfig) -> None:
     towers, processes = config.mesh.towers, config.nodes * config.gpus
     _check_towers(towers, config.recipe)
     if processes % towers:
-        remedy = f"times nodes={config.nodes} must be a multiple of mesh.towers={towers}"
+        remedy = f"with nodes={config.nodes}, nodes·gpus must be a multiple of mesh.towers={towers}"
         raise ConfigError("gpus", config.gpus, f"{remedy}; use {towers}")
     if config.batch < processes // towers:
         remedy = f"must be at least {processes // towers}: one image per replica"

@@ -71,7 +71,7 @@ class DaliPipeline:
         self._in_flight.clear()
         while True:
             if feeds is not self._feeds:
-                raise RuntimeError("this iterator is invalid: the loader has started another one")
+                raise RuntimeError("this iterator is invalid: the loader has started a new one")
             try:
                 output = self._run(pipe)
             except StopIteration:

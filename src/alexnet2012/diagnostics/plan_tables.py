@@ -15,9 +15,9 @@ STEP_PARTS = {
     "total": "total",
 }
 MEMORY_ITEMS = {
-    "weights as activations": "weights in the type of activations",
+    "weights as activations": "weights cast to the activation dtype",
     "activations kept for backward": "activations saved for backward",
-    "draws of dropout": "random numbers of dropout",
+    "draws of dropout": "random numbers for dropout",
 }
 
 

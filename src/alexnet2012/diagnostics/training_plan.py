@@ -28,7 +28,7 @@ ASSUMPTIONS = (
     "All processes are equally fast; the process with the largest shard determines the time.",
     "Gradients are all-reduced tensor by tensor in rings; the rings of a machine share its link.",
     "Data loading, validation and checkpoints take no time.",
-    "Memory is that of the model and one step, all at once; memory of libraries is not counted.",
+    "Memory is the sum over the model and one step; the overhead of libraries is not counted.",
 )
 MEASURED = "The time of a layer per image is as measured, at any batch size."
 BOUNDED = "The times of layers are lower bounds from peak rates, not forecasts."

@@ -69,6 +69,6 @@ def _check_compatible(config: EvaluateConfig, models: Sequence[TrainedModel], st
         ):
             remedy = (
                 f"differs from {paths[0]} in input size, precision, recipe or training images; "
-                "the models of an ensemble must agree"
+                "the models of an ensemble must agree in these"
             )
             raise ConfigError("checkpoint", path, remedy)

@@ -73,7 +73,7 @@ def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
         difference = float((logits - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE:
             raise RunError(
-                f"{out}: not written, because its logits differ from the model's by {difference:.1e}"
+                f"{out}: not kept, because its logits differ from the model's by {difference:.1e}"
             )
         os.replace(temporary, out)
     finally:

@@ -85,7 +85,7 @@ def find_images(images: Any) -> list[str]:
         else:
             raise ConfigError("images", name, "does not exist; give files, folders or URLs")
     if not names:
-        raise ConfigError("images", images, "no image is given; give files, folders or URLs")
+        raise ConfigError("images", images, "no images given; give files, folders or URLs")
     return names
 
 

@@ -188,7 +188,7 @@ def _check_comparable(result: Result, baseline: Result, name: str, directory: Pa
     for key in sorted(settings.keys() | expected.keys()):
         differs = settings.get(key) != expected.get(key)
         if differs and role_of(TrainConfig, key) not in _MAY_DIFFER:
-            remedy = f"run {name} has other settings of `{key}` than {BASELINE}; retrain it"
+            remedy = f"run {name} differs from {BASELINE} in `{key}`; retrain it"
             raise ConfigError("runs", directory, remedy)
 
 

@@ -88,7 +88,7 @@ def _run(words: Sequence[str]) -> None:
         description="Print what a directory of runs measures, and the verdict on each claim.",
         epilog=EPILOG,
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", nargs="?", help="of a sweep")
+    parser.add_argument("directory", type=Path, metavar="DIR", nargs="?", help="sweep directory")
     for flag, text in FLAGS.items():
         parser.add_argument(flag, action="store_true", help=text)
     arguments = parser.parse_args(words)

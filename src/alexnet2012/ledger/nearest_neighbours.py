@@ -101,7 +101,7 @@ def neighbours_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
         *how,
         numbers={"same_class_pct": measured, "chance_pct": chance, "queries": len(labels)},
         agrees=None if low <= measured <= high else measured > high,
-        agreement_note="whether more neighbours than by chance are of the same class, over all "
+        agreement_note="tests if more neighbours than by chance are of the same class, over all "
         "validation images; the paper shows five queries and reports no number",
     )
 

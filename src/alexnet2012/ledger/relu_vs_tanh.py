@@ -136,7 +136,7 @@ def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
     interval_text, agrees = "", None
     if ratio.interval is not None:
         low, high = ratio.interval
-        interval_text = f" ({'of the bound ' if at_least else ''}95% {low:.1f} to {high:.1f})"
+        interval_text = f" (95%{' of the bound' if at_least else ''} {low:.1f} to {high:.1f})"
         if len(seeds) >= MIN_SEEDS and not low <= 1 <= high:
             agrees = low > 1
     return Measurement(
@@ -148,7 +148,7 @@ def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
         n_seeds=len(seeds),
         interval=ratio.interval,
         agrees=agrees,
-        agreement_note="whether ReLU is faster at all; the paper reports 6 ×",
+        agreement_note="tests only if ReLU is faster at all; the paper reports 6 ×",
     )
 
 

@@ -60,7 +60,7 @@ def _each_budget(name: str) -> dict[Budget, Sequence[str]]:
 RELU = {budget: [relu_vs_tanh.SEARCH, relu_vs_tanh.TRAINING] for budget in Budget}
 RELU[Budget.quick] = ["relu/quick"]
 PARTS = {  # in order; each is a method of Reproduce
-    "audit": Part("counts of the architecture"),
+    "audit": Part("parameters and neurons"),
     "exactness": Part("two processes compared with one, float64, full size"),
     "full_size": Part(
         "full-size network, 100 steps with each recipe", dict.fromkeys(Budget, ("full_size/quick",))

@@ -37,8 +37,8 @@ class Comparison(Enum):
     same = "the same"
     overlap = "intervals overlap"
     apart = "intervals apart"
-    other = "another value"
-    one = "one only"
+    other = "different value"
+    one = "in one only"
     neither = "neither"
 
 

@@ -137,7 +137,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
     """Settings of a run, nested; DamagedRunError if they are not of a training run."""
     settings = _loaded(folder / SETTINGS)
     if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
-        raise DamagedRunError(f"{SETTINGS} is not of a training run")
+        raise DamagedRunError(f"{SETTINGS} does not belong to a training run")
     if "name" not in settings["recipe"]:
         raise DamagedRunError(f"{SETTINGS} names no recipe")
     return settings
@@ -149,7 +149,7 @@ def load_summary(folder: Path) -> dict[str, Any]:
         return {}
     summary = _loaded(folder / SUMMARY)
     if not isinstance(summary, dict):
-        raise DamagedRunError(f"{SUMMARY} is not of a training run")
+        raise DamagedRunError(f"{SUMMARY} does not belong to a training run")
     return summary
 
 

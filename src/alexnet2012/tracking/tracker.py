@@ -152,6 +152,6 @@ def _truncate(path: Path, count: int) -> int:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines[:count] if line.endswith("\n")]
     if len(kept) < count:
-        log.warning("%s: %d of %d records are lost", path, count - len(kept), count)
+        log.warning("%s: %d of %d records were lost", path, count - len(kept), count)
     replace_text(path, "".join(kept))
     return len(kept)

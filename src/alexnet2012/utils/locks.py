@@ -22,7 +22,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        sys.stderr.write(f"waiting for another process that holds {path}\n")
+        sys.stderr.write(f"waiting for another process that holds the lock {path}\n")
         sys.stderr.flush()
         lock.acquire()
     try:

@@ -99,7 +99,7 @@ def error_interval_pct(
         ValueError: no images, errors outside 0 … images, or a confidence outside (0, 1).
     """
     if pictures < 1 or not 0 <= errors <= pictures:
-        raise ValueError(f"errors={errors} of {pictures}: must be 0 … images, of at least 1 image")
+        raise ValueError(f"errors={errors} of {pictures}: must be 0 to the number of images")
     _check_confidence(confidence)
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     rate = errors / pictures

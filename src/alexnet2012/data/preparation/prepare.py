@@ -72,10 +72,10 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         shutil.rmtree(work, ignore_errors=True)  # of a process killed after renaming the store
         return store
     if root.is_mount() or root.is_symlink():
-        remedy = "is a mount point or a symbolic link; set it to a folder inside"
+        remedy = "is a mount point or a symbolic link; use a folder inside it"
         raise ConfigError("data.store", root, remedy)
     if any(root.resolve().is_relative_to(folder.resolve()) for folder in handle.folders):
-        remedy = f"is inside the source folder {config.source}; choose a location outside"
+        remedy = f"is inside the source folder {config.source}; choose a location outside it"
         raise ConfigError("data.store", root, remedy)
     with ExitStack() as stack:
         try:
@@ -95,7 +95,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
                 shutil.rmtree(work, ignore_errors=True)
             raise
         except OSError as error:
-            remedy = "finished work is kept; run the same command again to resume"
+            remedy = "completed work is kept; run the same command again to resume"
             file = error.filename or root
             raise RunError(f"{file}: {error.strerror or error}; {remedy}") from error
         os.sync()  # the work of hours should survive a power failure
@@ -175,7 +175,7 @@ def _build_store(
     builder = StoreBuilder.resumed(work, source, settings, dates)
     if builder is None:
         if unfinished_settings(work) is not None:
-            print(f"starting over: images or library versions changed since the work in {work}")
+            print(f"starting over: images or libraries changed since the unfinished work in {work}")
         builder = StoreBuilder.new(work, source, settings, dates)
     for split in SPLITS:
         for name in source.classes:
@@ -239,7 +239,7 @@ def _check_unfinished(work: Path, root: Path, settings: dict[str, Any]) -> None:
     for key in _USER_SETTINGS:
         have, want = other_settings.get(key), settings.get(key)
         if have != want:
-            problem = f"{work} is unfinished work with {key}={have}, but {want} was requested"
+            problem = f"{work} contains unfinished work with {key}={have}, but {want} was requested"
             remedy = f"{problem}; finish or remove it, or choose another location"
             raise ConfigError("data.store", root, remedy)
 
@@ -261,7 +261,7 @@ def _open_existing(root: Path, settings: dict[str, Any], config: PrepareConfig) 
     for key in (*_USER_SETTINGS, *(actual.keys() | settings)):
         have, want = actual.get(key), settings.get(key)
         if have != want:
-            remedy = f"was made from other images than {settings['source']} now contains"
+            remedy = f"was made from images that differ from those now in {settings['source']}"
             if key in _USER_SETTINGS:
                 remedy = f"was made with {key}={have}, but {want} was requested"
             raise ConfigError("data.store", root, f"{remedy}; {alternatives}")

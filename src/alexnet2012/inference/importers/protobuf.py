@@ -77,7 +77,7 @@ class Message:
     def _bytes(self, number: int) -> list[memoryview]:
         values = self._fields[number]
         if any(isinstance(value, int) for value in values):
-            raise ValueError(f"field {number} has another type than in Caffe's schema")
+            raise ValueError(f"field {number} has a different type than in Caffe's schema")
         return [value for value in values if not isinstance(value, int)]
 
 

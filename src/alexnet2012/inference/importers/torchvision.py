@@ -90,7 +90,7 @@ def _checked(arrays: Mapping[str, Any], layer: str, row: tuple[int, ...]) -> tup
     if weight.ndim != len(row) + 1 or weight.shape[1:] != row or bias.shape != weight.shape[:1]:
         expected = ", ".join(map(str, ("rows", *row)))
         halves = weight.shape[1:2] == (row[0] // 2,) and weight.shape[2:] == row[1:]
-        towers = "; it reads half of the maps, as in a model of two towers" if halves else ""
+        towers = "; it reads half of the maps, as in a two-tower model" if halves else ""
         raise ValueError(
             f"{layer}.weight has shape {list(weight.shape)} and must have [{expected}]{towers}"
         )

@@ -203,7 +203,7 @@ async function inspect(file, name) {
     const limit = Math.floor(model.max_upload_bytes / 2 ** 20);
     return showError(`${name}: larger than the limit of ${limit} MiB.`);
   }
-  byId("status").textContent = `Computing ${name} …`;
+  byId("status").textContent = `Classifying ${name} …`;
   const start = performance.now();
   try {
     const answer = await fetch("/look", { method: "POST", body: file, signal: request.signal });

@@ -109,7 +109,7 @@ def _report(words: Sequence[str]) -> None:
         description="Render DIR/report.html again, or print its tables.",
         epilog="alexnet2012 report compare A B compares two reproductions.",
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="with a reproduction.json")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="reproduction directory")
     parser.add_argument("--table", action="store_true", help="print the main results as Markdown")
     parser.add_argument(
         "--claims", action="store_true", help="print the verdicts over several seeds as Markdown"
