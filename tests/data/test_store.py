@@ -375,7 +375,7 @@ def test_unfinished_work_of_another_source_or_size_is_refused_and_kept(
         (settings(other, interrupted), "source"),
         (settings(source, interrupted, size=48), 32),
     ):
-        with pytest.raises(ConfigError, match=rf"partial unfinished work with .*={expected}"):
+        with pytest.raises(ConfigError, match=rf"unfinished work with .*={expected}"):
             prepare(wanted, progress=False)
     made = prepare(settings(source, interrupted), progress=False)
     assert content(made.root) == content(store.root)
