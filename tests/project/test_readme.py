@@ -168,4 +168,4 @@ def test_the_readme_is_as_fast_as_was_measured() -> None:
     words = " ".join(README.read_text(encoding="utf-8").split())
     assert f"at {fp32['ratio_to_plain']:.1f} times the images/s" in words
     assert f"at {bf16['ratio_to_plain']:.1f} times in bf16" in words
-    assert f"{fp32['of_limit_pct']:.0f}% and {bf16['of_limit_pct']:.0f}% of what matrix" in words
+    assert f"{fp32['of_limit_pct']:.0f}% and {bf16['of_limit_pct']:.0f}% of the rate" in words

@@ -173,7 +173,7 @@ def sorted_lines(parts: Sequence[list[str]]) -> str:
 
 
 def missing_error(folder: Path) -> ConfigError:
-    remedy = f"no checkpoint ({METADATA} is missing); use a folder RUN/checkpoints/step-0001000"
+    remedy = f"contains no checkpoint ({METADATA} is missing); use RUN/checkpoints/step-0001000"
     return ConfigError("checkpoint", folder, remedy)
 
 
