@@ -304,7 +304,7 @@ def test_an_epoch_iterator_is_invalid_after_another_has_started(store: Store) ->
     first, second = used.epoch(0), used.epoch(1)
     next(first)
     next(second)
-    with pytest.raises(RuntimeError, match="another one"):
+    with pytest.raises(RuntimeError, match="new one"):
         next(first)
     assert len(list(second)) == 5
 

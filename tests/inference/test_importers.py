@@ -112,7 +112,7 @@ def _changed(index: int, **settings: Any) -> bytes:
     ("data", "words"),
     [
         (b"", "contains no layers with weights"),
-        (b"a text that is no protocol buffer", "protocol buffer|another type|is truncated"),
+        (b"a text that is no protocol buffer", "protocol buffer|a different type|is truncated"),
         (_changed(1)[:-200], "is truncated"),
         (_changed(2, type="Concat"), "layer relu1: type 3 is not supported"),
         (_changed(2, relu_param={"negative_slope": 0.1}), "relu1: leaky ReLU is not supported"),
