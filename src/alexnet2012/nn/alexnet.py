@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import Activation, LayerOp, Precision
 from alexnet2012.config.schema import (
     ConfigError,
-    ConvConfig,
-    LinearConfig,
     ModelConfig,
     RecipeConfig,
 )
@@ -157,7 +155,8 @@ class AlexNet(nn.Module):
             return self._fused_conv_features(images).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
-            x = self._layer(name, conv)(x)
+            comm = self.comm if conv.reads_both_towers else None
+            x = self.get_submodule(name)(x, comm=comm, name=name)
             for step in conv.after:
                 x = self._steps[step](x)
         return x.flatten(1)
@@ -174,16 +173,12 @@ class AlexNet(nn.Module):
             rows = Shard(start, start + count, self.mesh.replicas * count)
         fuses_relu = self._runs_kernels() and self.config.activation is Activation.relu
         for name, linear in self._hidden.items():
-            x = self._layer(name, linear)(x)
+            comm = self.comm if linear.reads_both_towers else None
+            x = self.get_submodule(name)(x, comm=comm, name=name)
             dropout = self.dropouts[name]
             assert isinstance(dropout, Dropout)
             x = dropout.after_relu(x, rows) if fuses_relu else dropout(self.activation(x), rows)
         return x
-
-    def _layer(self, name: str, config: ConvConfig | LinearConfig) -> Callable[..., Tensor]:
-        """The layer as a function of its input, full or this tower's shard."""
-        comm = self.comm if config.reads_both_towers else None
-        return partial(self.get_submodule(name), comm=comm, name=name)
 
     def _runs_kernels(self) -> bool:
         """The kernels compute in the dtypes of ``precision``, so only for parameters not cast."""
@@ -266,7 +261,8 @@ class AlexNet(nn.Module):
                 x = maps[0]
                 if x is images:
                     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-                maps = (self._layer(name, conv)(x, skip_bias=True),)
+                comm = self.comm if conv.reads_both_towers else None
+                maps = (layer(x, comm=comm, name=name, skip_bias=True),)
             separate = towers > 1 and next_conv is not None and not next_conv.reads_both_towers
             channels = layer.rows.size // towers
             passes = split_epilogues(conv, self.recipe, self.config.activation, channels)
