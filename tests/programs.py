@@ -128,8 +128,8 @@ def torchrun_rank(mark: str, rank: int) -> int:
     return found
 
 
-def listening(mark: str) -> set[tuple[str, str]]:
-    """Who of them takes connections now, as (command line, address)."""
+def listening(mark: str) -> set[tuple[str, str, int]]:
+    """Listening sockets of the marked processes, as (command line, address, port)."""
     at = _listening_sockets()
     found = set()
     for pid, line in _marked(mark).items():
@@ -137,24 +137,26 @@ def listening(mark: str) -> set[tuple[str, str]]:
             for fd in Path("/proc", str(pid), "fd").iterdir():
                 with suppress(OSError):
                     target = str(fd.readlink())
-                    found |= {(line, at[target])} if target in at else set()
+                    found |= {(line, *at[target])} if target in at else set()
     return found
 
 
-def _listening_sockets() -> dict[str, str]:
-    """The addresses of TCP sockets, by the name that /proc gives them."""
+def _listening_sockets() -> dict[str, tuple[str, int]]:
+    """Address and port of the listening TCP sockets, by their name in /proc."""
     found, listens = {}, "0A"
     for table in ("tcp", "tcp6"):
         for row in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = row.split()[:10]
             if state == listens:
-                words = bytes.fromhex(local.partition(":")[0])
+                host, _, port = local.partition(":")
+                words = bytes.fromhex(host)
                 # Words of four bytes, each in this machine's order.
                 parts = [
                     words[i : i + 4][:: -1 if sys.byteorder == "little" else 1]
                     for i in range(0, len(words), 4)
                 ]
-                found[f"socket:[{inode}]"] = str(ipaddress.ip_address(b"".join(parts)))
+                address = str(ipaddress.ip_address(b"".join(parts)))
+                found[f"socket:[{inode}]"] = address, int(port, 16)
     return found
 
 

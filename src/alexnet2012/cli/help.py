@@ -67,7 +67,7 @@ def usage(name: str, schema: type, config: DictConfig) -> str:
         file = f"{RECIPE}/{config.recipe.name}.yaml"
         lines += ["", f"Settings of the recipe, given as recipe.KEY=VALUE (conf/{file}):", ""]
         lines += conf.joinpath(file).read_text("utf-8").splitlines()
-    flags = "Hydra's flags: -m sweeps over KEY=A,B; --cfg job prints all settings; --hydra-help."
+    flags = "Hydra's flags: -m sweeps KEY=A,B; --cfg job prints all settings; --hydra-help."
     return "\n".join([*lines, "", flags]) + "\n"
 
 
