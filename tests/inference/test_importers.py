@@ -194,7 +194,7 @@ def _state(**changes: Tensor) -> dict[str, Tensor]:
     ("state", "words"),
     [
         (_state(features_3_weight=torch.zeros(10, 3, 5, 5)),
-         r"features.3.weight has shape \[10, 3, 5, 5\] and must .*6, 5, 5\].*two towers"),
+         r"features.3.weight has shape \[10, 3, 5, 5\] and must .*6, 5, 5\].*two-tower"),
         (_state(classifier_1_weight=torch.zeros(12, 99)), r"must have \[rows, 180\]"),
         (_state(features_1_running_mean=torch.zeros(3)), "features.1.running.mean is not a"),
         ({}, "classifier.1.bias is missing"),

@@ -176,8 +176,9 @@ def _loaded(file: Path) -> Any:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
             return json.loads(text)
-        fast = yaml.__with_libyaml__  # five times as fast
-        return yaml.load(text, Loader=yaml.CSafeLoader if fast else yaml.SafeLoader)
+        if yaml.__with_libyaml__:  # five times as fast
+            return yaml.load(text, Loader=yaml.CSafeLoader)
+        return yaml.safe_load(text)
     except FileNotFoundError:
         raise DamagedRunError(f"has no {file.name}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
