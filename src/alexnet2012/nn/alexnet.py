@@ -30,14 +30,14 @@ from alexnet2012.distributed.collectives import (
 from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
-from alexnet2012.nn.kernels.epilogue import Epilogue, split_epilogues, supported
+from alexnet2012.nn.kernels.epilogue import Epilogue, norm_params, split_epilogues, supported
 from alexnet2012.nn.layers import (
     ColumnParallel,
     ColumnParallelConv2d,
     ColumnParallelLinear,
     map_sizes,
 )
-from alexnet2012.nn.lrn import local_response_norm, spatial_norm
+from alexnet2012.nn.lrn import response_norm
 from alexnet2012.nn.precision import DTYPES, DTypes
 from alexnet2012.utils.rng import stream_seed
 from alexnet2012.utils.shard import Shard, shard_of
@@ -283,12 +283,14 @@ class AlexNet(nn.Module):
         towers = 1 if recipe.lrn_across_towers else self.local_towers
         # ceil_mode keeps a last window that extends beyond the edge, as the 2012 code does. At 224
         # pixels, size 3 and stride 2 every window fits, so that it makes no difference.
-        size, stride = recipe.pool.size, recipe.pool.stride
+        size, stride, spatial = recipe.pool.size, recipe.pool.stride, recipe.spatial_norm
         pool: dict[str, Any] = {"kernel_size": size, "stride": stride, "ceil_mode": True}
         return {
             LayerOp.activation: self.activation,
-            LayerOp.lrn: partial(local_response_norm, norm=recipe.lrn, towers=towers),
-            LayerOp.spatial_norm: partial(spatial_norm, norm=recipe.spatial_norm),
+            LayerOp.lrn: partial(response_norm, norm=norm_params(recipe.lrn), towers=towers),
+            LayerOp.spatial_norm: partial(
+                response_norm, norm=norm_params(spatial, spatial.size**2), towers=None
+            ),
             LayerOp.max_pool: partial(F.max_pool2d, **pool),
             LayerOp.average_pool: partial(F.avg_pool2d, **pool),
         }

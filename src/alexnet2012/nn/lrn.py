@@ -95,7 +95,7 @@ def local_response_norm(x: Tensor, norm: NormConfig, towers: int) -> Tensor:
 
     Windows never cross towers. Source: paper sec. 3.3.
     """
-    return _response_norm(x, norm_params(norm), towers)
+    return response_norm(x, norm_params(norm), towers)
 
 
 def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
@@ -103,14 +103,14 @@ def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
 
     Source: 2012 code.
     """
-    return _response_norm(x, norm_params(norm, norm.size**2), None)
+    return response_norm(x, norm_params(norm, norm.size**2), None)
 
 
-def _response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
+def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
     """Normalise across the maps of each of ``towers`` towers; None: over pixels of each map."""
     x = x.contiguous(memory_format=torch.channels_last)
-    has_kernel = towers is not None and supported(x.shape[1] // towers, norm)
-    if towers is not None and has_kernel and kernels.kernels_available(x.device, x.dtype):
+    has_kernels = towers is not None and kernels.kernels_available(x.device, x.dtype)
+    if towers is not None and has_kernels and supported(x.shape[1] // towers, norm):
         return kernels.fused_epilogue([x], None, Epilogue(norm=norm), towers, separate=False)[0]
     y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]
     return y

@@ -61,6 +61,7 @@ class PaperSGD(Optimizer):
         def diverged() -> bool:  # synchronizes with the GPU
             return loss is not None and not math.isfinite(loss)
 
+        kernels_available = cache(kernels.kernels_available)  # asked once, not per parameter
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             if lr == 0:  # frozen: the 2012 code does not apply the old momentum either
@@ -71,7 +72,7 @@ class PaperSGD(Optimizer):
                     continue
                 velocity = self.velocity(weight)
                 same_layout = weight.stride() == velocity.stride() == weight.grad.stride()
-                if same_layout and kernels.kernels_available(weight.device, weight.dtype):
+                if same_layout and kernels_available(weight.device, weight.dtype):
                     from alexnet2012.nn.kernels import launchers  # needs Triton
 
                     launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)

@@ -9,7 +9,6 @@ the input, H'×W' of the output.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,12 +17,13 @@ from torch import Tensor
 
 from alexnet2012.nn.kernels.epilogue import Epilogue, TowerMaps
 
+HAS_TRITON = find_spec("triton") is not None
 
-@cache
+
 def kernels_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels exist: for float32 and bfloat16, on a GPU with Triton."""
     dtypes = (torch.float32, torch.bfloat16)
-    return device.type == "cuda" and dtype in dtypes and find_spec("triton") is not None
+    return device.type == "cuda" and dtype in dtypes and HAS_TRITON
 
 
 def fused_epilogue(
