@@ -126,7 +126,7 @@ def _compare(words: Sequence[str]) -> None:
     console = Console()
     for table in pair_tables((str(given.A), str(given.B)), *sides):
         console.print(table)
-    note = "Intervals: 95%, for the choice of validation images; seeds vary more."
+    note = "The 95% intervals cover the sampling of validation images, not the choice of seed."
     console.print(note, style="dim")
 
 

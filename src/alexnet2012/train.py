@@ -86,7 +86,7 @@ def _check_restarts(overrides: list[str]) -> None:
         remedy = "must be 1 in torchrun's environment for restarts; launch/torchrun.sh sets it"
         raise ConfigError("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", 0, remedy)
     if not any(word.startswith("hydra.run.dir=") for word in overrides):
-        remedy = "not set, but restarts resume from checkpoints in it; set it to a directory"
+        remedy = "must be set, because restarts resume from the checkpoints in this directory"
         raise ConfigError("hydra.run.dir", None, remedy)
 
 

@@ -67,7 +67,7 @@ def test_an_exception_of_a_job_is_raised_after_the_preceding_results(workers: in
 
 def test_a_killed_worker_is_an_error_with_a_remedy() -> None:
     results = ordered_map(dies_at_five, range(50), 2)
-    with pytest.raises(RunError, match=r"a worker was killed, .*; lower workers"):
+    with pytest.raises(RunError, match=r"a worker was killed, .*; use fewer workers"):
         list(results)
     assert multiprocessing.active_children() == []
 

@@ -186,7 +186,7 @@ def test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss(
     ("shared", "command", "message"),
     [
         ("True", ["hydra.run.dir=run"], "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=0: must be 1"),
-        ("False", [], "hydra.run.dir=None: not set, but restarts resume"),
+        ("False", [], "hydra.run.dir=None: must be set, because restarts resume"),
     ],
 )
 def test_restarts_that_would_hang_or_start_from_scratch_are_refused(

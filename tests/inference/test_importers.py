@@ -196,7 +196,7 @@ def _state(**changes: Tensor) -> dict[str, Tensor]:
         (_state(features_3_weight=torch.zeros(10, 3, 5, 5)),
          r"features.3.weight has shape \[10, 3, 5, 5\] and must .*6, 5, 5\].*two-tower"),
         (_state(classifier_1_weight=torch.zeros(12, 99)), r"must have \[rows, 180\]"),
-        (_state(features_1_running_mean=torch.zeros(3)), "features.1.running.mean is not a"),
+        (_state(features_1_running_mean=torch.zeros(3)), "features.1.running.mean is unexpected"),
         ({}, "classifier.1.bias is missing"),
         (AlexNet, "cannot be loaded as tensors"),  # a pickled class
         ([1], "does not contain a state dict"),
@@ -219,7 +219,7 @@ def test_an_import_overwrites_nothing_and_checks_its_settings(tmp_path: Path) ->
         (ImportConfig(str(source), str(tmp_path)), "already exists"),
         (
             ImportConfig(str(source), str(out), classes=str(text)),
-            "lists 2 classes, and the model has",
+            "lists 2 classes, but the model has",
         ),
         (ImportConfig(str(source), str(out), mean=str(text)), "mean=.*classes.txt"),
         (ImportConfig(str(source), str(out), picture_size=200), "picture_size=200: must be at"),

@@ -152,7 +152,7 @@ def test_an_incomplete_last_record_is_ignored(tmp_path: Path) -> None:
         ("config.yaml", None, "has no config.yaml"),
         ("config.yaml", "a: [", "config.yaml cannot be read (ParserError)"),
         ("config.yaml", "a: 1", "config.yaml does not belong to a training run"),
-        ("config.yaml", "recipe: {towers: 2}", "config.yaml names no recipe"),
+        ("config.yaml", "recipe: {towers: 2}", "config.yaml does not name a recipe"),
         ("summary.json", "{", "summary.json cannot be read (JSONDecodeError)"),
         ("summary.json", "[]", "summary.json does not belong to a training run"),
         ("metrics.jsonl", "?\n", "metrics.jsonl cannot be read (JSONDecodeError)"),

@@ -90,7 +90,7 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
     streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
     saved = _saved_shapes(folder) if streams else {}
     if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
-        remedy = "has dropout random states of incompatible code; resume with that code"
+        remedy = "has dropout random states from incompatible code; resume with that code"
         raise ConfigError("checkpoint", folder, f"{remedy} ({progress.code}), or use init_from")
     _load(state, folder, model)
     if streams:

@@ -145,7 +145,7 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
 def unknown_flag(word: str, schema: type[Any]) -> ConfigError:
     """The error for ``--lr``, where settings are words of the form KEY=VALUE."""
     key = word.lstrip("-").partition("=")[0].replace("-", "_")
-    remedy = f"no such flag; settings are KEY=VALUE words{_did_you_mean(key, schema)}"
+    remedy = f"no such flag; write settings as KEY=VALUE{_did_you_mean(key, schema)}"
     return ConfigError("arguments", word, remedy)
 
 

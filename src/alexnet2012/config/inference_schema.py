@@ -59,7 +59,7 @@ class NearestConfig:
 
     features: str = MISSING  # .npy file written by `features`
     images: Any = MISSING  # query images: a file, a folder or a URL; or a list of them
-    checkpoint: str | None = None  # model for the query images; null: that of the features file
+    checkpoint: str | None = None  # model for the query images; null: the one in the features file
     count: int = ranged(6, low=1)  # neighbours per query image; 6 in paper fig. 4
     json: bool = False  # print JSON instead of a table
     batch_size: int = ranged(64, low=1)  # images per forward pass

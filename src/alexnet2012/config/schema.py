@@ -84,7 +84,7 @@ class ConvConfig:
     stride: int = ranged(1, low=1)  # pixels
     padding: int = ranged(0, low=0)  # pixels of zeros on each side
     overhang: bool = False  # the last window may extend past the right and bottom edges
-    reads_both_towers: bool = False  # read the maps of both towers; false: of its own tower
+    reads_both_towers: bool = False  # read the maps of both towers; false: only of its tower
     after: list[LayerOp] = field(default_factory=lambda: [LayerOp.activation])  # in order
     init_std: float = MISSING  # standard deviation of the initial weights
     init_bias: float = MISSING  # initial bias
@@ -96,7 +96,7 @@ class LinearConfig:
 
     present: bool = True  # false removes the layer
     units: int = MISSING  # outputs
-    reads_both_towers: bool = True  # read the units of both towers; false: of its own tower
+    reads_both_towers: bool = True  # read the units of both towers; false: only of its tower
     init_std: float = MISSING  # standard deviation of the initial weights
     init_bias: float = MISSING  # initial bias
 
@@ -141,7 +141,7 @@ class AugmentConfig:
     mean_follows_crop: bool = MISSING
     lighting: bool = True  # PCA colour augmentation
     lighting_std: float = ranged(low=0)  # standard deviation of the colour noise
-    lighting_scale: LightingScale = MISSING  # what the colour noise multiplies
+    lighting_scale: LightingScale = MISSING  # what scales the colour noise
     train_divisor: float = ranged(above=0)  # divides training images while lighting is on
 
 
@@ -152,7 +152,7 @@ class OptimizerConfig:
     momentum: float = ranged(low=0, below=1)
     weight_decay: float = ranged(low=0)
     decay_biases: bool = MISSING  # apply weight decay to biases, too
-    # weight decay of single layers that differs from weight_decay, by layer name
+    # weight decay of individual layers, by name, where it differs from weight_decay
     layer_decay: dict[str, float] = field(default_factory=dict)
 
 
@@ -200,7 +200,7 @@ class ModelConfig:
 
     # non-linearity after every layer but the last
     activation: Activation = field(default=Activation.relu, metadata={"role": Role.variant})
-    width: float = ranged(1.0, above=0)  # multiplies all kernel and unit counts but the classes
+    width: float = ranged(1.0, above=0)  # multiplies all kernel and unit counts except the classes
     input_size: int = ranged(224, low=1)  # pixels per side of the crops that the model reads
 
 
@@ -211,7 +211,7 @@ class DropConfig:
     epoch: int = ranged(low=0)  # counted from 0
     rate: float | None = ranged(None, low=0)  # learning rate of weights
     bias_rate: float | None = ranged(None, low=0)  # learning rate of biases
-    # learning rate of the weights of single layers, by name
+    # learning rate of the weights of individual layers, by name
     layer_rates: dict[str, float] = field(default_factory=dict)
     lighting: bool | None = None  # PCA colour augmentation on or off
 
@@ -289,7 +289,7 @@ class CheckpointConfig:
     # minutes between checkpoints, on rank 0's clock; null: not by time
     every_minutes: float | None = ranged(10.0, above=0)
     keep_last: int | None = ranged(3, low=1)  # newest checkpoints to keep; null: all
-    keep_best: bool = True  # also keep that of the lowest top-1 validation error
+    keep_best: bool = True  # also keep the checkpoint with the lowest top-1 validation error
 
     @property
     def wanted(self) -> bool:

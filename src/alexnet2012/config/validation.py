@@ -47,7 +47,7 @@ def validate(config: object) -> None:
 def default_store(data: DataConfig) -> str:
     """The path of a source's store when none is given."""
     if data.source is None:
-        raise ConfigError("data.store", None, "neither it nor data.source is set; set one of them")
+        raise ConfigError("data.store", None, "data.source is not set either; set one of them")
     if data.source in NAMED_SOURCES:
         return str(home() / f"{data.source}-{data.store_size}")
     source = user_path("data.source", data.source).absolute()

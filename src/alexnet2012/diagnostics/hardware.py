@@ -68,7 +68,7 @@ def check_speeds(config: PlanConfig) -> Card | None:
     card = CARDS[config.card] if config.card is not None else None
     is_measured = config.tflops is None and card is None
     if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
-        remedy = f"the data sheet of {card.name} has no rate; set tflops=… or use one of "
+        remedy = f"the data sheet of {card.name} lists no rate for it; set tflops=… or use one of "
         raise ConfigError("precision", config.precision, remedy + ", ".join(card.tflops))
     if is_measured and config.mesh.device is Device.cuda and not torch.cuda.is_available():
         remedy = "no GPU is visible; use cpu, or set tflops=…"

@@ -217,7 +217,7 @@ def _warn_on_cpu(count: int, local_processes: int) -> None:
     if current_process().rank == 0 and FAILURES_DIR not in os.environ:
         shortage = _gpu_shortage(count, local_processes)
         pronoun = "it" if count == 1 else "one"
-        log.warning("running on the CPU: %s; mesh=one_process uses %s", shortage, pronoun)
+        log.warning("running on the CPU: %s; set mesh=one_process to use %s", shortage, pronoun)
 
 
 def _gpu_shortage(count: int, local_processes: int) -> str:

@@ -58,7 +58,7 @@ def _check_compatible(config: EvaluateConfig, models: Sequence[TrainedModel], st
             remedy = f"its classes differ from those of {store.root}; set store=…"
             raise ConfigError("checkpoint", path, remedy)
         if (size := len(trained.mean_image)) != store.size:
-            remedy = f"was trained on images of {size} pixels, and {store.root} has {store.size}"
+            remedy = f"was trained on images of {size} pixels, but {store.root} has {store.size}"
             raise ConfigError("checkpoint", path, f"{remedy}; set store=…")
         model = trained.model
         if not (

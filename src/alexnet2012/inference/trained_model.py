@@ -93,7 +93,7 @@ def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel
     models = [load_trained(Path(str(path)).expanduser(), device) for path in paths]
     for path, trained in zip(paths, models, strict=True):
         if trained.classes != models[0].classes:
-            remedy = f"has different classes than {paths[0]}; an ensemble needs the same classes"
+            remedy = f"has different classes than {paths[0]}; use models with the same classes"
             raise ConfigError("checkpoint", path, remedy)
     return models
 

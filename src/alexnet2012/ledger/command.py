@@ -29,7 +29,7 @@ ensembles, colours) are measured by evaluating their checkpoints."""
 FLAGS = {
     "--json": "print the measurements as JSON",
     "--no-evaluation": "read only logs; do not evaluate checkpoints",
-    "--claims": "list all claims and what measures them; without DIR",
+    "--claims": "list all claims and the experiments that measure them; takes no DIR",
 }
 
 

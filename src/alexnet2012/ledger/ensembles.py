@@ -55,7 +55,8 @@ def views_measurement(
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
-        agreement_note="tests if the error with one view is higher; the paper reports +1.5 points",
+        agreement_note="tests whether the error with one view is higher; the paper reports +1.5 "
+        "points",
     )
 
 
@@ -72,15 +73,15 @@ def ensemble_measurement(
     gain = SeedMean(points, jackknife_interval(points, gains), n)
     return Measurement(
         "table2",
-        f"a single network's error is {gain} points above the average of {n}: "
+        f"a single network's error is {gain} points above that of an average of {n}: "
         f"{_mean(single)} against {ensemble}",
         *how,
         numbers={"top1_gain_points": gain.mean, "nets": n},
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
-        agreement_note="tests if an ensemble has a lower error than its members; the paper reports "
-        "2.6 points for five networks",
+        agreement_note="tests whether an ensemble has a lower error than its members; the paper "
+        "reports 2.6 points for five networks",
     )
 
 
@@ -103,8 +104,8 @@ def colour_measurement(
         n_seeds=gain.n_seeds,
         interval=gain.interval,
         agrees=gain.above_zero,
-        agreement_note="tests if towers differ more in colour than halves of one tower; the share "
-        "of colour is a kernel's energy off the grey axis, mean over a tower",
+        agreement_note="tests whether towers differ more in colour than halves of one tower; the "
+        "share of colour is a kernel's energy off the grey axis, mean over a tower",
     )
 
 

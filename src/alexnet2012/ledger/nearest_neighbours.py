@@ -101,8 +101,8 @@ def neighbours_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
         *how,
         numbers={"same_class_pct": measured, "chance_pct": chance, "queries": len(labels)},
         agrees=None if low <= measured <= high else measured > high,
-        agreement_note="tests if more neighbours than by chance are of the same class, over all "
-        "validation images; the paper shows five queries and reports no number",
+        agreement_note="tests whether more neighbours than by chance are of the same class, over "
+        "all validation images; the paper shows five queries and reports no number",
     )
 
 

@@ -43,7 +43,7 @@ def pretrain_measurements(
     errors = read_errors(directory, only)
     seeds = sorted(errors[FROM_SCRATCH].keys() & errors[PRETRAINED].keys())
     if not seeds:
-        remedy = f"{FROM_SCRATCH} and {PRETRAINED} have no seed in common; train both on one"
+        remedy = f"{FROM_SCRATCH} and {PRETRAINED} have no seed in common; use the same seeds"
         raise ConfigError("runs", directory, remedy)
     from_scratch, pretrained = (
         [errors[ablation][seed][0] for seed in seeds] for ablation in (FROM_SCRATCH, PRETRAINED)

@@ -148,7 +148,7 @@ def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
         n_seeds=len(seeds),
         interval=ratio.interval,
         agrees=agrees,
-        agreement_note="tests only if ReLU is faster at all; the paper reports 6 ×",
+        agreement_note="tests only whether ReLU is faster at all; the paper reports 6 ×",
     )
 
 

@@ -120,7 +120,7 @@ class Sweeps:
         edition = edition_of(self.store_of_report)
         if measurement.scale is not Scale.full or claim.edition in (None, edition):
             return measurement
-        caveat = f"The claim is about ILSVRC-{claim.edition}, the data are ILSVRC-{edition}."
+        caveat = f"The claim is about ILSVRC-{claim.edition}, but the data are ILSVRC-{edition}."
         return replace(measurement, scale=Scale.reduced, caveat=caveat)
 
     def caveat(self, setup: str, seeds: str = "one seed") -> str:

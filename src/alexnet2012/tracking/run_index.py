@@ -139,7 +139,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
         raise DamagedRunError(f"{SETTINGS} does not belong to a training run")
     if "name" not in settings["recipe"]:
-        raise DamagedRunError(f"{SETTINGS} names no recipe")
+        raise DamagedRunError(f"{SETTINGS} does not name a recipe")
     return settings
 
 

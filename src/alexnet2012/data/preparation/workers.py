@@ -78,7 +78,7 @@ def _communicate(send_or_receive: Callable[..., Any], *message: object) -> Any:
     try:
         return send_or_receive(*message)
     except (EOFError, OSError) as error:
-        cause = "a worker was killed, possibly because memory ran out; lower workers"
+        cause = "a worker was killed, possibly because memory ran out; use fewer workers"
         raise RunError(f"{cause}; run the same command again to resume") from error
 
 

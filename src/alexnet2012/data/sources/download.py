@@ -84,7 +84,7 @@ def fetch(file: RemoteFile, folder: Path, progress: bool = True) -> Path:
                     raise RunError(f"{message}; the download was removed")
                 os.replace(part, path)
             elif (digest := _digest(path, file.algorithm)) != file.digest:
-                remedy = f"remove it, and the same command downloads {file.url}"
+                remedy = f"remove it and run the same command again to download {file.url}"
                 raise RunError(f"{_digest_mismatch(file, path, digest)}; {remedy}")
             marker.write_bytes(_stamp(file, path))
     except OSError as error:  # a full disk, another user's folder

@@ -141,7 +141,7 @@ def _convolution(layer: CaffeLayer, first: bool) -> ImportedConv:
     settings = layer.settings("convolution")
     for number, name in ((9, "pad_h"), (11, "kernel_h"), (13, "stride_h")):
         if settings.integers(number):
-            raise layer.error(f"{name} is set, and only square kernels are supported")
+            raise layer.error(f"{name} is set, but only square kernels are supported")
     if settings.integer(18, 1) != 1:
         raise layer.error("dilated convolution is not supported")
     kernels, size = settings.integer(1, 0), settings.integer(4, 0)

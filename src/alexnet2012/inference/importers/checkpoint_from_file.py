@@ -67,6 +67,6 @@ def _classes(config: ImportConfig, count: int) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
-        remedy = f"lists {len(names)} classes, and the model has {count}"
+        remedy = f"lists {len(names)} classes, but the model has {count}"
         raise ConfigError("classes", path, remedy)
     return names

@@ -66,7 +66,8 @@ def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNe
     groups = {conv.groups for conv in imported.convolutions}
     if not groups <= {1, max(groups)}:
         raise ValueError(
-            f"its convolutions have {sorted(groups)} groups; all grouped ones need the same number"
+            f"its convolutions have {sorted(groups)} groups; all grouped convolutions must have "
+            "the same number of groups"
         )
     layers: dict[str, ConvConfig | LinearConfig] = {}
     for number in range(1, 7):

@@ -54,7 +54,7 @@ def from_state_dict(state: Mapping[str, Tensor]) -> ImportedModel:
     """The model of a state dict, with conv1 rescaled for pixel values 0-255."""
     names = {f"{layer}.{part}" for layer in (*_CONVOLUTIONS, *_LINEARS) for part in _PARTS}
     if differing := sorted(names ^ set(state)):
-        problem = "is missing" if differing[0] in names else "is not a parameter of it"
+        problem = "is missing" if differing[0] in names else "is unexpected"
         raise ValueError(
             f"{differing[0]} {problem}; the parameter names must be those of torchvision's alexnet"
         )
