@@ -62,28 +62,27 @@ def train() -> None:
     stamp("imports")
     launch = command.launch
 
-    def stamped_launch(_: Any, *args: Any) -> None:
+    def stamped_launch(_: Any, *args: Any, **options: Any) -> None:
         stamp("launch")
-        launch(worker, *args)
+        launch(worker, *args, **options)
 
     command.launch = stamped_launch
     command.main()
 
 
 def worker(config: Any, run_dir: Path) -> None:
-    from alexnet2012 import train as command
-
     stamp("worker")
-    mesh = command._mesh(config)
-    stamp("group")
     from alexnet2012.training import trainer
+    from alexnet2012.training import worker as training
 
     stamp("trainer")
+    mesh = training.join_mesh(config)
+    stamp("group")
     trainer.AlexNet = then_stamp("net", trainer.AlexNet)  # type: ignore[assignment,misc]
     trainer.ThroughputMeter.waited = then_stamp("batch", trainer.ThroughputMeter.waited)  # type: ignore[method-assign]
     stamped = then_stamp("step", trainer.Trainer._after_step)
     trainer.Trainer._after_step = stamped  # type: ignore[method-assign]
-    command.train(config, run_dir, mesh)
+    training.train(config, run_dir, mesh)
 
 
 def timed_run(folder: Path, mesh: str, batch: int, store: Path) -> dict[str, float]:

@@ -20,7 +20,6 @@ from alexnet2012.config.schema import PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.sources.photos import make_photos
 from alexnet2012.data.store import Store
-from alexnet2012.distributed import launch
 from alexnet2012.inference.trained_model import TrainedModel
 from alexnet2012.nn.alexnet import AlexNet
 
@@ -49,10 +48,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def launched_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``launch`` starts comes from a server that has loaded all; a user's loads it itself."""
+def launched_soon() -> None:
+    """What ``launch`` starts is forked from a server that has imported more than a user's."""
     load_server()
-    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
 
 
 @pytest.fixture(scope="session")

@@ -114,8 +114,9 @@ def succeed(command: Sequence[str], cwd: Path) -> Ended:
 
 
 def with_rank(mark: str, rank: int) -> int:
-    """The id of a worker of a self-launched run; they are started in the order of their ranks."""
-    return sorted(pid for pid, line in _marked(mark).items() if "spawn_main" in line)[rank]
+    """The id of a worker of a self-launched run."""
+    (found,) = (pid for pid, line in _marked(mark).items() if line.startswith(f"rank {rank}:"))
+    return found
 
 
 def torchrun_rank(mark: str, rank: int) -> int:
@@ -161,14 +162,15 @@ def _listening_sockets() -> dict[str, tuple[str, int]]:
 
 
 def _marked(mark: str) -> dict[int, str]:
-    """Running processes that inherited the mark, by id."""
+    """Running processes that inherited the mark, by id: their name and command line."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             zombie = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes() and not zombie:
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                found[int(folder.name)] = command.decode(errors="replace")
+                name = (folder / "comm").read_text().strip()
+                found[int(folder.name)] = f"{name}: {command.decode(errors='replace')}"
     return found
 
 

@@ -19,7 +19,8 @@ from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
 from alexnet2012.diagnostics import machine_checks
 from alexnet2012.diagnostics.machine_checks import Severity
-from alexnet2012.distributed.mesh import init_mesh, single_process, uses_gpus
+from alexnet2012.distributed.devices import uses_gpus
+from alexnet2012.distributed.mesh import init_mesh, single_process
 from alexnet2012.distributed.process_env import under_torchrun
 
 COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}

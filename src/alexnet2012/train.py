@@ -6,7 +6,6 @@ Starts two processes by itself; under torchrun it is one of the ranks (``launch/
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -19,12 +18,11 @@ from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.distributed.consensus import run_on_rank_0
-from alexnet2012.distributed.launch import exit_with_parent, launch, reuse_memory, set_threads
-from alexnet2012.distributed.mesh import Mesh, init_mesh, setup_logging, single_process
-from alexnet2012.distributed.process_env import current_process, local_processes, under_torchrun
-from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.layers import map_sizes
-from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.distributed.launch import exit_with_parent, launch, start_fork_server
+from alexnet2012.distributed.process_env import current_process, under_torchrun
+from alexnet2012.nn.map_sizes import map_sizes
+
+WORKER_MODULES = ("alexnet2012.training.worker",)
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
@@ -38,20 +36,16 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
-    with _mesh(config) as mesh:
-        train(config, run_dir, mesh)
+    from alexnet2012.training import worker  # torch, which the launching process does not import
 
-
-def _mesh(config: TrainConfig) -> Mesh:
-    mesh = config.mesh
-    if mesh.processes == 1:  # whatever RANK and the like a job system has set
-        return single_process(mesh.device)
-    limits = {"timeout_s": mesh.timeout_s, "stall_s": mesh.stall_s}
-    return init_mesh(mesh.towers, device=mesh.device, **limits)
+    with worker.join_mesh(config) as mesh:
+        worker.train(config, run_dir, mesh)
 
 
 def torchrun_worker() -> None:
     """One rank of a run that torchrun started: every rank uses rank 0's configuration."""
+    from alexnet2012.training import worker
+
     exit_with_parent()
     overrides = sys.argv[1:]
     if flags := [word for word in overrides if word.startswith("-")]:
@@ -60,7 +54,7 @@ def torchrun_worker() -> None:
     _check_restarts(overrides)
     words = [*overrides, f"mesh.processes={current_process().world_size}"]
     config, run_dir = compose_config("train", TrainConfig, words)
-    with _mesh(config) as mesh:
+    with worker.join_mesh(config) as mesh:
         remedy = "start every rank with the same command"
         given = dict(word.split("=", 1) for word in overrides if "=" in word)
         mesh.check_same("command", given, remedy, within_replica=False)
@@ -72,7 +66,7 @@ def torchrun_worker() -> None:
         else:
             mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
             os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
-            train(config, run_dir, mesh)
+            worker.train(config, run_dir, mesh)
         if mesh.rank == 0:
             print(f"run directory: {run_dir}{finished}")
 
@@ -90,25 +84,12 @@ def _check_restarts(overrides: list[str]) -> None:
         raise ConfigError("hydra.run.dir", None, remedy)
 
 
-def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
-    # Imports DALI, which the launching process does not need.
-    from alexnet2012.training.trainer import Trainer
-
-    set_threads(local_processes())
-    reuse_memory()
-    allow_tf32(config.precision)
-    setup_logging(mesh.rank)
-    gc.freeze()  # loaded modules live on: the collector need not scan them
-    try:
-        Trainer(config, mesh, run_dir).run()
-    finally:
-        gc.collect()  # DALI pipelines are in reference cycles: a sweep would accumulate them
-
-
 def _check_and_prepare(config: TrainConfig, run_dir: Path) -> None:
     """Check the configuration, and prepare the store that the run reads unless it exists."""
     check_start(config, run_dir)
     map_sizes(config.recipe, config.model.input_size)  # fails early, before images are prepared
+    if config.mesh.processes > 1 and not under_torchrun():
+        start_fork_server(WORKER_MODULES)
     data = config.data
     if data.source is not None:
         assert data.store is not None
@@ -117,6 +98,9 @@ def _check_and_prepare(config: TrainConfig, run_dir: Path) -> None:
 
 def check(overrides: list[str]) -> None:
     """Everything before training: validate the configuration, prepare the store."""
+    from alexnet2012.distributed.mesh import single_process
+    from alexnet2012.nn.alexnet import AlexNet
+
     config, run_dir = compose_config("train", TrainConfig, overrides)
     _check_and_prepare(config, run_dir)
     mesh = single_process(Device.cpu)

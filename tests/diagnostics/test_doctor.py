@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -23,7 +24,9 @@ from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.store import Store
 from alexnet2012.diagnostics import machine_checks
 from alexnet2012.diagnostics.machine_checks import GIB, Finding, Severity
-from alexnet2012.distributed.mesh import _warn_on_cpu, single_process, uses_gpus
+from alexnet2012.distributed import devices
+from alexnet2012.distributed.devices import _warn_on_cpu, uses_gpus
+from alexnet2012.distributed.mesh import single_process
 from alexnet2012.distributed.process_env import TORCHRUN, rank_env
 from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.nn.alexnet import AlexNet
@@ -125,7 +128,8 @@ def test_one_process_of_a_run_warns_once_that_it_runs_on_the_cpu(
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """A machine of so many, on which nothing was said yet."""
+    """A machine with a driver and so many GPUs, on which no warning was printed yet."""
+    monkeypatch.setattr(devices, "GPU_FILES", (os.devnull,))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     _warn_on_cpu.cache_clear()

@@ -8,7 +8,8 @@ import pytest
 from ranks import run_ranks
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.distributed.consensus import ControlFlags, FlagSync, gather_results, run_on_rank_0
+from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
+from alexnet2012.distributed.flag_sync import ControlFlags, FlagSync
 from alexnet2012.distributed.mesh import init_mesh
 
 

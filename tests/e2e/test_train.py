@@ -31,7 +31,6 @@ from programs import (
 )
 from ranks import run_ranks
 from safetensors.torch import load_file
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.checkpoint import manifest, run_dir
 from alexnet2012.config.compose import compose_config
@@ -44,6 +43,7 @@ from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.training.divergence import DivergedError
 from alexnet2012.training.trainer import Trainer
+from alexnet2012.utils.interrupt import InterruptError
 from alexnet2012.utils.metrics import error_interval_pct
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
@@ -230,7 +230,7 @@ OFTEN = ("checkpoint.every_steps=2", "tracking.log_every_steps=2")
 def test_a_run_that_was_ended_anywhere_goes_on_bit_for_bit_without_gaps_or_repeats(
     photos_store: Store, tmp_path: Path, whole: Path, step: int, how: signal.Signals | None
 ) -> None:
-    with end_at(step, how), pytest.raises(KilledError if how is None else SignalException):
+    with end_at(step, how), pytest.raises(KilledError if how is None else InterruptError):
         train_here(photos_store, tmp_path, *OFTEN)
     newest = manifest.latest(tmp_path)
     if how is None:  # the last that was due
@@ -298,7 +298,7 @@ def test_a_run_without_checkpoints_saves_none_when_a_signal_ends_it(
     photos_store: Store, tmp_path: Path
 ) -> None:
     never = "checkpoint={every_epochs: null, every_minutes: null}"
-    with end_at(4, signal.SIGTERM), pytest.raises(SignalException):
+    with end_at(4, signal.SIGTERM), pytest.raises(InterruptError):
         train_here(photos_store, tmp_path, never)
     assert not (tmp_path / "checkpoints").exists()
 

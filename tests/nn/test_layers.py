@@ -16,12 +16,9 @@ from torch import Tensor
 from alexnet2012.config.schema import ConvConfig, NormConfig
 from alexnet2012.nn import lrn
 from alexnet2012.nn.dropout import Dropout, draws
-from alexnet2012.nn.layers import (
-    ColumnParallelConv2d,
-    ColumnParallelLinear,
-    overhang_pixels,
-)
+from alexnet2012.nn.layers import ColumnParallelConv2d, ColumnParallelLinear
 from alexnet2012.nn.lrn import local_response_norm, spatial_norm
+from alexnet2012.nn.map_sizes import overhang_pixels
 from alexnet2012.utils.shard import Shard, shard_of
 
 CPU = torch.device("cpu")

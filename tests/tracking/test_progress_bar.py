@@ -117,7 +117,7 @@ def test_lines_are_not_redrawn_in_a_notebook() -> None:
 
 def test_a_log_message_does_not_mix_with_the_bar(tmp_path: Path) -> None:
     program = """
-from alexnet2012.distributed.mesh import log, setup_logging
+from alexnet2012.utils.logs import log, setup_logging
 from alexnet2012.tracking.progress_bar import TrainProgress
 setup_logging(0)
 with TrainProgress(10, 0) as display:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,11 @@ from omegaconf import OmegaConf
 from alexnet2012.config.compose import literal
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
-from alexnet2012.distributed.mesh import Mesh, log
 from alexnet2012.utils.files import checksum_lines
+from alexnet2012.utils.logs import log
+
+if TYPE_CHECKING:  # launching a run does not import torch
+    from alexnet2012.distributed.mesh import Mesh
 
 METADATA = "checkpoint.json"
 MEAN_IMAGE = "mean_image.npy"

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -18,10 +18,13 @@ from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.data.store import Store, fingerprint
 from alexnet2012.distributed.consensus import run_on_rank_0
-from alexnet2012.distributed.mesh import Mesh, uses_gpus
+from alexnet2012.distributed.devices import uses_gpus
 from alexnet2012.distributed.process_env import local_processes
 from alexnet2012.tracking.backends import check_backends
 from alexnet2012.utils.files import replace_text
+
+if TYPE_CHECKING:  # launching a run does not import torch
+    from alexnet2012.distributed.mesh import Mesh
 
 AUTO = "auto"
 SUMMARY, SETTINGS, LOCK = "summary.json", "config.yaml", ".lock"

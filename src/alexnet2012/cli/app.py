@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.cli.args import expand_json_flag
 from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error, unknown_flag
 from alexnet2012.cli.help import usage
 from alexnet2012.config.compose import CONF, Schema, check_grammar, from_hydra, quoted_text
 from alexnet2012.config.schema import RunError
+from alexnet2012.utils.interrupt import InterruptError
 
 
 def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
@@ -37,8 +37,8 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
         try:
             config = from_hydra(cfg, schema)
             work(config, Path(HydraConfig.get().runtime.output_dir))
-        except SignalException as error:  # no further job of a sweep
-            end_interrupted(error.sigval)
+        except InterruptError as error:  # no further job of a sweep
+            end_interrupted(error.number)
         except (*MISTAKES, RunError) as error:
             if os.getpid() != launcher_pid:  # a cluster's launcher must see its job fail
                 raise

@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.cli.help import choices_of
 from alexnet2012.config.schema import ConfigError, RunError
@@ -31,6 +30,7 @@ from alexnet2012.distributed.watchdog.failure_report import (
     EXIT_USER_ERROR,
     LostPeerError,
 )
+from alexnet2012.utils.interrupt import InterruptError
 
 EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
 # What other trainers call our settings.
@@ -95,14 +95,14 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
         if not str(error).startswith("Only one of --"):  # Hydra's error for -m with --cfg
             raise
         _end(str(error), EXIT_USER_ERROR)
-    except SignalException as error:
-        end_interrupted(error.sigval)
+    except InterruptError as error:
+        end_interrupted(error.number)
     except KeyboardInterrupt:
         end_interrupted(signal.SIGINT)
 
 
 def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
-    raise SignalException("ended", signal.Signals(number))
+    raise InterruptError(number)
 
 
 def end_interrupted(number: signal.Signals) -> NoReturn:

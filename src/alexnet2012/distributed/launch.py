@@ -1,8 +1,11 @@
 """Launches the processes of a run on this machine and reports why one of them failed.
 
 ``python -m alexnet2012.train`` composes the configuration and creates the run directory once, then
-starts its processes through torch's elastic launcher. Under torchrun this process is already one of
-them, and every rank uses rank 0's configuration and run directory.
+starts its processes. Under torchrun this process is already one of them, and every rank uses rank
+0's configuration and run directory.
+
+Importing torch and DALI takes seconds. A fork server imports them once, for all ranks of this run
+and of later runs of the same command (a sweep); the launching process does without them.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
-import logging
 import multiprocessing
 import os
 import signal
@@ -19,14 +21,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
-from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
-
 from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.distributed.devices import has_gpu_driver
 from alexnet2012.distributed.process_env import local_processes, rank_env
 from alexnet2012.distributed.watchdog.diagnosis import RankRecord, exited
 from alexnet2012.distributed.watchdog.failure_report import (
@@ -39,9 +42,10 @@ from alexnet2012.distributed.watchdog.failure_report import (
     write_failure,
 )
 from alexnet2012.distributed.watchdog.flight_recorder import FlightRecord
+from alexnet2012.utils.interrupt import InterruptError
 
-POLL_S = 0.1  # interval at which exited ranks are looked for
-START_METHOD = "spawn"  # CUDA does not support forking a process that has initialized it
+STOP_TIMEOUT_S = 30.0  # for a rank to save its state after a signal
+MAX_SOCKET_FOLDER = 60  # the path of a fork server's socket has 107 characters at most
 LOST_PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -54,61 +58,98 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
     if processes == 1:
         try:
             worker(*args)
-        except (ConfigError, RunError, SignalException):
+        except (ConfigError, RunError, InterruptError):
             raise
         except Exception as error:
             raise RunError("".join(traceback.format_exception(error))) from None
         return
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:  # mode 0700
         rendezvous_file = str(Path(folder, "rendezvous"))
-        ranks = range(processes)
+        start_fork_server([worker.__module__])  # unless it is running
+        context = multiprocessing.get_context("forkserver" if _can_fork() else "spawn")
         # Not torchrun's agent: even on one machine it listens on all network interfaces, unpickles
         # what it receives and resolves the host name.
-        # torch's failure reports are long and lack the cause, so they are muted; ours follows.
-        logging.disable(logging.CRITICAL)
-        try:
-            context = start_processes(
-                "alexnet2012",
-                _guarded,
-                args=dict.fromkeys(ranks, (worker, folder, *args)),
-                envs={rank: rank_env(rank, processes, rendezvous_file) for rank in ranks},
-                logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch leaves its default behind
-                start_method=START_METHOD,
-            )
-            codes = _exit_codes(context)
-        finally:
-            logging.disable(logging.NOTSET)
+        ranks = []
+        for rank in range(processes):
+            # A fork server has the environment of the time when it was started.
+            environ = {**os.environ, **rank_env(rank, processes, rendezvous_file)}
+            entry = (environ, folder, worker, *args)
+            ranks.append(context.Process(target=_guarded, args=entry))  # type: ignore[attr-defined]
+        codes = _run(ranks)
         interrupted = {128 + signal.SIGTERM, 128 + signal.SIGINT}  # signals sent to ranks only
         if codes and {*codes.values()} <= interrupted:
-            raise SignalException("ended", signal.Signals(max(codes.values()) - 128))
+            raise InterruptError(max(codes.values()) - 128)
         if codes:
             raise _failure(codes, Path(folder))
 
 
-def _exit_codes(context: PContext) -> dict[int, int]:
-    """Exit codes of the failed ranks, once all have exited; signals are forwarded to the ranks."""
+def start_fork_server(modules: Sequence[str]) -> None:
+    """Start the process that ranks are forked from; it imports ``modules`` in the background.
+
+    Without effect if it is running, or if ranks are not forked.
+    """
+    if _can_fork():
+        multiprocessing.set_forkserver_preload(list(modules))
+        forkserver.ensure_running()
+
+
+def _can_fork() -> bool:
+    """Not where there may be a GPU: CUDA does not support forking once it is initialized."""
+    return not has_gpu_driver() and len(tempfile.gettempdir()) <= MAX_SOCKET_FOLDER
+
+
+def _run(ranks: Sequence[BaseProcess]) -> dict[int, int]:
+    """Start the processes and wait for them: exit codes of those that failed before being stopped.
+
+    When one fails, the others get SIGTERM. SIGTERM and SIGINT are forwarded.
+    """
+    number = signal.SIGTERM
     try:
-        result = context.wait(period=POLL_S)
-    except SignalException as error:
-        context.close(error.sigval)
-        raise
+        for process in ranks:
+            process.start()
+        while not (codes := _failed(ranks)) and any(process.is_alive() for process in ranks):
+            wait([process.sentinel for process in ranks if process.is_alive()])
+        return codes
+    except (InterruptError, KeyboardInterrupt) as error:
+        number = error.number if isinstance(error, InterruptError) else signal.SIGINT
+        raise InterruptError(number) from None
     finally:
-        context.close()
-    assert result is not None
-    return {rank: failure.exitcode for rank, failure in result.failures.items()}
+        _stop([process for process in ranks if process.is_alive()], number)
 
 
-def _guarded(worker: Callable[..., None], folder: str, *args: Any) -> None:
+def _failed(ranks: Sequence[BaseProcess]) -> dict[int, int]:
+    return {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
+
+
+def _stop(processes: Sequence[BaseProcess], number: int) -> None:
+    """Send a signal to the processes and wait for them to exit; kill those that do not."""
+    try:
+        for process in processes:
+            assert process.pid is not None
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _guarded(environ: dict[str, str], folder: str, worker: Callable[..., None], *args: Any) -> None:
     """Entry point of a new process: sets its threads, writes a failure report for the parent."""
+    os.environ.update(environ)
     os.environ[FAILURES_DIR] = folder
     atexit.register(gc.freeze)  # as in exit_on_error
     exit_with_parent()
+    name_process(f"rank {environ['RANK']}")
     set_threads(local_processes())
     try:
         worker(*args)
-    except SignalException as error:  # the worker has saved its state
+    except InterruptError as error:  # the worker has saved its state
         sys.stdout.flush()
-        os._exit(128 + error.sigval)
+        os._exit(128 + error.number)
     except BaseException as error:
         code = write_failure(error)
         sys.stdout.flush()
@@ -129,6 +170,11 @@ def exit_with_parent() -> None:
 def die_with_parent() -> None:
     """Have the kernel send SIGKILL to this process when its parent dies."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of sys/prctl.h
+
+
+def name_process(name: str) -> None:
+    """Set the name that ``top`` and ``ps -o comm`` show: forked processes share a command line."""
+    ctypes.CDLL(None).prctl(15, name.encode())  # PR_SET_NAME
 
 
 def _failure(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
@@ -168,6 +214,8 @@ def _exit(code: int) -> str:
 
 def set_threads(local_processes: int) -> None:
     """Give torch this process's share of the CPU cores of this machine."""
+    import torch
+
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.config.enums import Device
-from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.config.schema import RunError
 from alexnet2012.config.validation import check_world_size
+from alexnet2012.distributed.devices import uses_gpus
 from alexnet2012.distributed.process_env import current_process, joining_process
 from alexnet2012.distributed.rendezvous import join_store
-from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.distributed.watchdog.watchdog import Watchdog
-
-log = logging.getLogger("alexnet2012")
+from alexnet2012.utils.interrupt import InterruptError
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,7 @@ class Mesh:
 
         NCCL would wait in ``destroy_process_group`` for peers that wait for this rank.
         """
-        if error is None or isinstance(error, SignalException):  # raised on all ranks, after saving
+        if error is None or isinstance(error, InterruptError):  # raised on all ranks, after saving
             self.close()
         else:
             self.watchdog.close(failed=True)
@@ -184,46 +178,6 @@ def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
         return dist.group.WORLD
     group: dist.ProcessGroup = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout)[0]
     return group
-
-
-class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Logs to the current ``sys.stderr``, which a progress bar may have replaced meanwhile."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
-        super().emit(record)
-
-
-def setup_logging(rank: int) -> None:
-    """Log rank 0's messages to standard error; of the other ranks only warnings."""
-    logging.basicConfig(format="%(message)s", handlers=[_StderrHandler()])
-    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-
-
-def uses_gpus(kind: Device, local_processes: int) -> bool:
-    """Whether each process of this machine uses a GPU; ConfigError if cuda lacks GPUs."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind is Device.cuda and count < local_processes:
-        remedy = f"{_gpu_shortage(count, local_processes)}; use cpu or fewer processes"
-        raise ConfigError("mesh.device", kind.value, remedy)
-    if kind is Device.auto and 0 < count < local_processes:
-        _warn_on_cpu(count, local_processes)
-    return kind is not Device.cpu and count >= local_processes
-
-
-@cache  # called several times while a run starts
-def _warn_on_cpu(count: int, local_processes: int) -> None:
-    """Warn in one process only: the one that launches the ranks, or torchrun's rank 0."""
-    if current_process().rank == 0 and FAILURES_DIR not in os.environ:
-        shortage = _gpu_shortage(count, local_processes)
-        pronoun = "it" if count == 1 else "one"
-        log.warning("running on the CPU: %s; set mesh=one_process to use %s", shortage, pronoun)
-
-
-def _gpu_shortage(count: int, local_processes: int) -> str:
-    needed = f"{local_processes} process{'es need' if local_processes > 1 else ' needs'}"
-    needed += f" {local_processes} GPU{'s' if local_processes > 1 else ''}"
-    return f"{needed}, {count} {'is' if count == 1 else 'are'} visible"
 
 
 def _select_device(kind: Device, local_rank: int, local_processes: int) -> torch.device:

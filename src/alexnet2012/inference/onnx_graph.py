@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.layers import map_sizes, overhang_pixels
+from alexnet2012.nn.map_sizes import map_sizes, overhang_pixels
 
 OPSET, IR_VERSION = 18, 10  # released in 2022 and 2024; current runtimes support both
 

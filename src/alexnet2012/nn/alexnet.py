@@ -31,13 +31,9 @@ from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.kernels.epilogue import Epilogue, norm_params, split_epilogues, supported
-from alexnet2012.nn.layers import (
-    ColumnParallel,
-    ColumnParallelConv2d,
-    ColumnParallelLinear,
-    map_sizes,
-)
+from alexnet2012.nn.layers import ColumnParallel, ColumnParallelConv2d, ColumnParallelLinear
 from alexnet2012.nn.lrn import response_norm
+from alexnet2012.nn.map_sizes import map_sizes
 from alexnet2012.nn.precision import DTYPES, DTypes
 from alexnet2012.utils.rng import stream_seed
 from alexnet2012.utils.shard import Shard, shard_of

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import RecipeConfig
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.layers import overhang_pixels
+from alexnet2012.nn.map_sizes import overhang_pixels
 from alexnet2012.utils.shard import padded_shard_size
 
 INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, int64, two int64

@@ -16,6 +16,7 @@ from torch import Tensor
 from alexnet2012.config.schema import NormConfig
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.kernels.epilogue import Epilogue, NormParams, norm_params, supported
+from alexnet2012.utils import native
 
 BLOCK = 2**18  # numbers per block on a CPU: they fit in its cache
 
@@ -30,8 +31,12 @@ class _ResponseNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.norm, ctx.towers = norm, towers
+        ctx.norm, ctx.towers, ctx.native = norm, towers, _native_kernels(x, norm, towers)
         y = torch.empty_like(x, memory_format=torch.channels_last)
+        if ctx.native is not None:
+            assert towers is not None
+            ctx.native.lrn(x, None, y, x.shape[1] // towers, norm.scale, norm.k)
+            return y
         for x_block, y_block in _blocks(towers, x, y):
             x = _at_least_float32(x_block)
             y_block.copy_(_negative_power(_denominator(x, norm), norm.beta).mul_(x))
@@ -42,9 +47,23 @@ class _ResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        if ctx.native is not None:
+            x = x.contiguous(memory_format=torch.channels_last)  # hooks may have changed it
+            channels = x.shape[1] // ctx.towers
+            ctx.native.lrn(x, grad, grad_x, channels, ctx.norm.scale, ctx.norm.k)
+            return grad_x, None, None
         for x_block, grad_block, grad_x_block in _blocks(ctx.towers, x, grad, grad_x):
             grad_x_block.copy_(_input_gradient(x_block, grad_block, ctx.norm))
         return grad_x, None, None
+
+
+def _native_kernels(x: Tensor, norm: NormParams, towers: int | None) -> native.Kernels | None:
+    """The C kernels, if they compute this normalisation."""
+    covers = norm.size == 5 and norm.beta == 0.75 and norm.k > 0 and towers is not None
+    if not covers or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+        return None
+    is_traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return None if is_traced else native.kernels()
 
 
 def _input_gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:

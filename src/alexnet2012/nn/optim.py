@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from alexnet2012.config.schema import OptimizerConfig
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.lr_schedule import LearningRates
+from alexnet2012.utils import native
 
 BLOCK = 2**16  # numbers per block of an update on a CPU
 
@@ -62,6 +63,7 @@ class PaperSGD(Optimizer):
             return loss is not None and not math.isfinite(loss)
 
         kernels_available = cache(kernels.kernels_available)  # asked once, not per parameter
+        cpu = native.kernels()
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             if lr == 0:  # frozen: the 2012 code does not apply the old momentum either
@@ -76,7 +78,11 @@ class PaperSGD(Optimizer):
                     from alexnet2012.nn.kernels import launchers  # needs Triton
 
                     launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)
-                elif not diverged():
+                elif diverged():
+                    continue
+                elif same_layout and weight.is_cpu and weight.dtype == torch.float32 and cpu:
+                    cpu.sgd_update(weight, velocity, weight.grad, momentum, lr, decay)
+                else:
                     for w, v, g in _blocks(weight, velocity, weight.grad):
                         v.mul_(momentum).add_(g, alpha=-lr)
                         if decay:

@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image
 
 from alexnet2012.config.schema import TrackingConfig
-from alexnet2012.distributed.mesh import log
 from alexnet2012.tracking.backends import Backend, open_backends
 from alexnet2012.utils.files import replace_text
+from alexnet2012.utils.logs import log
 
 Record = dict[str, Any]
 Lines = Mapping[str, int] | None  # by file, at the checkpoint from which a run resumes

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alexnet2012.distributed.mesh import log
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.logs import log
 from alexnet2012.utils.shard import Shard
 
 WARM_UP = 3  # eager steps before the capture: they compile kernels and initialize libraries

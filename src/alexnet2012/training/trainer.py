@@ -8,11 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
@@ -22,8 +20,9 @@ from alexnet2012.checkpoint.run_dir import SUMMARY, check_run, init_run_dir, loc
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.schema import RunError, TrainConfig
 from alexnet2012.data.loaders import Batch, content_digest, make_loaders
-from alexnet2012.distributed.consensus import ControlFlags, FlagSync, run_on_rank_0
-from alexnet2012.distributed.mesh import Mesh, log
+from alexnet2012.distributed.consensus import run_on_rank_0
+from alexnet2012.distributed.flag_sync import ControlFlags, FlagSync
+from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.lr_schedule import LearningRates, learning_rates
 from alexnet2012.nn.optim import PaperSGD
@@ -36,6 +35,8 @@ from alexnet2012.training.signals import SignalWatcher
 from alexnet2012.training.train_step import StepOutput, TrainStep
 from alexnet2012.utils.environment import running_commit, versions
 from alexnet2012.utils.files import replace_text
+from alexnet2012.utils.interrupt import InterruptError
+from alexnet2012.utils.logs import log
 from alexnet2012.utils.metrics import ErrorCounts
 
 
@@ -96,7 +97,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end, with validation and checkpoints; returns the summary. Collective.
 
-        Raises SignalException, with the state saved, after SIGTERM or SIGINT.
+        Raises InterruptError, with the state saved, after SIGTERM or SIGINT.
         """
         with self._closing as stack:
             self._start(stack)
@@ -253,7 +254,7 @@ class Trainer:
                     self._save()
                 self._checkpoints.wait()
                 log.info("checkpoint saved at step %d; repeat the command to resume", step)
-            raise SignalException("ended", Signals(flags.signal))
+            raise InterruptError(flags.signal)
 
     def _save(self) -> None:
         self.progress.epoch_sums = self.epoch_sums.by_replica(self.mesh)

@@ -14,8 +14,6 @@ from pathlib import Path, PurePosixPath
 from tarfile import TarInfo
 from typing import NamedTuple
 
-from scipy.io import loadmat
-
 from alexnet2012.data.sources.archives import (
     DOWNLOAD_AGAIN,
     archive_errors,
@@ -119,6 +117,8 @@ def _read_devkit(path: Path) -> tuple[dict[str, _Class], list[str]]:
 
 def _read_meta(mat: bytes) -> dict[int, _Class]:
     """The classes that have images, by the kit's own numbers."""
+    from scipy.io import loadmat  # slow to import, and only ILSVRC needs it
+
     synsets = loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
     number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
     return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import ConvConfig, NormConfig, RecipeConfig
+
+if TYPE_CHECKING:  # launching a run does not import torch
+    from torch import Tensor
 
 VECTOR = 8  # channels that a GPU thread processes at a time: 16 bytes of bf16
 HALO = 4  # channels loaded on each side of a vector; LRN backward reaches two half windows

@@ -1,0 +1,22 @@
+"""The package's logger, which the ranks of a run share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+log = logging.getLogger("alexnet2012")
+
+
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Logs to the current ``sys.stderr``, which a progress bar may have replaced meanwhile."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+def setup_logging(rank: int) -> None:
+    """Log rank 0's messages to standard error; of the other ranks only warnings."""
+    logging.basicConfig(format="%(message)s", handlers=[_StderrHandler()])
+    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)

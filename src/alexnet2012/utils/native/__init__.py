@@ -1,0 +1,91 @@
+"""CPU kernels in C (kernels.c), optional: without them callers do the same work with torch.
+
+They are built at installation if there is a C compiler, and run on x86 processors with AVX2.
+
+Shapes: M rows, C channels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).with_name(f"_kernels{EXTENSION_SUFFIXES[0]}")
+
+
+class Kernels:
+    """The library's functions. Tensors are dense and on the CPU; the caller checks their dtype."""
+
+    def __init__(self, library: ctypes.CDLL, vector_bits: int) -> None:
+        self.vector_bits = vector_bits
+        self._lrn, self._sgd_update = library.lrn, library.sgd_update
+        self._lrn.argtypes = [
+            *(c_int, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int),
+            *(c_float, c_float, c_int),
+        ]
+        self._sgd_update.argtypes = [
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float, c_float, c_int),
+        ]
+        self._lrn.restype = self._sgd_update.restype = None
+
+    def lrn(
+        self, x: Tensor, grad: Tensor | None, out: Tensor, channels: int, scale: float, k: float
+    ) -> None:
+        """LRN with size 5 and β = ¾ over rows of channels, float32 or bf16: [M, C] → [M, C].
+
+        With ``grad``, the gradient of the output, ``out`` is the gradient of ``x``.
+        """
+        self._lrn(
+            self.vector_bits,
+            x.dtype == torch.bfloat16,
+            x.data_ptr(),
+            None if grad is None else grad.data_ptr(),
+            out.data_ptr(),
+            x.numel() // channels,
+            channels,
+            scale,
+            k,
+            torch.get_num_threads(),
+        )
+
+    def sgd_update(
+        self,
+        weight: Tensor,
+        velocity: Tensor,
+        grad: Tensor,
+        momentum: float,
+        lr: float,
+        decay: float,
+    ) -> None:
+        """v ← momentum·v - lr·g - decay·w;  w ← w + v.  Float32, any shape."""
+        pointers = weight.data_ptr(), velocity.data_ptr(), grad.data_ptr()
+        threads = torch.get_num_threads()
+        self._sgd_update(*pointers, weight.numel(), momentum, lr, decay, threads)
+
+
+@cache
+def load() -> Kernels | str:
+    """The kernels; or, if they are not available, the reason."""
+    if not _LIBRARY.exists():
+        return "not built: no C compiler when alexnet2012 was installed"
+    try:
+        # After torch, whose OpenMP library is then the one that both share, with its threads.
+        library = ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:
+        return f"cannot be loaded ({error})"
+    vector_bits = library.vector_bits()
+    if not vector_bits:
+        return "not used: this processor has no AVX2"
+    return Kernels(library, vector_bits)
+
+
+def kernels() -> Kernels | None:
+    """The kernels, or None where they are not available."""
+    loaded = load()
+    return loaded if isinstance(loaded, Kernels) else None
