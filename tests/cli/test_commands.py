@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import alexnet2012
-from alexnet2012.cli.args import ArgumentParser
+from alexnet2012.cli.args import ArgumentParser, expand_json_flag
 from alexnet2012.cli.errors import explain, unknown_flag
 from alexnet2012.cli.registry import COMMANDS, Command
 from alexnet2012.config.compose import compose_config
@@ -108,13 +108,15 @@ def test_a_flag_in_place_of_a_setting_is_answered_with_the_setting() -> None:
 def test_json_is_a_flag_of_every_command_with_a_result(tmp_path: Path) -> None:
     with_a_result = {c.name for c in COMMANDS.values() if c.schema and "json" in fields_of(c)}
     assert with_a_result == {"evaluate", "predict", "nearest", "plan"}
+    for name in with_a_result:
+        schema = COMMANDS[name].schema
+        assert schema is not None
+        assert expand_json_flag(["--json", "a=1"], schema) == ["a=1", "json=true"]
     for command in ("runs", "ledger"):
         assert "--json" in run(PROGRAM, command, "--help").stdout
     assert "--json" in run(PROGRAM, "report", "compare", "--help").stdout
     listed = run(PROGRAM, "runs", tmp_path, "--json")
     assert json.loads(listed.stdout)["runs"] == []
-    planned = run(PROGRAM, "plan", "--json", "card=gtx580")
-    assert json.loads(planned.stdout)["batch"] == 128
     refused = run(PROGRAM, "prepare", "--json")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 

@@ -95,7 +95,7 @@ EPILOGUES = st.builds(
     separate_inputs=st.booleans(),
     separate_outputs=st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_fused_epilogue_equals_torchs_layers(
     epilogue: Epilogue,
     towers: int,
