@@ -79,7 +79,7 @@ FAULTS = {
     ),
     "batch": Fault(
         "a rank has a different batch",
-        "batch of step 1 differs between ranks: CRC-32 is … on rank 1 and … on rank 0; "
+        "batch of step 1 differs between ranks: digest is … on rank 1 and … on rank 0; "
         "all towers must read the same store with the same seed and library versions",
         "test_ranks_that_diverge_are_refused_with_this_message",
     ),

@@ -28,8 +28,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "copy"
     for name in ("src", "conf"):
-        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("*.egg-info"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        ignored = shutil.ignore_patterns("*.egg-info", "*.so")
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=ignored)
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, copy)
     _pip("wheel", str(copy), "--no-build-isolation", "--wheel-dir", str(folder))
     (found,) = folder.glob("*.whl")
@@ -47,10 +48,12 @@ def test_a_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         f"{inside}/{file.relative_to(REPOSITORY / place).as_posix()}"
         for place, inside in places.items()
         for file in (REPOSITORY / place).rglob("*")
-        if file.is_file() and file.suffix != ".pyc"
+        if file.is_file() and file.suffix not in (".pyc", ".c", ".h", ".so")
     }
     there = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert there == here
+    library = {name for name in there if name.endswith(".so")}
+    assert there - library == here
+    assert bool(library) == (shutil.which("cc") is not None)
 
 
 def test_it_trains_elsewhere_by_odd_names_without_a_home_and_from_what_cannot_be_written(

@@ -66,6 +66,13 @@ class Feed(Choice):
     split = "split"
 
 
+class Keep(Choice):
+    auto = "auto"
+    no = "no"
+    memory = "memory"
+    device = "device"
+
+
 class Decoder(Choice):
     auto = "auto"
     cpu = "cpu"

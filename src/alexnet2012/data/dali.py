@@ -38,7 +38,7 @@ class ExternalFeed(NamedTuple):
     """A pipeline's input for one batch: images to read, if any, and arrays of arguments."""
 
     indices: npt.NDArray[np.int64]  # [n] positions in the split, or empty
-    arrays: tuple[npt.NDArray[Any] | Tensor, ...]
+    arrays: tuple[npt.NDArray[Any] | list[npt.NDArray[Any]] | Tensor, ...]
 
 
 # Called by DALI for the next batch: returns an array, or list of arrays, for each input.
@@ -172,6 +172,32 @@ def train_graph(size: int, decoder: Decoder, device: str, source: InputCallback)
     return _augment(_decode_crop(file, yx, size, decoder, device), *augment_args), file
 
 
+def kept_graph(size: int, margin: int, device: str, source: InputCallback) -> Sequence[Any]:
+    """Crop and augment decoded images: uint8 [P, P, 3] → float32 [S, S, 3], as in train_graph.
+
+    ``margin``: P - S.
+    """
+    image_source, args_source = _split_first(source)
+    image = fn.external_source(
+        image_source,
+        dtype=types.UINT8,
+        ndim=3,
+        layout="HWC",
+        no_copy=True,  # images outlive the pipeline
+    )
+    yx, *augment_args = fn.external_source(
+        args_source,
+        num_outputs=4,
+        dtype=[types.INT32, types.INT32, types.FLOAT, types.FLOAT],
+        ndim=[1, 0, 1, 1],
+    )
+    y, x = (yx[axis] / float(max(1, margin)) for axis in range(2))  # relative positions
+    crop = {"crop": (size, size), "crop_pos_y": y, "crop_pos_x": x}
+    if device == "gpu":  # only the crops are copied to it
+        return (_augment(fn.crop(image, **crop).gpu(), *augment_args),)
+    return (_augment(image, *augment_args, **crop),)
+
+
 def crop_graph(size: int, decoder: Decoder, device: str, source: InputCallback) -> Sequence[Any]:
     """Crop only: files → uint8 [S, S, 3]; the files' bytes."""
     path, yx = fn.external_source(
@@ -198,10 +224,16 @@ def full_image_graph(decoder: Decoder, device: str, source: InputCallback) -> Se
     return _decode(fn.decoders.image, file, decoder, device), file
 
 
-def _augment(crop: Any, flip: Any, minus_offset: Any, divisor: Any) -> Any:
+def _augment(image: Any, flip: Any, minus_offset: Any, divisor: Any, **crop: Any) -> Any:
     # One pass over the memory; DALI's arithmetic operators would each add another.
     return fn.crop_mirror_normalize(
-        crop, mirror=flip, mean=minus_offset, std=divisor, output_layout="HWC", dtype=types.FLOAT
+        image,
+        mirror=flip,
+        mean=minus_offset,
+        std=divisor,
+        output_layout="HWC",
+        dtype=types.FLOAT,
+        **crop,
     )
 
 

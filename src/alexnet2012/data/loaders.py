@@ -8,7 +8,6 @@ image.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012.config.enums import Feed
+from alexnet2012.config.enums import Feed, Keep
 from alexnet2012.config.schema import AugmentConfig, ConfigError, TrainConfig
 from alexnet2012.data import augmentation, dali
+from alexnet2012.data.device_augment import DevicePipeline, mean_crops
+from alexnet2012.data.kept import Images, keep_images, resolve_keep
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.ten_crop import centre_crop, extract_views, view_positions
-from alexnet2012.data.tower_feed import SINGLE_PROCESS, BatchPlan, InputPipeline, LoaderPlacement
+from alexnet2012.data.tower_feed import (
+    SINGLE_PROCESS,
+    BatchPlan,
+    InputPipeline,
+    KeptPipeline,
+    LoaderPlacement,
+)
 from alexnet2012.distributed.collectives import communicator_of
 from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.utils import native
 from alexnet2012.utils.shard import Shard
 
 
@@ -40,23 +48,32 @@ def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLo
         decoder=data.decoder,
         comm=communicator_of(mesh) if data.feed is Feed.split else None,
     )
+    splits = [store.split(name, data.limit) for name in ("train", "val")]
+    count = sum(len(split.paths) for split in splits)
+    keep = resolve_keep(data.keep, count, store.size, config.schedule.epochs, mesh)
+    kept: list[Images] | list[None] = [None, None]
+    if keep is not Keep.no:
+        kept = keep_images(splits, store.size, data.decoder, placement.decode_threads, mesh)
     train_loader = TrainLoader(
         store,
-        store.split("train", data.limit),
+        splits[0],
         augment,
         input_size=size,
         batch_size=data.batch_size,
         seed=config.seed,
         placement=placement,
+        kept=kept[0],
+        on_device=keep is Keep.device,
     )
     val_loader = EvalLoader(
         store,
-        store.split("val", data.limit),
+        splits[1],
         augment,
         input_size=size,
         views=config.eval_views,
         batch_size=data.eval_batch_size,
         placement=placement,
+        kept=kept[1],
     )
     return train_loader, val_loader
 
@@ -98,6 +115,8 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         placement: LoaderPlacement = SINGLE_PROCESS,
+        kept: Images | None = None,
+        on_device: bool = False,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._augment, self._seed = split, augment, seed
@@ -108,15 +127,22 @@ class TrainLoader:
         self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
         on_gpu = placement.device.type == "cuda"
         self._stream = torch.cuda.Stream(placement.device) if on_gpu else None
-        self._input = InputPipeline(
-            placement,
-            split,
-            batch_size,
-            (input_size, input_size, 3),
-            alone=partial(dali.train_graph, input_size, placement.decoder),
-            first=partial(dali.crop_graph, input_size, placement.decoder),
-            second=dali.augment_graph,
-        )
+        self._input: InputPipeline | KeptPipeline | DevicePipeline
+        if kept is None:
+            self._input = InputPipeline(
+                placement,
+                split,
+                batch_size,
+                (input_size, input_size, 3),
+                alone=partial(dali.train_graph, input_size, placement.decoder),
+                first=partial(dali.crop_graph, input_size, placement.decoder),
+                second=dali.augment_graph,
+            )
+        elif on_device:
+            self._input = DevicePipeline(kept, input_size, placement.device)
+        else:
+            graph = partial(dali.kept_graph, input_size, self._margin)
+            self._input = KeptPipeline(placement, split, batch_size, kept, graph)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -175,14 +201,6 @@ class TrainLoader:
         return images.permute(0, 3, 1, 2)
 
 
-def mean_crops(mean: Tensor, yx: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop and flip the mean image for each image, in few kernels: [P, P, 3] → [n, S, S, 3]."""
-    offsets = torch.arange(size, device=mean.device)
-    rows = yx[:, :1] + offsets
-    columns = yx[:, 1:] + torch.where(flip[:, None], size - 1 - offsets, offsets)
-    return mean[rows[:, :, None], columns[:, None]]
-
-
 def prefetch(batches: Iterator[Batch], stream: torch.cuda.Stream | None) -> Iterator[Batch]:
     """Prepare each batch on a CUDA stream during the previous step; no prefetch without stream."""
     if stream is None:
@@ -221,6 +239,7 @@ class EvalLoader:
         views: int,
         batch_size: int,
         placement: LoaderPlacement = SINGLE_PROCESS,
+        kept: Images | None = None,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._size = split, input_size
@@ -230,8 +249,12 @@ class EvalLoader:
         self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
         shape = (store.size, store.size, 3)
         self._no_images = torch.empty((0, *shape), dtype=torch.uint8, device=placement.device)
-        graph = partial(dali.full_image_graph, placement.decoder)
-        self._input = InputPipeline(placement, split, batch_size, shape, alone=graph, first=graph)
+        self._kept = kept
+        if kept is None:
+            graph = partial(dali.full_image_graph, placement.decoder)
+            self._input = InputPipeline(
+                placement, split, batch_size, shape, alone=graph, first=graph
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -245,7 +268,11 @@ class EvalLoader:
         plans = [
             BatchPlan(indices[positions], (), ()) for positions, rows in self._steps if rows.size
         ]
-        stored_batches = self._input.read(plans)
+        if self._kept is None:
+            stored_batches = self._input.read(plans)
+        else:  # in order: slices, which are not copied on a CPU
+            parts = (self._kept[p.indices[0] : p.indices[-1] + 1] for p in plans)
+            stored_batches = (torch.from_numpy(part).to(self._mean.device) for part in parts)
         for positions, rows in self._steps:
             stored = next(stored_batches) if rows.size else self._no_images
             # Not in DALI, whose queue would hold ten crops of each image.
@@ -259,6 +286,27 @@ def _check_input_size(store: Store, input_size: int) -> None:
         raise ConfigError("model.input_size", input_size, remedy)
 
 
-def content_digest(images: Tensor) -> int:
-    """CRC-32 of a batch: differs between ranks that were given other images or another order."""
-    return zlib.crc32(images.detach().cpu().contiguous().numpy().data)
+def content_digest(images: Tensor) -> str:
+    """Digest of a batch, of its memory as it lies, where it lies: float32 [n, …].
+
+    The sum of its words, and the sum of each word times its place, modulo 2^64. Changing a single
+    word changes the first; exchanging two words that differ, and so images or channels, changes the
+    second by (w1 - w2)·(i - j), which is not 0 modulo 2^64. Not a checksum against an adversary.
+    """
+    dense = images.detach().permute(0, *range(2, images.dim()), 1)  # channels last
+    words = (dense if dense.is_contiguous() else dense.contiguous()).flatten(1).view(torch.int32)
+    kernels = native.kernels()
+    if words.is_cpu and kernels is not None:
+        sums = kernels.digest(words)
+    else:
+        count, length = words.shape
+        places = torch.arange(length, device=words.device)
+        if words.is_cpu:  # image by image, in the processor's cache
+            by_image = [torch.stack([row.sum(), (row * places).sum()]) for row in words]
+            plain, weighted = torch.stack(by_image).T if by_image else torch.zeros(2, 0).long()
+        else:
+            plain, weighted = words.sum(1), (words * places).sum(1)
+        offsets = length * torch.arange(count, device=words.device)
+        both = torch.stack([plain.sum(), (weighted + offsets * plain).sum()]).tolist()
+        sums = both[0], both[1]
+    return "".join(f"{value % 2**64:016x}" for value in sums)

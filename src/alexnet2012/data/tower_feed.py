@@ -1,8 +1,9 @@
 """Input pipelines of one process, or of the towers of a replica together.
 
 All towers of a replica need the same images. Either each tower decodes all of them
-(``duplicate``), or each decodes its share and they gather the crops as uint8 (``split``). Both
-give bit-identical batches.
+(``duplicate``), or each decodes its share and they gather the crops as uint8 (``split``). Images
+that are kept in memory are decoded already: each tower crops all of them. All three give
+bit-identical batches.
 """
 
 from __future__ import annotations
@@ -63,6 +64,32 @@ class BatchPlan(NamedTuple):
     indices: npt.NDArray[np.int64]  # [n] positions in the split
     crop_args: tuple[npt.NDArray[Any], ...]
     augment_args: tuple[npt.NDArray[Any], ...]
+
+
+class KeptPipeline:
+    """Produces the images of each step from decoded ones, with the DALI graph ``graph``."""
+
+    def __init__(
+        self,
+        placement: LoaderPlacement,
+        split: Split,
+        batch_size: int,
+        images: npt.NDArray[np.uint8],
+        graph: GraphBuilder,
+    ) -> None:
+        self._images = images
+        largest = padded_shard_size(batch_size, placement.replicas)
+        resources = placement.device, placement.decode_threads
+        self._pipeline = DaliPipeline(graph, split, largest, *resources)
+
+    def read(self, steps: Sequence[BatchPlan]) -> Iterator[Tensor]:
+        return self._pipeline.read(
+            ExternalFeed(
+                np.empty(0, np.int64),
+                ([self._images[i] for i in step.indices], *step.crop_args, *step.augment_args),
+            )
+            for step in steps
+        )
 
 
 class InputPipeline:

@@ -29,6 +29,7 @@ from alexnet2012.distributed.collectives import communicator_of
 from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm
+from alexnet2012.utils import native
 from alexnet2012.utils.environment import PACKAGE, cpu_name, running_commit
 
 GIB = 1 << 30
@@ -190,8 +191,8 @@ def normalisation(mesh: Mesh) -> Finding:
     except Exception as error:
         remedy = "Triton needs a C compiler and the Python headers: install gcc and python3-dev"
         return Finding("normalisation", Severity.wrong, " ".join(str(error).split()), remedy)
-    where = "with Triton kernels" if mesh.device.type == "cuda" else "on the CPU"
-    return ok("normalisation", f"forward and backward run {where}")
+    kernels = "Triton kernels" if mesh.device.type == "cuda" else native.description()
+    return ok("normalisation", f"forward and backward run with {kernels}")
 
 
 def memory() -> Finding:

@@ -33,6 +33,7 @@ from alexnet2012.training.evaluation import evaluate
 from alexnet2012.training.meters import LossMeter, ThroughputMeter
 from alexnet2012.training.signals import SignalWatcher
 from alexnet2012.training.train_step import StepOutput, TrainStep
+from alexnet2012.utils import native
 from alexnet2012.utils.environment import running_commit, versions
 from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.interrupt import InterruptError
@@ -182,6 +183,7 @@ class Trainer:
                 "epochs": self.progress.epoch,
                 "world_size": self.mesh.world_size,
                 "device": str(self.mesh.device),
+                "kernels": self._kernels(),
                 "commit": self._commit,
                 "store_fingerprint": self.store.fingerprint,
                 **self.throughput.summary(self.model.comm.traffic, self.mesh.towers),
@@ -192,12 +194,18 @@ class Trainer:
         if self.config.checkpoint.wanted and (finished or due):
             self._save()
 
+    def _kernels(self) -> str:
+        """What computes normalisation and update."""
+        if self.mesh.device.type == "cpu":
+            return native.description()
+        return "Triton kernels" if self.model.fused else "torch"
+
     def _before_step(self, batch: Batch) -> None:
         self.mesh.watchdog.this_rank.record.step = self.progress.step + 1
         due = self.progress.step % self.config.data.check_every_steps == 0
         if due and self.mesh.towers > 1:
             name = f"batch of step {self.progress.step + 1}"
-            digest = {"CRC-32": content_digest(batch.images)}
+            digest = {"digest": content_digest(batch.images)}
             remedy = "all towers must read the same store with the same seed and library versions"
             self.mesh.check_same(name, digest, remedy, within_replica=True)
 

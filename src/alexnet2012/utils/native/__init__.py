@@ -8,7 +8,7 @@ Shapes: M rows, C channels.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_INSTRUCTIONS = {256: "AVX2", 512: "AVX-512"}
 _LIBRARY = Path(__file__).with_name(f"_kernels{EXTENSION_SUFFIXES[0]}")
 
 
@@ -25,6 +26,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, vector_bits: int) -> None:
         self.vector_bits = vector_bits
         self._lrn, self._sgd_update = library.lrn, library.sgd_update
+        self._digest = library.digest
         self._lrn.argtypes = [
             *(c_int, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int),
             *(c_float, c_float, c_int),
@@ -32,7 +34,8 @@ class Kernels:
         self._sgd_update.argtypes = [
             *(c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float, c_float, c_int),
         ]
-        self._lrn.restype = self._sgd_update.restype = None
+        self._digest.argtypes = [c_void_p, c_int64, c_void_p, c_int]
+        self._lrn.restype = self._sgd_update.restype = self._digest.restype = None
 
     def lrn(
         self, x: Tensor, grad: Tensor | None, out: Tensor, channels: int, scale: float, k: float
@@ -68,6 +71,12 @@ class Kernels:
         threads = torch.get_num_threads()
         self._sgd_update(*pointers, weight.numel(), momentum, lr, decay, threads)
 
+    def digest(self, words: Tensor) -> tuple[int, int]:
+        """Sum of int32 words, and sum of each times its place, modulo 2^64: [n] → two numbers."""
+        sums = (c_uint64 * 2)()
+        self._digest(words.data_ptr(), words.numel(), sums, torch.get_num_threads())
+        return sums[0], sums[1]
+
 
 @cache
 def load() -> Kernels | str:
@@ -83,6 +92,14 @@ def load() -> Kernels | str:
     if not vector_bits:
         return "not used: this processor has no AVX2"
     return Kernels(library, vector_bits)
+
+
+def description() -> str:
+    """Which instructions the kernels use, or why torch does their work."""
+    loaded = load()
+    if isinstance(loaded, Kernels):
+        return f"C kernels with {_INSTRUCTIONS[loaded.vector_bits]}"
+    return f"torch (C kernels {loaded})"
 
 
 def kernels() -> Kernels | None:

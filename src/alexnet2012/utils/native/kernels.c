@@ -155,6 +155,28 @@ __attribute__((target("avx2,fma"))) static void update(float *restrict weight,
   }
 }
 
+__attribute__((target("avx2"))) static void sums(const int32_t *words, int64_t count,
+                                                 uint64_t *sum, uint64_t *weighted) {
+  int64_t plain = 0, by_place = 0;
+  for (int32_t i = 0; i < (int32_t)count; i++) {
+    plain += words[i];
+    by_place += (int64_t)words[i] * i;
+  }
+  *sum = plain, *weighted = by_place;
+}
+
+/* The sum of signed words, and the sum of each times its place from 0, both modulo 2^64. */
+void digest(const int32_t *words, int64_t count, uint64_t *result, int threads) {
+  uint64_t total = 0, total_weighted = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(+ : total, total_weighted)
+  for (int64_t at = 0; at < count; at += CHUNK) {
+    uint64_t sum, weighted;
+    sums(words + at, count - at < CHUNK ? count - at : CHUNK, &sum, &weighted);
+    total += sum, total_weighted += weighted + at * sum;
+  }
+  result[0] = total, result[1] = total_weighted;
+}
+
 /* v = momentum * v - lr * g - decay * w;  w = w + v. */
 void sgd_update(float *weight, float *velocity, const float *grad, int64_t count, float momentum,
                 float lr, float decay, int threads) {
