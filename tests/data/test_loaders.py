@@ -33,6 +33,7 @@ from alexnet2012.data.loaders import (
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.tower_feed import SINGLE_PROCESS, LoaderPlacement
+from alexnet2012.utils import native
 
 PAPER = load_recipe("paper").augment
 CODE = load_recipe("code145").augment
@@ -423,4 +424,3 @@ def test_the_content_digest_tells_any_two_batches_apart(
     assert len({*of_kernels}) == len(of_kernels)
     monkeypatch.setattr(native, "kernels", lambda: None)
     assert [content_digest(batch) for batch in (images, *others)] == of_kernels
-

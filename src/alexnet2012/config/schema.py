@@ -253,8 +253,8 @@ class DataConfig:
     # split: each tower decodes its share of a batch and sends it to the others; duplicate: each
     # decodes all of it
     feed: Feed = field(default=Feed.split, metadata={"role": Role.input})
-    # decode each image once and keep it: in memory, shared by the processes of a machine, or on each
-    # GPU; no: decode at each use; auto: in memory, if that takes at most half of what is available
+    # decode each image once and keep it in memory, shared by the processes of a machine, or on each
+    # GPU; no: decode at each use; auto: in memory if that takes at most half of what is available
     keep: Keep = field(default=Keep.auto, metadata={"role": Role.input})
     # device that decodes JPEGs; auto is the device of the model
     decoder: Decoder = field(default=Decoder.auto, metadata={"role": Role.input})

@@ -42,7 +42,7 @@ class DevicePipeline:
 
 
 def crops(images: Tensor, indices: Tensor, yx: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop and flip in one kernel: [N, P, P, 3] → [n, S, S, 3]."""
+    """Crops of the images, flipped where asked, in one kernel: [N, P, P, 3] → [n, S, S, 3]."""
     rows, columns = _places(yx, flip, size)
     return images[indices[:, None, None], rows[:, :, None], columns[:, None]]
 

@@ -15,6 +15,8 @@ from alexnet2012.utils.logs import log
 # Device files of NVIDIA's driver, of NVIDIA's boards, of WSL and of AMD's driver.
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
+SHARED_GPU = "NCCL_MULTI_RANK_GPU_ENABLE"
+
 
 def has_gpu_driver() -> bool:
     """Whether this machine may have a GPU; if not, torch need not be asked."""
@@ -35,6 +37,8 @@ def uses_gpus(kind: Device, local_processes: int) -> bool:
     if kind is Device.cpu:
         return False
     count = gpu_count()
+    if count and os.environ.get(SHARED_GPU) == "1":  # NCCL lets ranks share one
+        count = max(count, local_processes)
     if kind is Device.cuda and count < local_processes:
         remedy = f"{_gpu_shortage(count, local_processes)}; use cpu or fewer processes"
         raise ConfigError("mesh.device", kind.value, remedy)

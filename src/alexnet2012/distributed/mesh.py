@@ -183,8 +183,9 @@ def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
 def _select_device(kind: Device, local_rank: int, local_processes: int) -> torch.device:
     if not uses_gpus(kind, local_processes):
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    index = local_rank % torch.cuda.device_count()  # ranks may share a GPU
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _differences(

@@ -128,7 +128,7 @@ def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
 def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
     """Normalise across the maps of each of ``towers`` towers; None: over pixels of each map."""
     x = x.contiguous(memory_format=torch.channels_last)
-    has_kernels = towers is not None and kernels.kernels_available(x.device, x.dtype)
+    has_kernels = x.is_cuda and kernels.kernels_available(x.device, x.dtype)
     if towers is not None and has_kernels and supported(x.shape[1] // towers, norm):
         return kernels.fused_epilogue([x], None, Epilogue(norm=norm), towers, separate=False)[0]
     y: Tensor = _ResponseNorm.apply(x, norm, towers)  # type: ignore[no-untyped-call]

@@ -63,7 +63,7 @@ class PaperSGD(Optimizer):
             return loss is not None and not math.isfinite(loss)
 
         kernels_available = cache(kernels.kernels_available)  # asked once, not per parameter
-        cpu = native.kernels()
+        cpu, updates = native.kernels(), []
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             if lr == 0:  # frozen: the 2012 code does not apply the old momentum either
@@ -74,20 +74,25 @@ class PaperSGD(Optimizer):
                     continue
                 velocity = self.velocity(weight)
                 same_layout = weight.stride() == velocity.stride() == weight.grad.stride()
-                if same_layout and kernels_available(weight.device, weight.dtype):
+                on_gpu = weight.is_cuda and kernels_available(weight.device, weight.dtype)
+                if same_layout and on_gpu:
                     from alexnet2012.nn.kernels import launchers  # needs Triton
 
                     launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)
                 elif diverged():
                     continue
                 elif same_layout and weight.is_cpu and weight.dtype == torch.float32 and cpu:
-                    cpu.sgd_update(weight, velocity, weight.grad, momentum, lr, decay)
+                    update = weight, velocity, weight.grad, momentum, lr, decay
+                    updates.append(native.Update(*update))
                 else:
                     for w, v, g in _blocks(weight, velocity, weight.grad):
                         v.mul_(momentum).add_(g, alpha=-lr)
                         if decay:
                             v.add_(w, alpha=-decay)
                         w.add_(v)
+        if updates:
+            assert cpu is not None
+            cpu.sgd_update(updates)
 
     def velocity(self, weight: Tensor) -> Tensor:
         """Momentum buffer of a parameter; zero before the first step."""

@@ -29,7 +29,7 @@ def available_bytes() -> int:
 def machine_id() -> tuple[str, str, int]:
     """Equal in processes that can open each other's files in /proc."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    return boot, os.readlink("/proc/self/ns/pid"), os.getuid()
+    return boot, str(Path("/proc/self/ns/pid").readlink()), os.getuid()
 
 
 class SharedArray:

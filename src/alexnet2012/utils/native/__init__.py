@@ -8,16 +8,37 @@ Shapes: M rows, C channels.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _INSTRUCTIONS = {256: "AVX2", 512: "AVX-512"}
 _LIBRARY = Path(__file__).with_name(f"_kernels{EXTENSION_SUFFIXES[0]}")
+
+
+class Update(NamedTuple):
+    """One parameter's tensors and rates; all tensors have the same dense layout."""
+
+    weight: Tensor
+    velocity: Tensor
+    grad: Tensor
+    momentum: float
+    lr: float
+    decay: float
+
+
+class _UpdateStruct(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "velocity", "grad")),
+        ("count", c_int64),
+        *((name, c_float) for name in ("momentum", "lr", "decay")),
+    )
 
 
 class Kernels:
@@ -31,9 +52,7 @@ class Kernels:
             *(c_int, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int),
             *(c_float, c_float, c_int),
         ]
-        self._sgd_update.argtypes = [
-            *(c_void_p, c_void_p, c_void_p, c_int64, c_float, c_float, c_float, c_int),
-        ]
+        self._sgd_update.argtypes = [c_void_p, c_int, c_int]
         self._digest.argtypes = [c_void_p, c_int64, c_void_p, c_int]
         self._lrn.restype = self._sgd_update.restype = self._digest.restype = None
 
@@ -57,19 +76,15 @@ class Kernels:
             torch.get_num_threads(),
         )
 
-    def sgd_update(
-        self,
-        weight: Tensor,
-        velocity: Tensor,
-        grad: Tensor,
-        momentum: float,
-        lr: float,
-        decay: float,
-    ) -> None:
-        """v ← momentum·v - lr·g - decay·w;  w ← w + v.  Float32, any shape."""
-        pointers = weight.data_ptr(), velocity.data_ptr(), grad.data_ptr()
-        threads = torch.get_num_threads()
-        self._sgd_update(*pointers, weight.numel(), momentum, lr, decay, threads)
+    def sgd_update(self, updates: Sequence[Update]) -> None:
+        """v ← momentum·v - lr·g - decay·w;  w ← w + v, for each update: float32 of any shape."""
+        structs = (_UpdateStruct * len(updates))(
+            *(
+                (w.data_ptr(), v.data_ptr(), g.data_ptr(), w.numel(), momentum, lr, decay)
+                for w, v, g, momentum, lr, decay in updates
+            )
+        )
+        self._sgd_update(structs, len(updates), torch.get_num_threads())
 
     def digest(self, words: Tensor) -> tuple[int, int]:
         """Sum of int32 words, and sum of each times its place, modulo 2^64: [n] → two numbers."""

@@ -177,12 +177,22 @@ void digest(const int32_t *words, int64_t count, uint64_t *result, int threads) 
   result[0] = total, result[1] = total_weighted;
 }
 
-/* v = momentum * v - lr * g - decay * w;  w = w + v. */
-void sgd_update(float *weight, float *velocity, const float *grad, int64_t count, float momentum,
-                float lr, float decay, int threads) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t at = 0; at < count; at += CHUNK) {
-    const int64_t size = count - at < CHUNK ? count - at : CHUNK;
-    update(weight + at, velocity + at, grad + at, size, momentum, lr, decay);
+typedef struct {
+  float *weight, *velocity;
+  const float *grad;
+  int64_t count;
+  float momentum, lr, decay;
+} Update;
+
+/* For each update: v = momentum * v - lr * g - decay * w;  w = w + v. One parallel region. */
+void sgd_update(const Update *updates, int count, int threads) {
+#pragma omp parallel num_threads(threads)
+  for (int i = 0; i < count; i++) {
+    const Update u = updates[i];
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t at = 0; at < u.count; at += CHUNK) {
+      const int64_t size = u.count - at < CHUNK ? u.count - at : CHUNK;
+      update(u.weight + at, u.velocity + at, u.grad + at, size, u.momentum, u.lr, u.decay);
+    }
   }
 }
