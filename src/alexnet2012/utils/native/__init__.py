@@ -78,12 +78,10 @@ class Kernels:
 
     def sgd_update(self, updates: Sequence[Update]) -> None:
         """v ← momentum·v - lr·g - decay·w;  w ← w + v, for each update: float32 of any shape."""
-        structs = (_UpdateStruct * len(updates))(
-            *(
-                (w.data_ptr(), v.data_ptr(), g.data_ptr(), w.numel(), momentum, lr, decay)
-                for w, v, g, momentum, lr, decay in updates
-            )
-        )
+        structs = (_UpdateStruct * len(updates))()
+        for struct, (w, v, g, *rates) in zip(structs, updates, strict=True):
+            struct.weight, struct.velocity, struct.grad = w.data_ptr(), v.data_ptr(), g.data_ptr()
+            struct.count, (struct.momentum, struct.lr, struct.decay) = w.numel(), rates
         self._sgd_update(structs, len(updates), torch.get_num_threads())
 
     def digest(self, words: Tensor) -> tuple[int, int]:
