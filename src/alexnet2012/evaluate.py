@@ -16,7 +16,7 @@ from rich.table import Table
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_checkpoints
-from alexnet2012.utils.metrics import error_interval_pct
+from alexnet2012.utils.intervals import error_interval_pct
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:

@@ -44,7 +44,7 @@ from alexnet2012.tracking.tracker import read_records
 from alexnet2012.training.divergence import DivergedError
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.interrupt import InterruptError
-from alexnet2012.utils.metrics import error_interval_pct
+from alexnet2012.utils.intervals import error_interval_pct
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
 VALIDATION_PICTURES = 48

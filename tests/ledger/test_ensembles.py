@@ -24,7 +24,7 @@ from alexnet2012.ledger.nearest_neighbours import (
     Neighbours,
     neighbours_measurement,
 )
-from alexnet2012.utils.metrics import jackknife_interval, mean_interval
+from alexnet2012.utils.intervals import jackknife_interval, mean_interval
 
 HOW = (Scale.reduced, "…", "tiny")
 

@@ -20,7 +20,7 @@ from alexnet2012.config.enums import WandbMode
 from alexnet2012.config.schema import TrackingConfig, TrainConfig
 from alexnet2012.tracking.run_index import RunState, read_run
 from alexnet2012.tracking.tracker import Tracker
-from alexnet2012.utils.metrics import error_interval_pct
+from alexnet2012.utils.intervals import error_interval_pct
 
 Say = Callable[..., str]
 

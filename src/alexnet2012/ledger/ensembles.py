@@ -20,7 +20,7 @@ from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import SeedMean, finished_runs
-from alexnet2012.utils.metrics import jackknife_interval
+from alexnet2012.utils.intervals import jackknife_interval
 
 WITHOUT_TOWERS = "one_gpu"
 

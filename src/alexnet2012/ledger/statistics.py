@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexnet2012.ledger.claims import direction
-from alexnet2012.utils.metrics import mean_interval
+from alexnet2012.utils.intervals import mean_interval
 
 
 @dataclass(frozen=True)

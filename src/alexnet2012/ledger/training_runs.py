@@ -14,7 +14,8 @@ from alexnet2012.ledger.nearest_neighbours import Neighbours, neighbours_measure
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Evaluation, TrainingRun
 from alexnet2012.tracking.tracker import read_records
-from alexnet2012.utils.metrics import ErrorCounts, error_interval_pct
+from alexnet2012.utils.intervals import error_interval_pct
+from alexnet2012.utils.metrics import ErrorCounts
 
 PAPER_TRAINING_IMAGES = 1_200_000  # sec. 2
 PAPER_EPOCHS = 90  # sec. 5

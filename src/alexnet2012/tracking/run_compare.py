@@ -22,7 +22,7 @@ from alexnet2012.tracking.run_index import (
     load_summary,
     read_run,
 )
-from alexnet2012.utils.metrics import error_interval_pct
+from alexnet2012.utils.intervals import error_interval_pct
 from alexnet2012.utils.text import printable
 
 _CONDITIONS = {"commit": "commit", "device": "device", "world_size": "processes"}  # of a summary
