@@ -19,11 +19,13 @@ SCRIPT = str(REPOSITORY / "launch" / "slurm.sbatch")
 SCONTROL = """#!/bin/sh
 [ "$*" = "show hostnames two[1-2]" ] && printf 'localhost\\nelsewhere\\n'
 """
-SRUN = """#!/bin/sh
+# Each node has one core: convolutions' gradients depend on the number of threads.
+FIRST_CORE, LAST_CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+SRUN = f"""#!/bin/sh
 [ "$1 $2" = "--kill-on-bad-exit=1 --cpus-per-task=3" ] || exit 9
 shift 2
-"$@" & one=$!
-"$@" || exit $?
+taskset --cpu-list {FIRST_CORE} "$@" & one=$!
+taskset --cpu-list {LAST_CORE} "$@" || exit $?
 wait $one
 """
 

@@ -29,6 +29,7 @@ GIB = 1 << 30
 BATCH = 64  # images decoded at a time
 AUTO_SHARE = 0.5  # of the available memory that images may take unasked
 ASKED_SHARE = 0.9
+ANNOUNCED = 5000  # images that take seconds to decode
 
 Images = npt.NDArray[np.uint8]  # [n, P, P, 3]
 
@@ -68,7 +69,8 @@ def keep_images(
         ConfigError: on every rank, if an image is missing or damaged; names the file.
     """
     count = sum(len(split.paths) for split in splits)
-    log.info("decoding %s images once, to keep them in memory", f"{count:,}")
+    if count >= ANNOUNCED:
+        log.info("decoding %s images once, to keep them in memory", f"{count:,}")
     sharing = _ranks_that_share(mesh)
     parts, index = len(sharing), sharing.index(mesh.rank)
     arrays = _shared([(len(split.paths), size, size, 3) for split in splits], sharing, mesh)

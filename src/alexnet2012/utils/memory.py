@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -13,7 +14,10 @@ import numpy.typing as npt
 
 
 def available_bytes() -> int:
-    """Memory that can be used without swapping, also within a container's limit."""
+    """Memory for a shared array: free without swapping, also within the limits of a container.
+
+    Shared memory counts as a file: the process's limit on their size applies.
+    """
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     cgroup = Path("/sys/fs/cgroup")
@@ -23,7 +27,8 @@ def available_bytes() -> int:
     ):
         with suppress(OSError, ValueError):  # "max"
             free = min(free, int((cgroup / limit).read_text()) - int((cgroup / usage).read_text()))
-    return max(0, free)
+    largest_file, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return max(0, free if largest_file == resource.RLIM_INFINITY else min(free, largest_file))
 
 
 def machine_id() -> tuple[str, str, int]:
