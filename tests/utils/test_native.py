@@ -24,7 +24,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def output_and_gradient(
-    x: Tensor, towers: int, grad_out: Tensor | None = None, norm: NormParams = NORM
+    x: Tensor, towers: int | None, grad_out: Tensor | None = None, norm: NormParams = NORM
 ) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     y = lrn.response_norm(x, norm, towers)
@@ -54,6 +54,24 @@ def test_lrn_has_the_errors_of_torchs_blocks(
     got = output_and_gradient(x, 2, grad)
     monkeypatch.setattr(native, "kernels", lambda: None)
     blocks = output_and_gradient(x, 2, grad)
+    for want, ours, theirs in zip(exact, got, blocks, strict=True):
+        rounding = 0.5 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
+        bound = (2.0**-21 + rounding) * want.abs().max()
+        assert (ours.double() - want).abs().max() <= bound
+        assert (theirs.double() - want).abs().max() <= bound
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 6, 9, 13), (2, 20, 1, 4), (1, 3, 2, 2), (5, 17, 31, 7)])
+def test_spatial_norm_has_the_errors_of_torchs_blocks(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, grad = ((10 * numbers(*shape, seed=seed)).to(dtype) for seed in range(2))
+    exact = output_and_gradient(x.double(), None, grad)
+    got = output_and_gradient(x, None, grad)
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    blocks = output_and_gradient(x, None, grad)
     for want, ours, theirs in zip(exact, got, blocks, strict=True):
         rounding = 0.5 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
         bound = (2.0**-21 + rounding) * want.abs().max()

@@ -47,9 +47,13 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, vector_bits: int) -> None:
         self.vector_bits = vector_bits
         self._lrn, self._sgd_update = library.lrn, library.sgd_update
-        self._digest = library.digest
+        self._digest, self._spatial_norm = library.digest, library.spatial_norm
         self._lrn.argtypes = [
             *(c_int, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int),
+            *(c_float, c_float, c_int),
+        ]
+        self._spatial_norm.argtypes = [
+            *(c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int, c_int),
             *(c_float, c_float, c_int),
         ]
         self._sgd_update.argtypes = [c_void_p, c_int, c_int]
@@ -75,6 +79,32 @@ class Kernels:
             k,
             torch.get_num_threads(),
         )
+
+    def spatial_norm(
+        self, x: Tensor, grad: Tensor | None, out: Tensor, size: int, scale: float, k: float
+    ) -> None:
+        """As :meth:`lrn`, over ``size`` × ``size`` pixels of each map, channels last: [N, C, H, W].
+
+        Raises:
+            MemoryError: there is no memory for four images per thread.
+        """
+        count, channels, height, width = x.shape
+        failed = self._spatial_norm(
+            x.dtype == torch.bfloat16,
+            x.data_ptr(),
+            None if grad is None else grad.data_ptr(),
+            out.data_ptr(),
+            count,
+            height,
+            width,
+            channels,
+            size,
+            scale,
+            k,
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError("no memory for normalisation")
 
     def sgd_update(self, updates: Sequence[Update]) -> None:
         """v ← momentum·v - lr·g - decay·w;  w ← w + v, for each update: float32 of any shape."""
