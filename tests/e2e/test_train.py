@@ -191,6 +191,23 @@ def test_wherever_a_run_stopped_it_goes_on_as_if_nothing_had_happened(
         assert read_records(resumed / "metrics.jsonl") == read_records(whole / "metrics.jsonl")
 
 
+def test_a_warm_up_goes_on_where_it_stopped_with_any_micro_batch(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    warmup = ("schedule.warmup_epochs=1", "tracking.log_every_steps=1")
+    train_here(photos_store, whole, *warmup)
+    train_here(photos_store, cut, *warmup, "max_steps=2")
+    train_here(photos_store, cut, *warmup, "data.micro_batch=5")
+    rates = [record["rate"] for record in records(whole, "train")]
+    full = 0.01
+    assert rates == pytest.approx([full / 3, 2 * full / 3, full, full, full, full], rel=1e-12)
+    assert [record["rate"] for record in records(cut, "train")] == rates
+    for mine, other in zip(records(cut, "train"), records(whole, "train"), strict=True):
+        # float32 and six steps: sums of gradients in another order
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
 class KilledError(Exception):
     """In place of SIGKILL: nothing is caught, nothing saved."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import ScheduleKind
 from alexnet2012.config.schema import DropConfig, ScheduleConfig, TrainConfig
-from alexnet2012.nn.lr_schedule import LearningRates, learning_rates
+from alexnet2012.nn.lr_schedule import LearningRates, learning_rates, warmup_factor
 
 ERRORS = st.lists(st.floats(0, 100), max_size=60)
 
@@ -154,3 +154,40 @@ def test_a_drop_changes_only_the_rates_it_names() -> None:
 def test_fixed_rates_ignore_the_validation_errors() -> None:
     config = schedule("code145")
     assert rates_at(config, 30, [50.0] * 30) == rates_at(config, 30, [])
+
+
+@pytest.mark.parametrize("name", ["paper", "code145", "code146", "cifar4", "constant"])
+@pytest.mark.parametrize("steps_per_epoch", [1, 7])
+def test_every_schedule_rises_linearly_step_by_step_to_its_own_rates(
+    name: str, steps_per_epoch: int
+) -> None:
+    config, warmup = schedule(name), 3 * steps_per_epoch
+    config.warmup_epochs = 3
+    for step in range(5 * steps_per_epoch):
+        full = rates_at(config, step // steps_per_epoch, [])
+        rates = full.scaled(warmup_factor(config, step, steps_per_epoch))
+        share = min(1.0, (step + 1) / warmup)
+        for layer in ("conv1", "conv2", "fc8"):
+            for bias in (False, True):
+                want = share * full.of(layer, bias=bias)
+                assert rates.of(layer, bias=bias) == pytest.approx(want, rel=1e-12)
+        assert rates.lighting is full.lighting
+        if step >= warmup - 1:
+            assert rates == full
+
+
+@given(step=st.integers(0, 10**7), steps_per_epoch=st.integers(1, 10**5))
+def test_without_a_warm_up_all_rates_are_those_of_the_epoch_to_the_bit(
+    step: int, steps_per_epoch: int
+) -> None:
+    assert warmup_factor(plateau(), step, steps_per_epoch) == 1
+    rates = LearningRates(0.01, 0.02, {"conv1": 0.003}, lighting=False)
+    assert rates.scaled(1.0) == rates
+
+
+def test_epochs_of_the_warm_up_count_for_no_plateau() -> None:
+    config, errors = plateau(), [99.0] * 8
+    assert rates_at(config, 4, errors[:4]).weight == pytest.approx(0.001, rel=1e-12)
+    config.warmup_epochs = 4
+    assert rates_at(config, 7, errors[:7]).weight == 0.01
+    assert rates_at(config, 8, errors).weight == pytest.approx(0.001, rel=1e-12)

@@ -47,6 +47,7 @@ _OTHER_NAMES = {
     "mesh.device device": "device",
     "recipe.dropout_rate": "dropout",
     "schedule.factor": "gamma",
+    "data.micro_batch": "accumulate_grad_batches grad_accum gradient_accumulation_steps",
     "mesh.processes gpus": "gpus",
     "model.input_size size": "image_size img_size",
     "schedule.rate": "learning_rate lr",
@@ -63,6 +64,7 @@ _OTHER_NAMES = {
     "data.eval_batch_size": "val_batch_size",
     "recipe.optimizer.weight_decay": "wd",
     "data.decode_threads decode_threads": "workers",
+    "schedule.warmup_epochs": "warmup",
     "mesh.processes": "world_size",
 }
 SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}

@@ -232,6 +232,8 @@ class ScheduleConfig:
     # fixed: changes at given epochs, sorted by epoch; each has epoch and any of rate, bias_rate,
     # layer_rates, lighting
     drops: list[DropConfig] = field(default_factory=list)
+    # epochs in which all rates rise linearly, step by step, from almost 0; 0: no warm-up
+    warmup_epochs: int = ranged(0, low=0)
     # batch size that the rates are meant for; they scale in proportion to data.batch_size. null:
     # no scaling
     reference_batch: int | None = ranged(None, low=1)
@@ -248,6 +250,9 @@ class DataConfig:
     store_size: int = ranged(256, low=1, role=Role.identity)  # pixels per side of stored images
     # training images per step, over all replicas
     batch_size: int = ranged(128, low=1, role=Role.identity)
+    # maximum number of images that a replica processes at once; larger batches are split, and the
+    # gradients of the parts summed. null: the whole batch
+    micro_batch: int | None = ranged(None, low=1, role=Role.placement)
     # validation images per forward pass of a replica
     eval_batch_size: int = ranged(64, low=1, role=Role.evaluation)
     # split: each tower decodes its share of a batch and sends it to the others; duplicate: each
@@ -334,6 +339,8 @@ class TrainConfig:
     init_from: str | None = field(default=None, metadata={"role": Role.identity})
     # layers that are initialized from init_from; empty: all but fc8
     init_layers: list[str] = field(default_factory=list, metadata={"role": Role.identity})
+    # trace this many steps, after a warm-up, for ui.perfetto.dev; null: none
+    profile: int | None = ranged(None, low=1, role=Role.logging)
     recipe: RecipeConfig = field(default_factory=RecipeConfig, metadata={"role": Role.variant})
     model: ModelConfig = field(default_factory=ModelConfig, metadata={"role": Role.identity})
     schedule: ScheduleConfig = field(

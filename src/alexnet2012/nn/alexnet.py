@@ -234,6 +234,11 @@ class AlexNet(nn.Module):
         for name, dropout in self._dropouts():
             dropout.state.copy_(state[name])
 
+    def rewind_dropout(self, rows: Shard) -> None:
+        """Undo one training pass over ``rows``: other rows of the global batch get its masks."""
+        for _, dropout in self._dropouts():
+            dropout.rewind(rows)
+
     def _dropouts(self) -> list[tuple[str, Dropout]]:
         return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
 

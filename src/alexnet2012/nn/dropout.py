@@ -48,8 +48,13 @@ class Dropout(nn.Module):
         self._advance(rows)
         return x
 
-    def _advance(self, rows: Shard) -> None:
-        self.state.add_(torch.full_like(self.state, GAMMA), alpha=rows.total * self.units.total)
+    def rewind(self, rows: Shard) -> None:
+        """Undo the advance of one forward pass: the next draws for the same global batch."""
+        self._advance(rows, passes=-1)
+
+    def _advance(self, rows: Shard, passes: int = 1) -> None:
+        numbers = passes * rows.total * self.units.total
+        self.state.add_(torch.full_like(self.state, GAMMA), alpha=numbers)
 
 
 def draws(state: Tensor, rows: Shard, columns: Shard) -> Tensor:

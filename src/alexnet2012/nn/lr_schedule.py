@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the epoch and of the validation errors so far."""
+"""Learning-rate schedules: pure functions of the epoch or step, and of the validation errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alexnet2012.config.schema import ScheduleConfig
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates of one epoch, and whether lighting augmentation is on.
+    """Learning rates of an epoch or a step, and whether lighting augmentation is on.
 
     ``layers`` overrides the rates of both weight and bias of a layer.
     """
@@ -34,13 +34,15 @@ def learning_rates(
 ) -> LearningRates:
     """Learning rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
 
-    They are scaled linearly with the batch size if the schedule has a ``reference_batch``.
+    They are scaled linearly with the batch size if the schedule has a ``reference_batch``. Errors
+    during the warm-up count for no plateau: its small rates may improve nothing.
 
     Source: paper sec. 5 (``plateau``); the training notes of the 2012 code (``fixed``).
     """
     rates = LearningRates(config.rate, config.bias_rate)
     if config.kind is ScheduleKind.plateau:
-        drops = _count_plateaus(validation_errors, config.patience_epochs, config.max_drops)
+        errors = validation_errors[config.warmup_epochs :]
+        drops = _count_plateaus(errors, config.patience_epochs, config.max_drops)
         rates = rates.scaled(config.factor**-drops)
     else:
         for drop in config.drops:
@@ -54,6 +56,14 @@ def learning_rates(
     if config.reference_batch is None:
         return rates
     return rates.scaled(batch_size / config.reference_batch)
+
+
+def warmup_factor(config: ScheduleConfig, step: int, steps_per_epoch: int) -> float:
+    """Factor of all learning rates at a step of the run (from 0): linear, then 1.
+
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", sec. 2.2.
+    """
+    return min(1.0, (step + 1) / max(1, config.warmup_epochs * steps_per_epoch))
 
 
 def _count_plateaus(errors: Sequence[float], patience: int, limit: int) -> int:

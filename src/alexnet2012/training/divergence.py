@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alexnet2012.config.schema import RunError
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.shard import Shard
 
 
 class DivergedError(RunError):
@@ -21,10 +23,16 @@ class DivergedError(RunError):
 
 
 def diverged(
-    model: AlexNet, batch: Batch, run_dir: Path, step: int, loss: float, lr: float
+    model: AlexNet,
+    batch: Batch,
+    micro_batches: Sequence[Shard],
+    run_dir: Path,
+    step: int,
+    loss: float,
+    lr: float,
 ) -> DivergedError:
     """The error to raise for a loss that is not finite, the same on every rank. Collective."""
-    where = first_not_finite(model, batch)
+    where = first_not_finite(model, batch, micro_batches)
 
     def message() -> str:
         checkpoint = manifest.latest(run_dir)
@@ -36,7 +44,7 @@ def diverged(
 
 
 @torch.no_grad()
-def first_not_finite(model: AlexNet, batch: Batch) -> str:
+def first_not_finite(model: AlexNet, batch: Batch, micro_batches: Sequence[Shard]) -> str:
     """The first tensor of a forward pass that is not finite on any rank. Collective.
 
     Repeats the forward pass with the current weights and with other dropout masks.
@@ -53,7 +61,9 @@ def first_not_finite(model: AlexNet, batch: Batch) -> str:
     hooks = [m.register_forward_hook(partial(check, i, name)) for i, (name, m) in enumerate(layers)]
     fused, model.fused = model.fused, False  # fused layers return outputs without their bias
     try:
-        model(batch.images, batch.rows)
+        sizes = [rows.size for rows in micro_batches]
+        for images, rows in zip(batch.images.split(sizes), micro_batches, strict=True):
+            model(images, rows)
     finally:
         model.fused = fused
         for hook in hooks:

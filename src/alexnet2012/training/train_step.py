@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.grad_sync import GradientSync
@@ -14,7 +15,7 @@ from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.losses import loss_and_errors, split_loss_and_errors
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.training.cuda_graph import GraphedStep
-from alexnet2012.utils.shard import Shard
+from alexnet2012.utils.shard import Shard, padded_shard_size
 
 
 class StepOutput(NamedTuple):
@@ -30,18 +31,30 @@ class TrainStep:
 
     Gradients are those of the mean loss over the global batch. ``gather_logits``: all-gather the
     logits of all classes for the loss; otherwise towers exchange four numbers per image.
+    ``micro_batch``: accumulate the gradients of parts of a batch, each with at most so many images.
     """
 
-    def __init__(self, model: AlexNet, optimizer: PaperSGD, *, gather_logits: bool = True) -> None:
+    def __init__(
+        self,
+        model: AlexNet,
+        optimizer: PaperSGD,
+        *,
+        gather_logits: bool = True,
+        micro_batch: int | None = None,
+    ) -> None:
         self.model, self.optimizer, self.gather_logits = model, optimizer, gather_logits
+        self._micro_batch = micro_batch
         self._grad_sync = GradientSync(model, model.mesh)
         self._run = self._forward_backward
-        if model.mesh.device.type == "cuda":
+        if micro_batch is not None:
+            self._run = self._accumulate
+        elif model.mesh.device.type == "cuda":
             keep_gradients_in_bf16(model)
             self._run = GraphedStep(model, self._forward_backward)
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Train on one batch; the weights are unchanged if the global loss is not finite."""
+        self.model.zero_grad()
         loss, errors = self._run(batch.images, batch.labels, batch.rows)
         global_loss = loss
         if self.model.mesh.replicas > 1:
@@ -49,22 +62,44 @@ class TrainStep:
             global_loss = loss.clone()  # not summed over towers: theirs are equal
             self.model.mesh.sum_over_replicas([global_loss], "loss")
         numbers = start_copy_to_host(global_loss, loss, errors)
-        self.optimizer.step(loss=global_loss)  # enqueued on a GPU before the host has read the loss
+        with record_function("update"):  # enqueued on a GPU before the host has read the loss
+            self.optimizer.step(loss=global_loss)
         return StepOutput(*numbers())
 
     def _forward_backward(
         self, images: Tensor, labels: Tensor, rows: Shard
     ) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S], [n] → summed loss [], top-1 errors []; sets ``grad`` of the parameters."""
+        """[n, 3, S, S], [n] → summed loss [], top-1 errors []; adds to every ``grad``."""
         model = self.model
-        if self.gather_logits:
-            loss, errors = loss_and_errors(model(images, rows), labels)
-        else:
-            logits = model.logits_shard(model.features(images, rows))
-            loss, errors = split_loss_and_errors(logits, labels, model.fc8.rows, model.comm)
-        model.zero_grad()
-        (loss / rows.total).backward()  # of the global batch: replicas with fewer rows weigh less
+        with record_function("forward"):
+            if self.gather_logits:
+                loss, errors = loss_and_errors(model(images, rows), labels)
+            else:
+                logits = model.logits_shard(model.features(images, rows))
+                loss, errors = split_loss_and_errors(logits, labels, model.fc8.rows, model.comm)
+        with record_function("backward"):
+            (loss / rows.total).backward()  # of the global batch: smaller replicas weigh less
         return loss.detach(), errors
+
+    def _accumulate(self, images: Tensor, labels: Tensor, rows: Shard) -> tuple[Tensor, Tensor]:
+        """The same in micro-batches, whose activations are never in memory together."""
+        parts = self.micro_batches(rows)
+        sizes = [part.size for part in parts]
+        outputs: list[tuple[Tensor, Tensor]] = []
+        for part, x, y in zip(parts, images.split(sizes), labels.split(sizes), strict=True):
+            if outputs:
+                self.model.rewind_dropout(rows)  # masks are those of the whole batch
+            self._grad_sync.enabled = len(outputs) == len(parts) - 1  # once per step
+            outputs.append(self._forward_backward(x, y, part))
+        losses, errors = zip(*outputs, strict=True)
+        return torch.stack(losses).sum(), torch.stack(errors).sum()
+
+    def micro_batches(self, rows: Shard) -> list[Shard]:
+        """Parts of this replica's rows: as many on every replica, so that ranks stay in step."""
+        if self._micro_batch is None:
+            return [rows]
+        largest = padded_shard_size(rows.total, self.model.mesh.replicas)
+        return rows.split(-(-largest // self._micro_batch))
 
 
 def keep_gradients_in_bf16(model: AlexNet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,14 @@ from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.flag_sync import ControlFlags, FlagSync
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.lr_schedule import LearningRates, learning_rates
+from alexnet2012.nn.lr_schedule import LearningRates, learning_rates, warmup_factor
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.tracking.reporter import Reporter
 from alexnet2012.tracking.train_stats import TrainStats
 from alexnet2012.training.divergence import diverged
 from alexnet2012.training.evaluation import evaluate
 from alexnet2012.training.meters import LossMeter, ThroughputMeter
+from alexnet2012.training.profiler import name_loading, trace_steps
 from alexnet2012.training.signals import SignalWatcher
 from alexnet2012.training.train_step import StepOutput, TrainStep
 from alexnet2012.utils import native
@@ -64,8 +65,12 @@ class Trainer:
             precision=config.precision,
         )
         self.optimizer = PaperSGD(self.model, config.recipe.optimizer)
-        gather_logits = config.mesh.gather_logits
-        self.train_step = TrainStep(self.model, self.optimizer, gather_logits=gather_logits)
+        self.train_step = TrainStep(
+            self.model,
+            self.optimizer,
+            gather_logits=config.mesh.gather_logits,
+            micro_batch=config.data.micro_batch,
+        )
         self.train_loader, self.val_loader = make_loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
@@ -92,6 +97,7 @@ class Trainer:
         self._signals = SignalWatcher()
         self._checkpoint_requested = False  # by rank 0's clock
         self._reporter = Reporter()
+        self._end_traced_step: Callable[[], None] = lambda: None
         split, classes = self.store.split("val", config.data.limit), self.store.classes
         self._train_stats = TrainStats(self.model, self.optimizer, mesh, split, classes)
 
@@ -113,22 +119,26 @@ class Trainer:
     def train_epoch(self, epoch: int) -> float:
         """Train to the end of an epoch; returns its training error in percent. Collective."""
         errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
-        lr = learning_rates(self.config.schedule, epoch, errors, batch_size)
-        first_step = self.progress.step - epoch * self.train_loader.steps_per_epoch
+        schedule, steps_per_epoch = self.config.schedule, self.train_loader.steps_per_epoch
+        epoch_lr = learning_rates(schedule, epoch, errors, batch_size)
+        first_step = self.progress.step - epoch * steps_per_epoch
         last = min(self._end_step(epoch), self.total_steps)
         if first_step == 0:
             self.epoch_sums = LossMeter()
         if self.progress.step < last:
             self.model.train()
-            self.optimizer.set_rates(lr)
             self.progress.top1_error_pct = None
-            batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=lr.lighting)
+            lighting = epoch_lr.lighting
+            batches = self.train_loader.epoch(epoch, first_step=first_step, lighting=lighting)
             self.throughput.start()
-            for batch in batches:
+            for batch in name_loading(batches):
                 self.throughput.waited()
+                lr = epoch_lr.scaled(warmup_factor(schedule, self.progress.step, steps_per_epoch))
+                self.optimizer.set_rates(lr)
                 self._before_step(batch)
                 output = self.train_step(batch)
                 self._after_step(epoch, batch, output, lr)
+                self._end_traced_step()
                 if self.progress.step == last:
                     break  # validate and log before the next flag sync
                 self._sync_flags()
@@ -154,6 +164,8 @@ class Trainer:
         arguments = self.run_dir, self.progress, self.total_steps, self.mesh
         self._reporter = stack.enter_context(Reporter.open(self.config.tracking, *arguments))
         self._train_stats.enabled = self._reporter.log_stats
+        trace = trace_steps(self.config.profile, self.run_dir, self.mesh)
+        self._end_traced_step = stack.enter_context(trace)
         stack.enter_context(self._signals)
 
     @property
@@ -214,7 +226,8 @@ class Trainer:
             with suppress(RunError):
                 self._checkpoints.wait()
             step, loss = self.progress.step + 1, output.global_loss
-            raise diverged(self.model, batch, self.run_dir, step, loss, lr.weight)
+            parts = self.train_step.micro_batches(batch.rows)
+            raise diverged(self.model, batch, parts, self.run_dir, step, loss, lr.weight)
         self.progress.step += 1
         for meter in (self.sums, self.epoch_sums):
             meter.add(output.loss, output.errors, batch.rows.size)

@@ -24,6 +24,11 @@ class Shard(NamedTuple):
         assert full.shape[0] == self.total, (full.shape, self)
         return full[self.start : self.stop]
 
+    def split(self, parts: int) -> list[Shard]:
+        """These rows in contiguous parts, as of :func:`shard_of`; the last may be empty."""
+        shards = (shard_of(self.size, parts, index) for index in range(parts))
+        return [Shard(self.start + s.start, self.start + s.stop, self.total) for s in shards]
+
 
 def shard_of(total: int, parts: int, index: int) -> Shard:
     """The contiguous shard ``index`` of ``parts``, as of torch.chunk: the last may be short."""

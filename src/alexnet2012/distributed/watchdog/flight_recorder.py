@@ -34,12 +34,16 @@ class FlightEntry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The collective and its operand: ``all-gather conv3 forward``, ``all-reduce loss``."""
-        collective = _TOWER_COLLECTIVES.get(self.direction)
-        if collective is None:
-            return f"{self.direction} {self.layer}"
-        operand = self.layer if self.layer == self.direction else f"{self.layer} {self.direction}"
-        return f"{collective} {operand}"
+        return exchange_name(self.layer, self.direction)
+
+
+def exchange_name(layer: str, direction: str) -> str:
+    """The collective and its operand: ``all-gather conv3 forward``, ``all-reduce loss``."""
+    collective = _TOWER_COLLECTIVES.get(direction)
+    if collective is None:
+        return f"{direction} {layer}"
+    operand = layer if layer == direction else f"{layer} {direction}"
+    return f"{collective} {operand}"
 
 
 class FlightRecord:
