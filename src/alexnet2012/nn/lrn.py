@@ -31,10 +31,9 @@ class _ResponseNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: NormParams, towers: int | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.norm, ctx.towers, ctx.native = norm, towers, _native_kernels(x, norm)
+        ctx.norm, ctx.towers = norm, towers
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        if ctx.native is not None:
-            _run_native(ctx.native, x, None, y, norm, towers)
+        if _computed_in_c(x, None, y, norm, towers):
             return y
         for x_block, y_block in _blocks(towers, x, y):
             x = _at_least_float32(x_block)
@@ -46,36 +45,24 @@ class _ResponseNorm(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        if ctx.native is not None:
-            x = x.contiguous(memory_format=torch.channels_last)  # hooks may have changed it
-            _run_native(ctx.native, x, grad, grad_x, ctx.norm, ctx.towers)
+        x = x.contiguous(memory_format=torch.channels_last)  # hooks may have changed it
+        if _computed_in_c(x, grad, grad_x, ctx.norm, ctx.towers):
             return grad_x, None, None
         for x_block, grad_block, grad_x_block in _blocks(ctx.towers, x, grad, grad_x):
             grad_x_block.copy_(_input_gradient(x_block, grad_block, ctx.norm))
         return grad_x, None, None
 
 
-def _native_kernels(x: Tensor, norm: NormParams) -> native.Kernels | None:
-    """The C kernels, if they compute this normalisation."""
-    covers = norm.size == 5 and norm.beta == 0.75 and norm.k > 0
-    if not covers or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
-        return None
-    is_traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    return None if is_traced else native.kernels()
-
-
-def _run_native(
-    kernels: native.Kernels,
-    x: Tensor,
-    grad: Tensor | None,
-    out: Tensor,
-    norm: NormParams,
-    towers: int | None,
-) -> None:
-    if towers is None:
-        kernels.spatial_norm(x, grad, out, norm.size, norm.scale, norm.k)
-    else:
-        kernels.lrn(x, grad, out, x.shape[1] // towers, norm.scale, norm.k)
+def _computed_in_c(
+    x: Tensor, grad: Tensor | None, out: Tensor, norm: NormParams, towers: int | None
+) -> bool:
+    """Compute the output, or the gradient of ``x``, with the C kernels if they can."""
+    covered = norm.size == 5 and norm.beta == 0.75 and norm.k > 0
+    if not covered or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+        return False
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return native.response_norm(x, grad, out, towers, norm.scale, norm.k)
 
 
 def _input_gradient(x: Tensor, grad: Tensor, norm: NormParams) -> Tensor:

@@ -81,9 +81,9 @@ class Kernels:
         )
 
     def spatial_norm(
-        self, x: Tensor, grad: Tensor | None, out: Tensor, size: int, scale: float, k: float
+        self, x: Tensor, grad: Tensor | None, out: Tensor, scale: float, k: float
     ) -> None:
-        """As :meth:`lrn`, over ``size`` × ``size`` pixels of each map, channels last: [N, C, H, W].
+        """As :meth:`lrn`, over 5 × 5 pixels of each map, channels last: [N, C, H, W].
 
         Raises:
             MemoryError: there is no memory for four images per thread.
@@ -98,7 +98,7 @@ class Kernels:
             height,
             width,
             channels,
-            size,
+            5,
             scale,
             k,
             torch.get_num_threads(),
@@ -149,3 +149,20 @@ def kernels() -> Kernels | None:
     """The kernels, or None where they are not available."""
     loaded = load()
     return loaded if isinstance(loaded, Kernels) else None
+
+
+def response_norm(
+    x: Tensor, grad: Tensor | None, out: Tensor, towers: int | None, scale: float, k: float
+) -> bool:
+    """:meth:`Kernels.lrn` in each of ``towers``, or for None :meth:`Kernels.spatial_norm`.
+
+    False if there are no kernels: nothing is computed.
+    """
+    available = kernels()
+    if available is None:
+        return False
+    if towers is None:
+        available.spatial_norm(x, grad, out, scale, k)
+    else:
+        available.lrn(x, grad, out, x.shape[1] // towers, scale, k)
+    return True
