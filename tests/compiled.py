@@ -31,8 +31,8 @@ FLAGS: dict[str, dict[str, Any]] = {
 def compiled(name: str, maps: str, capability: int) -> dict[str, Any]:
     kernel = getattr(triton_kernels, name)
     constants = {a: v for a, v in {**TILE, **FLAGS[name]}.items() if a in kernel.arg_names}
-    types = dict.fromkeys(("bias", "sums", "w", "v", "loss"), "*fp32") | {"argmax": "*i8"}
-    types |= dict.fromkeys(("scale", "k", "momentum", "lr", "decay"), "fp32")
+    types = dict.fromkeys(("bias", "sums", "w", "v", "loss", "rates"), "*fp32") | {"argmax": "*i8"}
+    types |= dict.fromkeys(("scale", "k", "momentum"), "fp32")
     types |= dict.fromkeys(("images", "z", "y", "x", "grad", "grad_z", "grad_x", "g"), maps)
     if name == "column_sums_kernel":
         types |= {"x": "*fp32", "y": "*fp32"}

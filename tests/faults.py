@@ -18,6 +18,8 @@ CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
 WAITS = "all-gather conv3 forward (step 3); rank 0 is waiting; "
 WAITS += "rank 1's last collective was reduce-scatter conv3 backward (step 2)"
+WAITS_IN_REPLAY = "all-gather fc7 forward (step 6); rank 0 is waiting; "
+WAITS_IN_REPLAY += "rank 1's last collective was all-gather fc6 forward (step 6)"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,23 @@ FAULTS = {
         "a rank skips a collective",
         "rank 1 skipped all-gather fc7 forward (step 3) and called all-gather fc8 forward (step 3)",
         "test_a_fault_of_one_rank_ends_all_with_this_diagnosis",
+    ),
+    "killed in a replay": Fault(
+        "a rank is killed while a CUDA graph is replayed",
+        f"rank 1 was killed by SIGKILL: it did not reach {WAITS_IN_REPLAY}",
+        "test_a_fault_within_a_replayed_step_names_the_exchange",
+    ),
+    "stopped in a replay": Fault(
+        "a rank is stopped while a CUDA graph is replayed",
+        "rank 1 has shown no sign of life for 2 s (it was stopped, or its machine is down): "
+        f"it did not reach {WAITS_IN_REPLAY}",
+        "test_a_fault_within_a_replayed_step_names_the_exchange",
+    ),
+    "slow in a replay": Fault(
+        "a rank is alive but hangs while a CUDA graph is replayed",
+        f"rank 1 is alive but has not reached {WAITS_IN_REPLAY}; if rank 1 is expected to be slow, "
+        "raise mesh.timeout_s",
+        "test_a_fault_within_a_replayed_step_names_the_exchange",
     ),
     "seed": Fault(
         "a rank has a different configuration",

@@ -7,22 +7,30 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from recorders import ComputesAgain
 from torch import Tensor
 
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.schema import ModelConfig, RunError
+from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.collectives import Communicator
 from alexnet2012.distributed.watchdog import peers
 from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR, write_failure
+from alexnet2012.distributed.watchdog.flight_recorder import REPLAY, FlightEntry
 from alexnet2012.nn import layers
+from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.training.train_step import TrainStep
+from alexnet2012.utils.shard import Shard
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
-FAULT_STEP = 3
+FAULT_STEP, FAULT_REPLAY = 3, 6
 
 
 def killed() -> None:
@@ -78,6 +86,46 @@ def train(fault: str, folder: str) -> None:
             F.cross_entropy(
                 model(torch.zeros(2, 3, 64, 64)), torch.zeros(2, dtype=torch.int64)
             ).backward()
+
+
+def train_replayed(fault: str, folder: str) -> None:
+    """Steps that are replayed from the fourth on; in a replay rank 1 fails between fc6 and fc7."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    mesh = init_mesh(2, device="cpu", stall_s=2 if fault == "stopped" else 20)
+    mesh.watchdog.folder = Path(folder)
+    Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
+    model = AlexNet("paper", 10, model=SMALL, mesh=mesh)
+    if fault == "slow":
+        short_timeout = dist.new_group(timeout=timedelta(seconds=2))
+        model.comm = Communicator(short_timeout, 2, mesh.tower, watchdog=mesh.watchdog)
+    optimizer = PaperSGD(model, model.recipe.optimizer)
+    step = TrainStep(model, optimizer, recorder=partial(ComputesAgain, model, optimizer))
+    record = mesh.watchdog.this_rank.record
+
+    def fail(*_: object) -> None:
+        if mesh.rank == 1 and record.step == FAULT_REPLAY:
+            while mesh.watchdog.peers[0].record.progress <= record.progress:  # rank 0 waits in fc7
+                time.sleep(0.01)
+            ACTIONS[fault]()
+
+    model.fc6.register_forward_hook(fail)
+    images, labels = torch.zeros(2, 3, 64, 64), torch.zeros(2, dtype=torch.int64)
+    batch = Batch(images, labels, np.arange(2), Shard(0, 2, 2))
+    with mesh:
+        for record.step in range(1, FAULT_REPLAY + 3):
+            step(batch)
+
+
+def hang_in_a_replay(fault: str, folder: str) -> None:
+    """Rank 1 stands still within a replay, in which nothing fails and nothing times out."""
+    with init_mesh(2, device="cpu", timeout_s=3) as mesh:
+        Path(folder, f"{mesh.rank}.pid").write_text(str(os.getpid()))
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        graph = [FlightEntry(0, 0, 8, layer, "forward", 0, 0) for layer in ("conv3", "fc6", "fc7")]
+        record = mesh.watchdog.this_rank.record
+        record.set_graph(graph, lambda: 3 - mesh.rank)
+        record.begin("step", REPLAY, 24)
+        time.sleep(3600)
 
 
 def wait_as_in_nccl(fault: str, folder: str) -> None:

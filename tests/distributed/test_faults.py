@@ -62,6 +62,24 @@ def test_a_fault_of_one_rank_ends_all_with_this_diagnosis(fault: str, tmp_path: 
         assert lasts[0]["ended"] == 0 < lasts[1]["ended"]
 
 
+@pytest.mark.parametrize("fault", ["killed", "stopped", "slow"])
+def test_a_fault_within_a_replayed_step_names_the_exchange(fault: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    error = error_of(fault, tmp_path, faulty.train_replayed)
+    assert time.monotonic() - began < 30
+    assert error == faults.FAULTS[f"{fault} in a replay"].outcome
+    records = json.loads((tmp_path / RECORDS).read_text())
+    for rank in ("0", "1"):  # each replay is one entry
+        entries = [(e["layer"], e["direction"], e["step"]) for e in records["exchanges"][rank]]
+        assert entries[-2:] == [("step", "replay", step) for step in (5, 6)]
+    assert (records["last"]["0"]["layer"], records["last"]["0"]["step"]) == ("fc7", 6)
+
+
+def test_a_rank_that_stands_still_within_a_replay_is_named(tmp_path: Path) -> None:
+    last = error_of("slow", tmp_path, faulty.hang_in_a_replay).splitlines()[-1]
+    assert last.startswith("rank 1 is alive but has not reached all-gather fc7 forward (step 0); ")
+
+
 def test_a_rank_that_fails_is_reported_with_its_traceback(tmp_path: Path) -> None:
     *above, last = error_of("crashed", tmp_path).splitlines()
     assert last == faults.FAULTS["crashed"].outcome

@@ -7,7 +7,13 @@ import time
 import pytest
 
 from alexnet2012.distributed.watchdog.diagnosis import RankRecord, exited, late, out_of_step, silent
-from alexnet2012.distributed.watchdog.flight_recorder import KEPT, FlightRecord
+from alexnet2012.distributed.watchdog.flight_recorder import (
+    KEPT,
+    KEPT_OF_GRAPH,
+    REPLAY,
+    FlightEntry,
+    FlightRecord,
+)
 from alexnet2012.distributed.watchdog.peers import Peer
 from alexnet2012.distributed.watchdog.watchdog import Watchdog
 
@@ -166,6 +172,79 @@ def test_a_diagnosis_states_the_position_of_the_lost_rank(
     assert diagnosis.text.startswith(f"rank 1 is alive but {alive}; if rank 1 is expected to be")
 
 
+def replaying(*begun: int, layers: tuple[str, ...] = STEP) -> FlightRecord:
+    """A record of replays of a graph, which have ``begun`` so many of its exchanges."""
+    record = FlightRecord()
+    graph = [FlightEntry(0, 0, 8, layer, "forward", 0, 0) for layer in layers]
+    for count in begun:
+        record.set_graph(graph, lambda count=count: count)
+        record.step += 1
+        record.begin("step", REPLAY, 32)
+        record.end()  # enqueued
+    record.beat()
+    return record
+
+
+def test_the_last_exchange_is_the_one_within_a_replay() -> None:
+    """Also from the bytes alone, as another process reads them."""
+    for begun, layer, step, ended in (
+        (0, "fc8", 1, True),  # the replay has not begun any: the last one of the step before
+        (1, "conv3", 2, False),
+        (3, "fc7", 2, False),
+        (5, "fc8", 2, True),
+    ):
+        record = replaying(5, begun)
+        for last in (record.last(), FlightRecord(bytes(record.memory)).last()):
+            assert last is not None
+            assert (last.name, last.step) == (f"all-gather {layer} forward", step)
+            assert (last.ended > 0) is ended
+
+
+def test_a_graph_with_more_exchanges_than_are_kept_is_named_as_a_whole() -> None:
+    last = replaying(3, layers=KEPT_OF_GRAPH * ("conv3",) + ("fc6",)).last()
+    assert last is not None
+    assert last.name == "replay step"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "lost", "position"),
+    [
+        (replaying(5, 1), replaying(5), "it did not reach all-gather conv3 forward (step 2); "
+         "rank 0 is waiting; rank 1's last collective was all-gather fc8 forward (step 1)"),
+        (replaying(5, 3), replaying(5, 2), "it did not reach all-gather fc7 forward (step 2); "
+         "rank 0 is waiting; rank 1's last collective was all-gather fc6 forward (step 2)"),
+        # Its count is of its last beat: it took part in all that the waiting rank has completed.
+        (replaying(5, 3), replaying(5, 0), "it did not reach all-gather fc7 forward (step 2); "
+         "rank 0 is waiting; rank 1's last collective was all-gather fc6 forward (step 2)"),
+        (replaying(5, 1), replaying(2), "it did not reach all-gather conv3 forward (step 2); "
+         "rank 0 is waiting; rank 1's last collective was all-gather fc8 forward (step 1)"),
+        (replaying(5, 3), replaying(5, 3), "it was in all-gather fc7 forward (step 2)"),
+        (replaying(5), replaying(5), "it had no rank waiting for it; "
+         "rank 1's last collective was all-gather fc8 forward (step 1)"),
+    ],
+)  # fmt: skip
+def test_a_diagnosis_names_the_exchange_within_a_replay(
+    waiting: FlightRecord, lost: FlightRecord, position: str
+) -> None:
+    assert exited(RankRecord(0, waiting), RankRecord(1, lost)).text == f"rank 1 exited: {position}"
+
+
+def test_a_tower_that_replays_what_another_runs_eagerly_is_a_mismatch() -> None:
+    text = mismatch(replaying(5), recorded("conv3"))
+    assert text is not None
+    assert text.startswith("rank 0 called replay step (step 1), rank 1 called all-gather conv3")
+
+
+def test_a_peer_that_stands_still_within_a_replay_is_behind() -> None:
+    peer = Peer(1, replaying(5, 2), same_replica=True, same_machine=True, pid=1, started="0")
+    for begun, behind_s in ((3, 0), (3, 1), (3, 2), (2, 0)):  # at first it has just moved
+        peer.update(1, replaying(5, begun))
+        assert peer.behind_s == behind_s
+    peer.record = replaying(5, 4)
+    peer.update(1, replaying(5, 5))
+    assert peer.behind_s == 0
+
+
 def test_a_peer_is_silent_since_its_last_beat() -> None:
     record = FlightRecord()
     peer = Peer(1, record, same_replica=True, same_machine=True, pid=1, started="0")
@@ -173,7 +252,7 @@ def test_a_peer_is_silent_since_its_last_beat() -> None:
     for seconds, beat in ((1, False), (1, False), (1, True), (1, False)):
         if beat:
             record.beat()
-        peer.update(seconds, begun=0)
+        peer.update(seconds, FlightRecord())
     assert peer.silent_s == 1
 
 
@@ -182,15 +261,15 @@ def test_a_peer_is_behind_until_it_begins_the_exchange_of_this_rank() -> None:
     peer = Peer(1, peer_record, same_replica=True, same_machine=True, pid=1, started="0")
     this_record.begin("conv3", "forward", 8)
     for behind_s in (1, 2):
-        peer.update(1, this_record.begun)
+        peer.update(1, this_record)
         assert peer.behind_s == behind_s
     peer_record.begin("conv3", "forward", 8)
-    peer.update(1, this_record.begun)
+    peer.update(1, this_record)
     assert peer.behind_s == 0
     other_replica = Peer(
         2, FlightRecord(), same_replica=False, same_machine=True, pid=1, started="0"
     )
-    other_replica.update(1, this_record.begun)
+    other_replica.update(1, this_record)
     assert other_replica.behind_s == 0
 
 
@@ -202,3 +281,12 @@ def test_a_watchdog_without_peers_keeps_the_record_and_passes_errors_on() -> Non
         pass
     first, second = watchdog.this_rank.record.exchanges()
     assert first.ended == 0 < second.ended
+
+
+def test_exchanges_that_are_captured_are_not_recorded() -> None:
+    watchdog, captured = Watchdog(), []
+    capturing = watchdog.capturing(lambda *exchange: captured.append(exchange))
+    with capturing, watchdog.exchange("conv3", "forward", 8):
+        pass
+    assert captured == [("conv3", "forward", 8)]
+    assert watchdog.this_rank.record.begun == 0

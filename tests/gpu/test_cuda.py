@@ -26,8 +26,11 @@ from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.lrn import local_response_norm
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.training.cuda_graph import WARM_UP, can_capture
 from alexnet2012.training.train_step import TrainStep
-from alexnet2012.utils.shard import Shard
+from alexnet2012.utils.shard import Shard, shard_of
+
+SIZES = [8] * 6 + [5] + [8] * 2  # images of nine steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -100,9 +103,8 @@ def test_lrn_on_the_gpu_equals_that_on_the_cpu(dtype: torch.dtype, size: int) ->
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
 def test_training_with_kernels_and_cuda_graphs_equals_that_in_float64(recipe: str) -> None:
     """A step with another batch size falls between replays of the graph."""
-    sizes = [8] * 6 + [5] + [8] * 2
-    want = trained(recipe, sizes, "fp64", fused=False)
-    got = trained(recipe, sizes, "fp32", fused=True)
+    want = trained(recipe, SIZES, "fp64", fused=False)
+    got = trained(recipe, SIZES, "fp32", fused=True)
     # Ten steps of float32 products of up to 9,216 terms: 1e-6 per step, partly accumulating.
     for name, weight in want.items():
         error = (got[name] - weight).norm() / weight.norm()
@@ -111,33 +113,68 @@ def test_training_with_kernels_and_cuda_graphs_equals_that_in_float64(recipe: st
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_two_towers_train_like_one_process(gpus: int, tmp_path: Path) -> None:
-    """gloo, through host memory, for two processes on one GPU; NCCL needs one GPU per process."""
+    """Two processes on one GPU use gloo, through host memory, and no graph; on two GPUs NCCL."""
     if torch.cuda.device_count() < gpus:
         pytest.skip("needs two GPUs")
-    want = trained("paper", [8] * 3, "fp64", fused=False)
+    want = trained("paper", SIZES, "fp64", fused=False)
     nccl = (tmp_path / "nccl").as_uri() if gpus == 2 else None
     for rank in run_ranks(2, trained_tower, nccl):
         for name, weight in want.items():
             assert np.abs(rank[name] - weight.numpy()).max() <= 1e-4 * weight.abs().max(), name
 
 
+@pytest.mark.parametrize("towers", [2, 1])
+def test_replayed_exchanges_equal_eager_ones(towers: int, tmp_path: Path) -> None:
+    """With NCCL: those between towers, or the sums over replicas."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    for eager, graphed in run_ranks(2, eager_and_graphed, (tmp_path / "nccl").as_uri(), towers):
+        assert graphed["sent"] == eager["sent"]
+        assert (len(eager["sent"]) > 0) is (towers == 2)
+        for name, weight in eager["weights"].items():  # cuBLAS may choose other algorithms
+            assert np.abs(graphed["weights"][name] - weight).max() <= 1e-4 * np.abs(weight).max()
+
+
+def eager_and_graphed(nccl: str, towers: int) -> list[dict[str, Any]]:
+    join_nccl(nccl)
+    mesh, results = init_mesh(towers), []
+    for cuda_graph in (False, True):
+        sent: dict[tuple[str, str], int] = {}
+        weights = trained("paper", SIZES, "fp32", mesh=mesh, cuda_graph=cuda_graph, sent=sent)
+        results.append({"weights": {n: w.numpy() for n, w in weights.items()}, "sent": sent})
+    return results
+
+
+def join_nccl(nccl: str) -> None:
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", init_method=nccl, rank=rank, world_size=2)
+
+
 def trained_tower(nccl: str | None) -> dict[str, np.ndarray]:
     if nccl is None:
         os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     else:
-        rank = dist.get_rank()
-        dist.destroy_process_group()
-        torch.cuda.set_device(rank)
-        dist.init_process_group("nccl", init_method=nccl, rank=rank, world_size=2)
-    mesh = init_mesh(2)
-    weights = trained("paper", [8] * 3, "fp32", mesh=mesh)
+        join_nccl(nccl)
+    weights = trained("paper", SIZES, "fp32", mesh=init_mesh(2))
     return {name: weight.numpy() for name, weight in weights.items()}
 
 
 def trained(
-    recipe: str, sizes: list[int], precision: str, *, fused: bool = True, **settings: Any
+    recipe: str,
+    sizes: list[int],
+    precision: str,
+    *,
+    fused: bool = True,
+    cuda_graph: bool = True,
+    sent: dict[tuple[str, str], int] | None = None,
+    **settings: Any,
 ) -> dict[str, torch.Tensor]:
-    """The full weights after one step of each batch size, on the CPU in float64."""
+    """The full weights after one step of each batch size, on the CPU in float64.
+
+    ``sent`` is filled with the bytes that this tower sent.
+    """
     allow_tf32(Precision(precision))
     config = ModelConfig(width=0.5, input_size=64)
     model = AlexNet(recipe, 10, model=config, precision=precision, **settings)
@@ -145,16 +182,22 @@ def trained(
     model.fused &= fused
     assert model.fused is fused
     optimizer = PaperSGD(model, load_recipe(recipe).optimizer)
-    step = TrainStep(model, optimizer)
-    optimizer.set_rates(LearningRates(1e-3, 2e-3))
+    step = TrainStep(model, optimizer, cuda_graph=cuda_graph)
     draw = torch.Generator().manual_seed(1)
-    for count in sizes:
+    for number, count in enumerate(sizes):
+        optimizer.set_rates(LearningRates(1e-3 / (1 + number), 2e-3))  # a replay reads new rates
         images = 60 * torch.randn(count, 3, 64, 64, generator=draw)
         labels = torch.randint(10, (count,), generator=draw)
-        rows = Shard(0, count, count)
-        output = step(Batch(images.cuda(), labels.cuda(), np.arange(count), rows))
-        assert math.isfinite(output.loss)
-        assert output.global_loss == output.loss and 0 <= output.errors <= count
+        rows = shard_of(count, model.mesh.replicas, model.mesh.replica)
+        images, labels = rows.of(images).cuda(), rows.of(labels).cuda()
+        output = step(Batch(images, labels, np.arange(rows.size), rows))
+        assert math.isfinite(output.loss) and 0 <= output.errors <= count
+        assert (output.global_loss == output.loss) is (model.mesh.replicas == 1)
+    captured = step._graphed is not None and step._graphed._graphs is not None
+    assert captured is (cuda_graph and can_capture(model) and len(sizes) > WARM_UP)
+    step.close()
+    if sent is not None:
+        sent.update(model.comm.traffic.sent_bytes)
     before = [weight.clone() for weight in model.parameters()]
     optimizer.step(loss=torch.full((), math.nan, device="cuda"))
     assert all(map(torch.equal, before, model.parameters()))

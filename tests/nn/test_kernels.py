@@ -53,6 +53,10 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return (30 * torch.randn(shape, generator=draw, dtype=torch.float64)).to(DEVICE)
 
 
+def rates(lr: float, decay: float) -> Tensor:
+    return torch.tensor([lr, decay], device=DEVICE)
+
+
 def plain(z: Tensor, bias: Tensor | None, epilogue: Epilogue, towers: int) -> Tensor:
     """The epilogue by torch's own functions."""
     y = z if bias is None else z + bias[:, None, None]
@@ -241,7 +245,7 @@ def test_fused_update_equals_the_formula(loss: float | None) -> None:
     want_v = 0.9 * velocity - 0.01 * grad - 5e-6 * weight
     want_w = weight + want_v
     checked = None if loss is None else torch.tensor(loss, device=DEVICE)
-    launchers.sgd_update(weight, velocity, grad, 0.9, 0.01, 5e-6, checked)
+    launchers.sgd_update(weight, velocity, grad, 0.9, rates(0.01, 5e-6), checked)
     torch.testing.assert_close((weight, velocity), (want_w, want_v), rtol=1e-6, atol=1e-6)
 
 
@@ -253,8 +257,28 @@ def test_update_with_a_loss_that_is_not_finite_changes_nothing(
     weight, velocity, grad = (numbers(70, 3, seed=i).float() for i in range(3))
     before = weight.clone(), velocity.clone()
     bad_loss = torch.tensor(loss, dtype=dtype, device=DEVICE)
-    launchers.sgd_update(weight, velocity, grad, 0.9, 0.01, 5e-6, bad_loss)
+    launchers.sgd_update(weight, velocity, grad, 0.9, rates(0.01, 5e-6), bad_loss)
     assert torch.equal(weight, before[0]) and torch.equal(velocity, before[1])
+
+
+@pytest.mark.usefixtures("_kernels_available")
+def test_an_update_reads_its_rates_from_memory_that_stays_the_same() -> None:
+    """As a captured update does at each replay; a rate of 0 freezes, momentum or not."""
+    model = AlexNet("paper", 4, model=ModelConfig(width=0.5, input_size=64))
+    optimizer = PaperSGD(model, load_recipe("paper").optimizer)
+    weight = model.fc8.weight
+    weight.grad = numbers(*weight.shape).float()
+    memory = optimizer._rates_on_device()
+    for lr in (0.1, 0.01, 0.0):
+        before, velocity = weight.detach().clone(), optimizer.velocity(weight).clone()
+        optimizer.set_rates(LearningRates(lr, lr))
+        assert optimizer._rates_on_device() is memory
+        at = [group["layer"] for group in optimizer.param_groups].index("fc8")
+        launchers.sgd_update(
+            weight.detach(), optimizer.velocity(weight), weight.grad, 0.9, memory[at], None
+        )
+        want = 0.9 * velocity - lr * weight.grad - lr * 0.0005 * before if lr else 0
+        torch.testing.assert_close(weight.detach(), before + want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("_kernels_available")

@@ -287,6 +287,8 @@ class MeshConfig:
     stall_s: int = ranged(20, low=1)  # seconds without a sign of life before a rank counts as lost
     # gather the logits of all towers before the loss; false: compute the loss from sharded logits
     gather_logits: bool = True
+    # on a GPU, capture the training step as CUDA graphs and replay them
+    cuda_graph: bool = True
 
 
 @dataclass

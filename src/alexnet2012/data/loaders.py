@@ -40,13 +40,17 @@ from alexnet2012.utils.shard import Shard
 def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLoader, EvalLoader]:
     """This rank's loaders of the training and the validation split."""
     data, augment, size = config.data, config.recipe.augment, config.model.input_size
+    comm = None
+    if data.feed is Feed.split:
+        # A group of its own: images are gathered while a step's exchanges run, or a replay of them.
+        comm = communicator_of(mesh, mesh.new_tower_group(config.mesh.timeout_s))
     placement = LoaderPlacement(
         replica=mesh.replica,
         replicas=mesh.replicas,
         device=mesh.device,
         threads=data.decode_threads,
         decoder=data.decoder,
-        comm=communicator_of(mesh) if data.feed is Feed.split else None,
+        comm=comm,
     )
     splits = [store.split(name, data.limit) for name in ("train", "val")]
     count = sum(len(split.paths) for split in splits)

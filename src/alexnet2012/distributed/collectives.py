@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class Traffic:
     """Bytes this process sent and the seconds that took, by (layer, direction).
 
     Directions are ``forward`` and ``backward`` in training and ``inference`` without gradients.
-    On CUDA the seconds cover only enqueueing the collective.
+    On CUDA the seconds cover only enqueueing the collective; a replayed graph adds none.
     """
 
     sent_bytes: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
@@ -40,6 +41,20 @@ class Traffic:
 
     def training_seconds(self) -> float:
         return sum(s for (_, direction), s in self.seconds.items() if direction != "inference")
+
+    @contextmanager
+    def apart(self) -> Iterator[Traffic]:
+        """Count what is sent within in the returned Traffic, not in this one."""
+        before, apart = (self.sent_bytes, self.seconds), Traffic()
+        self.sent_bytes, self.seconds = apart.sent_bytes, apart.seconds
+        try:
+            yield apart
+        finally:
+            self.sent_bytes, self.seconds = before
+
+    def add_bytes(self, other: Traffic) -> None:
+        for key, sent in other.sent_bytes.items():
+            self.sent_bytes[key] += sent
 
 
 @dataclass(frozen=True)
@@ -80,9 +95,10 @@ class Communicator:
         return received
 
 
-def communicator_of(mesh: Mesh) -> Communicator:
-    """Communicator between the towers of this rank's replica."""
-    return Communicator(mesh.tower_group, mesh.towers, mesh.tower, watchdog=mesh.watchdog)
+def communicator_of(mesh: Mesh, group: dist.ProcessGroup | None = None) -> Communicator:
+    """Communicator between the towers of this rank's replica, in ``group`` or the mesh's own."""
+    group = group or mesh.tower_group
+    return Communicator(group, mesh.towers, mesh.tower, watchdog=mesh.watchdog)
 
 
 class _AllGatherToSharded(torch.autograd.Function):

@@ -59,6 +59,16 @@ class Mesh:
         assert self.device_mesh is not None
         return self.device_mesh.get_group(name)
 
+    def new_tower_group(self, timeout_s: float) -> dist.ProcessGroup | None:
+        """Another group of the towers of this replica, or None as for ``tower_group``. Collective.
+
+        Its collectives do not wait for those of ``tower_group``.
+        """
+        if self.towers == 1:
+            return None
+        assert self.device_mesh is not None
+        return _new_group(self.device_mesh.mesh, timedelta(seconds=timeout_s))
+
     def broadcast_object(self, value: object, name: str = "object") -> object:
         """Broadcast rank 0's ``value`` to every rank. Collective; ``name`` is for diagnoses."""
         if self.world_size == 1:
@@ -172,10 +182,14 @@ def init_mesh(
 
 
 def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """Create a group for each row of ``ranks``; ``init_device_mesh`` takes no timeout."""
+    """This rank's group of those in the rows of ``ranks``; ``init_device_mesh`` has no timeout."""
     if len(ranks) == 1:
         assert dist.group.WORLD is not None
         return dist.group.WORLD
+    return _new_group(ranks, timeout)
+
+
+def _new_group(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
     group: dist.ProcessGroup = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout)[0]
     return group
 

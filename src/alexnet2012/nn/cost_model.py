@@ -296,8 +296,9 @@ def step_time(
         )
     if layout.replicas > 1:
         assert data_link is not None
-        tensors = 2 * sum(cost.parameters > 0 for cost in costs)  # each is reduced by itself
-        messages = tensors * 2 * (layout.replicas - 1)
+        # Each weight's gradient is reduced by itself, those of all biases in one message.
+        sums = 1 + sum(cost.parameters > 0 for cost in costs)
+        messages = sums * 2 * (layout.replicas - 1)
         gradients_s = data_link.seconds(gradient_bytes(costs, layout), messages)
     return StepTime(work.layers_s, work.update_s, exchange_s, gradients_s)
 

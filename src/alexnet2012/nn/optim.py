@@ -42,11 +42,26 @@ class PaperSGD(Optimizer):
             for name, parameter in model.named_parameters()
         ]
         super().__init__(groups, {"lr": 0.0, "momentum": config.momentum})
+        self._rates: list[tuple[float, float]] = []
+        self._device_rates: Tensor | None = None
 
     def set_rates(self, rates: LearningRates) -> None:
         """Set the learning rate of every parameter; the initial rates are 0."""
         for group in self.param_groups:
             group["lr"] = rates.of(group["layer"], bias=group["bias"])
+        self._rates_on_device()
+
+    def _rates_on_device(self) -> Tensor:
+        """[parameters, 2]: ε and ε·decay, in memory that a captured update reads at each replay."""
+        rates = [(group["lr"], group["lr"] * group["weight_decay"]) for group in self.param_groups]
+        on_host = torch.tensor(rates, dtype=torch.float32)
+        device = self.param_groups[0]["params"][0].device
+        if self._device_rates is None or self._device_rates.device != device:
+            self._device_rates = on_host.to(device)
+        elif rates != self._rates:  # the copy waits for the queued work
+            self._device_rates.copy_(on_host)
+        self._rates = rates
+        return self._device_rates
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -64,10 +79,8 @@ class PaperSGD(Optimizer):
 
         kernels_available = cache(kernels.kernels_available)  # asked once, not per parameter
         cpu, updates = native.kernels(), []
-        for group in self.param_groups:
+        for group, rates in zip(self.param_groups, self._rates_on_device(), strict=True):
             lr, momentum = group["lr"], group["momentum"]
-            if lr == 0:  # frozen: the 2012 code does not apply the old momentum either
-                continue
             decay = lr * group["weight_decay"]
             for weight in group["params"]:
                 if weight.grad is None:
@@ -78,9 +91,9 @@ class PaperSGD(Optimizer):
                 if same_layout and on_gpu:
                     from alexnet2012.nn.kernels import launchers  # needs Triton
 
-                    launchers.sgd_update(weight, velocity, weight.grad, momentum, lr, decay, loss)
-                elif diverged():
-                    continue
+                    launchers.sgd_update(weight, velocity, weight.grad, momentum, rates, loss)
+                elif lr == 0 or diverged():
+                    continue  # frozen: the 2012 code does not apply the old momentum either
                 elif same_layout and weight.is_cpu and weight.dtype == torch.float32 and cpu:
                     update = weight, velocity, weight.grad, momentum, lr, decay
                     updates.append(native.Update(*update))

@@ -14,7 +14,7 @@ from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.losses import loss_and_errors, split_loss_and_errors
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.training.cuda_graph import GraphedStep
+from alexnet2012.training.cuda_graph import CudaGraph, GraphedStep, Recorder, Sums, can_capture
 from alexnet2012.utils.shard import Shard, padded_shard_size
 
 
@@ -32,6 +32,8 @@ class TrainStep:
     Gradients are those of the mean loss over the global batch. ``gather_logits``: all-gather the
     logits of all classes for the loss; otherwise towers exchange four numbers per image.
     ``micro_batch``: accumulate the gradients of parts of a batch, each with at most so many images.
+    ``cuda_graph``: on a GPU, capture steps as CUDA graphs and replay them. ``recorder``: captures
+    them instead, on any device.
     """
 
     def __init__(
@@ -41,30 +43,50 @@ class TrainStep:
         *,
         gather_logits: bool = True,
         micro_batch: int | None = None,
+        cuda_graph: bool = True,
+        recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         self.model, self.optimizer, self.gather_logits = model, optimizer, gather_logits
         self._micro_batch = micro_batch
         self._grad_sync = GradientSync(model, model.mesh)
-        self._run = self._forward_backward
-        if micro_batch is not None:
-            self._run = self._accumulate
-        elif model.mesh.device.type == "cuda":
+        self._run = self._forward_backward if micro_batch is None else self._accumulate
+        on_gpu = model.mesh.device.type == "cuda"
+        if on_gpu and micro_batch is None:
             keep_gradients_in_bf16(model)
-            self._run = GraphedStep(model, self._forward_backward)
+        if on_gpu and recorder is None and cuda_graph and can_capture(model):
+            recorder = CudaGraph
+        self._graphed = GraphedStep(model, self, recorder) if on_gpu or recorder else None
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Train on one batch; the weights are unchanged if the global loss is not finite."""
+        step = self if self._graphed is None else self._graphed
+        sums = step.gradients(batch.images, batch.labels, batch.rows)
+        numbers = start_copy_to_host(*sums)
+        step.update(sums[0])  # enqueued on a GPU before the host has read the loss
+        return StepOutput(*numbers())
+
+    def close(self) -> None:
+        """Free CUDA graphs, before the process group is destroyed."""
+        if self._graphed is not None:
+            self._graphed.close()
+
+    def gradients(self, images: Tensor, labels: Tensor, rows: Shard) -> Sums:
+        """[n, 3, S, S], [n] → global loss, loss, errors; ``grad`` is summed over replicas."""
         self.model.zero_grad()
-        loss, errors = self._run(batch.images, batch.labels, batch.rows)
+        has_replicas = self.model.mesh.replicas > 1
+        if has_replicas:
+            self._grad_sync.discard()  # what a failed capture has left
+        loss, errors = self._run(images, labels, rows)
         global_loss = loss
-        if self.model.mesh.replicas > 1:
+        if has_replicas:
             self._grad_sync.wait()
             global_loss = loss.clone()  # not summed over towers: theirs are equal
             self.model.mesh.sum_over_replicas([global_loss], "loss")
-        numbers = start_copy_to_host(global_loss, loss, errors)
-        with record_function("update"):  # enqueued on a GPU before the host has read the loss
+        return global_loss, loss, errors
+
+    def update(self, global_loss: Tensor) -> None:
+        with record_function("update"):
             self.optimizer.step(loss=global_loss)
-        return StepOutput(*numbers())
 
     def _forward_backward(
         self, images: Tensor, labels: Tensor, rows: Shard

@@ -70,7 +70,9 @@ class Trainer:
             self.optimizer,
             gather_logits=config.mesh.gather_logits,
             micro_batch=config.data.micro_batch,
+            cuda_graph=config.mesh.cuda_graph,
         )
+        self._closing.callback(self.train_step.close)
         self.train_loader, self.val_loader = make_loaders(config, self.store, mesh)
         self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
         code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"

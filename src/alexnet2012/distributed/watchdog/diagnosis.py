@@ -21,6 +21,7 @@ class RankRecord:
 
     rank: int
     record: FlightRecord
+    same_replica: bool = field(default=True, kw_only=True)  # as the rank that reads the record
     stale: bool = field(default=False, kw_only=True)  # up to a second old: on another machine
 
 
@@ -52,9 +53,10 @@ def late(waiting: RankRecord, lost: RankRecord) -> Diagnosis:
 def _position(waiting: RankRecord, lost: RankRecord, *, alive: bool = False) -> str:
     """Where ``lost`` is in its sequence of collectives, as seen by ``waiting``."""
     expected, last = waiting.record.last(), lost.record.last()
-    if lost.stale and expected is not None and (last is None or last.number < expected.number):
+    stale = lost.stale or (lost.same_replica and lost.record.replays)  # its count is of a beat
+    if stale and expected is not None and (last is None or _order(last) < _order(expected)):
         # The waiting rank has completed this one, so the lost rank took part in it.
-        last = waiting.record.at(expected.number - 1)
+        last = waiting.record.before(expected)
     if last is not None and not last.ended:
         return f"{'is still' if alive else 'was'} in {_at(last)}"
     history = f"rank {lost.rank} had run no collective"
@@ -64,6 +66,10 @@ def _position(waiting: RankRecord, lost: RankRecord, *, alive: bool = False) -> 
         return f"{'has' if alive else 'had'} no rank waiting for it; {history}"
     reached = "has not reached" if alive else "did not reach"
     return f"{reached} {_at(expected)}; rank {waiting.rank} is waiting; {history}"
+
+
+def _order(exchange: FlightEntry) -> tuple[int, int]:
+    return exchange.number, exchange.position
 
 
 def _at(exchange: FlightEntry) -> str:

@@ -18,11 +18,11 @@ BEAT_INTERVAL_S = 1.0
 class Peer(RankRecord):
     """Another rank. Its record is memory-mapped on the same machine, and received from another."""
 
-    same_replica: bool  # a tower of this rank's replica
     same_machine: bool
     pid: int
     started: str  # clock ticks after boot; with the pid it identifies a process uniquely
     beats: int = 0
+    progress: tuple[int, int] = (0, 0)  # of its record at the last beat
     silent_s: float = 0.0
     behind_s: float = 0.0  # time since this rank began an exchange that the peer has not begun
 
@@ -35,8 +35,15 @@ class Peer(RankRecord):
         if same_machine:
             with open(f"/proc/{pid}/fd/{address['fd']}", "rb") as file:
                 record.memory = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)
-        started = address["started"]
-        return cls(rank, record, same_replica, same_machine, pid, started, stale=stale)
+        return cls(
+            rank,
+            record,
+            same_machine,
+            pid,
+            address["started"],
+            same_replica=same_replica,
+            stale=stale,
+        )
 
     def dead(self) -> bool:
         """Whether the process has ended; known with certainty on the same machine only."""
@@ -46,12 +53,13 @@ class Peer(RankRecord):
         """Whether a peer on another machine has missed two beats."""
         return not self.same_machine and self.silent_s > 2.5 * BEAT_INTERVAL_S
 
-    def update(self, elapsed_s: float, begun: int) -> None:
-        """Update ``silent_s`` and ``behind_s``, once a beat; this rank has begun ``begun``."""
-        beats = self.record.beats
+    def update(self, elapsed_s: float, this_rank: FlightRecord) -> None:
+        """Update ``silent_s`` and ``behind_s``, once a beat, from the records of both ranks."""
+        beats, progress = self.record.beats, self.record.progress
         self.silent_s = 0.0 if beats != self.beats else self.silent_s + elapsed_s
-        self.beats = beats
-        is_behind = self.same_replica and self.record.begun < begun
+        stands_still = progress == self.progress  # its count within a replay is as old as its beat
+        self.beats, self.progress = beats, progress
+        is_behind = self.same_replica and stands_still and progress < this_rank.progress
         self.behind_s = self.behind_s + elapsed_s if is_behind else 0.0
 
 

@@ -63,6 +63,7 @@ class Watchdog:
         self.traced = False  # name exchanges in a trace of torch's profiler: 8 µs for each
         self._store: dist.Store | None = None
         self._stall_s, self._timeout_s = 0.0, math.inf
+        self._capturing: Callable[[str, str, int], None] | None = None
         self._closed = threading.Event()
         self._reporting = threading.Lock()
         self._reported: LostPeerError | None = None
@@ -106,6 +107,10 @@ class Watchdog:
         Raises:
             LostPeerError: another tower runs a different collective, or a rank has exited.
         """
+        if self._capturing is not None:
+            self._capturing(layer, direction, sent_bytes)
+            yield
+            return
         record = self.this_rank.record
         record.begin(layer, direction, sent_bytes)
         for peer in self.peers:
@@ -129,6 +134,15 @@ class Watchdog:
                 raise
             raise cause from error
         record.end()
+
+    @contextmanager
+    def capturing(self, begin: Callable[[str, str, int], None]) -> Iterator[None]:
+        """Exchanges within are part of a graph: passed to ``begin``, not to the flight record."""
+        self._capturing = begin
+        try:
+            yield
+        finally:
+            self._capturing = None
 
     def explain(self, error: Exception) -> Exception:
         """The reported cause of a failed collective; ``error`` itself if no rank is at fault."""
@@ -185,7 +199,7 @@ class Watchdog:
             elapsed_s = min(time.monotonic() - checked_at, limit_s)
             checked_at = time.monotonic()
             for peer in self.peers:
-                peer.update(elapsed_s, self.this_rank.record.begun)
+                peer.update(elapsed_s, self.this_rank.record)
             checks = (self._published, self._find_mismatch, self._find_exited, self._find_slow)
             if diagnosis := next(filter(None, (check() for check in checks)), None):
                 self._end_process(diagnosis)
@@ -273,6 +287,8 @@ class Watchdog:
             return
         ranks = sorted([self.this_rank, *self.peers], key=lambda rank: rank.rank)
         entries = {r.rank: [entry._asdict() for entry in r.record.exchanges()] for r in ranks}
-        text = json.dumps({"verdict": diagnosis.text, "exchanges": entries}, indent=1)
+        lasts = {r.rank: last._asdict() for r in ranks if (last := r.record.last())}
+        records = {"verdict": diagnosis.text, "exchanges": entries, "last": lasts}
+        text = json.dumps(records, indent=1)
         with suppress(OSError):
             (self.folder / RECORDS).write_text(text + "\n", encoding="utf-8")

@@ -149,14 +149,16 @@ def sgd_update(
     velocity: Tensor,
     grad: Tensor,
     momentum: float,
-    lr: float,
-    decay: float,
+    rates: Tensor,
     loss: Tensor | None,
 ) -> None:
-    """Update by :func:`triton_kernels.sgd_kernel`; all tensors have the same layout."""
+    """Update by :func:`triton_kernels.sgd_kernel`; the first three tensors have the same layout.
+
+    ``rates`` [2]: the learning rate, and its product with the weight decay.
+    """
     count, checked = weight.numel(), loss is not None
     triton_kernels.sgd_kernel[(triton.cdiv(count, BLOCK),)](
-        weight, velocity, grad, loss if checked else weight, count, momentum, lr, decay,
+        weight, velocity, grad, loss if checked else weight, rates, count, momentum,
         CHECKED=checked, BLOCK=BLOCK,
     )  # fmt: skip
 

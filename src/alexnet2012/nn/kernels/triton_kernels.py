@@ -331,11 +331,16 @@ def relu_dropout_kernel(
 
 @triton.jit
 def sgd_kernel(
-    w, v, g, loss, count, momentum, lr, decay,
+    w, v, g, loss, rates, count, momentum,
     CHECKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """v ← momentum·v - lr·g - decay·w;  w ← w + v; nothing if CHECKED and loss is not finite."""
+    """v ← momentum·v - lr·g - decay·w;  w ← w + v, where ``rates`` are lr and decay.
+
+    Nothing if lr is 0 (frozen), or if CHECKED and loss is not finite.
+    """
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    lr, decay = tl.load(rates), tl.load(rates + 1)
+    count = tl.where(lr != 0, count, 0)
     if CHECKED:
         count = tl.where(tl.abs(tl.load(loss)) < float("inf"), count, 0)  # false for NaN
     mask = offset < count
