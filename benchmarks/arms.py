@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -152,8 +152,8 @@ def time_together(alike: Sequence[Arm], batch: int, steps: int) -> list[Timed]:
 
 def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> None:
     """Runs on each process; rank 0 writes the times of each variant, after warm-up steps."""
-    mesh = joined(alike[0])
-    nets = [prepared(arm, batch, mesh) for arm in alike]
+    mesh, graphs = joined(alike[0]), ExitStack()
+    nets = [prepared(arm, batch, mesh, graphs) for arm in alike]
     mesh.barrier()
     product_flops = alike[0].processes * matrix_flops(alike[0], mesh.device)
     mesh.barrier()
@@ -178,6 +178,7 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
         )
     if mesh.rank == 0:
         answer.write_text(json.dumps(times), encoding="utf-8")
+    graphs.close()
     mesh.close()
 
 
@@ -205,8 +206,13 @@ def joined(arm: Arm) -> Mesh:
     return init_mesh(2)  # one process computes both towers
 
 
-def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], None]]:
-    """The model of a variant, and a function that runs a step of it on a batch of noise."""
+def prepared(
+    arm: Arm, batch: int, mesh: Mesh, graphs: ExitStack
+) -> tuple[nn.Module, Callable[[], None]]:
+    """The model of a variant, and a function that runs a step of it on a batch of noise.
+
+    ``graphs`` frees the CUDA graphs of the step.
+    """
     context: Any = nullcontext()
     if arm.kind in (PLAIN, TORCHVISION):
         net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(mesh.device)
@@ -239,6 +245,7 @@ def prepared(arm: Arm, batch: int, mesh: Mesh) -> tuple[nn.Module, Callable[[], 
     if not isinstance(net, AlexNet):
         return net, plain_step
     step = TrainStep(net, optimizer)
+    graphs.callback(step.close)
     one_batch = Batch(images, labels, np.arange(batch), Shard(0, batch, batch))
     return net, lambda: step(one_batch)
 

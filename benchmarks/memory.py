@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def measure(arm: Arm, batch: int, answer: Path) -> None:
     """Runs on each process; rank 0 writes the bytes of all ranks."""
     mesh = joined(arm)
     before = 0 if mesh.device.type == "cuda" else resident_bytes("VmRSS")
-    _, step = prepared(arm, batch, mesh)
+    _, step = prepared(arm, batch, mesh, ExitStack())  # so few steps are not captured
     if mesh.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(mesh.device)
     else:
