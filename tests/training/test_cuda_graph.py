@@ -133,13 +133,15 @@ def batches(mesh: Mesh) -> Iterable[Batch]:
         yield Batch(rows.of(images), rows.of(labels), np.arange(rows.size), rows)
 
 
-def train(recipe: str, towers: int, replays: bool, recorders: list[Any]) -> dict[str, Any]:
+def train(
+    recipe: str, towers: int, replays: bool, recorders: list[Any], micro_batch: int | None = None
+) -> dict[str, Any]:
     """Weights, losses and bytes of twenty steps, with rates that change; of this rank."""
     mesh = init_mesh(towers, device="cpu")
     model = AlexNet(recipe, 10, model=SMALL, mesh=mesh)
     optimizer = PaperSGD(model, model.recipe.optimizer)
     recorder = partial(recorders[mesh.rank], model, optimizer) if replays else None
-    step = TrainStep(model, optimizer, recorder=recorder)
+    step = TrainStep(model, optimizer, micro_batch=micro_batch, recorder=recorder)
     warnings: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
@@ -163,9 +165,9 @@ def train(recipe: str, towers: int, replays: bool, recorders: list[Any]) -> dict
     return result | {"closed": ComputesAgain.open == 0}
 
 
-def both(recipe: str, towers: int, recorders: list[Any]) -> list[dict[str, Any]]:
+def both(recipe: str, towers: int, recorders: list[Any], *more: Any) -> list[dict[str, Any]]:
     """Twenty eager steps, then the same with graphs."""
-    return [train(recipe, towers, replays, recorders) for replays in (False, True)]
+    return [train(recipe, towers, replays, recorders, *more) for replays in (False, True)]
 
 
 def assert_equal(eager: dict[str, Any], graphed: dict[str, Any]) -> None:
@@ -176,11 +178,13 @@ def assert_equal(eager: dict[str, Any], graphed: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code145"])
-@pytest.mark.parametrize(("processes", "towers"), [(2, 2), (2, 1)])
+@pytest.mark.parametrize(("towers", "micro_batch"), [(2, None), (1, None), (2, 2)])
 def test_replayed_steps_equal_eager_ones_in_every_bit_and_byte(
-    recipe: str, processes: int, towers: int
+    recipe: str, towers: int, micro_batch: int | None
 ) -> None:
-    for eager, graphed in run_ranks(processes, both, recipe, towers, processes * [ComputesAgain]):
+    """Two processes: two towers, or two replicas."""
+    recorders = 2 * [ComputesAgain]
+    for eager, graphed in run_ranks(2, both, recipe, towers, recorders, micro_batch):
         assert_equal(eager, graphed)
         assert len({output[0] for output in eager["outputs"]}) == STEPS  # the rates had an effect
         assert graphed["replays"] > 0 == eager["replays"]

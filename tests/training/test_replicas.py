@@ -37,12 +37,13 @@ IMAGES_PER_CLASS, BATCH = 2, 31
 def group_timeouts(timeout_s: int) -> list[float]:
     mesh = init_mesh(2, device="cpu", timeout_s=timeout_s)
     cpu = torch.device("cpu")
-    groups = (mesh.tower_group, mesh.data_group)
+    groups = (mesh.tower_group, mesh.data_group, mesh.new_tower_group(timeout_s))
+    assert len({id(group) for group in groups}) == len(groups)
     return [g._get_backend(cpu).options._timeout.total_seconds() for g in groups if g is not None]
 
 
 def test_every_process_group_has_the_requested_timeout() -> None:
-    assert run_ranks(4, group_timeouts, 77) == 4 * [[77, 77]]
+    assert run_ranks(4, group_timeouts, 77) == 4 * [[77, 77, 77]]
 
 
 def config(store: str) -> TrainConfig:
