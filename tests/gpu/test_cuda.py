@@ -27,6 +27,12 @@ from alexnet2012.nn.lrn import local_response_norm
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
 from alexnet2012.training.train_step import TrainStep
+from alexnet2012.training.utilisation import (
+    model_flop_utilisation,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
+from alexnet2012.utils.cards import CARDS
 from alexnet2012.utils.shard import Shard
 
 pytestmark = [
@@ -119,6 +125,17 @@ def test_two_towers_train_like_one_process(gpus: int, tmp_path: Path) -> None:
     for rank in run_ranks(2, trained_tower, nccl):
         for name, weight in want.items():
             assert np.abs(rank[name] - weight.numpy()).max() <= 1e-4 * weight.abs().max(), name
+
+
+def test_memory_and_mfu_of_a_gpu_are_those_of_its_tensors_and_its_data_sheet() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    reset_peak_memory(device)
+    before = peak_memory_bytes(device)
+    torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert peak_memory_bytes(device) >= before + 2**28
+    model = AlexNet("paper", 10, model=ModelConfig(width=0.25), precision="bf16")
+    known = torch.cuda.get_device_name() in {card.device_name for card in CARDS.values()}
+    assert (model_flop_utilisation(model, 1000.0).get("mfu_pct", 0) > 0) == known
 
 
 def trained_tower(nccl: str | None) -> dict[str, np.ndarray]:
