@@ -24,13 +24,13 @@ class SlicedLRN(nn.Module):
         self.towers = towers
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] → [N, C, H, W]"""
-        channels = x.shape[1] // self.towers
-        squares = x.float().square().unflatten(1, (self.towers, channels))
-        padded = F.pad(squares, (0, 0, 0, 0, 2, 2))
-        sums = sum(padded[:, :, shift : shift + channels] for shift in range(5))
-        d = (2 + 1e-4 * sums).flatten(1, 2)
-        return (x * (d * d.sqrt()).rsqrt()).to(x.dtype)  # d^-¾
+        """[N, C, H, W] → [N, C, H, W]; maps are the last dimension of memory, so of the slices."""
+        pixels = x.permute(0, 2, 3, 1).unflatten(3, (self.towers, -1))
+        channels = pixels.shape[4]
+        squares = F.pad(pixels.float().square(), (2, 2))
+        d = 2 + 1e-4 * sum(squares[..., shift : shift + channels] for shift in range(5))
+        normed = (pixels * (d * d.sqrt()).rsqrt()).to(x.dtype)  # d^-¾
+        return normed.flatten(3).permute(0, 3, 1, 2)
 
 
 def paper_net(classes: int, *norm: nn.Module) -> nn.Sequential:
