@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -64,9 +68,18 @@ def peer_net(kind: str, classes: int, device: torch.device) -> nn.Module:
 
 
 def compiled(module: nn.Module, *, recorded: bool = False) -> Any:
-    """Compiled anew each time, as in a user's first run; ``recorded`` as CUDA graphs."""
-    torch.compiler.config.force_disable_caches = True
+    """For the shapes of its first call; ``recorded`` as CUDA graphs."""
     return torch.compile(module, dynamic=False, mode="reduce-overhead" if recorded else None)
+
+
+@contextmanager
+def empty_compiler_cache() -> Iterator[None]:
+    """Compile as in a user's first run; later processes find what earlier ones compiled."""
+    with (
+        TemporaryDirectory() as folder,
+        patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        yield
 
 
 def can_compile() -> bool:
