@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	for script in $(filter-out %/record.py %/arms.py %/compare.py %/page.py %/gpu_rehearsal.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/record.py %/arms.py %/compare.py %/page.py %/labels.py %/peers.py %/gpu_rehearsal.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 site: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, nullcontext
 from functools import cache
-from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peers import COMPILED, PEERS, installed_peers, peer_net
 from torch import Tensor, nn
 
 from alexnet2012 import AlexNet, init_mesh
@@ -39,7 +39,7 @@ from alexnet2012.utils.shard import Shard
 
 CLASSES, MATRIX, MATRIX_S = 1000, 1536, 0.5
 TOGETHER = 20  # steps timed as one on a GPU, which executes them asynchronously
-PLAIN, TORCHVISION, OURS, NO_EXCHANGES = "plain PyTorch", "torchvision", "ours", "no exchanges"
+OURS, NO_EXCHANGES = "ours", "no exchanges"
 
 
 class Arm(NamedTuple):
@@ -60,45 +60,11 @@ def arms() -> list[Arm]:
     on_gpu = torch.cuda.is_available()
     precisions = ["fp32", *(["tf32"] if on_gpu else []), "bf16"]
     two = [2] if not on_gpu or torch.cuda.device_count() > 1 else []
-    variants = [Arm(PLAIN, 1, precision) for precision in precisions]
-    if find_spec("torchvision"):
-        variants += [Arm(TORCHVISION, 1, precision) for precision in precisions]
+    variants = [Arm(peer, 1, precision) for peer in installed_peers() for precision in precisions]
     for precision in precisions:
         variants += [Arm(OURS, processes, precision) for processes in (1, *two)]
         variants += [Arm(NO_EXCHANGES, processes, precision) for processes in two]
     return variants
-
-
-def plain_net() -> nn.Module:
-    """The paper's network, written with torch.nn in the usual way."""
-
-    def block(conv: nn.Conv2d, *more: nn.Module) -> list[nn.Module]:
-        return [conv, nn.ReLU(), *more]
-
-    def lrn() -> nn.Module:
-        return nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)
-
-    def hidden(inputs: int) -> list[nn.Module]:
-        return [nn.Linear(inputs, 4096), nn.ReLU(), nn.Dropout()]
-
-    return nn.Sequential(
-        *block(nn.Conv2d(3, 96, 11, 4, 2), lrn(), nn.MaxPool2d(3, 2)),
-        *block(nn.Conv2d(96, 256, 5, 1, 2, groups=2), lrn(), nn.MaxPool2d(3, 2)),
-        *block(nn.Conv2d(256, 384, 3, 1, 1)),
-        *block(nn.Conv2d(384, 384, 3, 1, 1, groups=2)),
-        *block(nn.Conv2d(384, 256, 3, 1, 1, groups=2), nn.MaxPool2d(3, 2)),
-        nn.Flatten(),
-        *hidden(9216),
-        *hidden(4096),
-        nn.Linear(4096, CLASSES),
-    )
-
-
-def torchvision_net() -> nn.Module:
-    from torchvision.models import alexnet
-
-    net: nn.Module = alexnet(num_classes=CLASSES).to(memory_format=torch.channels_last)
-    return net
 
 
 class LocalCommunicator(Communicator):
@@ -134,6 +100,7 @@ class Timed(NamedTuple):
     exchange_s: list[float]  # part of it in exchanges, mean over the processes
     matrix_flops: float  # per second, of all processes together
     copied_bytes: float  # read and written per second by a copy on a GPU; infinite on a CPU
+    first_step_s: float  # before the others: allocates memory, compiles
 
     @property
     def median_s(self) -> float:
@@ -158,12 +125,14 @@ def time_arms(alike: Sequence[Arm], batch: int, steps: int, answer: Path) -> Non
     product_flops = alike[0].processes * matrix_flops(alike[0], mesh.device)
     mesh.barrier()
     on_gpu = mesh.device.type == "cuda"
+    first_s = []
     for _, step in nets:
-        for _ in range(WARM_UP + 2 if on_gpu else 1):
-            with cudnn_benchmark():  # also for torchvision and plain PyTorch
+        with cudnn_benchmark():  # also for the peers
+            first_s.append(timed(step, 1, mesh.device, warm_up=False))
+            for _ in range(WARM_UP + 1 if on_gpu else 0):
                 step()
     copied = copied_bytes(mesh.device)
-    times = [Timed([], [], product_flops, copied) for _ in alike]
+    times = [Timed([], [], product_flops, copied, seconds) for seconds in first_s]
     in_turns = list(zip(nets, times, strict=True))
     for _ in range(steps):
         in_turns.reverse()  # so that the order has no effect
@@ -201,7 +170,7 @@ def exchanging_s(net: nn.Module) -> float:
 def joined(arm: Arm) -> Mesh:
     """Set this process up as in training, and join the mesh of the variant."""
     allow_tf32(Precision(arm.precision))
-    if arm.kind not in (PLAIN, TORCHVISION):
+    if arm.kind in (OURS, NO_EXCHANGES, COMPILED):  # as another allocator does for careful users
         reuse_memory()
     return init_mesh(2)  # one process computes both towers
 
@@ -214,11 +183,11 @@ def prepared(
     ``graphs`` frees the CUDA graphs of the step.
     """
     context: Any = nullcontext()
-    if arm.kind in (PLAIN, TORCHVISION):
-        net = (plain_net() if arm.kind == PLAIN else torchvision_net()).to(mesh.device)
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            net.parameters(), 0.01, momentum=0.9, weight_decay=0.0005
-        )
+    if arm.kind in PEERS:
+        net = peer_net(arm.kind, CLASSES, mesh.device)
+        rates: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005}
+        fused = True if arm.kind == COMPILED else None
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), **rates, fused=fused)
         if arm.precision == "bf16":
             context = torch.autocast(mesh.device.type, torch.bfloat16)
     else:

@@ -58,7 +58,10 @@ def _ratios(result: Any) -> dict[str, tuple[float, float, float]]:
         name = " ".join(label(value) for value in row.values() if isinstance(value, str))
         for key, value in row.items():
             if key.startswith(("ratio_to", "times_")):
-                found[f"{name}, {key}"] = (value, *row["ratio_range"])
+                found[f"{name}, {key}"] = (
+                    value,
+                    *row.get(f"range_of_{key}", row.get("ratio_range")),
+                )
     return found
 
 

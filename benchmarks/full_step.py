@@ -2,23 +2,24 @@
 
     python benchmarks/full_step.py [batch=128] [steps=4] [rounds=3] [arms=all] [precision=all]
 
-Compares our step on one and on two processes, in the precisions of the device, with the paper's
-network in plain PyTorch and with torchvision's AlexNet if installed (a different network: one
-tower, no normalisation). Variants take turns (A B C A B C …) and are compared within a round,
+Compares our step on one and on two processes, in the precisions of the device, with its peers in
+the same precision (peers.py): first the paper's network as a careful user writes it, with
+torch.compile; then in plain PyTorch; then torchvision's AlexNet if installed (a different network:
+one tower, no normalisation). Variants take turns (A B C A B C …) and are compared within a round,
 because the speed of a shared machine drifts. The variant ``no exchanges`` makes a local copy in
 place of each exchange and alternates with ours step by step in the same processes: the difference
 in time is the cost of exchanges. The time in exchanges includes waiting for the peer and is the
 mean over the processes. The limit is the time that the step's multiplications alone would take at
-the rate of a square matrix product in the same processes and precision.
+the rate of a square matrix product in the same processes and precision. The first step of each
+variant is timed apart, and the longest of the rounds is shown: in it the compiled peer compiles.
 
 On a GPU a step is the mean of twenty consecutive ones, and all variants of a precision take turns
-in one process. Our step is a CUDA graph, as in training, and reads the loss; the others are
-launched kernel by kernel. There is also a floor: layer by layer the time of the step's operations
-or of its bytes, whichever is longer, at the rates of that matrix product and of a copy
-(arms.floor_s).
+in one process. Our step is a CUDA graph, as in training, and reads the loss; the compiled peer
+records graphs, too (``mode="reduce-overhead"``); the others are launched kernel by kernel. There is
+also a floor: layer by layer the time of the step's operations or of its bytes, whichever is longer,
+at the rates of that matrix product and of a copy (arms.floor_s).
 
-Prints images/s, ratios to plain PyTorch and percentages of the limit; writes
-results/full_step.json.
+Prints images/s, ratios to the peers and percentages of the limit; writes results/full_step.json.
 """
 
 from __future__ import annotations
@@ -33,8 +34,6 @@ import torch
 from arms import (
     NO_EXCHANGES,
     OURS,
-    PLAIN,
-    TORCHVISION,
     Arm,
     Timed,
     arms,
@@ -42,6 +41,7 @@ from arms import (
     layer_flops,
     time_together,
 )
+from peers import COMPILED, PEERS, PLAIN, empty_compiler_cache
 from record import given, keep, show
 
 from alexnet2012.config.enums import Precision
@@ -60,17 +60,13 @@ def together(chosen: Sequence[Arm]) -> list[list[Arm]]:
     return list(groups.values())
 
 
-def row_of(
-    arm: Arm, rounds: list[Timed], plain: list[Timed], batch: int, flops: int
-) -> dict[str, Any]:
+def row_of(arm: Arm, rounds: list[Timed], batch: int, flops: int) -> dict[str, Any]:
     """The row of a variant; ``flops`` are those of the whole batch."""
-    ratios = [other.median_s / one.median_s for one, other in zip(rounds, plain, strict=True)]
     limits = [100 * flops / one.median_s / one.matrix_flops for one in rounds]
     return {
         "arm": arm.name,
         "images_per_s": batch / statistics.median(one.median_s for one in rounds),
-        "ratio_to_plain": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        "first_step_s": max(one.first_step_s for one in rounds),
         "matrix_gflop_per_s": statistics.median(one.matrix_flops for one in rounds) / 1e9,
         "of_limit_pct": statistics.median(limits),
         "of_floor_pct": statistics.median(
@@ -79,16 +75,21 @@ def row_of(
     }
 
 
-def against_torchvision(arm: Arm, found: dict[Arm, list[Timed]]) -> dict[str, Any]:
-    """Ratios to torchvision in the same precision; empty without it."""
-    peers = found.get(Arm(TORCHVISION, 1, arm.precision), [])
-    ratios = [peer.median_s / one.median_s for one, peer in zip(found[arm], peers, strict=False)]
-    if not ratios:
-        return {}
-    return {
-        "ratio_to_torchvision": statistics.median(ratios),
-        "torchvision_range": [min(ratios), max(ratios)],
-    }
+def ratios(arm: Arm, found: dict[Arm, list[Timed]]) -> dict[str, Any]:
+    """Speed relative to each peer in the same precision: median and range over the rounds."""
+    row: dict[str, Any] = {}
+    for peer in PEERS:
+        peer_rounds = found.get(Arm(peer, 1, arm.precision))
+        if peer_rounds is not None:
+            pairs = zip(found[arm], peer_rounds, strict=True)
+            values = [other.median_s / one.median_s for one, other in pairs]
+            row[f"ratio_to_{short(peer)}"] = statistics.median(values)
+            row[f"range_of_ratio_to_{short(peer)}"] = [min(values), max(values)]
+    return row
+
+
+def short(peer: str) -> str:
+    return peer.split()[0]
 
 
 def floor(arm: Arm, one: Timed, batch: int) -> float:
@@ -132,30 +133,28 @@ def main() -> None:
         arm
         for arm in arms()
         if words.precision in ("all", arm.precision)
-        and (words.arms in ("all", arm.kind) or arm.kind == PLAIN)
+        and (words.arms in ("all", arm.kind) or arm.kind in (COMPILED, PLAIN))
     ]
     found: dict[Arm, list[Timed]] = {arm: [] for arm in chosen}
-    for _ in range(words.rounds):
-        for alike in together(chosen):
-            for arm, timed_arm in zip(
-                alike, time_together(alike, words.batch, words.steps), strict=True
-            ):
-                found[arm].append(timed_arm)
+    with empty_compiler_cache():
+        for _ in range(words.rounds):
+            for alike in together(chosen):
+                of_round = time_together(alike, words.batch, words.steps)
+                for arm, timed_arm in zip(alike, of_round, strict=True):
+                    found[arm].append(timed_arm)
     flops = words.batch * sum(layer_flops().values())
     rows = [
-        row_of(arm, rounds, found[chosen[0]], words.batch, flops) | against_torchvision(arm, found)
+        row_of(arm, rounds, words.batch, flops) | ratios(arm, found)
         for arm, rounds in found.items()
     ]
-    beside_torchvision = {
-        "ratio to torchvision": "{ratio_to_torchvision:.2f}",
-        "range (torchvision)": "{torchvision_range[0]:.2f} - {torchvision_range[1]:.2f}",
-    }
-    columns = {
-        "": "{arm}",
-        "images/s": "{images_per_s:.1f}",
-        "ratio to plain": "{ratio_to_plain:.2f}",
-        "range": "{ratio_range[0]:.2f} - {ratio_range[1]:.2f}",
-        **(beside_torchvision if "ratio_to_torchvision" in rows[0] else {}),
+    columns = {"": "{arm}", "images/s": "{images_per_s:.1f}"}
+    for peer in map(short, PEERS):
+        key = f"ratio_to_{peer}"
+        if key in rows[0]:
+            columns[f"ratio to {peer}"] = f"{{{key}:.2f}}"
+            columns[f"range ({peer})"] = f"{{range_of_{key}[0]:.2f}} - {{range_of_{key}[1]:.2f}}"
+    columns |= {
+        "first step, s": "{first_step_s:.1f}",
         "matrix product, GFLOP/s": "{matrix_gflop_per_s:.0f}",
         "% of limit": "{of_limit_pct:.0f}%",
         **({"% of floor": "{of_floor_pct:.0f}%"} if torch.cuda.is_available() else {}),
@@ -180,7 +179,8 @@ def main() -> None:
         title = f"Cost of exchanges, median of {words.rounds * words.steps} steps"
         show(title, columns, exchanging)
     question = (
-        "full-size training step, compared with plain PyTorch and the rate of matrix products"
+        "full-size training step, compared with compiled and plain PyTorch and the rate of matrix "
+        "products"
     )
     found_rows = {"rows": rows, "exchanges": exchanging}
     keep(question, ["torch"], load_before, **vars(words), step_flops=flops, **found_rows)

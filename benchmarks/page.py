@@ -24,7 +24,9 @@ INTRODUCTION = """# Benchmarks
 `python benchmarks/page.py` writes this page from `benchmarks/results/`, where each benchmark stores
 its results; `make bench` runs them all. Absolute numbers drift on a shared machine. Rely on the
 ratios to a baseline that took turns in the same run, and on their range over the rounds. Each
-section names the GPU it ran on, or says that there was none.
+section names the GPU it ran on, or says that there was none. A training step is compared first
+with the same network as a careful user writes it in PyTorch (channels last, normalisation by
+slices, `torch.compile`, autocast: `benchmarks/peers.py`), then with plain PyTorch.
 `python benchmarks/compare.py BEFORE.json AFTER.json` reports whether a benchmark has become slower.
 
 Rows of *hidden exchanges* are of a variant that was removed since ([decisions](decisions.md)).
@@ -45,8 +47,14 @@ def section(result: dict[str, Any]) -> str:
     load = result.get("load_before", 0.0)  # not in older results
     beside = f"; load {load:.1f} before" if load > QUIET_LOAD else ""
     question = label(result["question"])
+    keys = {key for row in result.get("rows", []) for key in row}
     lines = [f"## {question[0].upper()}{question[1:]}", ""]
     lines += [f"`{result['command']}` at {result['commit']}; {where}{beside}; {versions}.", ""]
+    if "ratio_to_plain" in keys and "ratio_to_compiled" not in keys:
+        lines += [
+            "From before there was a compiled peer; ratios to plain are to the first row.",
+            "",
+        ]
     for table in result.get("tables", []):
         lines += [f"{label(table['title'])}:", "", _row(map(heading, table["headings"]))]
         lines += [_row(["---", *["--:"] * (len(table["headings"]) - 1)])]

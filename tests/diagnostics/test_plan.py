@@ -45,7 +45,10 @@ from alexnet2012.nn.cost_model import (
     gradient_bytes,
     layer_costs,
     memory_bytes,
+    overlapped_step_s,
+    step_flops,
     step_time,
+    training_flops,
 )
 from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
@@ -249,6 +252,7 @@ LAYERS = [
         sent_bytes={"forward": 70, "backward": 50},
     ),
 ]  # fmt: skip
+WORK = Work({"conv1": (1.0, 2.0), "fc8": (3.0, 4.0)}, update_s=0.5)
 
 
 def test_without_a_memory_rate_only_arithmetic_bounds_the_time() -> None:
@@ -268,12 +272,60 @@ def test_slow_memory_bounds_products_and_all_other_layers() -> None:
 
 def test_step_time_is_the_sum_of_its_parts() -> None:
     layout = Layout(batch=8, replicas=4, towers=2)
-    work = Work({"conv1": (1.0, 2.0), "fc8": (3.0, 4.0)}, update_s=0.5)
-    time = step_time(LAYERS, layout, work, Link(10.0, 0.01), Link(2.0, 0.001))
+    time = step_time(LAYERS, layout, WORK, Link(10.0, 0.01), Link(2.0, 0.001))
     exchanges = 2 * (70 + 50) / 10 + 2 * 0.01  # 2 images; two exchanges with one peer
-    gradients = 2 * 3 / 4 * (4 * 16) / 2 + 3 * 2 * 3 * 0.001  # two weights, and all biases
+    # Two weights, and all biases in one message; up and down a tree of four replicas.
+    gradients = 2 * 3 / 4 * (4 * 16) / 2 + 3 * 2 * 2 * 0.001
     assert time == pytest.approx(StepTime(10.0, 0.5, exchanges, gradients))
     assert time.total_s == pytest.approx(10.5 + exchanges + gradients)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "hops"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (512, 9)]
+)
+def test_latency_of_gradient_sums_grows_with_the_logarithm_of_the_replicas(
+    replicas: int, hops: int
+) -> None:
+    layout = Layout(batch=replicas, replicas=replicas)
+    time = step_time(LAYERS, layout, Work({}, 0.0), None, Link(float("inf"), 1.0))
+    assert time.gradients_s == 3 * 2 * hops  # two weights and all biases, there and back
+
+
+def test_a_slow_link_hides_only_the_backward_pass_after_the_first_gradient() -> None:
+    layout, link = Layout(batch=8, replicas=2), Link(4.0)
+    # In float32, fc8's 6 gradients take 6 s: from 8 s, when they exist, to 14 s. conv1's 10 take
+    # 10 s more, although its backward pass ended at 10 s.
+    assert overlapped_step_s(LAYERS, layout, WORK, None, link) == 24.0 + 0.5
+    assert step_time(LAYERS, layout, WORK, None, link).total_s == 10 + 16 + 0.5
+
+
+def test_a_fast_link_leaves_only_the_last_gradients_sum_visible() -> None:
+    layout, link = Layout(batch=8, replicas=2), Link(40.0)
+    assert overlapped_step_s(LAYERS, layout, WORK, None, link) == 10 + 1.0 + 0.5
+
+
+def test_backward_exchanges_hide_gradient_sums_too() -> None:
+    layout = Layout(batch=4, replicas=2, towers=2)
+    # Two images: fc8 sends for 14 s forward and 10 s backward, so its gradients exist at 22 s and
+    # are summed at 28 s, before conv1's, which exist at 34 s.
+    assert overlapped_step_s(LAYERS, layout, WORK, Link(10.0), Link(4.0)) == 34 + 10 + 0.5
+
+
+def test_without_replicas_there_is_nothing_to_overlap() -> None:
+    layout = Layout(batch=8, towers=2)
+    time = step_time(LAYERS, layout, WORK, Link(10.0, 0.5), None)
+    assert overlapped_step_s(LAYERS, layout, WORK, Link(10.0, 0.5), None) == time.total_s
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code145", "cifar4"])
+def test_a_towers_shapes_give_the_operations_of_the_whole_network(recipe: str) -> None:
+    products = [2, *[3] * (len(counts(recipe)) - 1)]  # conv1 needs no gradient of the images
+    pairs = zip(products, counts(recipe), strict=True)
+    expected = sum(2 * times * layer.multiply_adds for times, layer in pairs)
+    assert step_flops(costs_of(recipe, Layout(1)), Layout(1)) == expected
+    for towers in {1, load_recipe(recipe).towers}:
+        with fake_mesh(1, towers) as mesh:
+            assert training_flops(model_on(mesh, recipe)) == expected
 
 
 def test_exchanges_and_updates_of_every_replica_lower_the_efficiency() -> None:
@@ -305,6 +357,41 @@ def test_given_rates_override_the_data_sheet() -> None:
         "link between machines": (4, "given"),
         "message latency": (3, "given"),
     }
+
+
+def test_mfu_is_the_share_of_the_peak_that_products_reach() -> None:
+    alone = ("gpus=1", "mesh.towers=1", "tflops=2", *TINY)
+    assert plan_training(config_of(*alone))["mfu_pct"] == pytest.approx(100)  # arithmetic only
+    config = config_of(*alone, "memory_gb_per_s=10")
+    found = plan_training(config)
+    model = AlexNet(config.recipe, config.classes, model=config.model)
+    flops = 128 * training_flops(model)
+    assert found["mfu_pct"] == pytest.approx(100 * flops / (found["step_ms"]["total"] / 1e3) / 2e12)
+    assert found["mfu_pct"] < 50
+
+
+def test_overlap_brings_a_plan_closer_to_its_compute_time() -> None:
+    found = plan_training(config_of("gpus=8", "mesh.towers=1", "batch=1024", "card=h100"))
+    total, parts = found["step_ms"]["total"], found["step_ms"]
+    overlapped = found["if_gradients_overlap"]
+    assert parts["layers"] + parts["update"] < overlapped["step_ms"] < total
+    assert overlapped["images_per_s"] == pytest.approx(1024 / overlapped["step_ms"] * 1e3)
+    assert overlapped["mfu_pct"] / found["mfu_pct"] == pytest.approx(total / overlapped["step_ms"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_noted"),
+    [
+        (["gpus=8", "batch=2048"], False),
+        (["gpus=8", "nodes=2"], True),
+        (["gpus=8", "batch=2050"], True),
+    ],
+)
+def test_plans_beyond_one_machine_name_the_batch_where_this_network_ends(
+    overrides: list[str], is_noted: bool
+) -> None:
+    notes = plan_training(config_of("tflops=1", "link_gbps=1", *TINY, *overrides))["notes"]
+    assert ["LARS" in note for note in notes] == [True] * is_noted
 
 
 def test_towers_of_one_machine_share_its_link_to_other_machines() -> None:
@@ -350,6 +437,7 @@ def test_a_measured_plan_prints_in_80_columns_and_as_json(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any("measured on this machine" in line for line in lines)
+    assert not any("overlap the backward" in line for line in lines)  # nothing is summed
     run(config_of(*overrides, "json=true"), tmp_path)
     result = json.loads(capsys.readouterr().out)
     parts = [result["step_ms"][part] for part in ("layers", "exchanges", "gradients", "update")]
@@ -358,3 +446,16 @@ def test_a_measured_plan_prints_in_80_columns_and_as_json(
     timed = [layer for layer in result["layers"] if layer["layer"] != "logits"]
     assert all(ms > 0 for layer in timed for ms in layer["step_ms"].values())
     assert result["efficiency_pct"] == pytest.approx(100)
+    assert result["mfu_pct"] is None  # a CPU, whose peak rate is not known
+
+
+def test_a_plan_of_replicas_prints_both_estimates_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run(config_of("nodes=8", "card=h200", "link_gbps=200", *TINY), tmp_path)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("if gradient sums overlap the backward pass") == 3  # ms, images/s, MFU
+    assert "MFU (model FLOP utilisation)" in out
+    assert "LARS" in out

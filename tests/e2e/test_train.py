@@ -135,6 +135,9 @@ def test_the_summary_tells_the_last_errors_and_the_bytes_that_crossed(trained: P
     assert found["top5_error_pct"] == last["top5_error_pct"]
     assert (found["steps"], found["world_size"]) == (2 * STEPS_PER_EPOCH, 2)
     assert found["images_per_s"] > 0
+    # Of each rank: more than its libraries take, less than any machine has.
+    assert [1e8 < peak < 1e12 for peak in found["peak_memory_bytes"]] == [True, True]
+    assert "mfu_pct" not in found  # of a CPU, whose peak rate is not known
     crossed = found["exchange_bytes_per_image"]
     assert set(crossed) == {"conv3", "fc6", "fc7", "fc8", "logits"}
     for layer in ("conv3", "fc6", "fc7", "fc8"):

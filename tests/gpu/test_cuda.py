@@ -29,6 +29,12 @@ from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
 from alexnet2012.training.cuda_graph import WARM_UP, can_capture
 from alexnet2012.training.train_step import TrainStep
+from alexnet2012.training.utilisation import (
+    model_flop_utilisation,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
+from alexnet2012.utils.cards import CARDS
 from alexnet2012.utils.shard import Shard, shard_of
 
 SIZES = [8] * 6 + [5] + [8] * 2  # images of nine steps
@@ -154,6 +160,17 @@ def join_nccl(nccl: str) -> None:
     dist.destroy_process_group()
     torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group("nccl", init_method=nccl, rank=rank, world_size=2)
+
+
+def test_memory_and_mfu_of_a_gpu_are_those_of_its_tensors_and_its_data_sheet() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    reset_peak_memory(device)
+    before = peak_memory_bytes(device)
+    torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert peak_memory_bytes(device) >= before + 2**28
+    model = AlexNet("paper", 10, model=ModelConfig(width=0.25), precision="bf16")
+    known = torch.cuda.get_device_name() in {card.device_name for card in CARDS.values()}
+    assert (model_flop_utilisation(model, 1000.0).get("mfu_pct", 0) > 0) == known
 
 
 def trained_tower(nccl: str | None) -> dict[str, np.ndarray]:

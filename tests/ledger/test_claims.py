@@ -15,6 +15,7 @@ import pytest
 
 from alexnet2012.config.schema import EvaluateConfig, PrepareConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
+from alexnet2012.ledger.architecture import memory_measurement
 from alexnet2012.ledger.claims import (
     Claim,
     Kind,
@@ -28,6 +29,8 @@ from alexnet2012.ledger.claims import (
     write_json,
 )
 from alexnet2012.ledger.registry import Measure, all_measures, measure, measures
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.cost_model import count_layers
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 
@@ -41,7 +44,7 @@ def measured(claim: str = "size", scale: Scale = Scale.exact, **more: Any) -> Me
 NUMBERS = [
     ("data", "paper", "1.2 50,000 150,000 1,000"), ("data", "article", "1.3 1,000"),
     ("size", "paper", "60 650,000"), ("size", "article", "60 500,000"),
-    ("fig2", "paper", "253,440"), ("conv-share", "paper", "1"),
+    ("fig2", "paper", "253,440"), ("conv-share", "paper", "1"), ("memory", "paper", "580 3"),
     ("lsvrc2010", "paper", "37.5 17.0"), ("lsvrc2010", "code", "37.47 17.00"),
     ("lsvrc2010", "article", "39.7 18.9"), ("lsvrc2010-1crop", "paper", "39.0 18.3"),
     ("lsvrc2010-1crop", "code", "39.02 18.30"), ("table1", "paper", "47.1 28.2 45.7 25.7"),
@@ -65,7 +68,7 @@ NUMBERS = [
 
 def test_no_claim_of_the_sources_is_missing() -> None:
     assert {claim for claim, _, _ in NUMBERS} <= CLAIMS.keys()
-    assert len({claim for claim, _, _ in NUMBERS}) == 25
+    assert len({claim for claim, _, _ in NUMBERS}) == 26
 
 
 @pytest.mark.parametrize(("claim", "source", "numbers"), NUMBERS)
@@ -162,6 +165,28 @@ def test_every_claim_names_what_full_scale_needs() -> None:
             assert claim.needs, claim.id
     published = {claim.id for claim in load_claims() if claim.kind is Kind.published}
     assert {claim.id for claim in load_claims() if claim.command is None} == published
+
+
+def test_one_tower_fits_in_three_gigabytes_unless_its_layers_grow() -> None:
+    how = Scale.exact, "make reproduce", None
+    counts = count_layers(AlexNet("paper"))
+    found = memory_measurement(counts, *how)
+    one, both = found.numbers["one_tower_bytes"], found.numbers["both_towers_bytes"]
+    weights = 3 * 4 * 60_965_224  # with momenta and gradients, in float32
+    # Saved for each image by both towers: fp32 maps (image; conv1 and conv2: before and after LRN;
+    # conv3 to conv5; the inputs of fc6 to fc8; logits), then int64 indices of three pools, byte
+    # masks of two dropouts, and a label. A tower also saves the peer's half of what it gathers.
+    maps = 3 * 224**2 + 2 * 96 * 55**2 + 96 * 27**2 + 2 * 256 * 27**2 + 256 * 13**2
+    maps += (2 * 384 + 256) * 13**2 + 9216 + 4 * 4096 + 1000
+    saved = 4 * maps + 8 * (96 * 27**2 + 256 * 13**2 + 256 * 6**2) + 2 * 4096 + 8
+    assert both == weights + 128 * (saved + 16 * 4096)  # and dropout's random numbers
+    assert both / 2 < one < both
+    assert found.agrees is True
+    fc6 = next(layer for layer in counts if layer.name == "fc6")
+    grown = [
+        replace(layer, weights=20 * layer.weights) if layer is fc6 else layer for layer in counts
+    ]
+    assert memory_measurement(grown, *how).agrees is False
 
 
 def test_an_error_rate_is_never_exact_and_a_published_result_is_never_measured() -> None:

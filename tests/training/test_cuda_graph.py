@@ -248,7 +248,7 @@ def train_in_run_dir(store: str, run_dir: str, ends: str, graphs: bool) -> tuple
     """How many recorders were open at the end of each step, then after the run; its error."""
     mesh = init_mesh(2, device="cpu")
     words = [*TINY, f"data.store={store}", f"hydra.run.dir={run_dir}", "data.batch_size=20"]
-    words += ["schedule.epochs=2", f"mesh.cuda_graph={str(graphs).lower()}"]
+    words += ["schedule.epochs=2", f"mesh.graph={str(graphs).lower()}"]
     config, folder = compose_config("train", TrainConfig, words)
 
     def recorded_step(model: AlexNet, optimizer: PaperSGD, **settings: Any) -> TrainStep:

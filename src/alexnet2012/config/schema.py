@@ -288,7 +288,7 @@ class MeshConfig:
     # gather the logits of all towers before the loss; false: compute the loss from sharded logits
     gather_logits: bool = True
     # on a GPU, capture the training step as CUDA graphs and replay them
-    cuda_graph: bool = True
+    graph: bool = True
 
 
 @dataclass

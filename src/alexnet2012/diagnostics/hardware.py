@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PlanConfig
 from alexnet2012.diagnostics.step_timer import local_processes, measure
-from alexnet2012.nn.cost_model import LayerCost, Layout, Link, Peaks, Work, bounded_work
+from alexnet2012.distributed.mesh import single_process
+from alexnet2012.nn.cost_model import (
+    LayerCost,
+    Layout,
+    Link,
+    Peaks,
+    Work,
+    bounded_work,
+    step_flops,
+)
+from alexnet2012.utils.cards import CARDS, Card, peak_flops
 
 GBPS = 1e9 / 8  # bytes per second
 MEASURED, GIVEN, DATA_SHEET = "measured on this machine", "given", "data sheet"
-
-
-class Card(NamedTuple):
-    """Data sheet of a GPU: dense peak rates, and its link to other GPUs, per direction."""
-
-    name: str
-    memory_gb: float
-    memory_gb_per_s: float
-    link_gbps: float
-    tflops: Mapping[str, float]  # by precision
-
-
-CARDS = {
-    # The paper used two of these. GeForce GTX 580 specifications, NVIDIA 2010; PCIe 2.0.
-    "gtx580": Card("GTX 580, 3 GB", 3, 192.4, 64, {"fp32": 1.581, "fp64": 0.198}),
-    # NVIDIA A100 80GB SXM data sheet, 2021.
-    "a100": Card(
-        "A100 80GB SXM", 80, 2039, 2400, {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312}
-    ),
-    # NVIDIA H100 SXM data sheet, 2023, without sparsity.
-    "h100": Card(
-        "H100 80GB SXM", 80, 3350, 3600, {"fp64": 34, "fp32": 67, "tf32": 494.5, "bf16": 989.5}
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -56,6 +41,7 @@ class Speeds:
     """Speeds that convert counts to times; ``table`` lists each speed with its source."""
 
     work: Work
+    peak_flops: float | None  # of one process, if known
     tower_link: Link | None
     data_link: Link | None
     table: list[Speed]
@@ -94,12 +80,13 @@ def find_speeds(
     measured_link = None
     if config.tflops is None and card is None:
         work, measured_link = measure(config, layout)
-        product_flops = 2 * layout.rows * sum(c.multiply_adds * (1 + c.products) for c in costs)
-        rate = product_flops / work.layers_s / 1e12
+        peak = _own_peak(config)
+        rate = step_flops(costs, layout) / work.layers_s / 1e12
         table.append(Speed("all layers", rate, "TFLOP/s", MEASURED))
         table.append(Speed("weight update", 1e3 * work.update_s, "ms", MEASURED))
     else:
-        work = bounded_work(costs, layout, _peaks(config, card, table))
+        peaks = _peaks(config, card, table)
+        work, peak = bounded_work(costs, layout, peaks), peaks.flops
     near, far = _links(config, card, measured_link, table)
     tower_link = near if config.gpus % layout.towers == 0 else far
     data_link = near if config.nodes == 1 else far
@@ -107,7 +94,15 @@ def find_speeds(
         # Each tower has its own ring, and the rings of a machine share its link.
         rings = min(config.gpus, layout.towers)
         data_link = Link(data_link.bytes_per_s / rings, data_link.latency_s)
-    return Speeds(work, tower_link, data_link, table)
+    return Speeds(work, peak, tower_link, data_link, table)
+
+
+def _own_peak(config: PlanConfig) -> float | None:
+    """Peak rate of the GPU that is measured; None on a CPU or if its data sheet is not listed."""
+    device = single_process(config.mesh.device).device
+    if device.type != "cuda":
+        return None
+    return peak_flops(torch.cuda.get_device_name(device), str(config.precision))
 
 
 def _peaks(config: PlanConfig, card: Card | None, table: list[Speed]) -> Peaks:

@@ -14,6 +14,7 @@ STEP_PARTS = {
     "update": "weight update",
     "total": "total",
 }
+OVERLAPPED = "if gradient sums overlap the backward pass"
 MEMORY_ITEMS = {
     "weights as activations": "weights cast to the activation dtype",
     "activations kept for backward": "activations saved for backward",
@@ -32,7 +33,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     )
     for table in (_layers(plan), _memory(plan), _step(plan), _speeds(plan)):
         console.print(table)
-    for sentence in plan["assumptions"]:
+    for sentence in (*plan["assumptions"], *plan["notes"]):
         console.print(f"- {sentence}", highlight=False)
 
 
@@ -87,8 +88,18 @@ def _step(plan: dict[str, Any]) -> Table:
         if part == "total":
             table.add_section()
         table.add_row(STEP_PARTS[part], _short(time), f"{100 * time / total:.1f}%")
+    overlapped, has_sums = plan["if_gradients_overlap"], plan["step_ms"]["gradients"] > 0
+    if has_sums:
+        step_ms = overlapped["step_ms"]
+        table.add_row(OVERLAPPED, _short(step_ms), f"{100 * step_ms / total:.1f}%")
     table.add_section()
     table.add_row("images/s", _short(plan["images_per_s"]), "")
+    if has_sums:
+        table.add_row(OVERLAPPED, _short(overlapped["images_per_s"]), "")
+    if plan["mfu_pct"] is not None:
+        table.add_row("MFU (model FLOP utilisation)", f"{plan['mfu_pct']:.1f}%", "")
+        if has_sums:
+            table.add_row(OVERLAPPED, f"{overlapped['mfu_pct']:.1f}%", "")
     days = _short(plan["days_for_90_epochs_of_1_2_m"])
     table.add_row("days for 90 epochs of 1.2 M images", days, "")
     table.add_row("efficiency relative to one process", f"{plan['efficiency_pct']:.1f}%", "")

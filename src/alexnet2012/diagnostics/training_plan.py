@@ -17,6 +17,8 @@ from alexnet2012.nn.cost_model import (
     gradient_bytes,
     layer_costs,
     memory_bytes,
+    overlapped_step_s,
+    step_flops,
     step_time,
 )
 from alexnet2012.nn.precision import DTYPES
@@ -24,14 +26,22 @@ from alexnet2012.nn.precision import DTYPES
 PAPER_TRAINING_IMAGES = 1_200_000  # paper sec. 2
 PAPER_EPOCHS = 90  # paper sec. 5
 ASSUMPTIONS = (
-    "Nothing overlaps: layers, exchanges, gradient all-reduce and weight update run in sequence.",
+    "Layers, exchanges, gradient all-reduce and weight update run in sequence, unless a line of "
+    "the table says otherwise.",
     "All processes are equally fast; the process with the largest shard determines the time.",
-    "Gradients are all-reduced tensor by tensor in rings; the rings of a machine share its link.",
+    "Gradients are all-reduced tensor by tensor: bytes as in a ring, latency as along a tree; the "
+    "towers of a machine share its link.",
     "Data loading, validation and checkpoints take no time.",
     "Memory is the sum over the model and one step; the overhead of libraries is not counted.",
 )
 MEASURED = "The time of a layer per image is as measured, at any batch size."
 BOUNDED = "The times of layers are lower bounds from peak rates, not forecasts."
+ONE_NODE, USEFUL_BATCH = 8, 2048  # processes, images
+# You, Gitman and Ginsburg 2017: without LARS, AlexNet had been scaled to batches of 1,024 only.
+BEYOND_ONE_NODE = (
+    "This network's useful scale ends at about one machine: without layer-wise rates (LARS), "
+    "batches of more than about 1,024 to 2,048 images cost accuracy, even with warm-up."
+)
 
 
 def plan_training(config: PlanConfig) -> dict[str, Any]:
@@ -51,8 +61,15 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
     costs = layer_costs(config.recipe, count_layers(model), layout)
     del model  # frees memory for the measurement
     speeds = find_speeds(config, card, costs, layout)
-    time = step_time(costs, layout, speeds.work, speeds.tower_link, speeds.data_link)
+    arguments = costs, layout, speeds.work, speeds.tower_link, speeds.data_link
+    time, overlapped_s = step_time(*arguments), overlapped_step_s(*arguments)
     images_per_s = layout.batch / time.total_s
+    is_large = layout.processes > ONE_NODE or layout.batch > USEFUL_BATCH
+
+    def mfu_pct(step_s: float) -> float | None:
+        peak = speeds.peak_flops
+        return None if peak is None else 100 * step_flops(costs, layout) / step_s / peak
+
     return {
         "net": f"recipe {config.recipe.name}, width {config.model.width:g}, "
         f"{config.model.input_size} pixels, {config.classes} classes, {config.precision}",
@@ -75,9 +92,16 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
             "total": 1e3 * time.total_s,
         },
         "images_per_s": images_per_s,
+        "mfu_pct": mfu_pct(time.total_s),
+        "if_gradients_overlap": {
+            "step_ms": 1e3 * overlapped_s,
+            "images_per_s": layout.batch / overlapped_s,
+            "mfu_pct": mfu_pct(overlapped_s),
+        },
         "days_for_90_epochs_of_1_2_m": PAPER_TRAINING_IMAGES * PAPER_EPOCHS / images_per_s / 86_400,
         "efficiency_pct": 100 * efficiency(time, layout),
         "assumptions": [BOUNDED if config.tflops or card else MEASURED, *ASSUMPTIONS],
+        "notes": [BEYOND_ONE_NODE] if is_large else [],
     }
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Audit, AuditLayer, ExchangeTraffic
-from alexnet2012.nn.cost_model import LayerCounts
+from alexnet2012.nn.cost_model import LayerCounts, Layout, layer_costs, memory_bytes
 from alexnet2012.utils.shard import padded_shard_size
 
 # Floats that the two towers exchange per image: the paper's fig. 2, half of each map or layer in
 # either direction. The logits' gradient is a slice of the tower's own, so it sends nothing.
 EXCHANGED_FLOATS = {"conv3": 2 * 21_632, "fc6": 2 * 4_608, "fc7": 2 * 2_048, "fc8": 2 * 2_048}
 PAPER_CONV1_NEURONS = 253_440  # fig. 2, caption
+PAPER_GPU_BYTES = 3 * 10**9  # sec. 3.2
+PAPER_BATCH = 128  # sec. 5
 
 
 def audit_of(counts: Sequence[LayerCounts]) -> Audit:
@@ -75,6 +78,28 @@ def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list
             agreement_note=f"{' and '.join(above)} hold more than 1%" if above else None,
         ),
     ]
+
+
+@measures("memory", part="audit")
+def memory_measurement(counts: Sequence[LayerCounts], *how: *How) -> Measurement:
+    """Bytes of a float32 training step on one tower, and on both towers together."""
+
+    def step_bytes(towers: int) -> int:
+        layout = Layout(PAPER_BATCH, towers=towers)
+        costs = layer_costs(load_recipe("paper"), counts, layout)
+        return sum(memory_bytes(costs, layout).values())
+
+    one, both = step_bytes(2), step_bytes(1)
+    return Measurement(
+        "memory",
+        f"{one / 1e9:.2f} GB for one tower, {both / 1e9:.2f} GB for both in one process",
+        *how,
+        numbers={"one_tower_bytes": one, "both_towers_bytes": both},
+        agrees=one < PAPER_GPU_BYTES,
+        agreement_note=f"batch of {PAPER_BATCH}, float32: weights, momenta, gradients, activations "
+        "saved for backward, dropout's random numbers and the largest exchange; temporaries within "
+        "a layer and libraries are not counted",
+    )
 
 
 def expected_exchanges(summary: dict[str, Any], classes: int) -> list[ExchangeTraffic]:

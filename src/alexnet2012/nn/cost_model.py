@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import RecipeConfig
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.map_sizes import overhang_pixels
+from alexnet2012.nn.map_sizes import conv_output_size, map_sizes, overhang_pixels
 from alexnet2012.utils.shard import padded_shard_size
 
 INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, int64, two int64
@@ -250,6 +250,23 @@ def memory_bytes(costs: Sequence[LayerCost], layout: Layout) -> dict[str, int]:
     }
 
 
+def step_flops(costs: Sequence[LayerCost], layout: Layout) -> int:
+    """Multiplications and additions of one process's step, in matrix products."""
+    return 2 * layout.rows * sum(cost.multiply_adds * (1 + cost.products) for cost in costs)
+
+
+def training_flops(model: AlexNet) -> int:
+    """The same of one image and the whole network, from the shapes of any shard of it."""
+    convs, size, flops = model.recipe.convs, model.config.input_size, 0
+    sizes = map_sizes(model.recipe, size)
+    for index, (name, layer) in enumerate(model.layers().items()):
+        pixels = conv_output_size(convs[name], size) ** 2 if name in convs else 1
+        size = sizes.get(name, size)
+        multiply_adds = layer.rows.total * layer.weight[0].numel() * pixels
+        flops += 2 * multiply_adds * (2 if index == 0 else 3)
+    return flops
+
+
 def gradient_bytes(costs: Sequence[LayerCost], layout: Layout) -> int:
     """Bytes that a process sends in the ring all-reduce of its gradients over the replicas."""
     size = layout.parameter_bytes * sum(cost.parameters for cost in costs)
@@ -286,21 +303,67 @@ def step_time(
     data_link: Link | None,
 ) -> StepTime:
     """Time of a step, without overlap of layers, exchanges, gradient all-reduce and update."""
-    exchange_s = gradients_s = 0.0
-    if layout.towers > 1:
-        assert tower_link is not None
-        exchange_s = sum(
-            tower_link.seconds(layout.rows * sent, layout.towers - 1)
-            for cost in costs
-            for sent in cost.sent_bytes.values()
-        )
-    if layout.replicas > 1:
-        assert data_link is not None
-        # Each weight's gradient is reduced by itself, those of all biases in one message.
-        sums = 1 + sum(cost.parameters > 0 for cost in costs)
-        messages = sums * 2 * (layout.replicas - 1)
-        gradients_s = data_link.seconds(gradient_bytes(costs, layout), messages)
+    exchange_s = sum(
+        _exchange_s(cost, direction, layout, tower_link)
+        for cost in costs
+        for direction in cost.sent_bytes
+    )
+    gradients_s = _all_reduce_s(costs, layout, data_link) + _biases_s(layout, data_link)
     return StepTime(work.layers_s, work.update_s, exchange_s, gradients_s)
+
+
+def overlapped_step_s(
+    costs: Sequence[LayerCost],
+    layout: Layout,
+    work: Work,
+    tower_link: Link | None,
+    data_link: Link | None,
+) -> float:
+    """Seconds of a step whose gradient all-reduces run during the backward pass, fc8's first.
+
+    A layer's all-reduce starts after its backward pass and the previous all-reduce, and has the
+    link to itself.
+    """
+    computed_s = sum(forward_s for forward_s, _ in work.layers.values())
+    computed_s += sum(_exchange_s(cost, "forward", layout, tower_link) for cost in costs)
+    reduced_s = 0.0
+    for cost in reversed(costs):
+        _, backward_s = work.layers.get(cost.name, (0.0, 0.0))
+        computed_s += backward_s
+        if cost.parameters:
+            reduced_s = max(computed_s, reduced_s) + _all_reduce_s([cost], layout, data_link)
+        computed_s += _exchange_s(cost, "backward", layout, tower_link)
+    biases_s = _biases_s(layout, data_link)
+    return max(computed_s, reduced_s) + biases_s + work.update_s
+
+
+def _exchange_s(cost: LayerCost, direction: str, layout: Layout, link: Link | None) -> float:
+    if layout.towers == 1 or direction not in cost.sent_bytes:
+        return 0.0
+    assert link is not None
+    return link.seconds(layout.rows * cost.sent_bytes[direction], layout.towers - 1)
+
+
+def _all_reduce_s(costs: Sequence[LayerCost], layout: Layout, link: Link | None) -> float:
+    """Seconds to all-reduce the gradients of these layers, a message for each weight.
+
+    Bytes are those of a ring; latency is that of a reduction and a broadcast along a binary tree.
+    """
+    if layout.replicas == 1:
+        return 0.0
+    assert link is not None
+    messages = sum(cost.parameters > 0 for cost in costs)
+    return link.seconds(gradient_bytes(costs, layout), messages * _tree_hops(layout))
+
+
+def _biases_s(layout: Layout, link: Link | None) -> float:
+    """Latency of the one message that sums the gradients of all biases, after the others."""
+    return 0.0 if link is None else link.seconds(0, _tree_hops(layout))
+
+
+def _tree_hops(layout: Layout) -> int:
+    """Messages in a row of an all-reduce over the replicas: up and down a binary tree."""
+    return 2 * math.ceil(math.log2(layout.replicas))
 
 
 def efficiency(time: StepTime, layout: Layout) -> float:

@@ -34,6 +34,11 @@ from alexnet2012.training.meters import LossMeter, ThroughputMeter
 from alexnet2012.training.profiler import name_loading, trace_steps
 from alexnet2012.training.signals import SignalWatcher
 from alexnet2012.training.train_step import StepOutput, TrainStep
+from alexnet2012.training.utilisation import (
+    model_flop_utilisation,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from alexnet2012.utils import native
 from alexnet2012.utils.environment import running_commit, versions
 from alexnet2012.utils.files import replace_text
@@ -56,6 +61,7 @@ class Trainer:
 
     def _build(self) -> None:
         config, mesh = self.config, self.mesh
+        reset_peak_memory(mesh.device)
         self.model = AlexNet(
             config.recipe,
             len(self.store.classes),
@@ -70,7 +76,7 @@ class Trainer:
             self.optimizer,
             gather_logits=config.mesh.gather_logits,
             micro_batch=config.data.micro_batch,
-            cuda_graph=config.mesh.cuda_graph,
+            cuda_graph=config.mesh.graph,
         )
         self._closing.callback(self.train_step.close)
         self.train_loader, self.val_loader = make_loaders(config, self.store, mesh)
@@ -191,6 +197,8 @@ class Trainer:
                 self.progress.validation_errors.append(errors.top1_error_pct)
         self.progress.epoch += complete
         if finished:
+            timings = self.throughput.summary(self.model.comm.traffic, self.mesh.towers)
+            memory = self.mesh.gather_objects(peak_memory_bytes(self.mesh.device), "peak memory")
             self.progress.summary = {
                 **errors.summary(),
                 "steps": self.progress.step,
@@ -200,7 +208,9 @@ class Trainer:
                 "kernels": self._kernels(),
                 "commit": self._commit,
                 "store_fingerprint": self.store.fingerprint,
-                **self.throughput.summary(self.model.comm.traffic, self.mesh.towers),
+                **timings,
+                **model_flop_utilisation(self.model, timings["images_per_s"]),
+                "peak_memory_bytes": memory,
             }
         interval = self.config.checkpoint.every_epochs
         due = interval is not None and complete and self.progress.epoch % interval == 0

@@ -1,0 +1,43 @@
+"""How much of its device a run used: peak memory, and share of the peak rate of arithmetic."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.nn.cost_model import training_flops
+from alexnet2012.utils.cards import peak_flops
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget what earlier runs in this process allocated on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory at a time: tensors on a GPU; on a CPU, all that this process held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not ru_maxrss if possible: it starts at the size of the process that started this one.
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    resident = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    in_kib, *_ = *resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * in_kib
+
+
+def model_flop_utilisation(model: AlexNet, images_per_s: float) -> dict[str, float]:
+    """MFU over all processes as ``mfu_pct``; empty if the device's peak rate is unknown."""
+    device = model.mesh.device
+    if device.type != "cuda":
+        return {}
+    peak = peak_flops(torch.cuda.get_device_name(device), str(model.precision))
+    return {} if peak is None else {"mfu_pct": mfu_pct(model, images_per_s, peak)}
+
+
+def mfu_pct(model: AlexNet, images_per_s: float, peak: float) -> float:
+    """Model FLOP utilisation, if each process of the mesh has this peak rate in FLOP/s."""
+    return 100 * training_flops(model) * images_per_s / (model.mesh.world_size * peak)
