@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import version
 
@@ -26,7 +27,11 @@ def main() -> None:
         sys.stdout.write(f"alexnet2012 {version('alexnet2012')}\n")
     elif name in COMMANDS:
         sys.argv = [f"alexnet2012 {name}", *words]
-        COMMANDS[name].main()
+        try:
+            COMMANDS[name].main()
+        except KeyboardInterrupt:  # while the command was imported; it handles later ones itself
+            sys.stderr.write("alexnet2012: interrupted\n")
+            sys.exit(128 + signal.SIGINT)
     else:
         remedy = f"no such command{closest(name, COMMANDS)}; see alexnet2012 --help"
         sys.stderr.write(f"alexnet2012: {name}: {remedy}\n")

@@ -105,6 +105,18 @@ def test_a_flag_in_place_of_a_setting_is_answered_with_the_setting() -> None:
     assert "schedule.rate" in ended.stderr
 
 
+@pytest.mark.parametrize("flags", [["--cfg"], ["--resolve"]])
+def test_a_mistake_in_hydras_flags_is_one_line(flags: list[str]) -> None:
+    ended = run(PROGRAM, "plan", "nodes=1", *flags)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+
+
+def test_flags_and_settings_may_come_in_any_order() -> None:
+    ended = run(PROGRAM, "plan", "nodes=1", "--cfg", "job", "gpus=4")
+    assert ended.returncode == 0, ended.stderr
+    assert {"nodes: 1", "gpus: 4"} <= {*ended.stdout.splitlines()}
+
+
 def test_json_is_a_flag_of_every_command_with_a_result(tmp_path: Path) -> None:
     with_a_result = {c.name for c in COMMANDS.values() if c.schema and "json" in fields_of(c)}
     assert with_a_result == {"evaluate", "predict", "nearest", "plan"}

@@ -112,6 +112,11 @@ def test_an_invalid_setting_is_reported_with_its_key_and_a_remedy(
     ("override", "words"),
     [
         ("recipe=papr", ["recipe=papr", "no such recipe", "code145", "paper"]),
+        ("recipe=", ["recipe=", "no such recipe", "code145", "paper"]),
+        ("recipe=3", ["recipe=3", "name of a file in conf/recipe"]),
+        ("mesh=null", ["mesh=null", "name of a file in conf/mesh"]),
+        ("preset=tiny", ["preset=tiny", "use small"]),
+        ("=3", ["=3", "has no key"]),
         (
             "experiment=ablations/quikc",
             [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,3 +33,45 @@ def test_a_launching_process_imports_neither_torch_nor_dali() -> None:
     code = "import sys, alexnet2012.train; print({'torch', 'nvidia.dali'} & {*sys.modules})"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
     assert printed.strip() == b"set()"
+
+
+SERVER = """
+import time
+from multiprocessing import forkserver
+from alexnet2012.distributed.launch import start_fork_server
+start_fork_server(["slow_to_import"])
+print(forkserver._forkserver._forkserver_pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_fork_server_that_is_importing_ends_with_its_launcher_silently(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    started = tmp_path / "started"
+    slow = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    (tmp_path / "slow_to_import.py").write_text(slow)
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as launcher:
+        assert launcher.stdout is not None
+        server = int(launcher.stdout.readline())
+        wait_until(started.exists)
+        os.killpg(launcher.pid, number) if number == signal.SIGINT else launcher.kill()
+        printed = launcher.communicate(timeout=30)[1]
+    wait_until(lambda: not Path(f"/proc/{server}").exists())
+    assert "slow_to_import" not in printed
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,18 @@ from alexnet2012.cli.args import expand_json_flag
 from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error, unknown_flag
 from alexnet2012.cli.help import usage
 from alexnet2012.config.compose import CONF, Schema, check_grammar, from_hydra, quoted_text
-from alexnet2012.config.schema import RunError
+from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.utils.interrupt import InterruptError
+
+
+def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Hydra's flags and the settings, in any order, and what is neither."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        return parser.parse_known_intermixed_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError("arguments", " ".join(words), f"{error}; see --hydra-help") from None
 
 
 def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
@@ -46,7 +57,7 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
 
     def run() -> None:
         words = expand_json_flag(sys.argv[1:], schema)
-        given, unknown = get_args_parser().parse_known_args(words)
+        given, unknown = _parsed(words)
         if unknown:
             raise unknown_flag(unknown[0], schema)
         check_grammar(given.overrides)
@@ -55,8 +66,8 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
             with initialize_config_module(CONF, version_base="1.3"):
                 sys.stdout.write(usage(name, schema, compose(name, overrides=overrides)))
             return
-        as_read = dict(zip(given.overrides, overrides, strict=True))
-        sys.argv[1:] = [as_read.get(word, word) for word in words]  # what Hydra reads
+        flags = [word for word in words if word not in given.overrides]
+        sys.argv[1:] = [*overrides, *flags]  # what Hydra reads; it takes no settings after a flag
         application()
         if failures:
             raise failures[0]

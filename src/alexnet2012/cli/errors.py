@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from types import FrameType
 from typing import Any, NoReturn
@@ -69,6 +69,7 @@ _OTHER_NAMES = {
 }
 SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
+_HYDRAS_FLAG_ERRORS = ("Only one of --", "The --resolve flag")  # ValueErrors
 MISTAKES = (*_IN_SETTINGS, OSError)
 
 
@@ -94,7 +95,7 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
             raise
         _end(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except ValueError as error:
-        if not str(error).startswith("Only one of --"):  # Hydra's error for -m with --cfg
+        if not str(error).startswith(_HYDRAS_FLAG_ERRORS):
             raise
         _end(str(error), EXIT_USER_ERROR)
     except InterruptError as error:
@@ -125,13 +126,13 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
     text, cause = str(error), error.__cause__
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: required; set {error.full_key}=…"
-    if match := re.search(r"Could not find '(.+)/(.+)'", text):
+    if match := re.search(r"Could not find '(.+)/(.*)'", text):
         group, choice = match.groups()
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
         if not choices:  # Hydra does not list the choices of nested groups
             group, _, choice = f"{group}/{choice}".partition("/")
             choices = choices_of(group)
-        return f"{group}={choice}: no such {group}; use one of {', '.join(choices)}"
+        return f"{group}={choice}: no such {group}; use {_one_of(choices)}"
     if match := re.search(r"Could not override '(.+)'", text):
         key = match[1]
         if inner := re.search(r"full_key: (\S+)", str(cause)):
@@ -142,6 +143,10 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
     if match := re.search(r"^\w+Exception: (.+)", text):  # from the parser
         return f"{match[1].strip()}: cannot be parsed as KEY=VALUE; quote special characters"
     return " ".join(text.split())
+
+
+def _one_of(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
 
 
 def unknown_flag(word: str, schema: type[Any]) -> ConfigError:

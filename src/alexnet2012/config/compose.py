@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import reduce
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,10 +64,24 @@ def check_grammar(overrides: Sequence[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
         try:
-            parser.parse_override(override)
+            parsed = parser.parse_override(override)
         except Exception as error:
             remedy = "cannot be parsed as KEY=VALUE; quote special characters: KEY='\"…\"'"
             raise ConfigError("override", override, remedy) from error
+        if not parsed.key_or_group:
+            raise ConfigError("override", override, "has no key; write settings as KEY=VALUE")
+        remedy = f"must be the name of a file in conf/{parsed.key_or_group}"
+        is_name = isinstance(parsed.value(), (str, list)) or parsed.is_delete()
+        if not (is_name or parsed.is_sweep_override()) and _is_group(parsed.key_or_group):
+            raise ConfigError(parsed.key_or_group, _text(override), remedy)
+
+
+def _is_group(key: str) -> bool:
+    return resources.files(CONF).joinpath(key).is_dir()
+
+
+def _text(override: str) -> str:
+    return override.partition("=")[2]
 
 
 def quoted_text(schema: type[Any], overrides: Sequence[str]) -> list[str]:

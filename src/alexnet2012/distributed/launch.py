@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -88,9 +88,16 @@ def start_fork_server(modules: Sequence[str]) -> None:
 
     Without effect if it is running, or if ranks are not forked.
     """
-    if _can_fork():
-        multiprocessing.set_forkserver_preload(list(modules))
+    if not _can_fork():
+        return
+    multiprocessing.set_forkserver_preload([f"{__package__}.fork_server", *modules])
+    resource_tracker.ensure_running()  # the fork server would start it, and unblock SIGINT
+    # Ctrl-C reaches the fork server, too; while it imports, it would print a traceback.
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
 
 
 def _can_fork() -> bool:
@@ -143,6 +150,7 @@ def _guarded(environ: dict[str, str], folder: str, worker: Callable[..., None], 
     os.environ[FAILURES_DIR] = folder
     atexit.register(gc.freeze)  # as in exit_on_error
     exit_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked in the fork server
     name_process(f"rank {environ['RANK']}")
     set_threads(local_processes())
     try:

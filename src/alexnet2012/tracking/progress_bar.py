@@ -88,7 +88,8 @@ class TrainProgress(AbstractContextManager["TrainProgress"]):
         self._bar.stop()
         if error is None:
             steps = self._bar.tasks[0].completed - self._start_step
-            self._print(f"{steps:,.0f} steps in {_duration(self._clock() - self._start_s)}")
+            unit = "step" if steps == 1 else "steps"
+            self._print(f"{steps:,.0f} {unit} in {_duration(self._clock() - self._start_s)}")
 
 
 def _duration(seconds: float) -> str:
