@@ -187,3 +187,15 @@ def test_an_installation_without_a_compiler_says_so(tmp_path: Path) -> None:
     assert printed.stdout == (
         "torch (C kernels not built: no C compiler when alexnet2012 was installed)\n"
     )
+
+
+@needs_kernels
+@pytest.mark.parametrize("count", [0, 1, 6, 16384, 16391, 50_003])
+def test_a_digest_is_the_sum_and_the_sum_by_place(count: int) -> None:
+    draw = torch.Generator().manual_seed(count)
+    words = torch.randint(-(2**31), 2**31, (count,), generator=draw, dtype=torch.int32)
+    kernels = native.kernels()
+    assert kernels is not None
+    plain = sum(words.tolist())
+    by_place = sum(place * word for place, word in enumerate(words.tolist()))
+    assert kernels.digest(words) == (plain % 2**64, by_place % 2**64)

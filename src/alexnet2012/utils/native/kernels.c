@@ -155,14 +155,29 @@ __attribute__((target("avx2,fma"))) static void update(float *restrict weight,
   }
 }
 
+/* Without multiplications: plain holds the sum of the vectors so far, by lane, and running the sum of
+   those sums, so that after m vectors running = sum of (m - j) * vector j. */
 __attribute__((target("avx2"))) static void sums(const int32_t *words, int64_t count,
                                                  uint64_t *sum, uint64_t *weighted) {
-  int64_t plain = 0, by_place = 0;
-  for (int32_t i = 0; i < (int32_t)count; i++) {
-    plain += words[i];
-    by_place += (int64_t)words[i] * i;
+  const int64_t vectors = count / 4;
+  __m256i plain = _mm256_setzero_si256(), running = plain;
+  for (int64_t j = 0; j < vectors; j++) {
+    const __m128i four = _mm_loadu_si128((const __m128i *)(words + 4 * j));
+    plain = _mm256_add_epi64(plain, _mm256_cvtepi32_epi64(four));
+    running = _mm256_add_epi64(running, plain);
   }
-  *sum = plain, *weighted = by_place;
+  uint64_t plains[4], runnings[4], total = 0, by_place = 0;
+  _mm256_storeu_si256((__m256i *)plains, plain);
+  _mm256_storeu_si256((__m256i *)runnings, running);
+  for (int lane = 0; lane < 4; lane++) {
+    total += plains[lane];
+    by_place += 4 * (vectors * plains[lane] - runnings[lane]) + lane * plains[lane];
+  }
+  for (int64_t i = 4 * vectors; i < count; i++) {
+    total += (int64_t)words[i];
+    by_place += i * (int64_t)words[i];
+  }
+  *sum = total, *weighted = by_place;
 }
 
 /* The sum of signed words, and the sum of each times its place from 0, both modulo 2^64. */
