@@ -251,15 +251,16 @@ class DataConfig:
     # training images per step, over all replicas
     batch_size: int = ranged(128, low=1, role=Role.identity)
     # maximum number of images that a replica processes at once; larger batches are split, and the
-    # gradients of the parts summed. null: the whole batch
+    # gradients of the parts are summed. null: the whole batch
     micro_batch: int | None = ranged(None, low=1, role=Role.placement)
     # validation images per forward pass of a replica
     eval_batch_size: int = ranged(64, low=1, role=Role.evaluation)
     # split: each tower decodes its share of a batch and sends it to the others; duplicate: each
     # decodes all of it
     feed: Feed = field(default=Feed.split, metadata={"role": Role.input})
-    # decode each image once and keep it in memory, shared by the processes of a machine, or on each
-    # GPU; no: decode at each use; auto: in memory if that takes at most half of what is available
+    # memory: decode each image once and keep it in memory that the processes of a machine share;
+    # device: keep it on each GPU; no: decode at each use; auto: memory if the images take at most
+    # half of the available memory, otherwise no
     keep: Keep = field(default=Keep.auto, metadata={"role": Role.input})
     # device that decodes JPEGs; auto is the device of the model
     decoder: Decoder = field(default=Decoder.auto, metadata={"role": Role.input})

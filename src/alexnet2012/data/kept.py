@@ -1,4 +1,4 @@
-"""Images that are decoded once and kept in memory, instead of from the store at each use.
+"""Images that are decoded once and kept in memory, not read from the store at each use.
 
 Every image is compared with its digest when it is decoded. The processes of a machine share one
 copy: each decodes a part of it.

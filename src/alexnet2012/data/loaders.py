@@ -291,11 +291,11 @@ def _check_input_size(store: Store, input_size: int) -> None:
 
 
 def content_digest(images: Tensor) -> str:
-    """Digest of a batch, of its memory as it lies, where it lies: float32 [n, …].
+    """Digest of a batch in channels-last order, computed on its device: float32 [n, …].
 
     The sum of its words, and the sum of each word times its place, modulo 2^64. Changing a single
     word changes the first; exchanging two words that differ, and so images or channels, changes the
-    second by (w1 - w2)·(i - j), which is not 0 modulo 2^64. Not a checksum against an adversary.
+    second by (w1 - w2)·(i - j), which is not 0 modulo 2^64. It is not safe against an adversary.
     """
     dense = images.detach().permute(0, *range(2, images.dim()), 1)  # channels last
     words = (dense if dense.is_contiguous() else dense.contiguous()).flatten(1).view(torch.int32)

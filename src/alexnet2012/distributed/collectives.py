@@ -44,7 +44,7 @@ class Traffic:
 
     @contextmanager
     def apart(self) -> Iterator[Traffic]:
-        """Count what is sent within in the returned Traffic, not in this one."""
+        """Count what the ``with`` block sends in the returned Traffic instead of this one."""
         before, apart = (self.sent_bytes, self.seconds), Traffic()
         self.sent_bytes, self.seconds = apart.sent_bytes, apart.seconds
         try:

@@ -1,4 +1,4 @@
-"""Agreement between ranks: results and errors that every rank must see alike."""
+"""Agreement between ranks: results and errors that must be the same on every rank."""
 
 from __future__ import annotations
 

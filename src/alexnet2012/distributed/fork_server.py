@@ -1,7 +1,7 @@
-"""Imported first by the fork server of the ranks: has the kernel end it with the launcher.
+"""Imported first by the fork server of the ranks, so that the kernel ends it with the launcher.
 
-Otherwise it would notice only after all imports, and take seconds to exit; the ranks, which die
-with it, would go on until then.
+Otherwise the server would notice the launcher's end only after all imports, and take seconds to
+exit; its ranks, which end with it, would run until then.
 """
 
 from __future__ import annotations

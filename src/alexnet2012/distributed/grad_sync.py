@@ -40,7 +40,7 @@ class GradientSync:
             self._pending.append(work)
 
     def discard(self) -> None:
-        """Forget what a backward pass that failed has left."""
+        """Forget what a failed backward pass has left."""
         self._pending.clear()
         self._biases.clear()
 

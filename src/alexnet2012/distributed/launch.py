@@ -86,7 +86,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
 def start_fork_server(modules: Sequence[str]) -> None:
     """Start the process that ranks are forked from; it imports ``modules`` in the background.
 
-    Without effect if it is running, or if ranks are not forked.
+    Does nothing if it is running, or if ranks are not forked.
     """
     if not _can_fork():
         return
@@ -101,7 +101,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
 
 
 def _can_fork() -> bool:
-    """Not where there may be a GPU: CUDA does not support forking once it is initialized."""
+    """False if there may be a GPU: CUDA does not support forking once it is initialized."""
     return not has_gpu_driver() and len(tempfile.gettempdir()) <= MAX_SOCKET_FOLDER
 
 

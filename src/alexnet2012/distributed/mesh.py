@@ -182,7 +182,7 @@ def init_mesh(
 
 
 def _groups(ranks: Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """This rank's group of those in the rows of ``ranks``; ``init_device_mesh`` has no timeout."""
+    """This rank's group, a row of ``ranks``; ``init_device_mesh`` takes no timeout."""
     if len(ranks) == 1:
         assert dist.group.WORLD is not None
         return dist.group.WORLD

@@ -235,7 +235,7 @@ class AlexNet(nn.Module):
             dropout.state.copy_(state[name])
 
     def rewind_dropout(self, rows: Shard) -> None:
-        """Undo one training pass over ``rows``: other rows of the global batch get its masks."""
+        """Undo one training pass over ``rows``: the next draws masks of the same global batch."""
         for _, dropout in self._dropouts():
             dropout.rewind(rows)
 

@@ -256,7 +256,7 @@ def step_flops(costs: Sequence[LayerCost], layout: Layout) -> int:
 
 
 def training_flops(model: AlexNet) -> int:
-    """The same of one image and the whole network, from the shapes of any shard of it."""
+    """Multiplications and additions per training image, in all towers; ``model`` may be a shard."""
     convs, size, flops = model.recipe.convs, model.config.input_size, 0
     sizes = map_sizes(model.recipe, size)
     for index, (name, layer) in enumerate(model.layers().items()):
@@ -362,7 +362,7 @@ def _biases_s(layout: Layout, link: Link | None) -> float:
 
 
 def _tree_hops(layout: Layout) -> int:
-    """Messages in a row of an all-reduce over the replicas: up and down a binary tree."""
+    """Consecutive messages of an all-reduce over the replicas: up and down a binary tree."""
     return 2 * math.ceil(math.log2(layout.replicas))
 
 

@@ -49,7 +49,7 @@ class Dropout(nn.Module):
         return x
 
     def rewind(self, rows: Shard) -> None:
-        """Undo the advance of one forward pass: the next draws for the same global batch."""
+        """Undo the advance of one forward pass: the next pass draws for the same global batch."""
         self._advance(rows, passes=-1)
 
     def _advance(self, rows: Shard, passes: int = 1) -> None:

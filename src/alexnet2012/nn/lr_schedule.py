@@ -35,7 +35,7 @@ def learning_rates(
     """Learning rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
 
     They are scaled linearly with the batch size if the schedule has a ``reference_batch``. Errors
-    during the warm-up count for no plateau: its small rates may improve nothing.
+    during the warm-up do not count towards a plateau: its small rates may improve nothing.
 
     Source: paper sec. 5 (``plateau``); the training notes of the 2012 code (``fixed``).
     """

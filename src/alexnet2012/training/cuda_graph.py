@@ -110,7 +110,7 @@ class GraphedStep:
             self._eager.update(global_loss)
 
     def close(self) -> None:
-        """Free the graphs. A process group waits for those with its collectives at its end."""
+        """Free the graphs: destroying a process group waits for graphs with its collectives."""
         if self._graphs is not None:
             self._graphs.close()
         self._graphs = self._replaying = None
@@ -183,7 +183,7 @@ class _Graphs:
         self._sent_bytes = sum(exchange.sent_bytes for exchange in self.exchanges)
 
     def _captured_gradients(self) -> Sums:
-        """The eager step, but its exchanges and their bytes are those of each replay."""
+        """Run the eager step; its exchanges and bytes are recorded as those of each replay."""
         comm = self._model.comm
         self.exchanges.clear()
         with (

@@ -22,7 +22,7 @@ WARM_UP = 5  # steps before the first traced one: kernels are compiled and CUDA 
 
 @contextmanager
 def trace_steps(count: int | None, run_dir: Path, mesh: Mesh) -> Iterator[Callable[[], None]]:
-    """Trace ``count`` steps of this process after a warm-up; yields what each step ends with."""
+    """Trace ``count`` steps after a warm-up; yields a function to call at the end of each step."""
     if count is None:
         yield lambda: None
         return

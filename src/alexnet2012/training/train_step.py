@@ -31,7 +31,7 @@ class TrainStep:
 
     Gradients are those of the mean loss over the global batch. ``gather_logits``: all-gather the
     logits of all classes for the loss; otherwise towers exchange four numbers per image.
-    ``micro_batch``: accumulate the gradients of parts of a batch, each with at most so many images.
+    ``micro_batch``: accumulate the gradients of parts of a batch, each of at most this many images.
     ``cuda_graph``: on a GPU, capture steps as CUDA graphs and replay them. ``recorder``: captures
     them instead, on any device.
     """
@@ -104,7 +104,7 @@ class TrainStep:
         return loss.detach(), errors
 
     def _accumulate(self, images: Tensor, labels: Tensor, rows: Shard) -> tuple[Tensor, Tensor]:
-        """The same in micro-batches, whose activations are never in memory together."""
+        """The same in micro-batches: only one has its activations in memory at a time."""
         parts = self.micro_batches(rows)
         sizes = [part.size for part in parts]
         outputs: list[tuple[Tensor, Tensor]] = []
@@ -117,7 +117,7 @@ class TrainStep:
         return torch.stack(losses).sum(), torch.stack(errors).sum()
 
     def micro_batches(self, rows: Shard) -> list[Shard]:
-        """Parts of this replica's rows: as many on every replica, so that ranks stay in step."""
+        """Parts of this replica's rows: equally many on every replica, so ranks stay in step."""
         if self._micro_batch is None:
             return [rows]
         largest = padded_shard_size(rows.total, self.model.mesh.replicas)

@@ -19,7 +19,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory at a time: tensors on a GPU; on a CPU, all that this process held so far."""
+    """Peak memory: of tensors on a GPU; on a CPU, of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Not ru_maxrss if possible: it starts at the size of the process that started this one.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 def available_bytes() -> int:
     """Memory for a shared array: free without swapping, also within the limits of a container.
 
-    Shared memory counts as a file: the process's limit on their size applies.
+    Shared memory counts as a file: the process's limit on file sizes applies.
     """
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
@@ -40,7 +40,7 @@ def machine_id() -> tuple[str, str, int]:
 class SharedArray:
     """A uint8 array in memory that other processes of this machine can map by its ``path``.
 
-    It is no file, so nothing is left behind however the processes end.
+    It is not a file on disk, so nothing is left behind however the processes end.
     """
 
     def __init__(self, shape: tuple[int, ...], path: str | None = None) -> None:

@@ -25,7 +25,7 @@ class Shard(NamedTuple):
         return full[self.start : self.stop]
 
     def split(self, parts: int) -> list[Shard]:
-        """These rows in contiguous parts, as of :func:`shard_of`; the last may be empty."""
+        """These rows in contiguous parts, as by :func:`shard_of`; the last may be empty."""
         shards = (shard_of(self.size, parts, index) for index in range(parts))
         return [Shard(self.start + s.start, self.start + s.stop, self.total) for s in shards]
 

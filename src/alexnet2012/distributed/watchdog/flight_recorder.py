@@ -66,9 +66,9 @@ class FlightRecord:
         self._replayed: Callable[[], int] | None = None
 
     def set_graph(self, exchanges: Sequence[FlightEntry], replayed: Callable[[], int]) -> None:
-        """List the exchanges of a graph; ``replayed()`` is how many a replay has begun so far.
+        """List the exchanges of a graph; ``replayed()`` returns how many a replay has begun so far.
 
-        It is one more than there are when all have ended.
+        Once all have ended, it returns their number plus one.
         """
         self._replayed = replayed
         for index, exchange in enumerate(exchanges[:KEPT_OF_GRAPH]):
@@ -109,7 +109,7 @@ class FlightRecord:
 
     @property
     def replayed(self) -> int:
-        """Exchanges that the current replay has begun; of another process as of its last beat."""
+        """Exchanges that the current replay has begun; in another process, as of its last beat."""
         return self._head(4) if self._replayed is None else self._replayed()
 
     @property
@@ -140,7 +140,7 @@ class FlightRecord:
         return entry if number >= 1 and entry.number == number else None
 
     def last(self) -> FlightEntry | None:
-        """The last exchange that has begun; of a replay, the one within it."""
+        """The last exchange that has begun; if it is a replay, the last one within it."""
         return self._begun_of(self.begun, self.replayed)
 
     def before(self, exchange: FlightEntry) -> FlightEntry | None:

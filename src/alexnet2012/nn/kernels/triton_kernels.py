@@ -336,7 +336,7 @@ def sgd_kernel(
 ):  # fmt: skip
     """v ← momentum·v - lr·g - decay·w;  w ← w + v, where ``rates`` are lr and decay.
 
-    Nothing if lr is 0 (frozen), or if CHECKED and loss is not finite.
+    Does nothing if lr is 0 (frozen), or if CHECKED and loss is not finite.
     """
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lr, decay = tl.load(rates), tl.load(rates + 1)
