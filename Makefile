@@ -37,7 +37,7 @@ site: setup
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.lock setup.cfg pyproject.toml
+$(VENV)/ready: requirements.lock setup.cfg pyproject.toml setup.py $(wildcard src/alexnet2012/utils/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
