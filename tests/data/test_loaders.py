@@ -408,15 +408,6 @@ def test_loading_prints_no_output_or_warnings(
     assert capfd.readouterr() == ("", "")
 
 
-@RECIPES
-def test_batches_have_the_same_bits_without_the_c_kernels(
-    store: Store, augment: AugmentConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_kernels = together(list(loader(store, augment).epoch(0)))
-    monkeypatch.setattr(native, "kernels", lambda: None)
-    assert torch.equal(together(list(loader(store, augment).epoch(0))), with_kernels)
-
-
 def test_the_content_digest_tells_any_two_batches_apart(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,13 +190,10 @@ class TrainLoader:
     ) -> Tensor:
         """Subtract each crop's part of the mean (or its mirror image): → [n, 3, S, S], in place."""
         # Not in DALI, which would crop the mean image in one pass and subtract it in another. On a
-        # CPU without the C kernels with NumPy: torch would wake its threads for every image.
+        # CPU with NumPy, as torch would wake its threads for every image.
         store_size, size = len(means[0]), images.shape[1]
-        kernels = native.kernels()
         if not self._augment.mean_follows_crop:
             images.sub_(centre_crop(means[0], size))
-        elif images.is_cpu and kernels is not None:
-            kernels.subtract_crops(images, *means, yx.int(), flip.int())
         elif images.is_cpu:
             arrays = [mean.numpy() for mean in means]
             positions = zip(yx.tolist(), flip.tolist(), strict=True)

@@ -57,11 +57,6 @@ class Kernels:
             *(c_float, c_float, c_int),
         ]
         self._sgd_update.argtypes = [c_void_p, c_int, c_int]
-        self._subtract_crops = library.subtract_crops
-        self._subtract_crops.argtypes = [
-            *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_int),
-        ]
-        self._subtract_crops.restype = None
         self._digest.argtypes = [c_void_p, c_int64, c_void_p, c_int]
         self._lrn.restype = self._sgd_update.restype = self._digest.restype = None
 
@@ -118,21 +113,6 @@ class Kernels:
             struct.weight, struct.velocity, struct.grad = w.data_ptr(), v.data_ptr(), g.data_ptr()
             struct.count, (struct.momentum, struct.lr, struct.decay) = w.numel(), rates
         self._sgd_update(structs, len(updates), torch.get_num_threads())
-
-    def subtract_crops(
-        self, images: Tensor, mean: Tensor, mirrored: Tensor, yx: Tensor, flip: Tensor
-    ) -> None:
-        """Subtract a crop of a mean image, or of its mirror image, from each image, in place.
-
-        float32 [n, S, S, 3]; float32 [P, P, 3] twice; int32 [n, 2] and [n].
-        """
-        self._subtract_crops(
-            *(tensor.data_ptr() for tensor in (images, mean, mirrored, yx, flip)),
-            len(images),
-            images.shape[1],
-            len(mean),
-            torch.get_num_threads(),
-        )
 
     def digest(self, words: Tensor) -> tuple[int, int]:
         """Sum of int32 words, and sum of each times its place, modulo 2^64: [n] → two numbers."""

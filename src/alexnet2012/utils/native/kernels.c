@@ -143,25 +143,6 @@ void lrn(int bits, int is_bf16, const char *x, const char *grad, char *out, int6
   }
 }
 
-/* From each image [size, size, 3] subtract a crop of a mean image [mean_size, mean_size, 3]: of mean
-   at row yx[0] and column yx[1], or of its mirror image if the crop was flipped. */
-__attribute__((target("avx2"))) void subtract_crops(float *images, const float *mean,
-                                                    const float *mirrored, const int32_t *yx,
-                                                    const int32_t *flip, int64_t count, int size,
-                                                    int mean_size, int threads) {
-  const int64_t row = 3 * (int64_t)size;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t i = 0; i < count; i++) {
-    const int x = yx[2 * i + 1], left = flip[i] ? mean_size - size - x : x;
-    for (int r = 0; r < size; r++) {
-      float *image = images + (i * size + r) * row;
-      const float *crop =
-          (flip[i] ? mirrored : mean) + 3 * ((int64_t)(yx[2 * i] + r) * mean_size + left);
-      for (int64_t j = 0; j < row; j++) image[j] -= crop[j];
-    }
-  }
-}
-
 /* Rounds as torch does: after the first product, then after each fused multiply-add. */
 __attribute__((target("avx2,fma"))) static void update(float *restrict weight,
                                                        float *restrict velocity,
