@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -49,7 +50,11 @@ class PaperSGD(Optimizer):
         """Set the learning rate of every parameter; the initial rates are 0."""
         for group in self.param_groups:
             group["lr"] = rates.of(group["layer"], bias=group["bias"])
-        self._rates_on_device()
+        weight = self.param_groups[0]["params"][0]
+        if kernels.kernels_available(weight.device, weight.dtype):
+            self._rates_on_device()
+        else:
+            self._device_rates = None
 
     def _rates_on_device(self) -> Tensor:
         """[parameters, 2]: ε and ε·decay, in memory that a captured update reads at each replay."""
@@ -77,9 +82,10 @@ class PaperSGD(Optimizer):
         def diverged() -> bool:  # synchronizes with the GPU
             return loss is not None and not math.isfinite(loss)
 
-        kernels_available = cache(kernels.kernels_available)  # asked once, not per parameter
         cpu, updates = native.kernels(), []
-        for group, rates in zip(self.param_groups, self._rates_on_device(), strict=True):
+        has_gpu_kernels = self._device_rates is not None
+        device_rates = self._rates_on_device() if has_gpu_kernels else repeat(None)
+        for group, rates in zip(self.param_groups, device_rates, strict=False):
             lr, momentum = group["lr"], group["momentum"]
             decay = lr * group["weight_decay"]
             for weight in group["params"]:
@@ -87,8 +93,7 @@ class PaperSGD(Optimizer):
                     continue
                 velocity = self.velocity(weight)
                 same_layout = weight.stride() == velocity.stride() == weight.grad.stride()
-                on_gpu = weight.is_cuda and kernels_available(weight.device, weight.dtype)
-                if same_layout and on_gpu:
+                if same_layout and rates is not None:
                     from alexnet2012.nn.kernels import launchers  # needs Triton
 
                     launchers.sgd_update(weight, velocity, weight.grad, momentum, rates, loss)

@@ -30,7 +30,7 @@ TARGET INLINE V first_avx2(V x, int n) { /* zero from the n-th number on */
 TARGET INLINE V min_avx2(V a, V b) { return _mm256_min_ps(a, b); }
 TARGET INLINE V rsqrt_estimate_avx2(V x) { return _mm256_rsqrt_ps(x); }
 
-/* Numbers 4 - n to 11 - n of the 8 in low and high, by halves of 4. */
+/* In each half of four: numbers n to 3 of low, then numbers 0 to n - 1 of high. */
 #define SHIFT(high, low, n)                                                                        \
   _mm256_castsi256_ps(                                                                             \
       _mm256_alignr_epi8(_mm256_castps_si256(high), _mm256_castps_si256(low), 4 * (n)))
