@@ -139,7 +139,7 @@ FAULTS = {
     ),
     "nan": Fault(
         "the loss becomes NaN or infinite",
-        "the run fails at that step; the message names the first layer that is not finite and "
+        "the run fails at that step; the message names the first layer with a non-finite value and "
         "the last checkpoint",
         "test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named",
         TRAIN,
