@@ -12,9 +12,9 @@ ARGS   ?=
 reproduce: setup
 	$(BIN)/python -m alexnet2012.reproduce 'source="$(DATA)"' 'out="$(OUT)"' $(ARGS)
 
-# Two test files at a time: most tests wait for the imports of processes that they start.
+# Three test files at a time, also on two cores: most tests wait for processes that they start.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
 
 test-gpu: setup
 	ALEXNET2012_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/nn/test_kernels.py $(ARGS)

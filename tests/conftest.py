@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def _home_of_the_tests(
 ) -> Iterator[None]:
     """Neither tests nor what they start touch the stores of whoever runs them."""
     torch.set_num_threads(1)  # for what modules share, which is made before a test's own fixtures
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALEXNET2012_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("WANDB_MODE", "offline")
