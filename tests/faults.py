@@ -117,7 +117,7 @@ FAULTS = {
     ),
     "launcher": Fault(
         "the launcher is killed",
-        "the kernel kills its ranks",
+        "the operating system kills its ranks",
         "test_a_run_with_killed_ranks_and_launcher_resumes_to_the_same_weights",
         CHAOS,
         is_message=False,
@@ -154,7 +154,8 @@ FAULTS = {
     ),
     "damaged": Fault(
         "the newest checkpoint of a run is damaged",
-        "one line names it, the previous one is used, and the damaged one is renamed",
+        "a one-line warning names it, the previous checkpoint is used, and the damaged one is "
+        "renamed",
         "test_a_damaged_checkpoint_is_passed_over_in_one_line_and_set_aside",
         TRAIN,
         is_message=False,

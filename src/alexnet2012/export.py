@@ -22,7 +22,7 @@ def run(config: ExportConfig, run_dir: Path) -> None:
     print(
         f"{out}: {out.stat().st_size:,} bytes\n"
         f"  verified on {len(TEST_PHOTOS)} photographs: logits differ from the model's by at most "
-        f"{difference:.0e} of the largest"
+        f"{difference:.0e} of the largest logit"
     )
 
 

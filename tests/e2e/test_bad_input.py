@@ -223,7 +223,12 @@ def test_the_program_refuses_a_wrong_override(tmp_path: Path) -> None:
     [
         (train_main, ["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4"), "runs"),
         (train_main, ["+new=1"], ("new=1", "no such key", "remove it"), "runs"),
-        (prepare_main, ["source=nowhere", "store=store"], ("source=nowhere", "does not exist"), ""),
+        (
+            prepare_main,
+            ["source=nowhere", "store=store"],
+            ("alexnet2012: source=nowhere", "does not exist"),
+            "",
+        ),
     ],
 )
 def test_entry_points_refuse_others_and_leave_no_store_or_metrics(

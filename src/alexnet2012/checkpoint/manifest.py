@@ -176,7 +176,8 @@ def sorted_lines(parts: Sequence[list[str]]) -> str:
 
 
 def missing_error(folder: Path) -> ConfigError:
-    remedy = f"contains no checkpoint ({METADATA} is missing); use RUN/checkpoints/step-0001000"
+    example = "use a directory such as RUN/checkpoints/step-0001000"
+    remedy = f"contains no checkpoint ({METADATA} is missing); {example}"
     return ConfigError("checkpoint", folder, remedy)
 
 

@@ -122,7 +122,7 @@ def _end(line: str, code: int) -> NoReturn:
 def explain(error: Exception, schema: type[Any] | None = None) -> str:
     """One line for a configuration error: the key, the value and the remedy."""
     if isinstance(error, ConfigError):
-        return str(error)
+        return f"{_key_of(schema, error.key)}={error.value}: {error.remedy}"
     text, cause = str(error), error.__cause__
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: required; set {error.full_key}=…"
@@ -143,6 +143,13 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
     if match := re.search(r"^\w+Exception: (.+)", text):  # from the parser
         return f"{match[1].strip()}: cannot be parsed as KEY=VALUE; quote special characters"
     return " ".join(text.split())
+
+
+def _key_of(schema: type[Any] | None, key: str) -> str:
+    """A key as the command spells it: train's ``data.source`` is ``source`` in ``prepare``."""
+    own = {field.name for field in fields(schema)} if schema is not None else set()
+    short = key.removeprefix("data.")
+    return short if short in own and "data" not in own else key
 
 
 def _one_of(choices: Sequence[str]) -> str:

@@ -180,7 +180,7 @@ def dali(mesh: Mesh) -> Finding:
         message = f"decoded pixels differ from libjpeg-turbo's by up to {difference} of 255"
         remedy = "set data.decoder=cpu, and report this as a bug"
         return Finding("DALI", Severity.wrong, message, remedy)
-    return ok("DALI", f"a pipeline decodes on the {mesh.device.type}")
+    return ok("DALI", f"a pipeline decodes on the {'CPU' if mesh.device.type == 'cpu' else 'GPU'}")
 
 
 def normalisation(mesh: Mesh) -> Finding:

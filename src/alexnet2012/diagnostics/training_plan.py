@@ -34,7 +34,7 @@ ASSUMPTIONS = (
     "Data loading, validation and checkpoints take no time.",
     "Memory is the sum over the model and one step; the overhead of libraries is not counted.",
 )
-MEASURED = "The time of a layer per image is as measured, at any batch size."
+MEASURED = "The measured time of a layer per image is assumed to hold at every batch size."
 BOUNDED = "The times of layers are lower bounds from peak rates, not forecasts."
 ONE_NODE, USEFUL_BATCH = 8, 2048  # processes, images
 # You, Gitman and Ginsburg 2017: without LARS, AlexNet had been scaled to batches of 1,024 only.

@@ -171,7 +171,9 @@ def _build_store(
     strict = config.on_reject is OnReject.fail
     in_class = (name for name in source.strays if PurePath(name).parent.name in source.classes)
     if strict and (stray := next(in_class, None)):
-        raise _reject_error(source, f"{stray} is not an image by its name or file type")
+        raise _reject_error(
+            source, f"{stray} is not recognised as an image by its name or file type"
+        )
     builder = StoreBuilder.resumed(work, source, settings, dates)
     if builder is None:
         if unfinished_settings(work) is not None:

@@ -153,7 +153,7 @@ class StoreBuilder:
                     remedy = f"{problem}; add images or remove the class"
                     raise ConfigError("data.source", self._source.where, remedy)
         for stray in self._source.strays:
-            self._reject(stray, "", "not an image by its name or location")
+            self._reject(stray, "", "not recognised as an image by its name or location")
         self.close()
         train, val = (sum(self.state.counts[split].values()) for split in SPLITS)
         assert train + val + self.state.rejected == self.state.listed, self.state

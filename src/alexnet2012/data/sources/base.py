@@ -76,7 +76,7 @@ def check_classes(where: Path | str, train: set[str], val: set[str], unit: str) 
     for name in sorted(train | val):
         # Class names become folders of the store, and are written to lists and terminals.
         if not name.isprintable() or "/" in name or name in ("", ".", ".."):
-            remedy = f"class name {name!r} is empty, a path or has an unprintable character"
+            remedy = f"class name {name!r} is empty, is a path or contains an unprintable character"
             raise source_error(where, f"{remedy}; rename the class")
         if len(os.fsencode(name)) > _MAX_NAME_BYTES:
             remedy = f"class name {name[:40]}… is too long for a folder; rename the class"
@@ -86,4 +86,4 @@ def check_classes(where: Path | str, train: set[str], val: set[str], unit: str) 
             remedy = f"class {min(missing)} is in {split} but not in {other}"
             raise source_error(where, f"{remedy}; both splits must have the same classes")
     if len(train) < 2:
-        raise source_error(where, f"contains {len(train)} {unit}; at least 2 are required")
+        raise source_error(where, f"needs at least 2 {unit}, but has {len(train)}")

@@ -106,11 +106,11 @@ def read_caffemodel(data: bytes) -> ImportedModel:
             raise layer.error(f"{kind} is not supported")
         if step and not linears:
             if not convolutions:
-                raise layer.error(f"{kind} before the first convolution")
+                raise layer.error(f"{kind} before the first convolution is not supported")
             after = [*convolutions[-1].after, step]
             convolutions[-1] = replace(convolutions[-1], after=after)
         elif step not in (None, LayerOp.activation):
-            raise layer.error(f"{kind} after a fully connected layer")
+            raise layer.error(f"{kind} after a fully connected layer is not supported")
     if len(activations) != len(convolutions) + max(len(linears) - 1, 0):
         raise ValueError("every layer but the last must be followed by exactly one ReLU or TanH")
     scale, mean = _transform(layers)

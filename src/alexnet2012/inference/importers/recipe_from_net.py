@@ -61,7 +61,7 @@ def as_alexnet(imported: ImportedModel, base: RecipeConfig, name: str) -> AlexNe
     if not 1 <= len(convs) <= 6 or len(imported.linears) != 3:
         raise ValueError(
             f"has {len(convs)} convolutions and {len(imported.linears)} fully connected layers; "
-            "1 to 6 and 3 are supported"
+            "1 to 6 convolutions and 3 fully connected layers are supported"
         )
     groups = {conv.groups for conv in imported.convolutions}
     if not groups <= {1, max(groups)}:
