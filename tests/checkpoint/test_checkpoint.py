@@ -224,7 +224,7 @@ def test_the_newest_checkpoint_is_the_complete_one_of_most_steps(tmp_path: Path)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no checkpoint .*; use RUN/"):
+    with pytest.raises(ConfigError, match=r"no checkpoint .* such as RUN/"):
         manifest.read_progress(tmp_path)
 
 

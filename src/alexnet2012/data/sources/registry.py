@@ -123,7 +123,7 @@ def _dates(files: list[Path]) -> str:
 
 
 _DESCRIPTIONS = {
-    "imagenette": "Imagenette, ten classes of ImageNet: no evidence about its 1,000.",
+    "imagenette": "Imagenette, ten of ImageNet's 1,000 classes: no evidence about the rest.",
     "imagenette160": "Imagenette at 160 pixels, ten classes: no evidence about ImageNet.",
-    "imagenettefull": "Imagenette, ten classes of ImageNet: no evidence about its 1,000.",
+    "imagenettefull": "Imagenette, ten of ImageNet's 1,000 classes: no evidence about the rest.",
 }
