@@ -316,7 +316,7 @@ def test_on_reject_fail_includes_other_files_in_class_folders(tmp_path: Path) ->
     prepare(strict, progress=False)
     (source / "val" / "dog" / "notes.txt").write_text("in a class")
     strict.store = str(tmp_path / "another")
-    with pytest.raises(ConfigError, match=r"on_reject=fail: val/dog/notes\.txt is not recognised as an image"):
+    with pytest.raises(ConfigError, match=r"fail: val/dog/notes\.txt is not recognised as an"):
         prepare(strict, progress=False)
 
 
