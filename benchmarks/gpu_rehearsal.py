@@ -61,7 +61,7 @@ def parts(store: str, nccl: str) -> list[Part]:
         Part("tests of two ranks", two_rank_tests, 120, on_gpu | two_ranks, alone),
         Part("90 epochs at full size", full_size, 150, {}, no_store),
         Part("full step", [python, "benchmarks/full_step.py", "rounds=2"], 180),
-        Part("input", [python, "benchmarks/input.py"], 90),
+        Part("input", [python, "benchmarks/input.py", "arms=gpu", "rounds=1", "seconds=4"], 90),
         Part("normalisation", [python, "benchmarks/lrn.py"], 60),
         Part("memory", [python, "benchmarks/memory.py"], 60),
     ]

@@ -4,15 +4,17 @@
 
 Variants take turns, each in a new process, with the same images, crops, flips and lighting, two
 workers or threads, and files in the page cache. With a GPU there are also variants that decode on
-it, and one worker or thread per core; ``arms=gpu`` selects these and their baselines. Prints
-images/s and ratios to a DataLoader with Pillow, and writes results/input.json, which also has the
-difference between the augmented images and Pillow's.
+it, and one worker or thread per core; ``arms=gpu`` selects these and their baselines. In epoch 1
+every file is compared with its digest; in later epochs, whose first batch waits for epoch 1, none.
+Prints images/s and ratios to a DataLoader with Pillow, and writes results/input.json, which also
+has the difference between the augmented images and Pillow's.
 
 Shapes: S pixels a side of the input, P of the store.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -55,6 +57,7 @@ STORE, ORIGINALS = "store", "originals"
 PHOTOS = ["astronaut.png", "coffee.png", "grass.png", "gravel.png"]
 PHOTOS += ["hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png"]
 WIDTH, HEIGHT, QUALITY = 500, 375, 96
+LATER_EPOCH_BATCHES = 24  # of an epoch after the first; none is smaller
 WARM_UP_BATCHES, MEMORY_BATCHES, COMPARED = 4, 6, 16
 MOST_PER_S = 50_000 if ON_GPU else 20_000  # more than any variant reads, so that no epoch ends
 
@@ -68,6 +71,9 @@ class Pictures:
         times = at_least // len(split.labels) + 1
         digests = np.tile(split.sha256, (times, 1))
         self.split = Split(split.paths * times, np.tile(split.labels, times), digests)
+        rows = np.resize(np.arange(len(split.labels)), LATER_EPOCH_BATCHES * BATCH)
+        paths = tuple(split.paths[row] for row in rows)
+        self.later_epoch = Split(paths, split.labels[rows], split.sha256[rows])
         self._listed = split.paths * times
         if source == ORIGINALS:
             # The fourth column is the name of an image in the source.
@@ -85,8 +91,10 @@ class Pictures:
         self.offsets = (draws.alpha @ basis.T).astype(np.float32)  # grey levels
 
 
-def ours(pictures: Pictures, device: str = "cpu", *, kept: bool = False) -> Iterator[Tensor]:
-    """From files, as in the first epoch, or from images ``kept`` in memory, as from then on."""
+def ours(
+    pictures: Pictures, device: str = "cpu", *, kept: bool = False, first_epoch: bool = True
+) -> Iterator[Tensor]:
+    """From files, as in the first epoch or a later one, or from images ``kept`` in memory."""
     from alexnet2012.config.enums import Decoder, Device
     from alexnet2012.data.kept import keep_images
     from alexnet2012.data.loaders import TrainLoader
@@ -101,8 +109,12 @@ def ours(pictures: Pictures, device: str = "cpu", *, kept: bool = False) -> Iter
         (images,) = keep_images([split], P, Decoder.auto, WORKERS, single_process(Device.cpu))
         options["kept"] = ListedOften(images)
     place = LoaderPlacement(threads=WORKERS, device=torch.device(device))
-    loader = TrainLoader(pictures.store, pictures.split, AUGMENT, **options, placement=place)
-    return (batch.images for batch in loader.epoch(0))
+    split = pictures.split if first_epoch else pictures.later_epoch
+    loader = TrainLoader(pictures.store, split, AUGMENT, **options, placement=place)
+    if first_epoch:
+        return (batch.images for batch in loader.epoch(0))
+    deque(loader.epoch(0), maxlen=0)
+    return (batch.images for epoch in itertools.count(1) for batch in loader.epoch(epoch))
 
 
 class ListedOften:
@@ -200,8 +212,8 @@ def dali(graph: Callable[..., Any], pictures: Pictures) -> Iterator[Any]:
     pictures.draw()
     starts = iter(range(0, len(pictures.paths), BATCH))
     kinds, ndim = [types.UINT8, types.INT32, types.INT32, types.FLOAT], [1, 1, 0, 1]
-    decodes = graph in (decoding, decoding_on_gpu)
-    inputs = 1 if decodes else 4
+    decodes = graph is not from_originals
+    inputs = 4 if graph is from_originals else 1 if graph is decoding else 2
 
     def feed() -> list[Any]:
         start = next(starts)
@@ -210,7 +222,7 @@ def dali(graph: Callable[..., Any], pictures: Pictures) -> Iterator[Any]:
         flip = pictures.flip[rows].astype(np.int32)
         return [paths, pictures.yx[rows], flip, -pictures.offsets[rows]][:inputs]
 
-    place = 0 if graph is decoding_on_gpu else None
+    place = 0 if graph in (whole_on_gpu, crop_on_gpu) else None
     pipe = Pipeline(BATCH, WORKERS, device_id=place, prefetch_queue_depth=2, exec_dynamic=True)
     with pipe:
         path, *drawn = fn.external_source(
@@ -229,10 +241,18 @@ def decoding(store: Store, jpeg: Any) -> Any:
     return fn.decoders.image(jpeg)
 
 
-def decoding_on_gpu(store: Store, jpeg: Any) -> Any:
+def whole_on_gpu(store: Store, jpeg: Any, yx: Any) -> Any:
+    """Decode the whole image, then cut the crop."""
     from nvidia.dali import fn
 
-    return fn.decoders.image(jpeg, device="mixed")
+    return fn.slice(fn.decoders.image(jpeg, device="mixed"), yx, shape=[S, S], axes=(0, 1))
+
+
+def crop_on_gpu(store: Store, jpeg: Any, yx: Any) -> Any:
+    """Decode the crop alone, as our loader does."""
+    from nvidia.dali import fn
+
+    return fn.decoders.image_slice(jpeg, device="mixed", start=yx, shape=[S, S], axes=(0, 1))
 
 
 def from_originals(store: Store, jpeg: Any, yx: Any, flip: Any, minus_offset: Any) -> Any:
@@ -289,6 +309,7 @@ DALI = "nvidia.dali.fn"
 PLAIN = {STORE: "DataLoader + Pillow", ORIGINALS: "originals: DataLoader + Pillow"}
 ARMS = {
     "ours": Arm(STORE, ours, "alexnet2012.data.loaders"),
+    "ours, after epoch 1": Arm(STORE, partial(ours, first_epoch=False), "alexnet2012.data.loaders"),
     "ours, kept in memory": Arm(STORE, partial(ours, kept=True), "alexnet2012.data.loaders"),
     PLAIN[STORE]: Arm(STORE, partial(data_loader, CarefulDataset)),
     "DataLoader + tensors": Arm(STORE, partial(data_loader, TensorDataset)),
@@ -300,7 +321,11 @@ ARMS = {
 }
 GPU_ARMS = {
     "ours, on the GPU": Arm(STORE, partial(ours, device="cuda"), "alexnet2012.data.loaders"),
-    "decoding alone, DALI, on the GPU": Arm(STORE, partial(dali, decoding_on_gpu), DALI),
+    "ours, on the GPU, after epoch 1": Arm(
+        STORE, partial(ours, device="cuda", first_epoch=False), "alexnet2012.data.loaders"
+    ),
+    "crops alone, DALI, on the GPU: whole + slice": Arm(STORE, partial(dali, whole_on_gpu), DALI),
+    "crops alone, DALI, on the GPU: image_slice": Arm(STORE, partial(dali, crop_on_gpu), DALI),
 }
 if ON_GPU:
     ARMS |= GPU_ARMS

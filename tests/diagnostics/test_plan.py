@@ -346,6 +346,24 @@ def test_two_of_the_papers_gpus_hold_the_model_and_need_at_most_the_papers_time(
     assert {speed["source"] for speed in result["speeds"]} == {"data sheet", "not given"}
 
 
+def test_micro_batches_save_memory_and_send_more_messages() -> None:
+    rates = ("tflops=2", "node_link_gbps=8", "link_latency_us=3", "batch=100", *TINY)
+    whole, parts = (
+        plan_training(config_of(*rates, *more)) for more in ((), ("data.micro_batch=30",))
+    )
+    assert (whole["pictures_at_once"], parts["pictures_at_once"]) == (100, 25)
+    for item, whole_bytes in whole["memory_bytes"].items():
+        of_images = item in (
+            "activations kept for backward",
+            "draws of dropout",
+            "largest exchange",
+        )
+        assert parts["memory_bytes"][item] == whole_bytes / (4 if of_images else 1), item
+    messages = 4 + 4 + 1  # all-gathers, reduce-scatters, logits
+    more_ms = parts["step_ms"]["exchanges"] - whole["step_ms"]["exchanges"]
+    assert more_ms == pytest.approx(3 * messages * 3e-3)
+
+
 def test_given_rates_override_the_data_sheet() -> None:
     given = ("tflops=2", "node_link_gbps=8", "link_gbps=4", "link_latency_us=3", "nodes=2")
     result = plan_training(config_of("card=h100", *given, *TINY))

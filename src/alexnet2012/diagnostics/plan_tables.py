@@ -25,10 +25,11 @@ MEMORY_ITEMS = {
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Print the result of :func:`plan_training`."""
     console.print(plan["net"], highlight=False)
+    images, at_once = plan["pictures_of_a_replica"], plan["pictures_at_once"]
     console.print(
         f"machines: {plan['nodes']}; processes: {plan['processes']} = {plan['towers']} towers × "
-        f"{plan['replicas']} replicas\nbatch size: {plan['batch']}; images per replica: "
-        f"{plan['pictures_of_a_replica']}",
+        f"{plan['replicas']} replicas\nbatch size: {plan['batch']}; images per replica: {images}"
+        + (f", in micro-batches of {at_once}" if at_once < images else ""),
         highlight=False,
     )
     for table in (_layers(plan), _memory(plan), _step(plan), _speeds(plan)):

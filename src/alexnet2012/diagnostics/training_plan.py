@@ -54,6 +54,7 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
         config.mesh.towers,
         activation_bytes=types.activations.itemsize,
         parameter_bytes=types.parameters.itemsize,
+        micro_batch=config.data.micro_batch,
     )
     model = AlexNet(
         config.recipe, config.classes, model=config.model, mesh=single_process(Device.cpu)
@@ -79,6 +80,7 @@ def plan_training(config: PlanConfig) -> dict[str, Any]:
         "replicas": layout.replicas,
         "batch": layout.batch,
         "pictures_of_a_replica": layout.rows,
+        "pictures_at_once": layout.rows_at_once,
         "layers": [_layer(cost, layout, speeds) for cost in costs],
         "gradient_bytes": gradient_bytes(costs, layout),
         "memory_bytes": memory_bytes(costs, layout),

@@ -58,6 +58,7 @@ class Layout:
     towers: int = 1
     activation_bytes: int = 4
     parameter_bytes: int = 4
+    micro_batch: int | None = None  # most images of a replica whose activations are in memory
 
     @property
     def processes(self) -> int:
@@ -72,6 +73,16 @@ class Layout:
     def rows(self) -> int:
         """n: images of the largest replica."""
         return padded_shard_size(self.batch, self.replicas)
+
+    @property
+    def micro_batches(self) -> int:
+        """Parts of the largest replica's batch, one after another."""
+        return 1 if self.micro_batch is None else -(-self.rows // self.micro_batch)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Images of the largest micro-batch."""
+        return padded_shard_size(self.rows, self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -237,16 +248,16 @@ def _layer_cost(
 def memory_bytes(costs: Sequence[LayerCost], layout: Layout) -> dict[str, int]:
     """Memory of one process, as if all were held at once; temporaries within a layer left out."""
     count = sum(cost.parameters for cost in costs)
-    parameters = layout.parameter_bytes * count
+    parameters, images = layout.parameter_bytes * count, layout.rows_at_once
     copies = {"weights as activations": layout.activation_bytes * count}
     return {
         "weights": parameters,
         "momentum": parameters,
         "gradients": parameters,
         **(copies if layout.copies_weights else {}),
-        "activations kept for backward": layout.rows * sum(cost.kept_bytes for cost in costs),
-        "draws of dropout": layout.rows * max(cost.drawn_bytes for cost in costs),
-        "largest exchange": layout.rows * max(cost.gathered_bytes for cost in costs),
+        "activations kept for backward": images * sum(cost.kept_bytes for cost in costs),
+        "draws of dropout": images * max(cost.drawn_bytes for cost in costs),
+        "largest exchange": images * max(cost.gathered_bytes for cost in costs),
     }
 
 
@@ -283,7 +294,8 @@ def bounded_work(costs: Sequence[LayerCost], layout: Layout, peaks: Peaks) -> Wo
     layers, parameters = {}, 0
     for cost in costs:
         parameters += cost.parameters
-        moved = (layout.rows * cost.operands + cost.parameters) * layout.activation_bytes
+        weights_read = layout.micro_batches * cost.parameters
+        moved = (layout.rows * cost.operands + weights_read) * layout.activation_bytes
         arithmetic_s = 2 * layout.rows * cost.multiply_adds / peaks.flops
         product = max(arithmetic_s, peaks.memory_seconds(moved))
         steps = peaks.memory_seconds(layout.rows * cost.touched * layout.activation_bytes)
@@ -341,7 +353,8 @@ def _exchange_s(cost: LayerCost, direction: str, layout: Layout, link: Link | No
     if layout.towers == 1 or direction not in cost.sent_bytes:
         return 0.0
     assert link is not None
-    return link.seconds(layout.rows * cost.sent_bytes[direction], layout.towers - 1)
+    messages = layout.micro_batches * (layout.towers - 1)
+    return link.seconds(layout.rows * cost.sent_bytes[direction], messages)
 
 
 def _all_reduce_s(costs: Sequence[LayerCost], layout: Layout, link: Link | None) -> float:
