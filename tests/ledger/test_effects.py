@@ -17,6 +17,7 @@ from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.ablations import (
     BASELINE,
+    METRICS,
     Result,
     ablation_chart,
     effect_measurements,
@@ -26,7 +27,7 @@ from alexnet2012.ledger.ablations import (
     read_sweep,
     supports,
 )
-from alexnet2012.ledger.claims import Scale, ablations_of, load_claims
+from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
 
 ABLATIONS = ablations_of("ablations")
 SEEDS = range(5)
@@ -82,14 +83,19 @@ def verdicts(runs: dict[str, dict[int, Result]]) -> dict[str, bool | None]:
     return {m.claim: m.agrees for m in measurements}
 
 
-CLAIMS = {c.id for c in load_claims() if c.effect is not None and c.effect.sweep == "ablations"}
+EFFECTS = {c.id: c.effect for c in effect_claims("ablations") if c.effect}
+CLAIMS = {name for name, effect in EFFECTS.items() if effect.metric in METRICS}
 
 
 def test_every_ablation_of_a_claim_has_a_config_file() -> None:
     conf = Path(__file__).parents[2] / "conf" / "ablation"
     assert {f"{ablation}.yaml" for ablation in ABLATIONS} <= {file.name for file in conf.iterdir()}
-    of_sections_3_to_7 = "two-gpu lrn overlap augment lighting dropout decay depth crosslinks"
-    assert set(of_sections_3_to_7.split()) == CLAIMS
+    of_sections_3_to_7 = (
+        "two-gpu lrn overlap augment lighting dropout decay decay-regulariser depth"
+    )
+    assert {*of_sections_3_to_7.split(), "crosslinks", "crosslinks-wide"} == CLAIMS
+    assert {"overlap-overfit", "augment-overfit", "dropout-overfit"} <= EFFECTS.keys()
+    assert len(ABLATIONS) == len(set(ABLATIONS))  # a sweep trains each once
 
 
 def test_an_ablation_that_raises_the_error_in_every_seed_supports_the_claim() -> None:
@@ -109,8 +115,8 @@ def test_noise_alone_supports_almost_nothing() -> None:
             for ablation in (BASELINE, *ABLATIONS)
         }
         supported += sum(agrees is True for agrees in verdicts(runs).values())
-    # Of claims without any effect 95% intervals support 1 in 40: 22 of 900, give or take 5.
-    assert supported < 22 + 4 * 5
+    # Of claims without any effect 95% intervals support 1 in 40: 27 of 1,100, give or take 5.
+    assert supported < 27 + 4 * 5
 
 
 def test_the_four_layer_network_has_its_own_claim() -> None:

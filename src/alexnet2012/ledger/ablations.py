@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from alexnet2012.checkpoint.run_dir import flatten
+from alexnet2012.checkpoint.run_dir import with_defaults
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.claims import (
@@ -184,7 +184,7 @@ def effect_table(rows: Sequence[Effect]) -> Table:
 
 
 def _check_comparable(result: Result, baseline: Result, name: str, directory: Path) -> None:
-    settings, expected = flatten(result.settings), flatten(baseline.settings)
+    settings, expected = with_defaults(result.settings), with_defaults(baseline.settings)
     for key in sorted(settings.keys() | expected.keys()):
         differs = settings.get(key) != expected.get(key)
         if differs and role_of(TrainConfig, key) not in _MAY_DIFFER:

@@ -71,7 +71,7 @@ def activations_of(
     for batch in loader.batches():
         features = model.features(batch.images[:, 0])
         hidden.append(features.cpu())
-        probabilities.append(F.softmax(model.fc8(features), dim=1).cpu())
+        probabilities.append(F.softmax(model.logits_shard(features), dim=1).cpu())
         labels.append(batch.labels.cpu())
     return SplitActivations(torch.cat(hidden), torch.cat(probabilities), torch.cat(labels))
 

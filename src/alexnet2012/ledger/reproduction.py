@@ -167,7 +167,8 @@ class Reproduce:
         machine = self.results["provenance"]
         on_gpu = summary["device"].startswith("cuda")
         hardware = machine["gpu"] if on_gpu and machine["gpu"] else machine["cpu"]
-        runs = training_runs.FullSizeRuns(paper, code145, hardware)
+        wait_pct = summary["input_wait_pct"]
+        runs = training_runs.FullSizeRuns(paper, code145, hardware, wait_pct)
         caveat = self.sweeps.caveat(f"{steps} steps with batch size 32")
         self.measurements += measure("full_size", runs, Scale.reduced, command, caveat)
 
