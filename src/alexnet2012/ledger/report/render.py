@@ -18,10 +18,10 @@ from rich.markup import escape
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.claims import support_word
 from alexnet2012.ledger.report import context
 from alexnet2012.ledger.report.compare import compare, comparison_tables
 from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of, load_reproduction
+from alexnet2012.ledger.verdicts import columns
 from alexnet2012.utils.templates import page_template
 
 
@@ -83,14 +83,17 @@ def summary_table(reproduction: Reproduction) -> str:
 
 def claims_table(reproduction: Reproduction) -> str:
     """The claims measured with several seeds, with their verdicts, as a Markdown table."""
-    lines = ["| claim | measured, 95% interval over seeds | seeds | verdict |", "|---|---|---|---|"]
+    lines = []
     for row in ledger_of(reproduction)["rows"]:
         measured = row["measured"]
         if measured and measured["n_seeds"] > 1:
-            verdict = support_word(measured["agrees"])
-            cells = (row["title"], measured["value"], str(measured["n_seeds"]), verdict)
+            test = columns(row)
+            names = ["claim", "measured, 95% interval", *test, "how", "verdict"]
+            cells = (row["title"], measured["value"], *test.values(), row["scale"], row["verdict"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    if not lines:
+        return "no claim was measured with several seeds"
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *lines])
 
 
 def _with_interval(row: Evaluation) -> str:
