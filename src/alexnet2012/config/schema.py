@@ -428,7 +428,7 @@ class ReproduceConfig:
     budget: Budget = Budget.quick  # compute budget of the sweeps: minutes, hours, days
     # parts to run; empty: all. docs/ledger.md lists them
     parts: list[str] = field(default_factory=list)
-    seeds: int | None = ranged(None, low=1)  # paired seeds per comparison; null: 2 if quick, else 5
+    seeds: int | None = ranged(None, low=1)  # seeds of each arm; null: 2 if quick, else 5
     caveat: str = ""  # a sentence about your images, shown with every number measured on them
     seed: int = ranged(0, low=0)  # first seed
     full_size_steps: int = ranged(100, low=1)  # training steps of the full-size run

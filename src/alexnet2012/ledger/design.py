@@ -116,7 +116,8 @@ def plan_sweep(part: str, seeds: int, control: int, pilot: Pilot) -> list[Planne
             first = m.estimates[0]
             # Differences within the baseline's runs have its seeds, and no control.
             within = first.design.control_seeds == 0
-            design = first.design.with_seeds(control if within else seeds, control)
+            own = max(1, control // first.networks) if within else seeds
+            design = first.design.with_seeds(own, control)
             planned.append(
                 Planned(m.claim, 0 if within else 1, first.size, first.claimed is not None, [design])
             )

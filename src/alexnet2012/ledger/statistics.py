@@ -90,6 +90,7 @@ class Estimate:
     images: int = 0  # that the runs were compared on; 0: by image nothing is known
     claimed: float | None = None  # points; None: no size is claimed
     smallest: float = 1.0  # points; the smallest effect of interest, where no size is claimed
+    networks: int = 1  # behind each of the design's seeds: 5 where averages of five are compared
 
     @property
     def size(self) -> float:

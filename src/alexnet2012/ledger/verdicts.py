@@ -140,6 +140,7 @@ def _test(m: Measurement, p: float | None, p_adjusted: float | None, level: floa
         claimed = m.estimates[0].claimed if m.estimates else None
         return ClaimTest(claimed=claimed, p=p, p_adjusted=p_adjusted)
     first, designs = m.estimates[0], [e.design for e in m.estimates]
+    needed = seeds_needed(designs, first.size, level)
     return ClaimTest(
         claimed=first.claimed,
         smallest=first.smallest if first.claimed is None else None,
@@ -147,7 +148,7 @@ def _test(m: Measurement, p: float | None, p_adjusted: float | None, level: floa
         p=p,
         p_adjusted=p_adjusted,
         power=joint_power(designs, first.size, level),
-        seeds_needed=seeds_needed(designs, first.size, level),
+        seeds_needed=None if needed is None else needed * first.networks,
     )
 
 
