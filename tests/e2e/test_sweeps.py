@@ -21,12 +21,26 @@ from alexnet2012.config.schema import PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.ledger.ablations import effect_measurements, effects, read_sweep
-from alexnet2012.ledger.verdicts import Verdict, verdicts
+from alexnet2012.ledger.ablations import (
+    effect_measurements,
+    effects,
+    errors_of_baseline,
+    read_claimed,
+    read_sweep,
+)
 from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.ensembles import colour_measurements, seed_measurements
+from alexnet2012.ledger.ensembles import (
+    colour_measurements,
+    evaluate_seeds,
+    seed_measurements,
+)
+from alexnet2012.ledger.evidence import Evidence, save_evidence
 from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurement
 from alexnet2012.ledger.pretraining import pretrain_measurements, read_pretraining
+from alexnet2012.ledger.registry import measure
+from alexnet2012.ledger.results import save_reproduction
+from alexnet2012.ledger.verdicts import Verdict, verdicts
+from alexnet2012.ledger.verify import verify
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.environment import running_commit
 
@@ -135,6 +149,24 @@ def test_two_seeds_are_inconclusive(swept: Path) -> None:
     base = read_sweep(swept, [0, 1])["none"]
     ten = sum(run.errors["top1_error_pct"] for run in base.values()) / 2  # 10 views, when trained
     assert f"{ten:.2f} / " in found[0].value.rpartition(", ")[2]
+
+
+def test_the_evidence_of_a_real_sweep_gives_its_ledger_again(swept: Path, tmp_path: Path) -> None:
+    how = (Scale.reduced, "…", "tiny")
+    measurements = measure("ablations", swept, *how, only=[0, 1, 2])
+    save_reproduction({"measurements": [m.to_json() for m in measurements]}, tmp_path)
+    runs, views = read_claimed(swept, "ablations", [0, 1, 2]), evaluate_seeds(swept, [0, 1, 2])
+    save_evidence(Evidence({"ablations": runs, "views": views}, {}), tmp_path)
+    found = verify(tmp_path)
+    assert found.differences == []
+    assert {"lrn", "dropout", "lsvrc2010-1crop", "table2"} <= set(found.claims)
+    assert found.runs == 9 + 3 + 3 + 1
+    (lrn,) = (m for m in measurements if m.claim == "lrn")
+    assert lrn.estimates[0].images == 48
+    assert "a gap of" in errors_of_baseline(runs)
+    digests = {run.settings_digest for run in runs["none"].values()}
+    assert len(digests) == 1
+    assert digests != {run.settings_digest for run in runs["no_lrn"].values()}
 
 
 def test_the_images_of_figure_4_match_its_labels(swept: Path, photos_store: Store) -> None:

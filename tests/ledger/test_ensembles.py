@@ -21,11 +21,11 @@ from alexnet2012.ledger.ensembles import (
     seed_measurements,
     views_measurement,
 )
+from alexnet2012.ledger.evidence import Result, result_of
 from alexnet2012.ledger.nearest_neighbours import (
     Neighbours,
     neighbours_measurement,
 )
-from alexnet2012.ledger.evidence import Result, result_of
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 from alexnet2012.utils.intervals import mean_interval
 

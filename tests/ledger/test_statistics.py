@@ -34,7 +34,7 @@ def covered(images_count: bool) -> int:
     held = 0
     for number in range(DRAWS):
         draw = np.random.default_rng(number)
-        shared, own = draw.normal(0, 40, 250), draw.normal(0, 12, 250)
+        shared, own = draw.normal(0, 40, 250), draw.normal(0, 20, 250)
         arm = crossed(draw, 6, 2 + shared + own)
         control = crossed(draw, 15, shared)
         mean, design = between_arms(arm.mean(1), control.mean(1), [(arm, control)])
@@ -109,7 +109,9 @@ def test_the_seeds_needed_are_the_fewest_that_give_enough_power() -> None:
 
 def test_p_values_are_adjusted_as_by_benjamini_and_hochberg() -> None:
     # Worked by hand: p · m / rank, from the largest, never increasing.
-    assert benjamini_hochberg([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.16 / 3, 0.04, 0.16 / 3, 0.5])
+    assert benjamini_hochberg([0.04, 0.01, 0.03, 0.5]) == pytest.approx(
+        [0.16 / 3, 0.04, 0.16 / 3, 0.5]
+    )
     assert benjamini_hochberg([0.9, 0.02]) == pytest.approx([0.9, 0.04])
     assert benjamini_hochberg([]) == []
 

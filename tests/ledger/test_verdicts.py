@@ -39,11 +39,11 @@ def measured(
         (1.3, 0.3, None, Verdict.supported),
         (9.0, 0.3, 1.4, Verdict.in_direction),
         (0.5, 0.1, 1.4, Verdict.in_direction),
-        (0.1, 0.3, 1.4, Verdict.contradicted),
+        (0.0, 0.2, 1.4, Verdict.contradicted),
         (-3.0, 0.3, 1.4, Verdict.contradicted),
         (-3.0, 0.3, None, Verdict.contradicted),
-        (0.5, 0.3, 1.4, Verdict.inconclusive),  # the interval holds 0, but nearly 1.4
-        (-3.0, 0.8, 1.4, Verdict.inconclusive),  # too little power for 1.4
+        (0.5, 0.3, 1.4, Verdict.inconclusive),  # neither 0 nor half of 1.4 is excluded
+        (-3.0, 0.8, 1.4, Verdict.inconclusive),  # half of 1.4 is, with too little power for 1.4
     ],
 )
 def test_a_verdict_needs_the_interval_the_size_and_the_power(
@@ -82,7 +82,8 @@ def test_a_p_value_that_is_enough_alone_is_not_enough_among_many() -> None:
 def test_real_effects_are_supported_and_size_is_told_apart() -> None:
     # Each arm has the claimed size or, without one, 3 points; lrn has far more than it claims.
     sizes = {arm: e.claimed_points or 3.0 for e in OF_CLAIM.values() for arm in e.arms}
-    found = judged(made_sweep({**sizes, "no_lrn": 8.0, "pool_2x2": 3.0}, seeds=12, control=40))
+    effects = {**sizes, "no_lrn": 8.0, "pool_2x2": 3.0}
+    found = judged(made_sweep(effects, seeds=20, control=40, images=4000))
     assert {claim for claim, verdict in found.items() if verdict in SHOWN} == set(OF_CLAIM)
     assert found["lrn"] is Verdict.in_direction
     assert found["dropout"] is Verdict.supported  # of no claimed size
@@ -107,7 +108,9 @@ def of_seeds(**arms: list[float]) -> Sweep:
     """Runs that kept no images: top-1 errors by arm and seed."""
     return {
         arm: {
-            seed: result_of({"top1_error_pct": error, "top5_error_pct": 9, "train_error_pct": 9}, {})
+            seed: result_of(
+                {"top1_error_pct": error, "top5_error_pct": 9, "train_error_pct": 9}, {}
+            )
             for seed, error in enumerate(errors)
         }
         for arm, errors in arms.items()

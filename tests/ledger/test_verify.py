@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from made import made_sweep
 
 from alexnet2012.ledger.ablations import effect_measurements
-from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.claims import How, Measurement, Scale
 from alexnet2012.ledger.command import main
 from alexnet2012.ledger.ensembles import (
     ENSEMBLE,
@@ -20,6 +20,7 @@ from alexnet2012.ledger.ensembles import (
     seed_measurements,
 )
 from alexnet2012.ledger.evidence import Evidence, Sweep, load_evidence, save_evidence
+from alexnet2012.ledger.registry import Measure
 from alexnet2012.ledger.results import save_reproduction
 from alexnet2012.ledger.verify import verify
 from alexnet2012.training.image_errors import UNITS
@@ -64,9 +65,7 @@ def test_the_evidence_of_a_ledger_gives_it_again(
     assert "recomputed from " in capsys.readouterr().out
 
 
-def test_one_image_changes_the_ledger(
-    reproduced: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_image_changes_the_ledger(reproduced: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def one_hit(arrays: dict[str, np.ndarray]) -> None:
         errors = arrays["ablations/no_lrn/top1"]
         errors[2, 7] = UNITS - errors[2, 7]
@@ -101,6 +100,25 @@ def test_a_verdict_without_evidence_is_named(reproduced: Path) -> None:
     save_evidence(Evidence({"ablations": evidence.sweeps["ablations"]}, {}), reproduced)
     missing = [d for d in verify(reproduced).differences if d.recomputed == "no evidence of it"]
     assert {d.claim for d in missing} == {"lsvrc2010-1crop", "table2"}
+
+
+def test_a_test_of_another_kind_is_computed_again_from_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sign_test(sample: Mapping[str, np.ndarray], *how: How) -> Measurement:
+        p = 0.5 ** len(sample["signs"])
+        agrees = bool(sample["signs"].all())
+        return Measurement("fig3", f"p = {p}", *how, agrees=agrees, p_value=p, sample=sample)
+
+    entry = Measure(sign_test, ("fig3",), "none", evaluates=True, from_sample={"fig3": sign_test})
+    monkeypatch.setattr("alexnet2012.ledger.registry._MEASURES", {("one", "none"): entry})
+    found = sign_test({"signs": np.ones(9, bool)}, *HOW)
+    save_reproduction({"measurements": [found.to_json()]}, tmp_path)
+    save_evidence(Evidence({}, {"fig3": found.sample}), tmp_path)
+    assert verify(tmp_path) == (["fig3"], 0, 0, [])
+    change_images(tmp_path, lambda arrays: arrays["claims/fig3/signs"].__setitem__(4, False))
+    changed = {d.value: d.recomputed for d in verify(tmp_path).differences}
+    assert changed["verdict"] == "inconclusive"
 
 
 def test_a_directory_without_evidence_is_answered_in_one_line(

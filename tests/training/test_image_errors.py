@@ -32,9 +32,7 @@ def train_of_rank(root: str, run_dir: str) -> None:
     Trainer(config, init_mesh(1, device="cpu"), Path(run_dir)).run()
 
 
-def test_the_errors_of_images_are_those_of_the_summary(
-    photos_store: Store, tmp_path: Path
-) -> None:
+def test_the_errors_of_images_are_those_of_the_summary(photos_store: Store, tmp_path: Path) -> None:
     config = config_of(str(photos_store.root), "mesh=one_process", "eval_train_images=20")
     Trainer(config, single_process(Device.cpu), tmp_path).run()
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -60,9 +60,7 @@ def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
     return runs
 
 
-def read_claimed(
-    evidence: Path | Sweep, sweep: str, seeds: Sequence[int] | None = None
-) -> Sweep:
+def read_claimed(evidence: Path | Sweep, sweep: str, seeds: Sequence[int] | None = None) -> Sweep:
     """The runs of a sweep that its claims need: the baseline and their ablations.
 
     ``evidence`` is the directory of the sweep, or its runs, already read.
@@ -121,7 +119,7 @@ def errors_of_baseline(runs: Sweep) -> str:
         _mean(base, metric) for metric in ("top1_error_pct", "train_eval_error_pct", "gap_points")
     )
     return (
-        f"{BASELINE}: {top1:.2f}% validation error and {train:.2f}% training error, evaluated alike: "
+        f"{BASELINE}: {top1:.2f}% validation and {train:.2f}% training error, evaluated alike: "
         f"a gap of {gap:.2f} points"
     )
 

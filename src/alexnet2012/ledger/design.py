@@ -119,7 +119,9 @@ def plan_sweep(part: str, seeds: int, control: int, pilot: Pilot) -> list[Planne
             own = max(1, control // first.networks) if within else seeds
             design = first.design.with_seeds(own, control)
             planned.append(
-                Planned(m.claim, 0 if within else 1, first.size, first.claimed is not None, [design])
+                Planned(
+                    m.claim, 0 if within else 1, first.size, first.claimed is not None, [design]
+                )
             )
     return planned
 

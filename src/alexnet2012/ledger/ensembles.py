@@ -45,15 +45,21 @@ CLAIMED_OF_FIVE = 2.6  # points: 40.7 against 38.1 of five networks; table 2
 Array = npt.NDArray[np.generic]
 
 
+def baseline_runs(directory: Path, only: Sequence[int] | None = None) -> dict[int, Path]:
+    """Finished runs of a sweep's baseline by seed; ConfigError if there are none."""
+    runs = finished_runs(directory, BASELINE, only)
+    if not runs:
+        remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
+        raise ConfigError("runs", directory, remedy)
+    return runs
+
+
 def evaluate_seeds(directory: Path, only: Sequence[int] | None = None) -> Sweep:
     """Errors of the baseline's networks with 1 and 10 views, and of averages of five networks.
 
     What a previous call wrote is read if the runs are the same.
     """
-    runs = finished_runs(directory, BASELINE, only)
-    if not runs:
-        remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
-        raise ConfigError("runs", directory, remedy)
+    runs = baseline_runs(directory, only)
     summaries = b"".join((run / "summary.json").read_bytes() for run in runs.values())
     source = hashlib.sha256(repr(sorted(runs)).encode() + summaries).hexdigest()
     file = directory / FILE
@@ -141,9 +147,7 @@ def ensemble_measurement(
         images = np.stack([group[0].mean(0) for group in of_groups]) - of_averages[0]
     mean, design = within_runs(gains, images)
     size = len(members[0])
-    gain = Estimate(
-        ENSEMBLE, TOP1, mean, design, _count(images), CLAIMED_OF_FIVE, networks=size
-    )
+    gain = Estimate(ENSEMBLE, TOP1, mean, design, _count(images), CLAIMED_OF_FIVE, networks=size)
     runs = [run for group in members for run in group]
     several = f"{len(gains)} averages of {size}" if len(gains) > 1 else f"an average of {size}"
     return Measurement(
@@ -236,8 +240,8 @@ def _unpacked(arrays: Mapping[str, Array]) -> Sweep:
             arm, seed, name = key.split("/")
             by_run.setdefault((arm, int(seed)), {})[name] = array
     sweep: Sweep = {}
-    for (arm, seed), found in by_run.items():
+    for (arm_of_run, seed_of_run), found in by_run.items():
         digest = str(found.pop("labels"))
         run = result_of({}, found, labels=dict.fromkeys(found, digest))  # type: ignore[arg-type]
-        sweep.setdefault(arm, {})[seed] = run
+        sweep.setdefault(arm_of_run, {})[seed_of_run] = run
     return sweep

@@ -123,7 +123,8 @@ def image_matrices(runs: Sequence[Result], metric: str, name: str) -> list[Matri
     for set_ in sets:
         if len({(run.labels.get(set_), len(run.images[set_])) for run in runs}) > 1:
             raise ConfigError("runs", name, "were evaluated on different images; retrain them")
-    return [np.stack([run.images[set_] for run in runs]) * (100 / UNITS) for set_ in sets]
+    points = 100 / UNITS
+    return [np.stack([run.images[set_] for run in runs]).astype(float) * points for set_ in sets]
 
 
 def save_evidence(evidence: Evidence, directory: Path) -> None:

@@ -7,8 +7,8 @@ about an existing experiment is one entry in ``claims.yaml`` and one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
@@ -28,9 +28,9 @@ class Measure:
     part: str  # of the reproduction; the function's first argument is that part's evidence
     evaluates: bool  # it evaluates checkpoints, which takes longer than reading logs
     # How its claims are measured again from the evidence beside a ledger: by the function itself,
-    # from a sweep of that name, or from the `sample` of the measurement.
+    # from a sweep of that name, or by another from the `sample` of a claim's measurement.
     sweep: str | None = None
-    from_sample: FromSample | None = None
+    from_sample: Mapping[str, FromSample] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ def measures(
     part: str,
     evaluates: bool = False,
     sweep: str | None = None,
-    from_sample: FromSample | None = None,
+    from_sample: Mapping[str, FromSample] | None = None,
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Declare that a function measures claims from the evidence of one part of the reproduction.
 
@@ -53,7 +53,7 @@ def measures(
     """
 
     def register(function: AnyFunction) -> AnyFunction:
-        entry = Measure(function, claims, part, evaluates, sweep, from_sample)
+        entry = Measure(function, claims, part, evaluates, sweep, from_sample or {})
         if unknown := sorted(set(claims) - {claim.id for claim in load_claims()}):
             raise ValueError(f"{entry.name}: measures {', '.join(unknown)}: not in claims.yaml")
         _MEASURES[entry.name, part] = entry

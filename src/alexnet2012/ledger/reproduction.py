@@ -110,7 +110,9 @@ class Reproduce:
         if self.config.source == "photos":
             self.measurements = [m.on_stand_in() for m in self.measurements]
         self.results["measurements"] = [m.to_json() for m in self.measurements]
-        runs = [r for sweep in self.evidence.values() for arm in sweep.values() for r in arm.values()]
+        runs = [
+            r for sweep in self.evidence.values() for arm in sweep.values() for r in arm.values()
+        ]
         if any(run.dirty is not None for run in runs):  # of the code that trained, not this one's
             self.results["provenance"]["dirty"] = any(run.dirty for run in runs)
         save_reproduction(self.results, self.out)

@@ -52,7 +52,9 @@ def verdicts(measurements: Sequence[Measurement]) -> dict[str, tuple[Verdict, Cl
     """The verdict on each measured claim, with its test."""
     tested = {m.claim: p for m in measurements if (p := _p_value(m)) is not None}
     adjusted = dict(zip(tested, benjamini_hochberg(list(tested.values())), strict=True))
-    excluded = {m.claim: p for m in measurements if (p := _p_of_the_size(m.estimates)) is not None}
+    excluded = {
+        m.claim: p for m in measurements if (p := _p_of_half_the_size(m.estimates)) is not None
+    }
     size_adjusted = dict(zip(excluded, benjamini_hochberg(list(excluded.values())), strict=True))
     found = sum(p <= LEVEL for p in adjusted.values())
     judged = {}
@@ -130,7 +132,7 @@ def _verdict(m: Measurement, test: ClaimTest, size_p_adjusted: float | None) -> 
     if as_claimed and test.p_adjusted <= LEVEL:
         return Verdict.in_direction if test.size_inside is False else Verdict.supported
     refuted = size_p_adjusted is not None and size_p_adjusted <= LEVEL
-    if refuted and any(map(_leaves_out, m.estimates)) and (test.power or 0) >= ENOUGH_POWER:
+    if refuted and any(map(_lacks_the_effect, m.estimates)) and (test.power or 0) >= ENOUGH_POWER:
         return Verdict.contradicted
     return Verdict.inconclusive
 
@@ -160,16 +162,20 @@ def _p_value(m: Measurement) -> float | None:
     return max(p_values) if len(p_values) == len(m.estimates) else None
 
 
-def _p_of_the_size(estimates: Sequence[Estimate]) -> float | None:
-    """Of an effect as large as claimed, against a smaller one; times the arms, because one that
-    lacks the effect refutes the claim."""
-    p_values = [p if e.mean < e.size else 1.0 for e in estimates if (p := e.p_value(e.size)) is not None]
+def _p_of_half_the_size(estimates: Sequence[Estimate]) -> float | None:
+    """Of an effect of half the claimed size, against a smaller one; times the arms, because one
+    that lacks the effect refutes the claim."""
+    p_values = [
+        p if e.mean < e.size / 2 else 1.0
+        for e in estimates
+        if (p := e.p_value(e.size / 2)) is not None
+    ]
     return min(1.0, len(p_values) * min(p_values)) if p_values else None
 
 
-def _leaves_out(e: Estimate) -> bool:
-    """Whether the interval lies below the size, and not wholly on the claimed side of zero."""
-    return e.interval is not None and e.interval[0] <= 0 and e.interval[1] < e.size
+def _lacks_the_effect(e: Estimate) -> bool:
+    """Whether the interval lies below half the size, and not wholly on the claimed side of zero."""
+    return e.interval is not None and e.interval[0] <= 0 and e.interval[1] < e.size / 2
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, str]:

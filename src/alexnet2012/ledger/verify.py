@@ -80,17 +80,18 @@ def _measured_again(
     evidence: Evidence, recorded: Mapping[str, Measurement]
 ) -> Iterator[Measurement]:
     for entry in all_measures():
-        found: list[Measurement] = []
         wanted = [recorded[claim] for claim in entry.claims if claim in recorded]
         if not wanted:
             continue
         how = (wanted[0].scale, wanted[0].command, wanted[0].caveat)
+        found = [
+            function(evidence.samples[claim], *how)
+            for claim, function in entry.from_sample.items()
+            if claim in evidence.samples
+        ]
         if entry.sweep is not None and entry.sweep in evidence.sweeps:
             result = entry.function(evidence.sweeps[entry.sweep], *how)
-            found = [result] if isinstance(result, Measurement) else result
-        elif entry.from_sample is not None:
-            samples = (evidence.samples.get(claim) for claim in entry.claims)
-            found = [entry.from_sample(sample, *how) for sample in samples if sample is not None]
+            found += [result] if isinstance(result, Measurement) else result
         for m in found:
             if m.claim in recorded:
                 old = recorded[m.claim]

@@ -83,17 +83,23 @@ def summary_table(reproduction: Reproduction) -> str:
 
 def claims_table(reproduction: Reproduction) -> str:
     """The claims measured with several seeds, with their verdicts, as a Markdown table."""
-    lines = []
-    for row in ledger_of(reproduction)["rows"]:
-        measured = row["measured"]
-        if measured and measured["n_seeds"] > 1:
-            test = columns(row)
-            names = ["claim", "measured, 95% interval", *test, "how", "verdict"]
-            cells = (row["title"], measured["value"], *test.values(), row["scale"], row["verdict"])
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    if not lines:
+    rows = [
+        {
+            "claim": row["title"],
+            "measured, 95% interval": row["measured"]["value"],
+            **columns(row),
+            "how": row["scale"],
+            "verdict": row["verdict"],
+        }
+        for row in ledger_of(reproduction)["rows"]
+        if row["measured"] and row["measured"]["n_seeds"] > 1
+    ]
+    if not rows:
         return "no claim was measured with several seeds"
-    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *lines])
+    names = [name for name in rows[0] if any(row[name] != "–" for row in rows)]
+    escaped = ([row[name].replace("|", "\\|") for name in names] for row in rows)
+    lines = [names, ["---"] * len(names), *escaped]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _with_interval(row: Evaluation) -> str:
