@@ -92,7 +92,7 @@ def test_one_seed_gives_a_ratio_and_no_verdict() -> None:
 
 def test_a_threshold_that_was_not_reached_gives_a_lower_bound() -> None:
     value, ratio, _ = measured([5, 5], [99, 30])
-    assert value.startswith("more than 7.0 × (95% of the bound -5.7 to 19.7)")
+    assert value.startswith("more than 7.0 ×: 5, 5 epochs")
     assert "over 40, 30 with tanh" in value
     assert ratio is None
     assert measured([99], [30])[0] == "ReLU did not reach 25% in 40 epochs"

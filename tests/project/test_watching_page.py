@@ -50,7 +50,7 @@ def test_every_command_of_the_page_works_as_printed(
     assert by_error.count("│ runs/") == 3
     assert [run["state"] for run in json.loads(as_json)["runs"]] == ["finished"] * 3
     assert re.search(r"│ seed +│ 0 +│ 1 +│", compared)
-    assert {*FILES, "pictures/", "summary.json"} == set(
+    assert {*FILES, "pictures/", "summary.json", "image_errors.npz"} == set(
         re.findall(r"^\| `(\S+)` \|", text, re.MULTILINE)
     )
     sorts = re.search(r"`--sort` takes ([^.]+)\.", text)

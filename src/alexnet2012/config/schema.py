@@ -358,6 +358,9 @@ class TrainConfig:
     # crops averaged per validation image, 1 or 10
     eval_views: int = field(default=1, metadata={"role": Role.evaluation})
     eval_every_epochs: int = ranged(1, low=1, role=Role.evaluation)  # epochs between validations
+    # at the end, also evaluate this many training images, evenly spaced over the split, in the way
+    # of validation images: without augmentation and dropout. 0: none
+    eval_train_images: int = ranged(0, low=0, role=Role.evaluation)
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
     # from that checkpoint; null: require a new run directory
     resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})
@@ -448,7 +451,7 @@ class ReproduceConfig:
     budget: Budget = Budget.quick  # compute budget of the sweeps: minutes, hours, days
     # parts to run; empty: all. docs/ledger.md lists them
     parts: list[str] = field(default_factory=list)
-    seeds: int | None = ranged(None, low=1)  # paired seeds per comparison; null: 2 if quick, else 5
+    seeds: int | None = ranged(None, low=1)  # seeds of each arm; null: 2 if quick, else 5
     caveat: str = ""  # a sentence about your images, shown with every number measured on them
     seed: int = ranged(0, low=0)  # first seed
     full_size_steps: int = ranged(100, low=1)  # training steps of the full-size run

@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.claims import MIN_SEEDS, How, Measurement
+from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Ablation, Arm
-from alexnet2012.ledger.statistics import SeedMean, finished_runs
+from alexnet2012.ledger.statistics import MIN_SEEDS, SeedMean, finished_runs
 from alexnet2012.ledger.sweeps import Sweeps
 from alexnet2012.tracking.tracker import read_records
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet2012.data.store import Store
-from alexnet2012.ledger.claims import How, Measurement
+from alexnet2012.ledger.claims import How, Measurement, stand_in
 from alexnet2012.ledger.nearest_neighbours import Neighbours, neighbours_measurement
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Evaluation, TrainingRun
@@ -104,7 +104,7 @@ def recipe_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
         "recipe",
         f"after {runs.paper['steps'][-1]} steps the training loss is {losses['paper']:.3f} "
         f"with `paper` and {losses['code145']:.3f} with `code145`; chance is {chance:.3f}",
-        *how,
+        *stand_in(*how),
         numbers={
             **{f"{name}_final_loss": loss for name, loss in losses.items()},
             **{f"{name}_step_off_chance": step for name, step in steps.items() if step is not None},
@@ -123,7 +123,7 @@ def time_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
     return Measurement(
         "time",
         f"the full-size network, two processes on {runs.hardware}; see the timings",
-        *how,
+        *stand_in(*how),
         timings={"images_per_s": rate, "days_for_90_epochs_of_1_2_m": images / rate / 86_400},
         agreement_note=f"{PAPER_EPOCHS} epochs of {PAPER_TRAINING_IMAGES:,} images in "
         f"{PAPER_DAYS[0]} to {PAPER_DAYS[1]} days are {slow:.0f} to {fast:.0f} images/s, which the "
@@ -137,7 +137,7 @@ def input_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
     return Measurement(
         "augment-free",
         f"the share of training spent waiting for input, on {runs.hardware}; see the timings",
-        *how,
+        *stand_in(*how),
         timings={"input_wait_pct": runs.input_wait_pct},
         agreement_note="images are decoded once and then kept in memory; without a GPU, the "
         "augmentation shares the processor with the training",
@@ -152,7 +152,7 @@ def data_measurement(run: ReducedRun, *how: *How) -> Measurement:
     return Measurement(
         "data",
         f"{train:,} training and {val:,} validation images of {classes:,} classes; no test images",
-        *how,
+        *stand_in(*how),
         numbers={"train": train, "val": val, "classes": classes},
         agreement_note="a different data set",
     )
@@ -167,7 +167,7 @@ def error_measurement(run: ReducedRun, *how: *How) -> Measurement:
     return Measurement(
         "lsvrc2010",
         f"{top1:.2f} / {top5:.2f} on {pictures:,} images; chance is {chance}",
-        *how,
+        *stand_in(*how),
         numbers={"top1_error_pct": top1, "top5_error_pct": top5, "pictures": pictures},
         interval=row["top1_interval_pct"],
         agreement_note="another network on other images: the errors are not comparable",
