@@ -14,7 +14,11 @@ from alexnet2012.ledger.verdicts import Verdict, columns, ledger, verdicts
 
 HOW = (Scale.reduced, "…", "tiny")
 ARMS = ablations_of("ablations")
-OF_CLAIM = {c.id: c.effect for c in load_claims() if c.effect and c.effect.sweep == "ablations"}
+OF_CLAIM = {
+    c.id: c.effect
+    for c in load_claims()
+    if c.effect and c.effect.sweep == "ablations" and c.effect.metric != "gap_points"
+}
 NEVER = {Verdict.inconclusive, Verdict.contradicted}
 SHOWN = {Verdict.supported, Verdict.in_direction}
 
