@@ -10,22 +10,27 @@ from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documented import printed
+from omegaconf import OmegaConf
+from PIL import Image
 from programs import ON_ONE_CORE, module, run, succeed
 
 from alexnet2012.checkpoint import manifest
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Device
-from alexnet2012.config.schema import PrepareConfig, TrainConfig
+from alexnet2012.config.enums import Budget, Device
+from alexnet2012.config.schema import PrepareConfig, ReproduceConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.ledger.ablations import effect_measurements, effects, read_sweep
 from alexnet2012.ledger.claims import Scale
 from alexnet2012.ledger.ensembles import seed_measurements
-from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurement
+from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurements
 from alexnet2012.ledger.pretraining import pretrain_measurements, read_errors
+from alexnet2012.ledger.reproduction import Reproduce
+from alexnet2012.ledger.tower_colour import colour_of_sweep
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.environment import running_commit
 
@@ -139,14 +144,29 @@ def test_two_seeds_are_inconclusive(swept: Path) -> None:
 def test_the_images_of_figure_4_match_its_labels(swept: Path, photos_store: Store) -> None:
     figure = figure4(swept / "none" / "0")
     found, pictures = figure.lookalikes, figure.images
-    measurement = neighbours_measurement(figure.neighbours, Scale.reduced, "…", "tiny")
+    of_class, in_pixels = neighbours_measurements(figure.neighbours, Scale.reduced, "…", "tiny")
     assert pictures.shape == (8 + 5 * 7, 72, 72, 3)
     assert [len(guess["guesses"]) for guess in found["guesses"]] == [5] * 8
     assert [len(near) for near in found["nearest"]] == [6] * 5
     classes = set(photos_store.classes)
     assert classes.issuperset([*found["queries"], *chain(*found["nearest"])])
-    assert measurement.numbers["queries"] == len(photos_store.split("val").labels)
-    assert measurement.numbers["chance_pct"] == pytest.approx(100 / 16, abs=3)
+    assert of_class.numbers["queries"] == len(photos_store.split("val").labels)
+    assert of_class.numbers["chance_pct"] == pytest.approx(100 / 16, abs=3)
+    assert in_pixels.claim == "fig4-pixels"
+    found_by_pixels = nearest_in_pixels(photos_store, 6)
+    assert figure.neighbours.by_pixels.tolist() == found_by_pixels
+
+
+def nearest_in_pixels(store: Store, count: int) -> list[list[int]]:
+    """The training images nearest to each validation image, by the pixels of their files."""
+    train, val = (
+        np.stack([np.asarray(Image.open(path)) for path in store.split(name).paths])
+        for name in ("train", "val")
+    )
+    crop = (slice(None), slice(4, 68), slice(4, 68))  # 64 of 72 pixels
+    candidates, queries = (images[crop].reshape(len(images), -1) for images in (train, val))
+    distances = ((queries[:, None].astype(float) - candidates) ** 2).sum(2)
+    return np.argsort(distances, axis=1)[:, :count].tolist()
 
 
 def test_a_network_is_pretrained_on_all_classes_and_fine_tuned_on_few(
@@ -189,12 +209,56 @@ def test_random_labels_support_no_claim(photos_folder: Path, tmp_path: Path) -> 
     how = (Scale.reduced, "…", "tiny")
     found = effect_measurements(effects(read_sweep(tmp_path / "runs")), *how)
     found += seed_measurements(tmp_path / "runs", *how)
+    found.append(colour_of_sweep(tmp_path / "runs", *how))
     neighbours = figure4(tmp_path / "runs" / "none" / "0").neighbours
-    found.append(neighbours_measurement(neighbours, *how))
-    assert {m.claim for m in found} == {
-        "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4"
+    found += neighbours_measurements(neighbours, *how)
+    assert {m.claim for m in found} >= {
+        "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4", "fig4-pixels"
     }  # fmt: skip
-    assert [m.claim for m in found if m.agrees] == []
+    # What is near in pixels does not depend on labels.
+    assert [m.claim for m in found if m.agrees and m.claim != "fig4-pixels"] == []
+
+
+@pytest.fixture
+def rehearsal(photos_folder: Path, tmp_path: Path) -> ReproduceConfig:
+    """Design C, full size on a GPU, with a few kernels and one epoch on a CPU."""
+    few = ["model.width=0.03", "schedule.epochs=1", "schedule.drops=[]", "mesh.device=cpu"]
+    return ReproduceConfig(
+        source=str(photos_folder),
+        out=str(tmp_path / "out"),
+        budget=Budget.gpu,
+        parts=["ablations"],
+        arms=["no_lrn"],
+        seeds=1,
+        rate_factors=[1.0],
+        overrides=[*few, "data.keep=memory", "data.limit=2"],
+        jobs="auto",
+    )
+
+
+def test_the_gpus_design_runs_from_images_to_the_report_and_continues_where_it_was_cut_off(
+    rehearsal: ReproduceConfig,
+) -> None:
+    assert Reproduce(rehearsal).run() == 0
+    runs = Path(rehearsal.out) / "runs" / "ablations" / "gpu"
+    summaries = sorted(runs.glob("*/*/summary.json"))
+    assert [str(file.parent.relative_to(runs)) for file in summaries] == ["no_lrn/0", "none/0"]
+    settings = OmegaConf.load(runs / "none" / "0" / "config.yaml")
+    assert (settings.model.input_size, settings.data.batch_size) == (224, 128)
+    rows = json.loads((Path(rehearsal.out) / "ledger.json").read_text())["rows"]
+    measured = {row["id"] for row in rows if row["measured"]}
+    assert measured >= {"lrn", "fig3", "fig4", "fig4-pixels", "lsvrc2010-1crop"}
+    assert "budget=gpu" in next(row for row in rows if row["id"] == "lrn")["measured"]["command"]
+
+    kept, cut_off = summaries[1], summaries[0]
+    trained_at = kept.stat().st_mtime_ns
+    again = cut_off.read_text()
+    shutil.rmtree(cut_off.parent)
+    assert Reproduce(rehearsal).run() == 0
+    assert kept.stat().st_mtime_ns == trained_at
+    same = ("top1_error_pct", "top5_error_pct", "steps")
+    before, after = json.loads(again), json.loads(cut_off.read_text())
+    assert [before[key] for key in same] == [after[key] for key in same]
 
 
 @pytest.mark.parametrize("launcher", ["submitit", "ray"])

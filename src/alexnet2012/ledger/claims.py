@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from omegaconf import OmegaConf
 
 MIN_SEEDS = 3  # for a verdict: the interval of two seeds that agree by chance is too narrow
@@ -116,6 +118,11 @@ class Measurement:
     interval: tuple[float, float] | None = None  # 95%, of the first number of `value`
     agrees: bool | None = None  # with the claimed value or direction; None: inconclusive
     agreement_note: str | None = None
+    p_value: float | None = None  # of a test of another kind, such as a permutation test
+    # What a test of another kind was computed from; kept with the evidence, not in the ledger.
+    sample: Mapping[str, npt.NDArray[np.generic]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.scale is Scale.reduced and not self.caveat:
@@ -126,7 +133,8 @@ class Measurement:
             raise ValueError(f"{self.claim}: interval={self.interval}: must be (low, high)")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "scale": self.scale.value}
+        fields = {name: value for name, value in vars(self).items() if name != "sample"}
+        return {**fields, "scale": self.scale.value}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Measurement:

@@ -1,7 +1,6 @@
-"""Claims measured with the trained networks of several seeds: views, ensembles and conv1 colours.
+"""Claims measured with the trained networks of several seeds: views and ensembles.
 
-Reads the checkpoints of a sweep of ``conf/experiment/ablations``: ``none`` has two towers,
-``one_gpu`` a single one.
+Reads the checkpoints of ablation ``none`` in a sweep of ``conf/experiment/ablations``.
 """
 
 from __future__ import annotations
@@ -11,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from torch import Tensor
-
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_checkpoints
-from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.claims import How, Measurement
+from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurements
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import SeedMean, finished_runs
 from alexnet2012.utils.intervals import jackknife_interval
-
-WITHOUT_TOWERS = "one_gpu"
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,15 @@ def evaluate_ensemble(runs: Sequence[Path], views: int) -> Errors:
     checkpoints = [str(run) for run in runs]
     counts = evaluate_checkpoints(EvaluateConfig(checkpoint=checkpoints, views=views))
     return Errors(counts.top1_error_pct, counts.top5_error_pct)
+
+
+def baseline_runs(directory: Path, only: Sequence[int] | None = None) -> dict[int, Path]:
+    """Finished runs of a sweep's baseline by seed; ConfigError if there are none."""
+    runs = finished_runs(directory, BASELINE, only)
+    if not runs:
+        remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
+        raise ConfigError("runs", directory, remedy)
+    return runs
 
 
 def views_measurement(
@@ -85,42 +89,15 @@ def ensemble_measurement(
     )
 
 
-def colour_measurement(
-    with_towers: Sequence[Tensor], without_towers: Sequence[Tensor], *how: *How
-) -> Measurement:
-    """Compare the colours of both towers' conv1 [K, 3, h, w] with those of halves of one tower."""
-    apart, control = (list(map(_colour_gap, nets)) for nets in (with_towers, without_towers))
-    gain = SeedMean.of([a - b for a, b in zip(apart, control, strict=True)])
-    return Measurement(
-        "fig3",
-        f"colour shares of the two towers differ by {fmean(apart):.1f} points, those of two "
-        f"halves of a single tower by {fmean(control):.1f}: {gain} points more",
-        *how,
-        numbers={
-            "apart_with_towers_points": fmean(apart),
-            "apart_without_points": fmean(control),
-            "difference_points": gain.mean,
-        },
-        n_seeds=gain.n_seeds,
-        interval=gain.interval,
-        agrees=gain.above_zero,
-        agreement_note="tests whether towers differ more in colour than halves of one tower; the "
-        "share of colour is a kernel's energy off the grey axis, mean over a tower",
-    )
-
-
-@measures("lsvrc2010-1crop", "table2", "fig3", part="ablations", evaluates=True)
+@measures("lsvrc2010-1crop", "table2", part="ablations", evaluates=True)
 def seed_measurements(
     directory: Path, *how: *How, only: Sequence[int] | None = None
 ) -> list[Measurement]:
-    """Views, ensemble and colours from a sweep's checkpoints; ``only`` selects seeds.
+    """Views and ensemble from a sweep's checkpoints; ``only`` selects seeds.
 
-    An ensemble needs two seeds, the comparison of colours a seed of ``one_gpu`` as well.
+    An ensemble needs two seeds.
     """
-    runs = finished_runs(directory, BASELINE, only)
-    if not runs:
-        remedy = f"contains no finished run of ablation={BASELINE}; see conf/experiment/ablations"
-        raise ConfigError("runs", directory, remedy)
+    runs = baseline_runs(directory, only)
     run_dirs = list(runs.values())
     one_view, ten_views = (
         [evaluate_ensemble([run], views) for run in run_dirs] for views in (1, 10)
@@ -133,30 +110,16 @@ def seed_measurements(
             for omitted in run_dirs
         ]
         measurements.append(ensemble_measurement(ten_views, ensemble, leave_one_out, *how))
-    control = finished_runs(directory, WITHOUT_TOWERS, only)
-    if seeds := sorted(runs.keys() & control.keys()):
-        with_towers, without_towers = (
-            [_conv1_weight(by_seed[seed]) for seed in seeds] for by_seed in (runs, control)
-        )
-        measurements.append(colour_measurement(with_towers, without_towers, *how))
     return measurements
 
 
-def colour_share(kernels: Tensor) -> float:
-    """[K, 3, h, w] → mean over kernels of the energy off the grey axis, 0 (grey) to 1."""
-    grey = kernels.mean(1, keepdim=True)
-    off_axis = (kernels - grey).square().sum((1, 2, 3))
-    return float((off_axis / kernels.square().sum((1, 2, 3))).mean())
-
-
-def _conv1_weight(run: Path) -> Tensor:
-    return load_trained(run).model.layers()["conv1"].weight.detach()
-
-
-def _colour_gap(kernels: Tensor) -> float:
-    """Difference in colour share between the two halves of the kernels, in points."""
-    first, second = (100 * colour_share(half) for half in kernels.chunk(2))
-    return abs(first - second)
+@measures("fig4", "fig4-pixels", part="ablations", evaluates=True)
+def figure4_of_sweep(
+    directory: Path, *how: *How, only: Sequence[int] | None = None
+) -> list[Measurement]:
+    """Nearest images of the baseline's first seed."""
+    first, *_ = baseline_runs(directory, only).values()
+    return neighbours_measurements(figure4(first).neighbours, *how)
 
 
 def _mean(errors: Sequence[Errors]) -> Errors:

@@ -36,7 +36,9 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
         "kernels": charts.kernels(reproduction),
         "lookalikes": charts.lookalikes(reproduction),
         "ablations": [charts.comparison(a) for a in reproduction.get("ablations", [])],
+        "relu_ratios": charts.relu_ratios(reproduction.get("relu_ratios", [])),
         "effects": charts.effects(reproduction),
+        "committed": reproduction.get("committed", []),
         "ledger": _ledger_view(reproduction),
         "differences": load_differences(),
     }
