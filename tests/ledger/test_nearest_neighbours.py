@@ -1,4 +1,4 @@
-"""Figure 4: neighbours by activations are compared with those by pixels and by an untrained network."""
+"""Figure 4: neighbours by activations against those by pixels and by an untrained network."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_a_control_that_does_better_contradicts_the_claim(control: str) -> None:
 
 
 def test_random_neighbours_rarely_support_the_claim() -> None:
-    supported = sum(measured(same=0.0, seed=seed).agrees is True for seed in range(80))
-    assert supported <= 4
+    supported = sum(measured(same=0.0, seed=seed).agrees is True for seed in range(30))
+    assert supported <= 2
 
 
 def test_queries_that_share_their_neighbours_count_once_per_class() -> None:
@@ -115,7 +115,7 @@ def test_neighbours_far_in_pixels_support_the_claim_and_near_ones_contradict_it(
     assert float(far.numbers["median_rank_pct"]) == pytest.approx(50, abs=5)
     assert float(near.numbers["near_in_pixels_pct"]) == 100
     half = neighbours(same=0.5)
-    half.nearer_in_pixels[:, :3] = 0.0
+    half.nearer_in_pixels[half.labels < 4] = 0.0  # those of half of the classes
     assert pixels_measurement(half, *HOW).agrees is None
 
 

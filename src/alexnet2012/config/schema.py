@@ -243,10 +243,6 @@ class ScheduleConfig:
     # no scaling
     reference_batch: int | None = ranged(None, low=1)
 
-    @property
-    def total_epochs(self) -> int:
-        return self.epochs * self.epochs_factor
-
 
 @dataclass
 class DataConfig:

@@ -287,7 +287,7 @@ def _loader(trained: TrainedModel, store: Store, split: Split) -> EvalLoader:
 
 
 def _evenly_spaced(images: int, count: int) -> list[int]:
-    return np.linspace(0, images - 1, min(images, count)).astype(int).tolist()
+    return [int(position) for position in np.linspace(0, images - 1, min(images, count))]
 
 
 def _prediction(of_val: SplitActivations, store: Store, index: int) -> PredictedImage:

@@ -162,6 +162,7 @@ def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
     """Ratio of the epochs to the training error, tanh over ReLU, mean over paired seeds."""
     relu, tanh = (runs[name][best_rate(runs[name])] for name in ("relu", "tanh"))
     seeds, found = sorted(relu.keys() & tanh.keys()), ratios(runs)
+    numbers: dict[str, float | int | str | bool]
     numbers = {ratio_name(ratio): ratio["mean"] for ratio in found}
     others = ", ".join(
         ratio_text(ratio) for ratio in found if ratio["threshold_pct"] > THRESHOLD_PCT

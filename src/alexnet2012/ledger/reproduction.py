@@ -224,14 +224,13 @@ class Reproduce:
             evaluation.views = views
             errors = evaluate_checkpoints(evaluation)
             self.results["evaluation"].append(training_runs.evaluation_row(errors, views, classes))
-        conv1 = load_trained(run_dir).model.layers()["conv1"]
-        self.results["kernels"] = conv1.weight.detach()
+        conv1 = load_trained(run_dir).model.layers()["conv1"].weight.detach()
+        self.results["kernels"] = conv1
         self.results["kernels_caption"] = f"conv1 of the reduced network after {epochs} epochs."
         figure = figure4(run_dir)
         self.results["lookalikes"], self.results["pictures"] = figure.lookalikes, figure.images
         ten_views = self.results["evaluation"][-1]
-        kernels = self.results["kernels"]
-        evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours, kernels)
+        evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours, conv1)
         network = "a network with a quarter of the kernels on 112 pixels"
         caveat = self.sweeps.caveat(f"{network}, {epochs} epochs")
         self.measurements += measure("reduced", evidence, Scale.reduced, command, caveat)

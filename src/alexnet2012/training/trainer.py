@@ -181,7 +181,8 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        steps = self.config.schedule.total_epochs * self.train_loader.steps_per_epoch
+        schedule = self.config.schedule
+        steps = schedule.epochs * schedule.epochs_factor * self.train_loader.steps_per_epoch
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
     def _end_step(self, epoch: int) -> int:
