@@ -34,7 +34,7 @@ def config_of(root: str, *overrides: str) -> TrainConfig:
 def batches(root: str, mesh: Mesh, *overrides: str) -> list[object]:
     """Two epochs of training, the second resumed as well, and validation twice."""
     config = config_of(root, *overrides)
-    train, val = make_loaders(config, Store.open(Path(root)), mesh)
+    train, val, _ = make_loaders(config, Store.open(Path(root)), mesh)
     epochs = [train.epoch(0), train.epoch(1, lighting=False), train.epoch(1, first_step=3)]
     return [summarize(list(loaded)) for loaded in (*epochs, val, val)]
 

@@ -24,14 +24,25 @@ from alexnet2012.config.schema import PrepareConfig, ReproduceConfig, TrainConfi
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.ledger.ablations import effect_measurements, effects, read_sweep
+from alexnet2012.ledger.ablations import (
+    effect_measurements,
+    effects,
+    errors_of_baseline,
+    read_claimed,
+    read_sweep,
+)
 from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.ensembles import seed_measurements
+from alexnet2012.ledger.ensembles import evaluate_seeds, seed_measurements
+from alexnet2012.ledger.evidence import Evidence, save_evidence
 from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurements
-from alexnet2012.ledger.pretraining import pretrain_measurements, read_errors
+from alexnet2012.ledger.pretraining import pretrain_measurements, read_pretraining
+from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.reproduction import Reproduce
+from alexnet2012.ledger.results import save_reproduction
 from alexnet2012.ledger.sweeps import Sweeps
 from alexnet2012.ledger.tower_colour import colour_of_sweep
+from alexnet2012.ledger.verdicts import Verdict, verdicts
+from alexnet2012.ledger.verify import verify
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.environment import running_commit
 
@@ -135,11 +146,29 @@ def test_a_run_that_was_cut_off_is_done_again_to_the_same_end(
 def test_two_seeds_are_inconclusive(swept: Path) -> None:
     found = seed_measurements(swept, Scale.reduced, "…", "tiny", only=[0, 1])
     assert [m.claim for m in found] == ["lsvrc2010-1crop", "table2"]
-    assert [m.agrees for m in found] == [None] * 2
+    assert {verdict for verdict, _ in verdicts(found).values()} == {Verdict.inconclusive}
     assert [m.n_seeds for m in found] == [2] * 2
     base = read_sweep(swept, [0, 1])["none"]
     ten = sum(run.errors["top1_error_pct"] for run in base.values()) / 2  # 10 views, when trained
     assert f"{ten:.2f} / " in found[0].value.rpartition(", ")[2]
+
+
+def test_the_evidence_of_a_real_sweep_gives_its_ledger_again(swept: Path, tmp_path: Path) -> None:
+    how = (Scale.reduced, "…", "tiny")
+    measurements = measure("ablations", swept, *how, only=[0, 1, 2])
+    save_reproduction({"measurements": [m.to_json() for m in measurements]}, tmp_path)
+    runs, views = read_claimed(swept, "ablations", [0, 1, 2]), evaluate_seeds(swept, [0, 1, 2])
+    save_evidence(Evidence({"ablations": runs, "views": views}, {}), tmp_path)
+    found = verify(tmp_path)
+    assert found.differences == []
+    assert {"lrn", "dropout", "lsvrc2010-1crop", "table2"} <= set(found.claims)
+    assert found.runs == 9 + 3 + 3 + 1
+    (lrn,) = (m for m in measurements if m.claim == "lrn")
+    assert lrn.estimates[0].images == 48
+    assert "a gap of" in errors_of_baseline(runs)
+    digests = {run.settings_digest for run in runs["none"].values()}
+    assert len(digests) == 1
+    assert digests != {run.settings_digest for run in runs["no_lrn"].values()}
 
 
 def test_the_images_of_figure_4_match_its_labels(swept: Path, photos_store: Store) -> None:
@@ -184,9 +213,13 @@ def test_a_network_is_pretrained_on_all_classes_and_fine_tuned_on_few(
     assert manifest.read_progress(last).classes == list(photos_store.classes[:5])
     pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "…", "tiny")
     assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
-    assert (pretrain.n_seeds, pretrain.agrees) == (2, None)
-    errors = read_errors(tmp_path / "runs")
-    gain = sum(errors["few_classes"][s][0] - errors["pretrained"][s][0] for s in (0, 1)) / 2
+    assert (pretrain.n_seeds, pretrain.interval) == (2, None)
+    runs = read_pretraining(tmp_path / "runs")
+    scratch, pretrained = (
+        [run.errors["top1_error_pct"] for run in runs[name].values()]
+        for name in ("few_classes", "pretrained")
+    )
+    gain = sum(scratch) / 2 - sum(pretrained) / 2
     assert pretrain.numbers["top1_gain_points"] == pytest.approx(gain)
 
 
@@ -208,7 +241,7 @@ def test_random_labels_support_no_claim(photos_folder: Path, tmp_path: Path) -> 
             run_dir.mkdir(parents=True)
             Trainer(replace(config, seed=seed), single_process(Device.cpu), run_dir).run()
     how = (Scale.reduced, "…", "tiny")
-    found = effect_measurements(effects(read_sweep(tmp_path / "runs")), *how)
+    found = effect_measurements(read_sweep(tmp_path / "runs"), *how)
     found += seed_measurements(tmp_path / "runs", *how)
     found.append(colour_of_sweep(tmp_path / "runs", *how))
     neighbours = figure4(tmp_path / "runs" / "none" / "0").neighbours
@@ -217,7 +250,10 @@ def test_random_labels_support_no_claim(photos_folder: Path, tmp_path: Path) -> 
         "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4", "fig4-pixels"
     }  # fmt: skip
     # What is near in pixels does not depend on labels.
-    assert [m.claim for m in found if m.agrees and m.claim != "fig4-pixels"] == []
+    found = [m for m in found if m.claim != "fig4-pixels"]
+    assert [m.claim for m in found if m.agrees] == []
+    supported = {Verdict.supported, Verdict.in_direction}
+    assert not supported & {verdict for verdict, _ in verdicts(found).values()}
 
 
 @pytest.fixture
@@ -259,6 +295,8 @@ def test_the_gpus_design_runs_from_images_to_the_report_and_continues_where_it_w
     measured = {claim for claim, row in rows.items() if row["measured"]}
     assert measured >= {"lrn", "fig3", "fig4", "fig4-pixels", "lsvrc2010-1crop"}
     assert "budget=gpu" in rows["lrn"]["measured"]["command"]
+    assert {"fig3", "fig4", "fig4-pixels", "lrn"} <= set(verify(out).claims)
+    assert verify(out).differences == []
 
 
 @pytest.mark.parametrize("launcher", ["submitit", "ray"])

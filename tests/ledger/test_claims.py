@@ -21,14 +21,13 @@ from alexnet2012.ledger.claims import (
     Kind,
     Measurement,
     Scale,
-    Verdict,
-    ledger,
     load_claims,
     load_differences,
-    verdict,
     write_json,
 )
 from alexnet2012.ledger.registry import Measure, all_measures, measure, measures
+from alexnet2012.ledger.statistics import Design, Estimate
+from alexnet2012.ledger.verdicts import check_scale, ledger
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
 
@@ -149,14 +148,15 @@ def test_a_difference_names_settings_that_the_two_recipes_set_differently() -> N
                 assert values[0] != values[1] or unspecified, key
 
 
-def test_the_verdict_follows_from_the_measurement() -> None:
-    rows = ledger([measured(), measured("relu", Scale.reduced), measured("decay", Scale.full)], {})
-    verdicts = {row["id"]: row["verdict"] for row in rows["rows"]}
-    assert verdicts["size"] == Verdict.exact.value == "exact"
-    assert verdicts["decay"] == "measured at full scale"
-    assert verdicts["relu"] == "measured at reduced scale"
-    assert verdicts["lsvrc2010"] == "not measured here"
-    assert list(verdicts.values()).count("not measured here") == len(CLAIMS) - 3
+def test_how_a_claim_was_measured_is_not_its_verdict() -> None:
+    counted = measured(agrees=True)
+    rows = ledger([counted, measured("relu", Scale.reduced), measured("decay", Scale.full)], {})
+    found = {row["id"]: (row["scale"], row["verdict"]) for row in rows["rows"]}
+    assert found["size"] == ("exact", "agrees")
+    assert found["decay"] == ("measured at full scale", "inconclusive")
+    assert found["relu"] == ("measured at reduced scale", "inconclusive")
+    assert found["lsvrc2010"] == ("not measured here", "not measured here")
+    assert [scale for scale, _ in found.values()].count("not measured here") == len(CLAIMS) - 3
 
 
 def test_every_claim_names_what_full_scale_needs() -> None:
@@ -191,9 +191,9 @@ def test_one_tower_fits_in_three_gigabytes_unless_its_layers_grow() -> None:
 
 def test_an_error_rate_is_never_exact_and_a_published_result_is_never_measured() -> None:
     with pytest.raises(ValueError, match="lsvrc2010: scale=exact"):
-        verdict(CLAIMS["lsvrc2010"], measured("lsvrc2010"))
+        check_scale(CLAIMS["lsvrc2010"], measured("lsvrc2010"))
     with pytest.raises(ValueError, match="table1"):
-        verdict(CLAIMS["table1"], measured("table1", Scale.full))
+        check_scale(CLAIMS["table1"], measured("table1", Scale.full))
 
 
 def test_an_inconsistent_measurement_is_refused() -> None:
@@ -222,7 +222,9 @@ def test_rows_are_identical_in_two_runs_with_one_seed() -> None:
 
 
 def test_a_measurement_survives_json() -> None:
-    one = measured("relu", Scale.reduced, interval=(1.5, 2.5), numbers={"ratio": 2.0}, agrees=True)
+    estimate = Estimate("tanh", "ratio", 2.0, Design(3, 0.1, 3, 0.2), claimed=6.0)
+    more = {"interval": (1.5, 2.5), "numbers": {"ratio": 2.0}, "estimates": (estimate,)}
+    one = measured("relu", Scale.reduced, **more)
     assert Measurement.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
@@ -284,7 +286,7 @@ def test_a_measuring_function_of_an_unknown_claim_is_named() -> None:
 
 def test_a_claim_that_is_measured_twice_or_quoted_and_measured_is_named() -> None:
     entries = all_measures()
-    again = Measure(measured, ("size",), "audit", False)
+    again = Measure(measured, ("size",), "audit", evaluates=False)
     with pytest.raises(ValueError, match=r"size: measured by .*architecture_measurements and "):
         check_coverage(load_claims(), [*entries, again])
     quoted = Measure(measured, ("table1",), "audit", False)

@@ -10,9 +10,9 @@ from torch import Tensor
 from alexnet2012.inference.nearest import BLOCK, nearest
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.nearest_neighbours import (
+    FROM_SAMPLE,
     Neighbours,
-    class_measurement,
-    pixels_measurement,
+    neighbours_measurements,
     shares_nearer,
 )
 
@@ -56,8 +56,16 @@ def neighbours(
     return Neighbours(torch.from_numpy(labels), of_train, *lists, ranks)
 
 
+def of_class(found: Neighbours) -> Measurement:
+    return neighbours_measurements(found, *HOW)[0]
+
+
+def in_pixels(found: Neighbours) -> Measurement:
+    return neighbours_measurements(found, *HOW)[1]
+
+
 def measured(**shares: float) -> Measurement:
-    return class_measurement(neighbours(**shares), *HOW)  # type: ignore[arg-type]
+    return of_class(neighbours(**shares))  # type: ignore[arg-type]
 
 
 def test_neighbours_of_the_same_class_are_judged_against_both_controls() -> None:
@@ -99,7 +107,7 @@ def test_queries_that_share_their_neighbours_count_once_per_class() -> None:
         base.by_pixels,
         base.nearer_in_pixels,
     )
-    assert class_measurement(lucky, *HOW).agrees is None
+    assert of_class(lucky).agrees is None
 
 
 def test_shares_nearer_are_ranks_among_the_distances() -> None:
@@ -108,20 +116,23 @@ def test_shares_nearer_are_ranks_among_the_distances() -> None:
 
 
 def test_neighbours_far_in_pixels_support_the_claim_and_near_ones_contradict_it() -> None:
-    far, near = (
-        pixels_measurement(neighbours(same=0.5, nearer=nearer), *HOW) for nearer in (0.5, 0.004)
-    )
+    far, near = (in_pixels(neighbours(same=0.5, nearer=nearer)) for nearer in (0.5, 0.004))
     assert (far.agrees, near.agrees) == (True, False)
     assert float(far.numbers["median_rank_pct"]) == pytest.approx(50, abs=5)
     assert float(near.numbers["near_in_pixels_pct"]) == 100
     half = neighbours(same=0.5)
     half.nearer_in_pixels[half.labels < 4] = 0.0  # those of half of the classes
-    assert pixels_measurement(half, *HOW).agrees is None
+    assert in_pixels(half).agrees is None
 
 
 def test_the_overlap_is_that_of_the_two_sets_whatever_their_order() -> None:
     found = neighbours(same=0.5)
     found.by_pixels[:] = found.by_activations.flip(1)
-    assert pixels_measurement(found, *HOW).numbers["overlap_pct"] == pytest.approx(100)
+    assert in_pixels(found).numbers["overlap_pct"] == pytest.approx(100)
     found.by_pixels[:, :3] = -1
-    assert pixels_measurement(found, *HOW).numbers["overlap_pct"] < 60
+    assert in_pixels(found).numbers["overlap_pct"] < 60
+
+
+def test_measurements_are_repeated_from_their_samples() -> None:
+    for first in neighbours_measurements(neighbours(same=0.4, pixels=0.2), *HOW):
+        assert FROM_SAMPLE[first.claim](first.sample, *HOW) == first

@@ -22,10 +22,12 @@ from alexnet2012.ledger.relu_vs_tanh import (
     ratios,
     read_runs,
     relu_chart,
+    relu_from_sample,
     relu_measurement,
     train,
 )
 from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.ledger.verdicts import Verdict, verdicts
 
 
 def falling(epochs: int, length: int = 40) -> Errors:
@@ -33,13 +35,15 @@ def falling(epochs: int, length: int = 40) -> Errors:
     return [90.0 - 65.0 * (i + 1) / epochs for i in range(length)]
 
 
-def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, bool | None]:
+def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, Verdict]:
     found = {
         "relu": {0.01: {seed: falling(n) for seed, n in enumerate(relu)}},
         "tanh": {0.01: {seed: falling(n) for seed, n in enumerate(tanh)}},
     }
     measurement = relu_measurement(found, Scale.reduced, "…", "made up")
-    return measurement.value, measurement.numbers.get("ratio"), measurement.agrees
+    assert relu_from_sample(measurement.sample, Scale.reduced, "…", "made up") == measurement
+    verdict, _ = verdicts([measurement])["relu"]
+    return measurement.value, measurement.numbers.get("ratio"), verdict
 
 
 def test_a_best_rate_at_an_end_of_those_tried_extends_the_search() -> None:
@@ -72,29 +76,32 @@ def test_the_best_rate_has_the_fewest_epochs_in_the_mean_over_seeds() -> None:
 
 
 def test_the_ratio_is_paired_by_seed() -> None:
-    value, ratio, agrees = measured([5, 6, 5], [30, 36, 30])
+    value, ratio, verdict = measured([5, 6, 5], [30, 36, 30])
     assert ratio == pytest.approx(6)
-    assert agrees is True
+    assert verdict is Verdict.supported
     start = "6.0 × (95% 6.0 to 6.0) at 25%: 5, 6, 5 epochs with ReLU, 30, 36, 30 with tanh"
     assert value.startswith(start)
 
 
 def test_no_difference_supports_nothing_and_the_reverse_contradicts() -> None:
-    assert measured([10, 20, 15], [15, 14, 18])[2] is None
-    assert measured([20, 21, 20], [10, 10, 11])[2] is False
+    assert measured([10, 20, 15], [15, 14, 18])[2] is Verdict.inconclusive
+    assert measured([20, 21, 20], [10, 10, 11])[2] is Verdict.contradicted
+    assert measured([10, 11, 10], [20, 23, 19])[2] is Verdict.in_direction  # twice, not six times
 
 
 def test_one_seed_gives_a_ratio_and_no_verdict() -> None:
-    value, ratio, agrees = measured([5], [30])
-    assert (ratio, agrees) == (6, None)
+    value, ratio, verdict = measured([5], [30])
+    assert (ratio, verdict) == (6, Verdict.inconclusive)
     assert "95%" not in value
 
 
 def test_a_threshold_that_was_not_reached_gives_a_lower_bound() -> None:
     value, ratio, _ = measured([5, 5], [99, 30])
-    assert value.startswith("more than 7.0 × (95% of the bound -5.7 to 19.7) at 25%")
+    assert value.startswith("more than 7.0 × at 25%: 5, 5 epochs")
     assert "over 40, 30 with tanh" in value
     assert ratio is None
+    # A bound contradicts no size; three of them show the direction.
+    assert measured([5, 5, 5], [99, 98, 99])[2] is Verdict.supported
     value, ratio, _ = measured([45], [30])  # ReLU ends at 32.2%
     assert value.startswith("ReLU did not reach 25% in 40 epochs; ")
     assert "at 35%" in value and "at 30%" not in value

@@ -21,6 +21,7 @@ from alexnet2012.ledger.report.context import scientific, view
 from alexnet2012.ledger.report.render import claims_table, write_report
 from alexnet2012.ledger.report.svg import Curve, ReferenceLine, line_chart, two_towers
 from alexnet2012.ledger.results import Reproduction, load_reproduction, save_reproduction
+from alexnet2012.ledger.statistics import Design, Estimate
 from alexnet2012.tracking.image_grids import kernel_pictures
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> \" ' $x_1$ {{ 7 * 7 }}"
@@ -125,11 +126,15 @@ def test_the_page_works_with_a_screen_reader(tmp_path: Path) -> None:
 
 def test_the_table_of_claims_has_only_those_with_several_seeds() -> None:
     how = {"scale": Scale.reduced, "command": "…", "caveat": "tiny"}
-    lrn = Measurement("lrn", "no_lrn: +2.50 | odd", n_seeds=3, agrees=True, **how)
+    estimate = Estimate("no_lrn", "top1_error_pct", 2.5, Design(3, 0.2, 9, 0.2), claimed=1.4)
+    lrn = Measurement("lrn", "no_lrn: +2.50 | odd", n_seeds=3, estimates=(estimate,), **how)
     dropout = Measurement("dropout", "no_dropout: -1", n_seeds=1, **how)
     lines = claims_table({"measurements": [lrn.to_json(), dropout.to_json()]}).splitlines()
     assert len(lines) == 3
-    assert lines[2] == r"| Local response normalisation | no_lrn: +2.50 \| odd | 3 | supported |"
+    title, value, claimed, inside, seeds, power, *_, scale, verdict = lines[2][2:-2].split(" | ")
+    assert (title, value) == ("Local response normalisation", r"no_lrn: +2.50 \| odd")
+    assert (claimed, inside, seeds, power) == ("+1.40", "no", "3 and 9", "100%")
+    assert (scale, verdict) == ("measured at reduced scale", "supported in direction")
 
 
 def test_a_claim_shows_its_measured_effect_below_the_reported_one() -> None:

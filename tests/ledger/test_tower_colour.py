@@ -11,7 +11,12 @@ from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.tower_colour import colour_measurement, colour_of_sweep, colour_shares_pct
+from alexnet2012.ledger.tower_colour import (
+    FROM_SAMPLE,
+    colour_measurement,
+    colour_of_sweep,
+    colour_shares_pct,
+)
 
 HOW = (Scale.reduced, "…", "tiny")
 
@@ -64,9 +69,7 @@ def test_networks_are_tested_together_each_divided_on_its_own() -> None:
     assert alone.p_value is not None and together.p_value is not None
     assert together.p_value < alone.p_value
     assert together.n_seeds == 4
-    # The sample that is kept with the evidence gives the same p-value again.
-    again = colour_measurement(np.asarray(together.sample["colour_shares_pct"]), *HOW)
-    assert again.p_value == together.p_value
+    assert FROM_SAMPLE["fig3"](together.sample, *HOW) == together
 
 
 def test_a_sweep_without_a_baseline_is_named(tmp_path: Path) -> None:

@@ -342,6 +342,9 @@ class TrainConfig:
     # crops averaged per validation image, 1 or 10
     eval_views: int = field(default=1, metadata={"role": Role.evaluation})
     eval_every_epochs: int = ranged(1, low=1, role=Role.evaluation)  # epochs between validations
+    # at the end, also evaluate this many training images, evenly spaced over the split, in the way
+    # of validation images: without augmentation and dropout. 0: none
+    eval_train_images: int = ranged(0, low=0, role=Role.evaluation)
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
     # from that checkpoint; null: require a new run directory
     resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})

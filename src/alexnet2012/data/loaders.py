@@ -37,8 +37,11 @@ from alexnet2012.utils import native
 from alexnet2012.utils.shard import Shard
 
 
-def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLoader, EvalLoader]:
-    """This rank's loaders of the training and the validation split."""
+def make_loaders(
+    config: TrainConfig, store: Store, mesh: Mesh
+) -> tuple[TrainLoader, EvalLoader, EvalLoader | None]:
+    """This rank's loaders of the training split, the validation split, and training images that
+    are evaluated as validation images are; None without ``eval_train_images``."""
     data, augment, size = config.data, config.recipe.augment, config.model.input_size
     comm = None
     if data.feed is Feed.split:
@@ -70,17 +73,27 @@ def make_loaders(config: TrainConfig, store: Store, mesh: Mesh) -> tuple[TrainLo
         kept=kept[0],
         on_device=keep is Keep.device,
     )
-    val_loader = EvalLoader(
-        store,
-        splits[1],
-        augment,
-        input_size=size,
-        views=config.eval_views,
-        batch_size=data.eval_batch_size,
-        placement=placement,
-        kept=kept[1],
-    )
-    return train_loader, val_loader
+
+    def evaluated(index: int, only: npt.NDArray[np.int64] | None = None) -> EvalLoader:
+        return EvalLoader(
+            store,
+            splits[index],
+            augment,
+            input_size=size,
+            views=config.eval_views,
+            batch_size=data.eval_batch_size,
+            placement=placement,
+            kept=kept[index],
+            only=only,
+        )
+
+    train_eval_loader = None
+    if config.eval_train_images:
+        images = len(splits[0].labels)
+        # Evenly spaced over the split, which is ordered by class; the same in every run.
+        spaced = np.linspace(0, images - 1, min(images, config.eval_train_images))
+        train_eval_loader = evaluated(0, spaced.astype(np.int64))
+    return train_loader, evaluated(1), train_eval_loader
 
 
 @dataclass(frozen=True)
@@ -227,7 +240,9 @@ def prefetch(batches: Iterator[Batch], stream: torch.cuda.Stream | None) -> Iter
 
 
 class EvalLoader:
-    """All images of a split in order, each in 1 view (the centre crop) or 10; never divided.
+    """The images of a split in order, each in 1 view (the centre crop) or 10; never divided.
+
+    ``only`` selects images by their positions in the split.
 
     Raises:
         ConfigError: the input size exceeds that of the stored images, or another number of views.
@@ -245,10 +260,14 @@ class EvalLoader:
         batch_size: int,
         placement: LoaderPlacement = SINGLE_PROCESS,
         kept: Images | None = None,
+        only: npt.NDArray[np.int64] | None = None,
     ) -> None:
         _check_input_size(store, input_size)
         self._split, self._size = split, input_size
-        self._steps = placement.steps(len(split.labels), batch_size)
+        self._only = only
+        self.indices = np.arange(len(split.labels)) if only is None else only
+        self.labels = split.labels[self.indices]
+        self._steps = placement.steps(len(self.indices), batch_size)
         self._views = view_positions(views, store.size, input_size)
         self._augment = augment
         self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
@@ -268,15 +287,19 @@ class EvalLoader:
         return len(self._steps)
 
     def batches(self) -> Iterator[Batch]:
-        indices = np.arange(len(self._split.labels))
-        labels = torch.from_numpy(self._split.labels).to(self._mean.device)
+        indices = self.indices
+        labels = torch.from_numpy(self.labels).to(self._mean.device)
         plans = [
             BatchPlan(indices[positions], (), ()) for positions, rows in self._steps if rows.size
         ]
         if self._kept is None:
             stored_batches = self._input.read(plans)
         else:  # in order: slices, which are not copied on a CPU
-            parts = (self._kept[p.indices[0] : p.indices[-1] + 1] for p in plans)
+            whole = self._only is None
+            parts = (
+                self._kept[p.indices[0] : p.indices[-1] + 1] if whole else self._kept[p.indices]
+                for p in plans
+            )
             stored_batches = (torch.from_numpy(part).to(self._mean.device) for part in parts)
         for positions, rows in self._steps:
             stored = next(stored_batches) if rows.size else self._no_images

@@ -15,11 +15,17 @@ from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.trained_model import TrainedModel, load_ensemble
 from alexnet2012.training.evaluation import evaluate
+from alexnet2012.training.image_errors import ImageErrors
 from alexnet2012.utils.metrics import ErrorCounts
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
     """Count top-1 and top-5 errors on the validation images of the store."""
+    return evaluate_images(config)[0]
+
+
+def evaluate_images(config: EvaluateConfig) -> tuple[ErrorCounts, ImageErrors]:
+    """The same, and the error of each image."""
     reuse_memory()
     models = load_ensemble(config.checkpoint, config.device)
     store, split = _validation_split(config, models[0])
@@ -34,7 +40,9 @@ def evaluate_checkpoints(config: EvaluateConfig) -> ErrorCounts:
         batch_size=max(1, config.batch_size // config.views),
         placement=LoaderPlacement(device=first.mesh.device, threads=config.decode_threads),
     )
-    return evaluate([trained.model for trained in models], loader.batches(), first.mesh)
+    of_images = ImageErrors.empty(loader)
+    networks = [trained.model for trained in models]
+    return evaluate(networks, loader.batches(), first.mesh, of_images.add), of_images
 
 
 def _validation_split(config: EvaluateConfig, trained: TrainedModel) -> tuple[Store, Split]:

@@ -1,22 +1,20 @@
-"""Ablations: runs without one component, compared with the baseline seed by seed.
+"""Ablations: runs without one component, compared with the baseline.
 
 Reads the sweeps of ``conf/experiment/ablations`` and ``conf/experiment/lrn_cifar10``, whose run
-directories are ``ABLATION/SEED``. Runs with the same seed share initial weights, data order and
-crops, so differences are paired; the verdict follows from their 95% interval alone.
+directories are ``ABLATION/SEED``. All seeds of an ablation are compared with all of the baseline,
+which may have more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from omegaconf import OmegaConf
 from rich.table import Table
 
-from alexnet2012.checkpoint.run_dir import flatten
+from alexnet2012.checkpoint.run_dir import with_defaults
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.claims import (
@@ -24,39 +22,31 @@ from alexnet2012.ledger.claims import (
     How,
     Measurement,
     ablations_of,
-    direction,
     effect_claims,
     load_claims,
-    support_word,
 )
+from alexnet2012.ledger.evidence import Result, Sweep, image_matrices, read_run
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Ablation, Arm, Effect
-from alexnet2012.ledger.statistics import SeedMean
-from alexnet2012.ledger.training_runs import read_summary
-from alexnet2012.tracking.tracker import read_records
+from alexnet2012.ledger.statistics import Estimate, between_arms
 
 BASELINE = "none"
-METRICS = ("top1_error_pct", "top5_error_pct", "train_error_pct")
+METRICS = {  # and their names in tables
+    "top1_error_pct": "top-1",
+    "top5_error_pct": "top-5",
+    "train_error_pct": "training error",
+    "train_eval_error_pct": "training error, evaluated",
+    "gap_points": "validation minus training error",
+}
 # Settings that an ablation, its seed or the machine may change; all others must match in a sweep.
 _MAY_DIFFER = (Role.variant, Role.placement, Role.world_size, Role.logging)
-
-
-@dataclass(frozen=True)
-class Result:
-    settings: dict[str, Any]
-    errors: dict[str, float]  # by metric, per cent
-    commit: str = ""  # of the code that ran; later code may have continued the sweep
-    train_errors: Sequence[float] = ()  # per cent, by epoch
-
-
-Sweep = dict[str, dict[int, Result]]  # by ablation and seed
 
 
 def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
     """The finished runs of a sweep by ablation and seed; ``seeds`` selects some."""
     runs: Sweep = {}
     for summary in sorted(directory.glob("*/*/summary.json")):
-        result = _read(summary.parent)
+        result = read_run(summary.parent)
         seed = result.settings["seed"]
         if seeds is None or seed in seeds:
             runs.setdefault(summary.parent.parent.name, {})[seed] = result
@@ -70,33 +60,68 @@ def read_sweep(directory: Path, seeds: Sequence[int] | None = None) -> Sweep:
     return runs
 
 
-def read_claimed(directory: Path, sweep: str, seeds: Sequence[int] | None = None) -> Sweep:
-    """The runs of a sweep that its claims need: the baseline and their ablations."""
-    runs = read_sweep(directory, seeds)
+def read_claimed(evidence: Path | Sweep, sweep: str, seeds: Sequence[int] | None = None) -> Sweep:
+    """The runs of a sweep that its claims need: the baseline and their ablations.
+
+    ``evidence`` is the directory of the sweep, or its runs, already read.
+    """
+    runs = read_sweep(evidence, seeds) if isinstance(evidence, Path) else evidence
     return {name: runs[name] for name in (BASELINE, *ablations_of(sweep)) if name in runs}
 
 
+def estimate(
+    runs: Sweep, arm: str, metric: str, control: str = BASELINE, claim: Claim | None = None
+) -> Estimate:
+    """Error of an arm's runs minus that of the control's, over all seeds of both."""
+    both = [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in (runs[arm], runs[control])]
+    of_arm, of_control = ([run.errors[metric] for run in results] for results in both)
+    of_images = [image_matrices(results, metric, arm) for results in both]
+    if all(of_images):
+        image_matrices([*both[0], *both[1]], metric, f"{arm} and {control}")  # on the same images
+    mean, design = between_arms(of_arm, of_control, list(zip(*of_images, strict=False)))
+    images = len(of_images[0][0][0]) if all(of_images) else 0
+    found = Estimate(arm, metric, mean, design, images)
+    if claim is None or claim.effect is None:
+        return found
+    effect = claim.effect
+    return replace(found, claimed=effect.claimed_points, smallest=effect.smallest_points)
+
+
 def effects(runs: Sweep) -> list[Effect]:
-    """For each ablation and metric, the mean of (ablation - baseline) over their common seeds."""
+    """For each ablation and metric, the mean of its runs minus that of the baseline's."""
     rows = []
     for ablation in sorted(runs.keys() - {BASELINE}):
-        seeds = sorted(runs[ablation].keys() & runs[BASELINE].keys())
-        for metric in METRICS if seeds else ():
-            without, base = (
-                [runs[name][seed].errors[metric] for seed in seeds] for name in (ablation, BASELINE)
-            )
-            difference = SeedMean.of([a - b for a, b in zip(without, base, strict=True)])
+        everything = [*runs[ablation].values(), *runs[BASELINE].values()]
+        for metric in METRICS:
+            if not all(metric in run.errors for run in everything):
+                continue
+            found = estimate(runs, ablation, metric)
             rows.append(
                 Effect(
                     arm=ablation,
                     metric=metric,
-                    seeds=seeds,
-                    mean_points=difference.mean,
-                    interval_points=difference.interval,
-                    base_mean_pct=sum(base) / len(base),
+                    seeds=sorted(runs[ablation]),
+                    control_seeds=sorted(runs[BASELINE]),
+                    mean_points=found.mean,
+                    interval_points=found.interval,
+                    base_mean_pct=_mean(runs[BASELINE].values(), metric),
                 )
             )
     return rows
+
+
+def errors_of_baseline(runs: Sweep) -> str:
+    """Validation and training error of the baseline, and the gap between them, in one line."""
+    base = runs[BASELINE].values()
+    if not all("gap_points" in run.errors for run in base):
+        return "training error without augmentation and dropout: not evaluated"
+    top1, train, gap = (
+        _mean(base, metric) for metric in ("top1_error_pct", "train_eval_error_pct", "gap_points")
+    )
+    return (
+        f"{BASELINE}: {top1:.2f}% validation and {train:.2f}% training error, evaluated alike: "
+        f"a gap of {gap:.2f} points"
+    )
 
 
 def learning_curves(runs: Sweep) -> dict[str, list[float]]:
@@ -131,35 +156,29 @@ def ablation_chart(runs: Sweep, name: str, title: str, command: str) -> Ablation
     )
 
 
-def supports(effect: Effect) -> bool | None:
-    """Whether the ablation raises the error: True, False if it lowers it, None: inconclusive."""
-    return direction(effect["interval_points"], len(effect["seeds"]))
-
-
 for _sweep in ("ablations", "lrn_cifar10"):
 
-    @measures(*(claim.id for claim in effect_claims(_sweep)), part=_sweep)
+    @measures(*(claim.id for claim in effect_claims(_sweep)), part=_sweep, sweep=_sweep)
     def sweep_measurements(
-        directory: Path, *how: *How, only: Sequence[int] | None = None, sweep: str = _sweep
+        evidence: Path | Sweep,
+        *how: *How,
+        only: Sequence[int] | None = None,
+        sweep: str = _sweep,
     ) -> list[Measurement]:
         """A measurement for each claim of a sweep whose ablations are in it."""
-        return effect_measurements(effects(read_claimed(directory, sweep, only)), *how)
+        return effect_measurements(read_claimed(evidence, sweep, only), *how)
 
 
-def effect_measurements(rows: Sequence[Effect], *how: *How) -> list[Measurement]:
-    """A measurement for each claim whose ablations are among the effects."""
+def effect_measurements(runs: Sweep, *how: *How) -> list[Measurement]:
+    """A measurement for each claim whose ablations are in the sweep."""
     measurements = []
     for claim in load_claims():
-        if claim.effect is None:
+        effect = claim.effect
+        if effect is None or not runs.keys() >= {BASELINE, *effect.arms}:
             continue
-        of_claim = [
-            effect
-            for ablation in claim.effect.arms
-            for effect in rows
-            if effect["arm"] == ablation and effect["metric"] == claim.effect.metric
-        ]
-        if len(of_claim) == len(claim.effect.arms):
-            measurements.append(_measurement(claim, of_claim, *how))
+        needed = [*effect.arms, BASELINE]
+        if all(effect.metric in run.errors for arm in needed for run in runs[arm].values()):
+            measurements.append(_measurement(claim, runs, *how))
     return measurements
 
 
@@ -173,18 +192,26 @@ def describe(runs: Sweep) -> str:
 
 def effect_table(rows: Sequence[Effect]) -> Table:
     """Mean differences with their intervals, one row per ablation."""
-    table = Table(title="ablation minus baseline, points of error (95% interval over seeds)")
-    for heading in ("ablation", "seeds", "top-1", "top-5", "training"):
+    table = Table(
+        title=f"ablation minus {BASELINE}, points (95% interval over seeds and images)",
+    )
+    for heading in ("ablation", "seeds", *METRICS.values()):
         table.add_column(heading, justify="right")
     for ablation in dict.fromkeys(effect["arm"] for effect in rows):
         by_metric = {effect["metric"]: effect for effect in rows if effect["arm"] == ablation}
-        cells = [_with_interval(by_metric[metric]) for metric in METRICS]
-        table.add_row(ablation, str(len(by_metric[METRICS[0]]["seeds"])), *cells)
+        first = next(iter(by_metric.values()))
+        cells = [_with_interval(by_metric.get(metric)) for metric in METRICS]
+        table.add_row(ablation, seeds_text(len(first["seeds"]), _control_seeds(first)), *cells)
     return table
 
 
+def seeds_text(seeds: int, control_seeds: int) -> str:
+    """``5``, or ``5 and 15`` where the baseline has another number of seeds."""
+    return str(seeds) if control_seeds in (0, seeds) else f"{seeds} and {control_seeds}"
+
+
 def _check_comparable(result: Result, baseline: Result, name: str, directory: Path) -> None:
-    settings, expected = flatten(result.settings), flatten(baseline.settings)
+    settings, expected = with_defaults(result.settings), with_defaults(baseline.settings)
     for key in sorted(settings.keys() | expected.keys()):
         differs = settings.get(key) != expected.get(key)
         if differs and role_of(TrainConfig, key) not in _MAY_DIFFER:
@@ -192,48 +219,40 @@ def _check_comparable(result: Result, baseline: Result, name: str, directory: Pa
             raise ConfigError("runs", directory, remedy)
 
 
-def _measurement(claim: Claim, of_claim: list[Effect], *how: *How) -> Measurement:
+def _measurement(claim: Claim, runs: Sweep, *how: *How) -> Measurement:
     assert claim.effect is not None
     metric = claim.effect.metric
-    metric_name = {"top1_error_pct": "top-1", "train_error_pct": "training error"}[metric]
-    verdicts = [supports(effect) for effect in of_claim]
-    # Several ablations of one claim agree only together; one that lowers the error contradicts it.
-    agrees = verdicts[0] if len(set(verdicts)) == 1 else (False if False in verdicts else None)
-    first = of_claim[0]
-    n_seeds = min(len(effect["seeds"]) for effect in of_claim)
+    estimates = tuple(estimate(runs, arm, metric, claim=claim) for arm in claim.effect.arms)
+    value = "; ".join(f"{e.arm}: {e} points {METRICS[metric]}" for e in estimates)
+    first = estimates[0]
+    if len(estimates) == 1:
+        base = _mean(runs[BASELINE].values(), metric)
+        value += f": {base + first.mean:.2f} against {base:.2f}"
     claimed = claim.effect.claimed_points
-    value = "; ".join(f"{e['arm']}: {_with_interval(e)} points {metric_name}" for e in of_claim)
-    if len(of_claim) == 1:
-        base = first["base_mean_pct"]
-        value += f": {base + first['mean_points']:.2f} against {base:.2f}"
-    note = f"; {claim.effect.source} reports {claimed:+.2f} points" if claimed is not None else ""
+    note = "no size" if claimed is None else f"{claimed:+.2f} points"
     return Measurement(
         claim.id,
         value,
         *how,
-        numbers={f"{e['arm']}_{metric}_points": e["mean_points"] for e in of_claim},
-        n_seeds=n_seeds,
-        interval=first["interval_points"] if len(of_claim) == 1 else None,
-        agrees=agrees,
-        agreement_note=f"{support_word(agrees)} by {n_seeds} paired seeds{note}",
+        numbers={f"{e.arm}_{metric}_points": e.mean for e in estimates},
+        n_seeds=min(e.design.seeds for e in estimates),
+        interval=first.interval if len(estimates) == 1 else None,
+        agreement_note=f"{claim.effect.source} reports {note}",
+        estimates=estimates,
     )
 
 
-def _with_interval(effect: Effect) -> str:
-    return str(SeedMean(effect["mean_points"], effect["interval_points"], len(effect["seeds"])))
+def _mean(runs: Iterable[Result], metric: str) -> float:
+    return fmean(run.errors[metric] for run in runs)
 
 
-def _read(run_dir: Path) -> Result:
-    settings: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    summary = read_summary(run_dir)
-    epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
-    return Result(
-        settings=settings,
-        errors={
-            "top1_error_pct": summary["top1_error_pct"],
-            "top5_error_pct": summary["top5_error_pct"],
-            "train_error_pct": epochs[-1]["train_error_pct"],
-        },
-        commit=summary.get("commit", "unknown"),
-        train_errors=[record["train_error_pct"] for record in epochs],
-    )
+def _control_seeds(effect: Effect) -> int:
+    return len(effect.get("control_seeds", effect["seeds"]))
+
+
+def _with_interval(effect: Effect | None) -> str:
+    if effect is None:
+        return "–"
+    interval = effect["interval_points"]
+    bounds = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+    return f"{effect['mean_points']:+.2f}{bounds}"

@@ -1,15 +1,15 @@
 """The ledger: every quantitative claim, what each source reports, and what was measured.
 
-``claims.yaml`` holds the sources, experiments return :class:`Measurement` objects, and
-:func:`ledger` sets the two side by side. Verdicts are computed from the measurements.
+``claims.yaml`` holds the sources, and experiments return :class:`Measurement` objects, from which
+:mod:`alexnet2012.ledger.verdicts` derives the verdicts.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from omegaconf import OmegaConf
 
-MIN_SEEDS = 3  # for a verdict: the interval of two seeds that agree by chance is too narrow
+from alexnet2012.ledger.statistics import Estimate
+
 SOURCES = ("paper", "code", "article")
 
 
@@ -40,15 +41,16 @@ class Scale(Enum):
     exact = "exact"  # the claimed quantity itself, exactly
     full = "full"  # the network, data and training length of the claim
     reduced = "reduced"  # a smaller network, other data or shorter training
+    stand_in = "stand_in"  # data or a quantity in place of the claimed, which cannot show it
 
-
-class Verdict(Enum):
-    """How a claim was measured."""
-
-    exact = "exact"
-    full = "measured at full scale"
-    reduced = "measured at reduced scale"
-    not_measured = "not measured here"
+    @property
+    def words(self) -> str:
+        return {
+            Scale.exact: "exact",
+            Scale.full: "measured at full scale",
+            Scale.reduced: "measured at reduced scale",
+            Scale.stand_in: "measured on a stand-in",
+        }[self]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class EffectClaim:
     claimed_points: float | None  # None: the source gives no size
     source: str  # who reports the number
     sweep: str = "ablations"  # the part of the reproduction that runs these ablations
+    # Without a claimed size: the smallest effect that the design has to be able to see. An effect
+    # of less than one point is smaller than most of those that the paper reports.
+    smallest_points: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,11 @@ class SourceDifference:
 How = tuple[Scale, str, str | None]  # scale, command and caveat of a measurement
 
 
+def stand_in(scale: Scale, command: str, caveat: str | None) -> How:
+    """The same of a measurement that is only comparable with the claim at full scale."""
+    return Scale.stand_in if scale is Scale.reduced else scale, command, caveat
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The measurement of one claim.
@@ -118,6 +128,8 @@ class Measurement:
     interval: tuple[float, float] | None = None  # 95%, of the first number of `value`
     agrees: bool | None = None  # with the claimed value or direction; None: inconclusive
     agreement_note: str | None = None
+    # Differences that the verdict follows from; several: each must show what is claimed.
+    estimates: tuple[Estimate, ...] = ()
     p_value: float | None = None  # of a test of another kind, such as a permutation test
     # What a test of another kind was computed from; kept with the evidence, not in the ledger.
     sample: Mapping[str, npt.NDArray[np.generic]] = field(
@@ -125,21 +137,29 @@ class Measurement:
     )
 
     def __post_init__(self) -> None:
-        if self.scale is Scale.reduced and not self.caveat:
+        if self.scale in (Scale.reduced, Scale.stand_in) and not self.caveat:
             raise ValueError(f"{self.claim}: a reduced measurement must carry a caveat")
         if self.n_seeds < 1:
             raise ValueError(f"{self.claim}: n_seeds={self.n_seeds}: must be 1 or more")
         if self.interval is not None and not self.interval[0] <= self.interval[1]:
             raise ValueError(f"{self.claim}: interval={self.interval}: must be (low, high)")
 
+    def on_stand_in(self) -> Measurement:
+        """The same on data that cannot show the claim, whatever comes out."""
+        scale = Scale.stand_in if self.scale is Scale.reduced else self.scale
+        return replace(self, scale=scale)
+
     def to_json(self) -> dict[str, Any]:
         fields = {name: value for name, value in vars(self).items() if name != "sample"}
-        return {**fields, "scale": self.scale.value}
+        estimates = [estimate.to_json() for estimate in self.estimates]
+        return {**fields, "scale": self.scale.value, "estimates": estimates}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Measurement:
         interval = tuple(fields["interval"]) if fields.get("interval") else None
-        return cls(**{**fields, "scale": Scale(fields["scale"]), "interval": interval})
+        estimates = tuple(map(Estimate.from_json, fields.get("estimates", ())))
+        changed = {"scale": Scale(fields["scale"]), "interval": interval, "estimates": estimates}
+        return cls(**{**fields, **changed})
 
 
 @cache
@@ -168,68 +188,10 @@ def ablations_of(sweep: str) -> tuple[str, ...]:
     return tuple(arm for c in effect_claims(sweep) if c.effect for arm in c.effect.arms)
 
 
-def direction(interval: tuple[float, float] | None, n_seeds: int) -> bool | None:
-    """Whether a difference is above zero; None: too few seeds, or its interval contains zero."""
-    if interval is None or n_seeds < MIN_SEEDS or interval[0] <= 0 <= interval[1]:
-        return None
-    return interval[0] > 0
-
-
-def support_word(agrees: bool | None) -> str:
-    """The verdict on a claimed direction, in words."""
-    return {True: "supported", False: "contradicted", None: "neither shown nor refuted"}[agrees]
-
-
-def verdict(claim: Claim, measurement: Measurement | None) -> Verdict:
-    """How a claim was measured; ValueError if its kind does not allow this scale."""
-    if measurement is None:
-        return Verdict.not_measured
-    if claim.kind is Kind.published:
-        raise ValueError(f"{claim.id}: kind=published: results of other systems are only quoted")
-    if measurement.scale is Scale.exact and claim.kind not in (Kind.count, Kind.method):
-        raise ValueError(
-            f"{claim.id}: scale=exact: a claim of kind {claim.kind.value} is never exact; "
-            "use full or reduced"
-        )
-    return Verdict[measurement.scale.name]
-
-
-def ledger(measurements: Iterable[Measurement], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The ledger with one row per claim; ``rows`` are identical in two runs with the same seed."""
-    by_claim: dict[str, Measurement] = {}
-    for measurement in measurements:
-        if measurement.claim not in {claim.id for claim in load_claims()}:
-            raise ValueError(f"claim={measurement.claim}: not in claims.yaml; use one of its ids")
-        if measurement.claim in by_claim:
-            raise ValueError(f"claim={measurement.claim}: measured twice; keep one")
-        by_claim[measurement.claim] = measurement
-    measured = [by_claim[claim.id] for claim in load_claims() if claim.id in by_claim]
-    return {
-        "schema": 1,
-        "provenance": dict(provenance),
-        "rows": [_row(claim, by_claim.get(claim.id)) for claim in load_claims()],
-        "experiments": [
-            {"claim": m.claim, "command": m.command, "n_seeds": m.n_seeds, "run_dirs": m.run_dirs}
-            for m in measured
-        ],
-        "timings": {m.claim: m.timings for m in measured if m.timings},
-    }
-
-
 def write_json(content: object, path: Path) -> None:
     """Write JSON with sorted keys, and null for NaN and infinities, which JSON does not have."""
     text = json.dumps(_finite(content), indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def _row(claim: Claim, measurement: Measurement | None) -> dict[str, Any]:
-    row = {**asdict(claim), "kind": claim.kind.value, "measured": None}
-    row["sources"] = {name: row.pop(name) for name in SOURCES}
-    row["verdict"] = verdict(claim, measurement).value
-    if measurement is not None:
-        omitted = ("claim", "timings", "run_dirs")
-        row["measured"] = {k: v for k, v in measurement.to_json().items() if k not in omitted}
-    return row
 
 
 def _claim(entry: dict[str, Any]) -> Claim:

@@ -1,4 +1,8 @@
-"""The ``ledger`` command: what a directory of runs measures, and the verdict on each claim."""
+"""The ``ledger`` command: what a directory of runs measures, and the verdict on each claim.
+
+``ledger verify DIR`` recomputes the verdicts of a reproduction, and ``ledger design EXPERIMENT``
+computes the power of a sweep before it runs.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,22 @@ from rich.table import Table
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.enums import Budget
-from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger import ablations, pretraining
-from alexnet2012.ledger.claims import Kind, Scale, load_claims, support_word
+from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.ledger import ablations, design, pretraining
+from alexnet2012.ledger.claims import Kind, Scale, load_claims
 from alexnet2012.ledger.registry import all_measures, measure
 from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.reproduction import PARTS
+from alexnet2012.ledger.verdicts import columns, ledger
+from alexnet2012.ledger.verify import verify
 
 EPILOG = """\
 DIR is the directory of one sweep: ablations or pretraining, with run directories ABLATION/SEED, or
 ReLU against tanh, with finished runs at any depth. Claims about several trained networks (views,
-ensembles, colours) are measured by evaluating their checkpoints."""
+ensembles, colours) are measured by evaluating their checkpoints.
+
+alexnet2012 ledger verify DIR recomputes the verdicts of a reproduction from the evidence in it.
+alexnet2012 ledger design EXPERIMENT pilot=DIR prints the power of a sweep before it runs."""
 FLAGS = {
     "--json": "print the measurements as JSON",
     "--no-evaluation": "read only logs; do not evaluate checkpoints",
@@ -79,7 +88,38 @@ def claims_table() -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command with ``words``, by default those of ``sys.argv``."""
-    exit_on_error(lambda: _run(sys.argv[1:] if words is None else words))
+    given = list(sys.argv[1:] if words is None else words)
+    subcommand = {"verify": _verify, "design": _design}.get(given[0] if given else "")
+    exit_on_error(lambda: subcommand(given[1:]) if subcommand else _run(given))
+
+
+def _verify(words: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="alexnet2012 ledger verify",
+        description="Recompute every verdict and interval of DIR/ledger.json from the evidence.",
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="reproduction directory")
+    directory = parser.parse_args(words).directory
+    found = verify(directory)
+    for difference in found.differences:
+        print(difference)
+    if found.differences:
+        count = len(found.differences)
+        raise RunError(f"{directory}: {count} values differ from those that the evidence gives")
+    dirty = f", {found.dirty} of them of code with uncommitted changes" if found.dirty else ""
+    print(f"recomputed from {found.runs} runs{dirty}: {', '.join(found.claims)}")
+
+
+def _design(words: Sequence[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: alexnet2012 ledger design EXPERIMENT [KEY=VALUE …]\n")
+        for name, text in design.SETTINGS.items():
+            print(f"  {name:10} {text}")
+        return
+    table, cost = design.design(words)
+    console = Console()
+    console.print(table)
+    console.print(cost, soft_wrap=True)
 
 
 def _run(words: Sequence[str]) -> None:
@@ -111,13 +151,15 @@ def _run(words: Sequence[str]) -> None:
     )
     if arguments.json:
         print(json.dumps([m.to_json() for m in measurements], indent=2, ensure_ascii=False))
-    else:
-        for m in measurements:
-            seeds = f"{m.n_seeds} seed{'' if m.n_seeds == 1 else 's'}"
-            line = f"{m.claim}: {m.value} ({support_word(m.agrees)}, {seeds})"
-            console.print(line, markup=False, soft_wrap=True)
+        return
+    for row in ledger(measurements, {})["rows"]:
+        if row["measured"]:
+            shown = "; ".join(f"{name}: {text}" for name, text in columns(row).items())
+            console.print(f"{row['id']}: {row['measured']['value']}", markup=False, soft_wrap=True)
+            console.print(f"  {row['verdict']} ({shown})", markup=False, soft_wrap=True)
 
 
 def _ablation_tables(directory: Path) -> list[Table | str]:
     runs = ablations.read_sweep(directory)
-    return [ablations.effect_table(ablations.effects(runs)), ablations.describe(runs)]
+    table = ablations.effect_table(ablations.effects(runs))
+    return [table, ablations.errors_of_baseline(runs), ablations.describe(runs)]

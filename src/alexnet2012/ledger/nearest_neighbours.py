@@ -14,6 +14,7 @@ D values of an image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,25 +155,36 @@ def shares_nearer(distances: Tensor, indices: Tensor) -> Tensor:
 
 def neighbours_measurements(neighbours: Neighbours, *how: *How) -> list[Measurement]:
     """Whether neighbours share the query's class, and whether they are near in pixels."""
-    return [class_measurement(neighbours, *how), pixels_measurement(neighbours, *how)]
-
-
-def class_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
-    """Share of neighbours with the query's class, compared with the better of two controls."""
-    labels = neighbours.labels
-    shares = {
-        name: same_class_pct(neighbours.train_labels[indices], labels)
-        for name, indices in (
-            ("activations", neighbours.by_activations),
-            ("pixels", neighbours.by_pixels),
-            ("untrained", neighbours.by_untrained),
-        )
+    labels, of_train = neighbours.labels.numpy(), neighbours.train_labels.numpy()
+    lists = {
+        "activations": neighbours.by_activations,
+        "pixels": neighbours.by_pixels,
+        "untrained": neighbours.by_untrained,
     }
-    classes = labels.numpy()
-    advantages = [
-        _by_class(shares["activations"] - shares[control], classes)
-        for control in ("pixels", "untrained")
+    overlap = (neighbours.by_activations[:, :, None] == neighbours.by_pixels[:, None]).any(2)
+    classes = {name: of_train[indices.numpy()] for name, indices in lists.items()}
+    pixels = {
+        "nearer_in_pixels": neighbours.nearer_in_pixels.float().numpy(),
+        "in_both": overlap.numpy(),
+        "training_images": np.array(len(of_train)),
+    }
+    return [
+        class_measurement({"labels": labels, **classes}, *how),
+        pixels_measurement({"labels": labels, **pixels}, *how),
     ]
+
+
+def class_measurement(sample: Mapping[str, np.ndarray], *how: *How) -> Measurement:
+    """Share of neighbours with the query's class, compared with the better of two controls.
+
+    ``sample`` has the labels [N] of the queries, and the labels [N, k] of the nearest images by
+    activations, by pixels and by an untrained network.
+    """
+    labels, controls = sample["labels"], ("pixels", "untrained")
+    shares = {
+        name: same_class_pct(sample[name], labels) for name in ("activations", *controls)
+    }
+    advantages = [_by_class(shares["activations"] - shares[name], labels) for name in controls]
     gains = [SeedMean.of(advantage.tolist()) for advantage in advantages]
     p_values = [sign_flip_p(advantage) for advantage in advantages]
     smaller = min(gains, key=lambda gain: gain.mean)
@@ -181,7 +193,7 @@ def class_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
         agrees = True  # both controls are beaten, so no correction for two tests is needed
     elif any(p <= LEVEL / 2 and g.mean < 0 for p, g in zip(p_values, gains, strict=True)):
         agrees = False
-    chance = _shuffled_pct(neighbours.train_labels[neighbours.by_activations], labels)
+    chance = _shuffled_pct(sample["activations"], labels)
     means = {name: float(values.mean()) for name, values in shares.items()}
     return Measurement(
         "fig4",
@@ -203,21 +215,22 @@ def class_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
         "an untrained network, class by class, because similar queries share neighbours; the paper "
         "shows five queries and reports no number",
         p_value=max(p_values),
-        sample={**{f"{name}_pct": values for name, values in shares.items()}, "labels": classes},
+        sample=sample,
     )
 
 
-def pixels_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
-    """Share of neighbours that are among the nearest training images in pixels, too."""
-    images = len(neighbours.train_labels)
-    near_share = max(NEAR_SHARE, NEAREST / images)
-    near_pct = 100 * (neighbours.nearer_in_pixels < near_share).double().mean(1).numpy()
-    classes = neighbours.labels.numpy()
-    by_class = _by_class(near_pct, classes)
-    mean, p_value = SeedMean.of(by_class.tolist()), sign_flip_p(by_class - 50)
-    rank_pct = 100 * float(neighbours.nearer_in_pixels.median())
-    both = (neighbours.by_activations[:, :, None] == neighbours.by_pixels[:, None]).any(2)
-    overlap_pct = 100 * float(both.double().mean())
+def pixels_measurement(sample: Mapping[str, np.ndarray], *how: *How) -> Measurement:
+    """Share of neighbours that are among the nearest training images in pixels, too.
+
+    ``sample`` has the labels [N] of the queries, the share of training images that are nearer in
+    pixels than each neighbour [N, k], whether it is among the k nearest in pixels [N, k], and the
+    number of training images.
+    """
+    labels, nearer = sample["labels"], sample["nearer_in_pixels"]
+    near_share = max(NEAR_SHARE, NEAREST / int(sample["training_images"]))
+    near_by_class = _by_class(100 * (nearer < near_share).mean(1), labels)
+    mean, p_value = SeedMean.of(near_by_class.tolist()), sign_flip_p(near_by_class - 50)
+    rank_pct, overlap_pct = 100 * float(np.median(nearer)), 100 * float(sample["in_both"].mean())
     bounds = f" (95% {mean.interval[0]:.1f} to {mean.interval[1]:.1f})" if mean.interval else ""
     return Measurement(
         "fig4-pixels",
@@ -229,28 +242,31 @@ def pixels_measurement(neighbours: Neighbours, *how: *How) -> Measurement:
             "near_in_pixels_pct": mean.mean,
             "median_rank_pct": rank_pct,
             "overlap_pct": overlap_pct,
-            "queries": len(classes),
+            "queries": len(labels),
         },
         interval=mean.interval,
         agrees=bool(mean.mean < 50) if p_value <= LEVEL else None,
         agreement_note="tests whether fewer than half of the neighbours are near in pixels, class "
         "by class; the paper shows five queries and reports no number",
         p_value=p_value,
-        sample={"near_in_pixels_pct": near_pct, "labels": classes},
+        sample=sample,
     )
 
 
-def same_class_pct(neighbour_labels: Tensor, labels: Tensor) -> Array:
+FROM_SAMPLE = {"fig4": class_measurement, "fig4-pixels": pixels_measurement}
+
+
+def same_class_pct(neighbour_labels: np.ndarray, labels: np.ndarray) -> Array:
     """Share of each query's neighbours [N, k] that have its label [N]: [N]."""
-    shares: Array = 100 * (neighbour_labels == labels[:, None]).double().mean(1).numpy()
+    shares: Array = 100 * (neighbour_labels == labels[:, None]).mean(1)
     return shares
 
 
-def _shuffled_pct(neighbour_labels: Tensor, labels: Tensor) -> float:
+def _shuffled_pct(neighbour_labels: np.ndarray, labels: np.ndarray) -> float:
     """The same with shuffled labels of the queries: mean over queries, median over shuffles."""
-    stream = torch.Generator().manual_seed(0)
-    orders = (torch.randperm(len(labels), generator=stream) for _ in range(SHUFFLES))
-    return float(np.median([same_class_pct(neighbour_labels, labels[o]).mean() for o in orders]))
+    stream = np.random.default_rng(0)
+    shuffled = (stream.permutation(labels) for _ in range(SHUFFLES))
+    return float(np.median([same_class_pct(neighbour_labels, order).mean() for order in shuffled]))
 
 
 def _by_class(values: Array, labels: np.ndarray) -> Array:

@@ -7,8 +7,8 @@ about an existing experiment is one entry in ``claims.yaml`` and one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from alexnet2012 import ledger
 from alexnet2012.ledger.claims import How, Measurement, load_claims
 
 Function = Callable[..., Measurement | list[Measurement]]
+FromSample = Callable[..., Measurement]  # of a sample by name, and the scale, command and caveat
 AnyFunction = TypeVar("AnyFunction", bound=Function)
 
 
@@ -26,6 +27,10 @@ class Measure:
     claims: tuple[str, ...]
     part: str  # of the reproduction; the function's first argument is that part's evidence
     evaluates: bool  # it evaluates checkpoints, which takes longer than reading logs
+    # How its claims are measured again from the evidence beside a ledger: by the function itself,
+    # from a sweep of that name, or by another from the `sample` of a claim's measurement.
+    sweep: str | None = None
+    from_sample: Mapping[str, FromSample] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -36,7 +41,11 @@ _MEASURES: dict[tuple[str, str], Measure] = {}
 
 
 def measures(
-    *claims: str, part: str, evaluates: bool = False
+    *claims: str,
+    part: str,
+    evaluates: bool = False,
+    sweep: str | None = None,
+    from_sample: Mapping[str, FromSample] | None = None,
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Declare that a function measures claims from the evidence of one part of the reproduction.
 
@@ -44,7 +53,7 @@ def measures(
     """
 
     def register(function: AnyFunction) -> AnyFunction:
-        entry = Measure(function, claims, part, evaluates)
+        entry = Measure(function, claims, part, evaluates, sweep, from_sample or {})
         if unknown := sorted(set(claims) - {claim.id for claim in load_claims()}):
             raise ValueError(f"{entry.name}: measures {', '.join(unknown)}: not in claims.yaml")
         _MEASURES[entry.name, part] = entry

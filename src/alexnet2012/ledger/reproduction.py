@@ -33,12 +33,14 @@ from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger import (
     ablations,
     architecture,
+    ensembles,
     exactness,
+    pretraining,
     relu_vs_tanh,
     training_runs,
 )
-from alexnet2012.ledger.ablations import Sweep
 from alexnet2012.ledger.claims import Measurement, Scale, ablations_of
+from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
 from alexnet2012.ledger.nearest_neighbours import figure4
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.report.committed import committed_evidence
@@ -116,6 +118,7 @@ class Reproduce:
         self.console = Console()
         self.command = command_of(config)
         self.measurements: list[Measurement] = []
+        self.evidence: dict[str, Sweep] = {}  # by the name that a measuring function reads
         self.results: Reproduction = {"warnings": [], "exactness": [], "evaluation": [], "runs": {}}
         self.results["ablations"] = []
 
@@ -128,11 +131,20 @@ class Reproduce:
             self._part(PARTS[name].title, getattr(self, name))
         self.results["warnings"] += self.sweeps.warnings
         # What a sweep measures replaces what a single run did: fig. 3 and 4.
-        last = {measurement.claim: measurement for measurement in self.measurements}
-        self.results["measurements"] = [m.to_json() for m in last.values()]
+        self.measurements = [*{m.claim: m for m in self.measurements}.values()]
+        if self.config.source == "photos":
+            self.measurements = [m.on_stand_in() for m in self.measurements]
+        self.results["measurements"] = [m.to_json() for m in self.measurements]
         if self.config.budget is Budget.quick:
             self.results["committed"] = committed_evidence()
+        runs = [
+            r for sweep in self.evidence.values() for arm in sweep.values() for r in arm.values()
+        ]
+        if any(run.dirty is not None for run in runs):  # of the code that trained, not this one's
+            self.results["provenance"]["dirty"] = any(run.dirty for run in runs)
         save_reproduction(self.results, self.out)
+        samples = {m.claim: m.sample for m in self.measurements if m.sample}
+        save_evidence(Evidence(self.evidence, samples), self.out)
         report = write_report(self.results, self.out)
         self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
         self.console.print(f"report: {report}", soft_wrap=True)
@@ -271,6 +283,7 @@ class Reproduce:
         self.results["ablations"].append(chart)
         setup = f"{CIFAR10_NETWORK}; {ablations.describe(runs)}"
         how = Scale.reduced, command, self.sweeps.caveat(setup, f"{len(self.sweeps.seeds)} seeds")
+        self.evidence["lrn_cifar10"] = runs
         self.measurements += measure("lrn_cifar10", directory, *how, only=seeds)
 
     def ablations(self) -> None:
@@ -280,10 +293,12 @@ class Reproduce:
         self.results["effects"] = ablations.effects(runs)
         self.results["effects_caption"] = description
         self.results["learning_curves"] = ablations.learning_curves(runs)
+        self.results["gap"] = ablations.errors_of_baseline(runs)
         scale, caveat = self.sweeps.scale(description)
         command = self._command_of("ablations")
         measurements = measure("ablations", directory, scale, command, caveat, only=seeds)
         self.measurements += map(self.sweeps.for_edition, measurements)
+        self.evidence |= {"ablations": runs, "views": ensembles.evaluate_seeds(directory, seeds)}
 
     def pretrain(self) -> None:
         experiment = f"pretrain/{self.config.budget}"
@@ -293,6 +308,7 @@ class Reproduce:
         how = Scale.reduced, self._command_of("pretrain"), caveat
         seeds = self.sweeps.control_seeds(len(PRETRAINING_ARMS) - 1)
         directory = self.sweeps.directory(experiment)
+        self.evidence["pretrain"] = pretraining.read_pretraining(directory, seeds)
         self.measurements += measure("pretrain", directory, *how, only=seeds)
 
     def _train_ablations(self, sweep: str, experiment: str) -> tuple[Sweep, Path, list[int]]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
 
-from alexnet2012.ledger.claims import Measurement, ledger, write_json
+from alexnet2012.ledger.claims import Measurement, write_json
+from alexnet2012.ledger.verdicts import ledger
 
 
 class Provenance(TypedDict, total=False):
     commit: str
-    dirty: bool  # the working tree had uncommitted changes
+    dirty: bool  # the code of a run, or of all where runs do not say it, was uncommitted
     python: str
     torch: str
     dali: str
@@ -153,11 +154,12 @@ class CommittedLedger(TypedDict):
 
 
 class Effect(TypedDict):
-    """Error of an ablation minus that of the baseline, over paired seeds."""
+    """Error of an ablation minus that of the baseline, over all seeds of both."""
 
     arm: str  # the ablation
-    metric: str  # top1_error_pct, top5_error_pct (10 views) or train_error_pct
+    metric: str  # of ablations.METRICS; errors on validation images are of 10 views
     seeds: list[int]
+    control_seeds: NotRequired[list[int]]  # of the baseline; without it, the same (older files)
     mean_points: float
     interval_points: tuple[float, float] | None  # 95%; None: a single seed
     base_mean_pct: float  # of the baseline
@@ -202,6 +204,7 @@ class Reproduction(TypedDict, total=False):
     ablations: list[Ablation]
     effects: list[Effect]
     effects_caption: str  # the network and its training
+    gap: str  # the baseline's validation and training error, evaluated alike
     cifar10_effects: list[Effect]  # of the four-layer network
     learning_curves: dict[str, list[float]]  # training error by epoch, per cent, by ablation
     relu_ratios: list[EpochRatio]

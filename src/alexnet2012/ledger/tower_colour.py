@@ -31,20 +31,6 @@ def colour_shares_pct(kernels: Tensor) -> Array:
     return (100 * (1 - grey.sum((1, 2, 3)) / energy)).numpy()
 
 
-@measures("fig3", part="reduced")
-def colour_of_reduced_run(run: ReducedRun, *how: *How) -> Measurement:
-    """The colours of one network's towers."""
-    return colour_measurement(colour_shares_pct(run.conv1)[None], *how)
-
-
-@measures("fig3", part="ablations", evaluates=True)
-def colour_of_sweep(directory: Path, *how: *How, only: Sequence[int] | None = None) -> Measurement:
-    """The colours of the towers of a sweep's baseline, all seeds together."""
-    runs = baseline_runs(directory, only).values()
-    conv1 = (load_trained(run).model.layers()["conv1"].weight for run in runs)
-    return colour_measurement(np.stack([colour_shares_pct(kernels) for kernels in conv1]), *how)
-
-
 def colour_measurement(shares_pct: Array, *how: *How) -> Measurement:
     """Compare the towers' shares of colour [R, 2K] with those of halves drawn at random."""
     gaps = gaps_of_rearranged(shares_pct)
@@ -63,3 +49,20 @@ def colour_measurement(shares_pct: Array, *how: *How) -> Measurement:
         p_value=p_value,
         sample={"colour_shares_pct": shares_pct},
     )
+
+
+FROM_SAMPLE = {"fig3": lambda sample, *how: colour_measurement(sample["colour_shares_pct"], *how)}
+
+
+@measures("fig3", part="reduced", from_sample=FROM_SAMPLE)
+def colour_of_reduced_run(run: ReducedRun, *how: *How) -> Measurement:
+    """The colours of one network's towers."""
+    return colour_measurement(colour_shares_pct(run.conv1)[None], *how)
+
+
+@measures("fig3", part="ablations", evaluates=True, from_sample=FROM_SAMPLE)
+def colour_of_sweep(directory: Path, *how: *How, only: Sequence[int] | None = None) -> Measurement:
+    """The colours of the towers of a sweep's baseline, all seeds together."""
+    runs = baseline_runs(directory, only).values()
+    conv1 = (load_trained(run).model.layers()["conv1"].weight for run in runs)
+    return colour_measurement(np.stack([colour_shares_pct(kernels) for kernels in conv1]), *how)

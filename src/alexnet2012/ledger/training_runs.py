@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from alexnet2012.data.store import Store
-from alexnet2012.ledger.claims import How, Measurement
-from alexnet2012.ledger.nearest_neighbours import Neighbours, neighbours_measurements
+from alexnet2012.ledger.claims import How, Measurement, stand_in
+from alexnet2012.ledger.nearest_neighbours import FROM_SAMPLE, Neighbours, neighbours_measurements
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Evaluation, TrainingRun
 from alexnet2012.tracking.tracker import read_records
@@ -105,7 +105,7 @@ def recipe_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
         "recipe",
         f"after {runs.paper['steps'][-1]} steps the training loss is {losses['paper']:.3f} "
         f"with `paper` and {losses['code145']:.3f} with `code145`; chance is {chance:.3f}",
-        *how,
+        *stand_in(*how),
         numbers={
             **{f"{name}_final_loss": loss for name, loss in losses.items()},
             **{f"{name}_step_off_chance": step for name, step in steps.items() if step is not None},
@@ -123,7 +123,7 @@ def time_measurement(runs: FullSizeRuns, *how: *How) -> Measurement:
     return Measurement(
         "time",
         f"the full-size network, two processes on {runs.hardware}; see the timings",
-        *how,
+        *stand_in(*how),
         timings={"images_per_s": rate, "days_for_90_epochs_of_1_2_m": days},
     )
 
@@ -136,7 +136,7 @@ def data_measurement(run: ReducedRun, *how: *How) -> Measurement:
     return Measurement(
         "data",
         f"{train:,} training and {val:,} validation images of {classes:,} classes; no test images",
-        *how,
+        *stand_in(*how),
         numbers={"train": train, "val": val, "classes": classes},
         agreement_note="a different data set",
     )
@@ -151,14 +151,14 @@ def error_measurement(run: ReducedRun, *how: *How) -> Measurement:
     return Measurement(
         "lsvrc2010",
         f"{top1:.2f} / {top5:.2f} on {pictures:,} images; chance is {chance}",
-        *how,
+        *stand_in(*how),
         numbers={"top1_error_pct": top1, "top5_error_pct": top5, "pictures": pictures},
         interval=row["top1_interval_pct"],
         agreement_note="another network on other images: the errors are not comparable",
     )
 
 
-@measures("fig4", "fig4-pixels", part="reduced")
+@measures("fig4", "fig4-pixels", part="reduced", from_sample=FROM_SAMPLE)
 def figure4_measurements(run: ReducedRun, *how: *How) -> list[Measurement]:
     """The classes of the nearest training images, and their distances in pixels."""
     return neighbours_measurements(run.neighbours, *how)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
@@ -20,7 +21,7 @@ from alexnet2012.checkpoint.run_dir import SUMMARY, check_run, init_run_dir, loc
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.enums import ScheduleKind
 from alexnet2012.config.schema import RunError, TrainConfig
-from alexnet2012.data.loaders import Batch, content_digest, make_loaders
+from alexnet2012.data.loaders import Batch, EvalLoader, content_digest, make_loaders
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.flag_sync import ControlFlags, FlagSync
 from alexnet2012.distributed.mesh import Mesh
@@ -29,8 +30,10 @@ from alexnet2012.nn.lr_schedule import LearningRates, learning_rates, warmup_fac
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.tracking.reporter import Reporter
 from alexnet2012.tracking.train_stats import TrainStats
+from alexnet2012.training import image_errors
 from alexnet2012.training.divergence import diverged
 from alexnet2012.training.evaluation import evaluate
+from alexnet2012.training.image_errors import ImageErrors
 from alexnet2012.training.meters import LossMeter, ThroughputMeter
 from alexnet2012.training.profiler import name_loading, trace_steps
 from alexnet2012.training.signals import SignalWatcher
@@ -80,9 +83,10 @@ class Trainer:
             cuda_graph=config.mesh.graph,
         )
         self._closing.callback(self.train_step.close)
-        self.train_loader, self.val_loader = make_loaders(config, self.store, mesh)
-        self._commit, changed = running_commit() if mesh.rank == 0 else ("", False)
-        code = f"{self._commit}{' with changes' if changed else ''}, torch {torch.__version__}"
+        loaders = make_loaders(config, self.store, mesh)
+        self.train_loader, self.val_loader, self._train_eval_loader = loaders
+        self._commit, self._dirty = running_commit() if mesh.rank == 0 else ("", False)
+        code = f"{self._commit}{' with changes' if self._dirty else ''}, torch {torch.__version__}"
         self.progress = Progress(
             step=0,
             epoch=0,
@@ -195,7 +199,7 @@ class Trainer:
         finished = self.progress.step >= self.total_steps
         finished |= complete and target_pct is not None and train_error_pct <= target_pct
         if finished or (epoch + complete) % self.config.eval_every_epochs == 0:
-            errors = self._validate(epoch)
+            errors, of_images = self._validate(epoch)
             self.progress.top1_error_pct = errors.top1_error_pct
             if complete:
                 self.progress.validation_errors.append(errors.top1_error_pct)
@@ -207,12 +211,14 @@ class Trainer:
             memory = self.mesh.gather_objects(peak_memory_bytes(self.mesh.device), "peak memory")
             self.progress.summary = {
                 **errors.summary(),
+                **self._finish_evaluation(of_images),
                 "steps": self.progress.step,
                 "epochs": self.progress.epoch,
                 "world_size": self.mesh.world_size,
                 "device": str(self.mesh.device),
                 "kernels": self._kernels(),
                 "commit": self._commit,
+                "dirty": self._dirty,
                 "store_fingerprint": self.store.fingerprint,
                 **timings,
                 **model_flop_utilisation(self.model, timings["images_per_s"]),
@@ -261,15 +267,41 @@ class Trainer:
         step, ratios = self.progress.step, self._train_stats.ratios()
         self._reporter.training(step, epoch, means, lr.weight, pace, ratios)
 
-    def _validate(self, epoch: int) -> ErrorCounts:
+    def _validate(self, epoch: int) -> tuple[ErrorCounts, ImageErrors]:
         self._reporter.validating()
-        batches = self._with_flag_sync(self.val_loader.batches())
-        errors = evaluate([self.model], batches, self.mesh, self._train_stats.update)
+        errors, of_images = self._evaluate(self.val_loader, self._train_stats.update)
         timings = self.throughput.timings(self.model.comm.traffic)
         step, views = self.progress.step, self.config.eval_views
         self._reporter.validation(step, epoch, views, errors, timings)
         self._reporter.images(step, self._train_stats.images())
-        return errors
+        return errors, of_images
+
+    def _evaluate(
+        self, loader: EvalLoader, also: Callable[[Batch, Tensor], None] = lambda *_: None
+    ) -> tuple[ErrorCounts, ImageErrors]:
+        """Errors, and those of each image that this replica evaluated. Collective."""
+        of_images = ImageErrors.empty(loader)
+
+        def on_batch(batch: Batch, probabilities: Tensor) -> None:
+            of_images.add(batch, probabilities)
+            also(batch, probabilities)
+
+        batches = self._with_flag_sync(loader.batches())
+        return evaluate([self.model], batches, self.mesh, on_batch), of_images
+
+    def _finish_evaluation(self, of_images: ImageErrors) -> dict[str, float]:
+        """Keep each image's error; evaluate training images if asked to. Collective."""
+        of_images.gather(self.mesh)
+        arrays = of_images.arrays()
+        found: dict[str, float] = {}
+        if self._train_eval_loader is not None:
+            errors, of_train = self._evaluate(self._train_eval_loader)
+            of_train.gather(self.mesh)
+            arrays |= of_train.arrays("train_")
+            found = {"train_eval_error_pct": errors.top1_error_pct}
+        path = self.run_dir / image_errors.FILE
+        run_on_rank_0(lambda: image_errors.save(path, arrays), self.mesh)
+        return found
 
     def _with_flag_sync(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:

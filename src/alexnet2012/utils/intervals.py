@@ -1,4 +1,4 @@
-"""Confidence intervals: Student's, Wilson's, the jackknife's."""
+"""Confidence intervals: Student's and Wilson's."""
 
 from __future__ import annotations
 
@@ -22,20 +22,6 @@ def mean_interval(
     quantile = float(stdtrit(len(values) - 1, (1 + confidence) / 2))
     half = quantile * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
-
-
-def jackknife_interval(
-    whole: float, left_out: Sequence[float], confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """Jackknife interval of a statistic of n seeds, from its values without each; None for one.
-
-    Source: Tukey's jackknife; Student's quantile on the n pseudo-values.
-    """
-    n = len(left_out)
-    _, low, high = mean_interval([n * whole - (n - 1) * value for value in left_out], confidence)
-    if low is None or high is None:
-        return None
-    return whole - (high - low) / 2, whole + (high - low) / 2
 
 
 def error_interval_pct(

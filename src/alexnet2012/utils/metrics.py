@@ -35,6 +35,11 @@ def topk_errors(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> d
 
 def misses(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
     """As :func:`topk_errors`, without checks; the counts stay on the device, without a sync."""
+    return {k: errors.sum() for k, errors in image_errors(scores, labels, ks).items()}
+
+
+def image_errors(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
+    """The same of each image: float64 [N], 0 or 1, or a fraction where classes tie."""
     of_label = scores.gather(1, labels[:, None])  # [N, 1]
     higher = (scores > of_label).sum(1)
     tied = scores == of_label
@@ -42,7 +47,7 @@ def misses(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> dict[int, Tenso
     errors = {}
     for k in ks:
         credit = ((k - higher) / tied.sum(1).clamp(min=1)).clamp(0, 1)
-        errors[k] = (1 - credit.double().where(valid, 0.0)).sum()
+        errors[k] = 1 - credit.double().where(valid, 0.0)
     return errors
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from alexnet2012.inference.images import jpeg_data_uri
-from alexnet2012.ledger.ablations import BASELINE
+from alexnet2012.ledger.ablations import BASELINE, METRICS, seeds_text
 from alexnet2012.ledger.report import svg
 from alexnet2012.ledger.results import Ablation, Effect, EpochRatio, Reproduction, TrainingRuns
 from alexnet2012.tracking.image_grids import kernel_pictures
@@ -126,7 +126,8 @@ def effects(reproduction: Reproduction) -> dict[str, Any]:
     effects = reproduction.get("effects", [])
     rows: dict[str, dict[str, Any]] = {}
     for effect in effects:
-        row = {"arm": effect["arm"], "seeds": len(effect["seeds"])}
+        control = len(effect.get("control_seeds", effect["seeds"]))
+        row = {"arm": effect["arm"], "seeds": seeds_text(len(effect["seeds"]), control)}
         rows.setdefault(effect["arm"], row)[effect["metric"]] = effect
     lines = [_interval_row(effect) for effect in effects if effect["metric"] == "top1_error_pct"]
     title = "Top-1 error, ablation minus baseline, points"
@@ -135,6 +136,8 @@ def effects(reproduction: Reproduction) -> dict[str, Any]:
         "rows": list(rows.values()),
         "svg": Markup(svg.forest(lines, title, alt)) if lines else "",
         "caption": reproduction.get("effects_caption", ""),
+        "gap": reproduction.get("gap", ""),
+        "metrics": {m: name for m, name in METRICS.items() if any(m in r for r in rows.values())},
     }
 
 
@@ -150,7 +153,7 @@ def claimed_and_measured(row: dict[str, Any], reproduction: Reproduction) -> Mar
         return Markup("")
     if claim["claimed_points"] is not None:
         lines.insert(0, svg.IntervalRow(claim["source"], claim["claimed_points"], None, series=1))
-    metric = {"top1_error_pct": "top-1 error", "train_error_pct": "training error"}[claim["metric"]]
+    metric = METRICS[claim["metric"]]
     title = f"Points of {metric}, ablation minus baseline"
     values = ", ".join(f"{line.label} {line.mean:+.1f}" for line in lines)
     return Markup(svg.forest(lines, title, f"{row['title']}. {title}: {values}"))

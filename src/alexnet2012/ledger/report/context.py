@@ -7,11 +7,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from alexnet2012.ledger.claims import Verdict, load_differences
+from alexnet2012.ledger.claims import Scale, load_differences
 from alexnet2012.ledger.report import charts
 from alexnet2012.ledger.results import Audit, Evaluation, ExchangeTraffic, Reproduction, ledger_of
+from alexnet2012.ledger.verdicts import Verdict, columns
 
-VERDICT_MARKS = {**{verdict: verdict.name for verdict in Verdict}, Verdict.not_measured: "none"}
+# CSS classes of badges: how a claim was measured, and what the measurement says.
+SCALE_MARKS = {Verdict.not_measured.value: "none", **{s.words: s.name for s in Scale}}
+VERDICT_MARKS = {
+    Verdict.agrees: "ok",
+    Verdict.differs: "bad",
+    Verdict.supported: "ok",
+    Verdict.in_direction: "ok",
+    Verdict.contradicted: "bad",
+    Verdict.inconclusive: "unsure",
+    Verdict.stand_in: "unsure",
+    Verdict.not_recomputable: "unsure",
+    Verdict.not_measured: "none",
+}
 
 
 def view(reproduction: Reproduction) -> dict[str, Any]:
@@ -113,6 +126,8 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
         {
             **row,
             "mark": VERDICT_MARKS[Verdict(row["verdict"])],
+            "scale_mark": SCALE_MARKS[row["scale"]],
+            "columns": columns(row) if row["measured"] else {},
             "timings": content["timings"].get(row["id"], {}),
             "figures": [
                 figure
@@ -123,7 +138,11 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
         for row in content["rows"]
     ]
     tally = [
-        {"verdict": verdict.value, "mark": mark, "count": sum(row["mark"] == mark for row in rows)}
+        {
+            "verdict": verdict.value,
+            "mark": mark,
+            "count": sum(row["verdict"] == verdict.value for row in rows),
+        }
         for verdict, mark in VERDICT_MARKS.items()
     ]
     return {"rows": rows, "tally": tally}

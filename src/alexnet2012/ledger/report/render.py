@@ -18,10 +18,10 @@ from rich.markup import escape
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.claims import support_word
 from alexnet2012.ledger.report import context
 from alexnet2012.ledger.report.compare import compare, comparison_tables
 from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of, load_reproduction
+from alexnet2012.ledger.verdicts import columns
 from alexnet2012.utils.templates import page_template
 
 
@@ -85,14 +85,23 @@ def summary_table(reproduction: Reproduction) -> str:
 
 def claims_table(reproduction: Reproduction) -> str:
     """The claims measured with several seeds, with their verdicts, as a Markdown table."""
-    lines = ["| claim | measured, 95% interval over seeds | seeds | verdict |", "|---|---|---|---|"]
-    for row in ledger_of(reproduction)["rows"]:
-        measured = row["measured"]
-        if measured and measured["n_seeds"] > 1:
-            verdict = support_word(measured["agrees"])
-            cells = (row["title"], measured["value"], str(measured["n_seeds"]), verdict)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        {
+            "claim": row["title"],
+            "measured, 95% interval": row["measured"]["value"],
+            **columns(row),
+            "how": row["scale"],
+            "verdict": row["verdict"],
+        }
+        for row in ledger_of(reproduction)["rows"]
+        if row["measured"] and row["measured"]["n_seeds"] > 1
+    ]
+    if not rows:
+        return "no claim was measured with several seeds"
+    names = [name for name in rows[0] if any(row[name] != "–" for row in rows)]
+    escaped = ([row[name].replace("|", "\\|") for name in names] for row in rows)
+    lines = [names, ["---"] * len(names), *escaped]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _with_interval(row: Evaluation) -> str:
