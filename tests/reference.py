@@ -47,11 +47,13 @@ def logits(weights: dict[str, Tensor], x: Tensor, recipe: str, masks: dict[str, 
     x = conv("conv3", x, 1, 1, 1).relu()
     x = conv("conv4", x, 1, 1, 2).relu()
     x = F.max_pool2d(conv("conv5", x, 1, 1, 2).relu(), 3, 2)
-    if recipe == "code146":
+    if recipe.startswith("code146"):
         x = conv("conv6", x, 1, 1, 1).relu()
     x = x.flatten(1)
     for name in ("fc6", "fc7"):
         x = drop(name, F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"]).relu())
+    if recipe == "code146_2011":
+        x = F.linear(x, weights["fc8_bottleneck.weight"], weights["fc8_bottleneck.bias"])
     return F.linear(x, weights["fc8.weight"], weights["fc8.bias"])
 
 

@@ -31,6 +31,7 @@ from alexnet2012.checkpoint.manifest import METADATA, Progress, config_of, read_
 from alexnet2012.checkpoint.run_dir import check_compatible
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
+from alexnet2012.config.enums import Shuffle
 from alexnet2012.config.schema import (
     CheckpointConfig,
     ConfigError,
@@ -40,7 +41,7 @@ from alexnet2012.config.schema import (
 )
 from alexnet2012.distributed.collectives import gather_rows
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.nn.lr_schedule import LearningRates
+from alexnet2012.nn.lr_schedule import LearningRates, learning_rates
 from alexnet2012.nn.optim import PaperSGD
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
@@ -440,6 +441,31 @@ def test_checkpoints_with_settings_that_no_longer_exist_still_load(tmp_path: Pat
     read = read_progress(tmp_path)
     assert config_of(read) == settings()
     check_compatible(tmp_path, read, settings())
+
+
+def saved_before_orders_were_drawn_once(*overrides: str) -> Progress:
+    progress = saved_with(*overrides)
+    del progress.settings["recipe"]["shuffle"], progress.settings["recipe"]["fc8_bottleneck"]
+    for drop in progress.settings["schedule"]["drops"]:
+        del drop["layer_bias_rates"]
+    return progress
+
+
+def test_checkpoints_from_before_orders_were_drawn_once_resume_with_an_order_by_epoch() -> None:
+    dropping = ("schedule=constant", "schedule.drops=[{epoch: 9, rate: 1e-3}]")
+    for words in ((), dropping):
+        before = saved_before_orders_were_drawn_once(*words)
+        check_compatible(Path("there"), before, settings(*words))
+        assert config_of(before) == settings(*words)
+    as_before = "schedule.drops=[{epoch: 67, layer_rates: {conv1: 1e-5}}]"
+    before = saved_before_orders_were_drawn_once("recipe=code145", as_before)
+    assert config_of(before).recipe.shuffle is Shuffle.every_epoch
+    with pytest.raises(ConfigError, match=r"recipe\.shuffle=every_epoch, this run has .*=once"):
+        check_compatible(Path("there"), before, settings("recipe=code145", as_before))
+    words = ("recipe=code145", as_before, "recipe.shuffle=every_epoch")
+    check_compatible(Path("there"), before, settings(*words))
+    rates = learning_rates(config_of(before).schedule, 67, [], 128)
+    assert rates.of("conv1", bias=True) == 1e-5  # a layer's rate was that of its biases, too
 
 
 def test_another_recipe_is_refused_by_name() -> None:

@@ -25,7 +25,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 @pytest.mark.parametrize(
     ("name", "line", "found"),
     [
-        ("train", " recipe=co", ["recipe=code145", "recipe=code146"]),
+        ("train", " recipe=co", ["recipe=code145", "recipe=code146", "recipe=code146_2011"]),
         ("train", " -m recipe=code145 data.sto", ["data.store=", "data.store_size="]),
         ("train", " model=small model.wid", ["model.width="]),
         ("train", " recipe=papr model.wid", []),
@@ -43,9 +43,9 @@ def test_the_last_word_is_completed_after_the_words_before(
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("python -m alexnet2012.train seed=1 recipe=co", ["code145", "code146"]),
+        ("python -m alexnet2012.train seed=1 recipe=co", ["code145", "code146", "code146_2011"]),
         ("python -m alexnet2012.pre", ["alexnet2012.prepare ", "alexnet2012.predict "]),
-        ("alexnet2012 train seed=1 recipe=co", ["code145", "code146"]),
+        ("alexnet2012 train seed=1 recipe=co", ["code145", "code146", "code146_2011"]),
         ("alexnet2012 pre", ["prepare ", "predict "]),
         ("python -m pytest recipe=", [""]),
     ],

@@ -67,7 +67,7 @@ def test_values_are_those_of_the_command_and_comments_of_the_schema() -> None:
     assert "  data.limit=null               at least 1; use only this many images per class" in text
     assert "the run directory, if any; a path: resume from" in text  # from lines above the field
     assert "init_std: 0.03                 # layers-145.cfg; the paper prints .01\n" in text
-    assert "  recipe                        cifar4, code145, code146, paper\n" in text
+    assert "  recipe                        cifar4, code145, code146, code146_2011, paper\n" in text
 
 
 def test_help_prints_and_runs_nothing(

@@ -278,11 +278,26 @@ def test_the_2012_code_differs_from_the_paper_in_these_switches_and_no_other() -
         "augment.mean_follows_crop",
         "augment.lighting_scale",
         "augment.train_divisor",
+        "shuffle",
     }
 
 
+def test_a_recipe_that_is_another_with_changes_is_the_same_with_and_without_hydra() -> None:
+    changed = load_recipe("code146_2011")
+    assert composed("recipe=code146_2011").recipe == changed
+    assert differing(load_recipe("code146"), changed) == {"name", "fc8_bottleneck.present"}
+    assert changed.layers[-3:] == ["fc7", "fc8_bottleneck", "fc8"]
+
+
+@pytest.mark.parametrize("key", ["layer_rates", "layer_bias_rates"])
+def test_a_rate_for_a_layer_that_the_recipe_lacks_is_refused(key: str) -> None:
+    words = ["recipe=code146", f"schedule.drops=[{{epoch: 1, {key}: {{fc8_bottleneck: 0.1}}}}]"]
+    with pytest.raises(ConfigError, match=rf"{key}=fc8_bottleneck: 0.1: .* conv1, .* fc7, fc8$"):
+        composed(*words)
+
+
 def test_an_unknown_recipe_is_reported_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"recipe=papr: .*code145, code146, paper"):
+    with pytest.raises(ConfigError, match=r"recipe=papr: .*code145, code146, code146_2011, paper"):
         load_recipe("papr")
 
 

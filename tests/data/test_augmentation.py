@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet2012.config.enums import LightingScale
+from alexnet2012.config.enums import LightingScale, Shuffle
 from alexnet2012.config.schema import AugmentConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data import augmentation
@@ -34,6 +34,13 @@ def positions(count: int, batch: int, replicas: int, first_step: int = 0) -> lis
 @given(counts, seeds, epochs)
 def test_every_image_appears_exactly_once_per_epoch(count: int, seed: int, epoch: int) -> None:
     assert sorted(augmentation.epoch_order(count, seed, epoch)) == list(range(count))
+
+
+@given(st.integers(50, 200), seeds, st.integers(1, 100))
+def test_an_order_drawn_once_is_that_of_the_first_epoch(count: int, seed: int, epoch: int) -> None:
+    order = augmentation.epoch_order(count, seed, epoch, Shuffle.once)
+    assert np.array_equal(order, augmentation.epoch_order(count, seed, 0))
+    assert not np.array_equal(order, augmentation.epoch_order(count, seed, epoch))
 
 
 @given(counts, st.integers(1, 64), st.integers(1, 6))

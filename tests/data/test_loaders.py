@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from alexnet2012.config.enums import Shuffle
 from alexnet2012.config.schema import AugmentConfig, ConfigError, PrepareConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data import augmentation
@@ -62,9 +64,9 @@ def loader(
     store: Store,
     augment: AugmentConfig = PAPER,
     placement: LoaderPlacement = SINGLE_PROCESS,
-    **others: int,
+    **others: Any,
 ) -> TrainLoader:
-    options = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
+    options: dict[str, Any] = {"input_size": INPUT, "batch_size": 8, "seed": 5, **others}
     return TrainLoader(store, store.split("train"), augment, **options, placement=placement)
 
 
@@ -118,6 +120,32 @@ def test_training_images_match_the_numpy_version(
     expected = expected_training(store, store.split("train"), augment, 2, lighting)
     assert actual.dtype == torch.float32
     assert np.abs(actual.numpy() - expected).max() < ROUNDING
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_order_drawn_once_gives_every_epoch_the_same_minibatches(
+    store: Store, replicas: int
+) -> None:
+    def epoch(epoch: int, shuffle: Shuffle, first_step: int = 0) -> list[list[Batch]]:
+        """By step, the batch of each replica."""
+        placements = (
+            replace(SINGLE_PROCESS, replica=r, replicas=replicas) for r in range(replicas)
+        )
+        loaders = (loader(store, CODE, placement, shuffle=shuffle) for placement in placements)
+        steps = (list(each.epoch(epoch, first_step=first_step)) for each in loaders)
+        return [list(step) for step in zip(*steps, strict=True)]
+
+    def indices(steps: list[list[Batch]]) -> list[list[int]]:
+        return [np.concatenate([batch.indices for batch in step]).tolist() for step in steps]
+
+    first, second = epoch(0, Shuffle.once), epoch(1, Shuffle.once)
+    anew = epoch(1, Shuffle.every_epoch)
+    assert indices(first) == indices(second)
+    assert sorted(chain.from_iterable(indices(second))) == list(range(COUNT))
+    assert indices(first) != indices(anew)
+    assert not torch.equal(together(first[0]), together(second[0]))  # another crop
+    resumed = epoch(1, Shuffle.once, first_step=2)
+    assert torch.equal(together(resumed[0]), together(second[2]))
 
 
 def test_mean_crops_match_plain_indexing_and_flipping() -> None:

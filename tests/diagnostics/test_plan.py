@@ -193,7 +193,10 @@ def saved_by_torch(recipe: str, towers: int, precision: Precision) -> int:
 
 @pytest.mark.parametrize(
     ("recipe", "towers"),
-    [("paper", 1), ("paper", 2), ("code145", 1), ("code145", 2), ("code146", 2), ("cifar4", 1)],
+    [
+        *(("paper", 1), ("paper", 2), ("code145", 1), ("code145", 2)),
+        *(("code146", 2), ("code146_2011", 1), ("code146_2011", 2), ("cifar4", 1)),
+    ],
 )
 def test_planned_activations_equal_those_that_torch_saves(recipe: str, towers: int) -> None:
     for precision in Precision:
@@ -317,7 +320,7 @@ def test_without_replicas_there_is_nothing_to_overlap() -> None:
     assert overlapped_step_s(LAYERS, layout, WORK, Link(10.0, 0.5), None) == time.total_s
 
 
-@pytest.mark.parametrize("recipe", ["paper", "code145", "cifar4"])
+@pytest.mark.parametrize("recipe", ["paper", "code145", "code146_2011", "cifar4"])
 def test_a_towers_shapes_give_the_operations_of_the_whole_network(recipe: str) -> None:
     products = [2, *[3] * (len(counts(recipe)) - 1)]  # conv1 needs no gradient of the images
     pairs = zip(products, counts(recipe), strict=True)

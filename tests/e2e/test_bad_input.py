@@ -214,7 +214,7 @@ def test_ranks_that_meet_a_mistake_end_with_its_one_line(
 
 def test_the_program_refuses_a_wrong_override(tmp_path: Path) -> None:
     ended = run(module("train", "recipe=papr"), tmp_path)
-    the_line(ended, "recipe=papr", "code145, code146, paper")
+    the_line(ended, "recipe=papr", "code145, code146, code146_2011, paper")
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

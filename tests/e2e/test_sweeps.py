@@ -199,25 +199,29 @@ def nearest_in_pixels(store: Store, count: int) -> list[list[int]]:
     return np.argsort(distances, axis=1)[:, :count].tolist()
 
 
-def test_a_network_is_pretrained_on_all_classes_and_fine_tuned_on_few(
+def test_a_network_is_pretrained_on_five_classes_and_fine_tuned_on_five_others(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    words = command(photos_store, tmp_path / "runs", "ablation=none,few_classes,pretrained")
+    arms = "few_classes_equal_steps,other_classes,pretrained_other"
+    words = command(photos_store, tmp_path / "runs", f"ablation={arms}")
     words[words.index("experiment=ablations/quick")] = "experiment=pretrain/quick"
     ended = succeed([*words, "seed=0,1"], tmp_path)
     assert (
         ended.err.count("initialized layers from") + ended.out.count("initialized layers from") == 2
     )
-    last = manifest.latest(tmp_path / "runs" / "pretrained" / "1")
-    assert last is not None
-    assert manifest.read_progress(last).classes == list(photos_store.classes[:5])
-    pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "…", "tiny")
-    assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
+    source, target, control = (
+        manifest.read_progress(manifest.latest(tmp_path / "runs" / name / "1") or Path())
+        for name in ("other_classes", "pretrained_other", "few_classes_equal_steps")
+    )
+    assert target.classes == control.classes == list(photos_store.classes[:5])
+    assert source.classes == list(photos_store.classes[5:10])
+    assert source.step + target.step == control.step
+    (pretrain,) = pretrain_measurements(tmp_path / "runs", Scale.reduced, "…", "tiny")
     assert (pretrain.n_seeds, pretrain.interval) == (2, None)
     runs = read_pretraining(tmp_path / "runs")
     scratch, pretrained = (
         [run.errors["top1_error_pct"] for run in runs[name].values()]
-        for name in ("few_classes", "pretrained")
+        for name in ("few_classes_equal_steps", "pretrained_other")
     )
     gain = sum(scratch) / 2 - sum(pretrained) / 2
     assert pretrain.numbers["top1_gain_points"] == pytest.approx(gain)

@@ -69,12 +69,14 @@ RECIPES = [
     lambda: load_recipe("paper"),
     lambda: load_recipe("code145"),
     lambda: load_recipe("code146"),
+    lambda: load_recipe("code146_2011"),
     one_tower,
     without_crosslinks,
     of_caffe,
     four_towers,
 ]
-NAMES = ["paper", "code145", "code146", "one tower", "no crosslinks", "Caffe", "four towers"]
+NAMES = ["paper", "code145", "code146", "code146_2011"]
+NAMES += ["one tower", "no crosslinks", "Caffe", "four towers"]
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_exchanged_bytes_are_the_inputs_of_layers_that_read_all_towers(
     layers, logits_bytes = describe_layers(model_of(recipe, classes=8))
     configs = {**recipe.convs, **recipe.hidden}
     for before, layer in pairwise(layers):
-        reads_all = layer.name == "fc8" or configs[layer.name].reads_both_towers
+        reads_all = layer.name not in configs or configs[layer.name].reads_both_towers
         assert layer.reads == ("both" if reads_all else "own")
         sent_to = recipe.towers - 1  # each tower sends its shard to all others
         expected = 4 * math.prod(before.handed_on) * sent_to if reads_all else 0

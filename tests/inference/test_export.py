@@ -107,6 +107,7 @@ def test_onnx_takes_pixels_and_gives_the_logits_for_any_batch_size(
         ("paper", ""),
         ("paper", "tanh"),
         ("code146", ""),
+        ("code146_2011", ""),
         ("cifar4", ""),
         ("paper", "no crosslinks"),
         ("paper", "across towers"),

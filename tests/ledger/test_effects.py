@@ -18,6 +18,7 @@ from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.ablations import (
     BASELINE,
+    METRICS,
     ablation_chart,
     effect_measurements,
     effect_table,
@@ -26,7 +27,7 @@ from alexnet2012.ledger.ablations import (
     learning_curves,
     read_sweep,
 )
-from alexnet2012.ledger.claims import Scale, ablations_of, load_claims
+from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
 from alexnet2012.ledger.evidence import Result
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 
@@ -83,14 +84,23 @@ def verdicts_of(runs: dict[str, dict[int, Result]]) -> dict[str, Verdict]:
     return {claim: verdict for claim, (verdict, _) in verdicts(measurements).items()}
 
 
-CLAIMS = {c.id for c in load_claims() if c.effect is not None and c.effect.sweep == "ablations"}
+EFFECTS = {c.id: c.effect for c in effect_claims("ablations") if c.effect}
+CLAIMS = {name for name, effect in EFFECTS.items() if effect.metric in METRICS}
 
 
 def test_every_ablation_of_a_claim_has_a_config_file() -> None:
     conf = Path(__file__).parents[2] / "conf" / "ablation"
     assert {f"{ablation}.yaml" for ablation in ABLATIONS} <= {file.name for file in conf.iterdir()}
-    of_sections_3_to_7 = "two-gpu lrn overlap augment lighting dropout decay depth crosslinks"
-    assert set(of_sections_3_to_7.split()) == CLAIMS
+    of_sections_3_to_7 = (
+        "two-gpu lrn overlap augment lighting dropout decay decay-regulariser depth"
+    )
+    overfitting = {"overlap-overfit", "augment-overfit", "dropout-overfit"}
+    assert (
+        {*of_sections_3_to_7.split(), *overfitting, "crosslinks", "crosslinks-wide"}
+        == CLAIMS
+        == EFFECTS.keys()
+    )
+    assert len(ABLATIONS) == len(set(ABLATIONS))  # a sweep trains each once
 
 
 def test_noise_alone_supports_almost_nothing() -> None:

@@ -84,7 +84,8 @@ def test_the_ratio_is_paired_by_seed() -> None:
 
 
 def test_no_difference_supports_nothing_and_the_reverse_contradicts() -> None:
-    assert measured([10, 20, 15], [15, 14, 18])[2] is Verdict.inconclusive
+    assert measured([5, 20, 5], [5, 10, 40])[2] is Verdict.inconclusive
+    assert measured([10, 20, 15], [15, 14, 18])[2] is Verdict.contradicted  # not three times
     assert measured([20, 21, 20], [10, 10, 11])[2] is Verdict.contradicted
     assert measured([10, 11, 10], [20, 23, 19])[2] is Verdict.in_direction  # twice, not six times
 

@@ -25,16 +25,21 @@ from alexnet2012.ledger import sweeps as sweeps_module
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.report.committed import committed_evidence
 from alexnet2012.ledger.reproduction import (
-    CONTROLS,
     PARTS,
-    PRETRAINING_ARMS,
     QUICK_PARTS,
     Reproduce,
-    arms_of,
     command_of,
     default_parts,
 )
-from alexnet2012.ledger.sweeps import Sweeps, best_factor, seed_major, store_size
+from alexnet2012.ledger.sweeps import (
+    CONTROLS,
+    PRETRAINING_ARMS,
+    Sweeps,
+    arms_of,
+    best_factor,
+    seed_major,
+    store_size,
+)
 
 ERRORS = {"none": 40.0, "no_lrn_cifar10": 42.0, "pool_2x2_cifar10": 41.0}
 

@@ -60,7 +60,9 @@ def test_the_evidence_of_a_ledger_gives_it_again(
 ) -> None:
     found = verify(reproduced)
     assert found.differences == []
-    assert set(found.claims) == {"lrn", "dropout", "lsvrc2010-1crop", "table2"}
+    assert set(found.claims) == {
+        *("lrn", "dropout", "dropout-overfit", "lsvrc2010-1crop", "table2")
+    }
     main(["verify", str(reproduced)])
     assert "recomputed from " in capsys.readouterr().out
 

@@ -31,7 +31,9 @@ def test_rates_scale_with_the_batch_size_only_with_a_reference_batch(kind: str) 
     scaled = learning_rates(config, 70, errors, batch_size=512)
     assert scaled.weight == 4 * unscaled.weight
     assert scaled.bias == 4 * unscaled.bias
-    assert scaled.layers == {name: 4 * rate for name, rate in unscaled.layers.items()}
+    for layer in ("conv1", "fc8"):
+        for bias in (False, True):
+            assert scaled.of(layer, bias=bias) == 4 * unscaled.of(layer, bias=bias)
     assert scaled.lighting is unscaled.lighting
 
 
@@ -61,7 +63,8 @@ def test_rates_are_halved_when_the_training_error_stops_falling() -> None:
 
 
 def schedule(name: str) -> ScheduleConfig:
-    return compose_config("train", TrainConfig, [f"schedule={name}"])[0].schedule
+    words = [f"schedule={name}", *(["recipe=code146"] if name == "code146" else [])]  # has conv6
+    return compose_config("train", TrainConfig, words)[0].schedule
 
 
 def plateau(patience: int = 3, max_drops: int = 3) -> ScheduleConfig:
@@ -100,6 +103,57 @@ def test_code145_follows_the_training_notes(
     assert now.of("conv2", bias=False) == now.of("fc8", bias=False) == weight
     assert now.of("conv1", bias=False) == conv1
     assert now.lighting is lighting
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "lowered", "frozen", "biases"),
+    [("code145", 90, 67, 72, 0.02), ("code145_2010", 92, 68, 72, 0.002)],
+)
+def test_only_the_weights_of_conv1_are_lowered_before_it_is_frozen(
+    name: str, last: int, lowered: int, frozen: int, biases: float
+) -> None:
+    config = schedule(name)
+    assert config.epochs == last + 1
+    for epoch in range(lowered, frozen):
+        now = rates_at(config, epoch, [])
+        assert (now.of("conv1", bias=False), now.of("conv1", bias=True)) == (1e-5, 0.02)
+    for epoch in (frozen, last):
+        assert {rates_at(config, epoch, []).of("conv1", bias=bias) for bias in (0, 1)} == {0.0}
+    assert rates_at(config, frozen, []).of("conv2", bias=True) == 0.02
+    assert rates_at(config, last, []).of("conv2", bias=True) == biases
+
+
+def test_code145_2010_drops_at_its_own_epochs() -> None:
+    config = schedule("code145_2010")
+    rates = [rates_at(config, epoch, []).weight for epoch in (0, 22, 23, 50, 51, 77, 78, 92)]
+    assert rates == [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
+    assert [rates_at(config, epoch, []).lighting for epoch in (67, 68)] == [True, False]
+
+
+# Of layer-params-146-*.cfg: weights of new and of initialized layers, and all biases, by epoch.
+@pytest.mark.parametrize(
+    ("recipe", "name", "epochs", "new", "raised_until", "conv6_bias"),
+    [
+        ("code146", "code146_2009", 7, ["conv6", "fc6", "fc7", "fc8"], 2, 0.002),
+        ("code146_2011", "code146_2011", 8, ["fc6", "fc7", "fc8_bottleneck", "fc8"], 6, 0.002),
+        ("code146", "code146", 54, ["fc8"], 9, 0.022),
+    ],
+)
+def test_pretraining_and_fine_tuning_keep_the_bias_rates(
+    recipe: str, name: str, epochs: int, new: list[str], raised_until: int, conv6_bias: float
+) -> None:
+    words = [f"recipe={recipe}", f"schedule={name}"]
+    config = compose_config("train", TrainConfig, words)[0]
+    layers, schedule = config.recipe.layers, config.schedule
+    assert schedule.epochs == epochs
+    for epoch in range(epochs):
+        now = rates_at(schedule, epoch, [])
+        for layer in layers[1:]:
+            assert now.of(layer, bias=True) == (conv6_bias if layer == "conv6" else 0.02)
+    for layer in layers[1:]:
+        expected = 0.01 if layer in new else 0.001
+        assert rates_at(schedule, raised_until - 1, []).of(layer, bias=False) == expected
+        assert rates_at(schedule, raised_until, []).of(layer, bias=False) == 0.001
 
 
 def test_code145_has_91_epochs_and_starts_biases_at_twice_the_rate() -> None:
@@ -167,13 +221,20 @@ def test_a_drop_changes_only_the_rates_it_names() -> None:
             DropConfig(epoch=2, bias_rate=0.02),
             DropConfig(epoch=3, layer_rates={"fc6": 0.03}),
             DropConfig(epoch=4, lighting=False),
+            DropConfig(epoch=5, layer_bias_rates={"conv1": 0.04}),
         ],
     )
     assert rates_at(config, 0, []) == LearningRates(0.1, 0.2)
     assert rates_at(config, 2, []) == LearningRates(0.1, 0.02, {"conv1": 0.05})
-    assert rates_at(config, 8, []) == LearningRates(
+    assert rates_at(config, 4, []) == LearningRates(
         0.1, 0.02, {"conv1": 0.05, "fc6": 0.03}, lighting=False
     )
+    last = rates_at(config, 8, [])
+    assert last == LearningRates(
+        0.1, 0.02, {"conv1": 0.05, "fc6": 0.03}, lighting=False, layer_biases={"conv1": 0.04}
+    )
+    assert (last.of("conv1", bias=False), last.of("conv1", bias=True)) == (0.05, 0.04)
+    assert last.of("fc6", bias=True) == 0.03
 
 
 def test_fixed_rates_ignore_the_validation_errors() -> None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import compose_config
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_USER_ERROR
+from alexnet2012.ledger.authors_runs import authors_table
 from alexnet2012.ledger.command import claims_table
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,10 @@ def test_the_table_of_claims_is_that_of_the_registry() -> None:
     assert claims_table() in (ROOT / "docs" / "ledger.md").read_text("utf-8")
 
 
+def test_the_table_of_the_authors_runs_is_that_of_the_command() -> None:
+    assert authors_table() in (ROOT / "docs" / "ledger.md").read_text("utf-8")
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     make_here(printed("make site"), f"--site-dir {tmp_path}")
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -133,7 +138,7 @@ def test_the_table_of_recipes_is_what_the_files_say() -> None:
         *(f"conv{i}.init_std" for i in (3, 4, 5)),
         *("conv1.padding", "conv1.overhang", "conv1.after", "conv2.after", "lrn.divide_by_window"),
         *("augment.include_last_position", "augment.images_per_draw", "augment.mean_follows_crop"),
-        *("augment.lighting_scale", "augment.train_divisor"),
+        *("augment.lighting_scale", "augment.train_divisor", "shuffle"),
     }, "docs/recipes.md"
 
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.manifest import Progress, to_plain, without_retired
 from alexnet2012.config.enums import Decoder, Precision
 from alexnet2012.config.roles import Role, role_of
-from alexnet2012.config.schema import ConfigError, TrainConfig
+from alexnet2012.config.schema import ConfigError, DropConfig, TrainConfig
 from alexnet2012.data.store import Store, fingerprint
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.devices import uses_gpus
@@ -158,7 +159,9 @@ def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: s
 
 def with_defaults(saved: Any) -> dict[str, Any]:
     """Saved settings by full key; settings added since then have their defaults."""
-    return flatten(to_plain(TrainConfig())) | flatten(without_retired(saved))
+    settings = flatten(to_plain(TrainConfig())) | flatten(without_retired(saved))
+    drops = [asdict(DropConfig(**drop)) for drop in settings["schedule.drops"]]
+    return settings | {"schedule.drops": drops}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

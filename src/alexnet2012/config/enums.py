@@ -33,6 +33,13 @@ class LightingScale(Choice):
     standard_deviations = "standard_deviations"
 
 
+class Shuffle(Choice):
+    """When the order of the training images is drawn."""
+
+    every_epoch = "every_epoch"
+    once = "once"  # every epoch has the same minibatches, in the same order
+
+
 class Precision(Choice):
     fp32 = "fp32"
     fp64 = "fp64"

@@ -26,6 +26,7 @@ from alexnet2012.config.enums import (
     OnReject,
     Precision,
     ScheduleKind,
+    Shuffle,
     WandbMode,
 )
 from alexnet2012.config.roles import Role
@@ -103,6 +104,16 @@ class LinearConfig:
 
 
 @dataclass
+class BottleneckConfig:
+    """Linear units between fc7 and fc8: fc8's weight is then of low rank, for many classes."""
+
+    present: bool = False
+    units: int = 2048  # outputs, totals over both towers
+    init_std: float = 0.01  # standard deviation of the initial weights
+    init_bias: float = 0.0  # initial bias
+
+
+@dataclass
 class HeadConfig:
     """The last layer, with one unit per class of the data set."""
 
@@ -172,6 +183,7 @@ class RecipeConfig:
     conv6: ConvConfig = field(default_factory=ConvConfig)
     fc6: LinearConfig = field(default_factory=LinearConfig)
     fc7: LinearConfig = field(default_factory=LinearConfig)
+    fc8_bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     fc8: HeadConfig = field(default_factory=HeadConfig)
     lrn: NormConfig = field(default_factory=NormConfig)
     # LRN windows cross the border between the towers, as on one GPU
@@ -180,7 +192,16 @@ class RecipeConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     dropout_rate: float = ranged(low=0, below=1)  # in hidden fully connected layers
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # draw the order of the training images anew in every epoch, or once: then every epoch has the
+    # same minibatches, and the same images share a crop
+    shuffle: Shuffle = Shuffle.every_epoch
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of all layers with parameters, in order."""
+        bottleneck = ["fc8_bottleneck"] if self.fc8_bottleneck.present else []
+        return [*self.convs, *self.hidden, *bottleneck, "fc8"]
 
     @property
     def convs(self) -> dict[str, ConvConfig]:
@@ -212,8 +233,10 @@ class DropConfig:
     epoch: int = ranged(low=0)  # counted from 0
     rate: float | None = ranged(None, low=0)  # learning rate of weights
     bias_rate: float | None = ranged(None, low=0)  # learning rate of biases
-    # learning rate of the weights of individual layers, by name
+    # learning rate of individual layers, weights and biases, by name
     layer_rates: dict[str, float] = field(default_factory=dict)
+    # learning rate of the biases of individual layers, where it differs from layer_rates
+    layer_bias_rates: dict[str, float] = field(default_factory=dict)
     lighting: bool | None = None  # PCA colour augmentation on or off
 
 
@@ -235,7 +258,7 @@ class ScheduleConfig:
     # plateau: epochs without improvement of the error before a drop
     patience_epochs: int = ranged(3, low=1)
     # fixed: changes at given epochs, sorted by epoch; each has epoch and any of rate, bias_rate,
-    # layer_rates, lighting
+    # layer_rates, layer_bias_rates, lighting
     drops: list[DropConfig] = field(default_factory=list)
     # epochs in which all rates rise linearly, step by step, from almost 0; 0: no warm-up
     warmup_epochs: int = ranged(0, low=0)

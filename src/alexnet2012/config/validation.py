@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import fields, is_dataclass
 from importlib import resources
-from itertools import chain
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from alexnet2012.config.enums import NAMED_SOURCES, ScheduleKind
 from alexnet2012.config.inference_schema import PredictConfig, ServeConfig
@@ -87,14 +87,20 @@ def check_values(config: Any, prefix: str = "") -> None:
 
 
 def load_recipe(name: str) -> RecipeConfig:
-    """The recipe of ``conf/recipe/<name>.yaml``, without Hydra; ConfigError if there is none."""
+    """The recipe of ``conf/recipe/<name>.yaml``, without Hydra; ConfigError if there is none.
+
+    A recipe that is another with changes names it under ``defaults``.
+    """
     folder = resources.files("alexnet2012.conf") / "recipe"
     files = (file.name for file in folder.iterdir())
     names = sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml"))
     if name not in names:
         raise ConfigError("recipe", name, f"no such recipe; use one of {', '.join(names)}")
     loaded = OmegaConf.create((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RecipeConfig), loaded))
+    assert isinstance(loaded, DictConfig)
+    parents = [parent for parent in loaded.pop("defaults", []) if parent != "_self_"]
+    base = load_recipe(parents[0]) if parents else RecipeConfig()
+    recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), loaded))
     assert isinstance(recipe, RecipeConfig)
     return recipe
 
@@ -110,6 +116,8 @@ def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
     check_values(model, "model.")
     counts = {f"{name}.kernels": conv.kernels for name, conv in recipe.convs.items()}
     counts |= {f"{name}.units": linear.units for name, linear in recipe.hidden.items()}
+    if recipe.fc8_bottleneck.present:
+        counts["fc8_bottleneck.units"] = recipe.fc8_bottleneck.units
     for key, count in counts.items():
         below = count // recipe.towers * recipe.towers
         if count < 1 or count != below:
@@ -166,11 +174,12 @@ def _check_drops(config: TrainConfig) -> None:
     epochs = [drop.epoch for drop in config.schedule.drops]
     if epochs != sorted(epochs):
         raise ConfigError("schedule.drops", epochs, "must be sorted by epoch")
-    layers = [*config.recipe.convs, *config.recipe.hidden, "fc8"]
-    for name, rate in chain.from_iterable(d.layer_rates.items() for d in config.schedule.drops):
-        if name not in layers or not rate >= 0:
-            remedy = f"must be a learning rate of at least 0 for one of {', '.join(layers)}"
-            raise ConfigError("schedule.drops.layer_rates", f"{name}: {rate}", remedy)
+    layers = config.recipe.layers
+    for drop, key in product(config.schedule.drops, ("layer_rates", "layer_bias_rates")):
+        for name, rate in getattr(drop, key).items():
+            if name not in layers or not rate >= 0:
+                remedy = f"must be a learning rate of at least 0 for one of {', '.join(layers)}"
+                raise ConfigError(f"schedule.drops.{key}", f"{name}: {rate}", remedy)
 
 
 def _check_views(key: str, views: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from alexnet2012.config.enums import LightingScale
+from alexnet2012.config.enums import LightingScale, Shuffle
 from alexnet2012.config.schema import AugmentConfig
 from alexnet2012.utils.shard import Shard, shard_of
 
@@ -44,9 +44,15 @@ def random_stream(seed: int, name: str, *indices: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(sequence))
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The random permutation of ``count`` images for an epoch: int64 [count]."""
-    return random_stream(seed, "order", epoch).permutation(count)
+def epoch_order(
+    count: int, seed: int, epoch: int, shuffle: Shuffle = Shuffle.every_epoch
+) -> npt.NDArray[np.int64]:
+    """The random permutation of ``count`` images for an epoch: int64 [count].
+
+    Source: the 2012 code for ``once``, which shuffled when it wrote its batches to disk.
+    """
+    drawn_in = 0 if shuffle is Shuffle.once else epoch
+    return random_stream(seed, "order", drawn_in).permutation(count)
 
 
 def replica_steps(

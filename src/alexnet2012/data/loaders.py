@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet2012.config.enums import Feed, Keep
+from alexnet2012.config.enums import Feed, Keep, Shuffle
 from alexnet2012.config.schema import AugmentConfig, ConfigError, TrainConfig
 from alexnet2012.data import augmentation, dali
 from alexnet2012.data.device_augment import DevicePipeline, mean_crops
@@ -69,6 +69,7 @@ def make_loaders(
         input_size=size,
         batch_size=data.batch_size,
         seed=config.seed,
+        shuffle=config.recipe.shuffle,
         placement=placement,
         kept=kept[0],
         on_device=keep is Keep.device,
@@ -132,12 +133,13 @@ class TrainLoader:
         input_size: int,
         batch_size: int,
         seed: int,
+        shuffle: Shuffle = Shuffle.every_epoch,
         placement: LoaderPlacement = SINGLE_PROCESS,
         kept: Images | None = None,
         on_device: bool = False,
     ) -> None:
         _check_input_size(store, input_size)
-        self._split, self._augment, self._seed = split, augment, seed
+        self._split, self._augment, self._seed, self._shuffle = split, augment, seed, shuffle
         self._steps = placement.steps(len(split.labels), batch_size)
         self._margin = store.size - input_size
         self._basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
@@ -172,7 +174,7 @@ class TrainLoader:
 
     def _epoch(self, epoch: int, first_step: int, lighting: bool) -> Iterator[Batch]:
         count = len(self._split.labels)
-        indices = augmentation.epoch_order(count, self._seed, epoch)
+        indices = augmentation.epoch_order(count, self._seed, epoch, self._shuffle)
         params = augmentation.sample_params(self._augment, count, self._margin, self._seed, epoch)
         offsets = (params.alpha @ self._basis.T * lighting).astype(np.float32)  # grey levels
         is_divided = lighting and self._augment.lighting

@@ -42,6 +42,8 @@ def onnx_model(model: AlexNet, mean: npt.NDArray[np.float32], metadata: str) -> 
         x = graph.activation(graph.linear(name, x))
         keep_probability = np.float32(1 - model.recipe.dropout_rate)
         x = graph.add("Mul", [x, graph.constant(f"{name}.kept", keep_probability)])
+    if model.recipe.fc8_bottleneck.present:
+        x = graph.linear("fc8_bottleneck", x)
     x = graph.linear("fc8", x)
     graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
     side = model.config.input_size

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.registry import measures
@@ -15,7 +17,11 @@ from alexnet2012.utils.shard import padded_shard_size
 # Floats that the two towers exchange per image: the paper's fig. 2, half of each map or layer in
 # either direction. The logits' gradient is a slice of the tower's own, so it sends nothing.
 EXCHANGED_FLOATS = {"conv3": 2 * 21_632, "fc6": 2 * 4_608, "fc7": 2 * 2_048, "fc8": 2 * 2_048}
+PAPER_NEURONS = 650_000  # abstract
 PAPER_CONV1_NEURONS = 253_440  # fig. 2, caption
+# fig. 2, caption: the input, and the layers after the first
+PAPER_INPUTS, PAPER_OTHER_NEURONS = 150_528, [186_624, 64_896, 64_896, 43_264, 4_096, 4_096, 1_000]
+PAPER_CONVS, PAPER_FULLY_CONNECTED, PAPER_POOLS = 5, 3, 3  # abstract, sec. 3.5
 PAPER_GPU_BYTES = 3 * 10**9  # sec. 3.2
 PAPER_BATCH = 128  # sec. 5
 
@@ -36,9 +42,9 @@ def audit_of(counts: Sequence[LayerCounts]) -> Audit:
     return Audit(recipe="paper", layers=layers)
 
 
-@measures("size", "fig2", "conv-share", part="audit")
+@measures("size", "fig2", "fig2-layers", "conv-share", part="audit")
 def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list[Measurement]:
-    """Parameters and neurons of the network, of conv1, and the share of each convolution."""
+    """Parameters and neurons of the network and its layers; the share of each convolution."""
     parameters = sum(layer.weights + layer.biases for layer in counts)
     neurons = sum(layer.neurons for layer in counts)
     shares_pct = {
@@ -47,7 +53,9 @@ def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list
         if layer.name.startswith("conv")
     }
     above = [name for name, share in shares_pct.items() if share > 1]
-    conv1 = counts[0].neurons
+    inputs, conv1 = math.prod(counts[0].input_shape), counts[0].neurons
+    others = [layer.neurons for layer in counts[1:]]
+    by_caption = PAPER_CONV1_NEURONS + sum(PAPER_OTHER_NEURONS)
     return [
         Measurement(
             "size",
@@ -58,8 +66,9 @@ def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list
                 "neurons": neurons,
                 "multiply_adds": sum(layer.multiply_adds for layer in counts),
             },
-            agrees=round(parameters, -6) in (60_000_000, 61_000_000),
-            agreement_note="60 M is 60.97 M rounded down; 659,272 neurons round to 660,000",
+            agrees=parameters // 10**6 == 60 and round(neurons, -4) == PAPER_NEURONS,
+            agreement_note=f"60 M is {parameters / 1e6:.2f} M rounded down; {neurons:,} neurons "
+            f"round to {round(neurons, -4):,}, not to {PAPER_NEURONS:,}",
         ),
         Measurement(
             "fig2",
@@ -70,6 +79,15 @@ def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list
             agreement_note="96 maps of 55 × 55",
         ),
         Measurement(
+            "fig2-layers",
+            f"{inputs:,} in; {'; '.join(f'{n:,}' for n in others)}",
+            *how,
+            numbers={"inputs": inputs, "neurons_after_conv1": sum(others)},
+            agrees=(inputs, others) == (PAPER_INPUTS, PAPER_OTHER_NEURONS),
+            agreement_note=f"all numbers of the caption together: {by_caption:,} neurons, not "
+            f"{PAPER_NEURONS:,}",
+        ),
+        Measurement(
             "conv-share",
             ", ".join(f"{name} {share:.2f}%" for name, share in shares_pct.items()),
             *how,
@@ -78,6 +96,22 @@ def architecture_measurements(counts: Sequence[LayerCounts], *how: *How) -> list
             agreement_note=f"{' and '.join(above)} hold more than 1%" if above else None,
         ),
     ]
+
+
+@measures("layers", part="audit")
+def layers_measurement(counts: Sequence[LayerCounts], *how: *How) -> Measurement:
+    """Convolutions, fully connected layers and max pools of the network."""
+    convs = load_recipe("paper").convs
+    pools = sum(conv.after.count(LayerOp.max_pool) for conv in convs.values())
+    linears = len(counts) - len(convs)
+    claimed = PAPER_CONVS, PAPER_FULLY_CONNECTED, PAPER_POOLS
+    return Measurement(
+        "layers",
+        f"{len(convs)} convolutions, {linears} fully connected layers, {pools} max pools",
+        *how,
+        numbers={"convolutions": len(convs), "fully_connected": linears, "max_pools": pools},
+        agrees=(len(convs), linears, pools) == claimed,
+    )
 
 
 @measures("memory", part="audit")

@@ -64,7 +64,7 @@ class EffectClaim:
     """The effect of removing something that a source reports, and the ablations that remove it."""
 
     arms: tuple[str, ...]  # of conf/ablation
-    metric: str  # top1_error_pct or train_error_pct
+    metric: str  # top1_error_pct, train_error_pct or gap_points
     claimed_points: float | None  # None: the source gives no size
     source: str  # who reports the number
     sweep: str = "ablations"  # the part of the reproduction that runs these ablations
@@ -89,6 +89,7 @@ class Claim:
     command: str | None  # measures it at full scale
     effect: EffectClaim | None = None  # of claims that something lowers an error
     edition: int | None = None  # the edition of ILSVRC that the numbers refer to
+    unmeasured: str | None = None  # why no function measures it
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def effect_claims(sweep: str) -> tuple[Claim, ...]:
 
 def ablations_of(sweep: str) -> tuple[str, ...]:
     """The ablations that the claims of a sweep need."""
-    return tuple(arm for c in effect_claims(sweep) if c.effect for arm in c.effect.arms)
+    arms = (arm for c in effect_claims(sweep) if c.effect for arm in c.effect.arms)
+    return tuple(dict.fromkeys(arms))
 
 
 def write_json(content: object, path: Path) -> None:

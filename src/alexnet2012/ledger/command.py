@@ -21,6 +21,7 @@ from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.ledger import ablations, design, pretraining
+from alexnet2012.ledger.authors_runs import authors_table
 from alexnet2012.ledger.claims import Kind, Scale, load_claims
 from alexnet2012.ledger.registry import all_measures, measure
 from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
@@ -39,6 +40,7 @@ FLAGS = {
     "--json": "print the measurements as JSON",
     "--no-evaluation": "read only logs; do not evaluate checkpoints",
     "--claims": "list all claims and the experiments that measure them; takes no DIR",
+    "--authors-runs": "list the authors' own runs and how much they vary; takes no DIR",
 }
 
 
@@ -54,7 +56,7 @@ class SweepRuns(NamedTuple):
 def find_sweep(directory: Path) -> SweepRuns:
     """Recognise the sweep in a directory by its run directories."""
     names = {file.parent.parent.name for file in directory.glob("*/*/summary.json")}
-    if names & {pretraining.FROM_SCRATCH, pretraining.PRETRAINED}:
+    if names & ({*pretraining.ABLATIONS} - {ablations.BASELINE}):
         return SweepRuns("pretrain", directory, list)
     if ablations.BASELINE in names:
         part = "lrn_cifar10" if "no_lrn_cifar10" in names else "ablations"
@@ -83,7 +85,9 @@ def claims_table() -> str:
     for (experiment, module), claims in rows.items():
         lines.append(f"| {' '.join(f'`{claim}`' for claim in claims)} | {experiment} | {module} |")
     quoted = [f"`{claim.id}`" for claim in load_claims() if claim.kind is Kind.published]
-    return "\n".join([*lines, f"| {' '.join(quoted)} | none: quoted from the paper | |"])
+    unmeasured = [f"`{claim.id}`" for claim in load_claims() if claim.unmeasured]
+    lines.append(f"| {' '.join(quoted)} | none: quoted from the paper | |")
+    return "\n".join([*lines, f"| {' '.join(unmeasured)} | none: not measured here | |"])
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -134,6 +138,9 @@ def _run(words: Sequence[str]) -> None:
     arguments = parser.parse_args(words)
     if arguments.claims:
         print(claims_table())
+        return
+    if arguments.authors_runs:
+        print(authors_table())
         return
     if arguments.directory is None:
         raise ConfigError("DIR", "", "is missing; give the directory of a sweep, or --claims")

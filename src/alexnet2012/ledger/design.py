@@ -11,9 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger import pretraining
 from alexnet2012.ledger.ablations import BASELINE
-from alexnet2012.ledger.claims import Measurement, Scale, ablations_of, effect_claims
+from alexnet2012.ledger.claims import Measurement, Scale, effect_claims
 from alexnet2012.ledger.evidence import Sweep, read_run
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.statistics import (
@@ -24,6 +23,7 @@ from alexnet2012.ledger.statistics import (
     joint_power,
     seeds_needed,
 )
+from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, arms_of
 
 SETTINGS = {
     "seeds": "seeds of each arm",
@@ -101,10 +101,8 @@ def plan_sweep(part: str, seeds: int, control: int, pilot: Pilot) -> list[Planne
         assert claim.effect is not None
         effect = claim.effect
         sd = pilot.seed_sd.get(effect.metric)
-        if sd is None:
-            known = ", ".join(pilot.seed_sd)
-            remedy = f"does not have {effect.metric}, which `{claim.id}` is about; it has {known}"
-            raise ConfigError("pilot", part, remedy)
+        if sd is None:  # runs without it do not measure the claim
+            continue
         design = Design(seeds, sd, control, sd, pilot.image_se(claim.id, effect.metric))
         claimed = effect.claimed_points
         size = effect.smallest_points if claimed is None else claimed
@@ -208,10 +206,8 @@ def _part_of(experiment: str) -> str:
 
 
 def _arms(part: str) -> int:
-    """The ablations of a part, without the baseline."""
-    if part == "pretrain":
-        return len(pretraining.ABLATIONS) - 1
-    return len(set(ablations_of(part)))
+    """The arms of a part, without the control."""
+    return len(PRETRAINING_ARMS) - 1 if part == "pretrain" else len(arms_of(part))
 
 
 def _number(name: str, text: str, low: float) -> float:

@@ -26,7 +26,6 @@ from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import (
     Estimate,
     Matrix,
-    SeedMean,
     finished_runs,
     within_runs,
 )
@@ -161,11 +160,7 @@ def ensemble_measurement(
     )
 
 
-
-
-@measures(
-    "fig4", "fig4-pixels", part="ablations", evaluates=True, from_sample=FROM_SAMPLE
-)
+@measures("fig4", "fig4-pixels", part="ablations", evaluates=True, from_sample=FROM_SAMPLE)
 def figure4_of_sweep(
     directory: Path, *how: *How, only: Sequence[int] | None = None
 ) -> list[Measurement]:

@@ -121,7 +121,7 @@ def activations_of(
         features = model.features(images)
         hidden.append(features.cpu())
         initial.append(untrained.features(images).cpu())
-        probabilities.append(F.softmax(model.fc8(features), dim=1).cpu())
+        probabilities.append(F.softmax(model.logits_shard(features), dim=1).cpu())
         labels.append(batch.labels.cpu())
     return SplitActivations(*map(torch.cat, (hidden, initial, probabilities, labels)))
 
@@ -181,9 +181,7 @@ def class_measurement(sample: Mapping[str, np.ndarray], *how: *How) -> Measureme
     activations, by pixels and by an untrained network.
     """
     labels, controls = sample["labels"], ("pixels", "untrained")
-    shares = {
-        name: same_class_pct(sample[name], labels) for name in ("activations", *controls)
-    }
+    shares = {name: same_class_pct(sample[name], labels) for name in ("activations", *controls)}
     advantages = [_by_class(shares["activations"] - shares[name], labels) for name in controls]
     gains = [SeedMean.of(advantage.tolist()) for advantage in advantages]
     p_values = [sign_flip_p(advantage) for advantage in advantages]

@@ -175,11 +175,18 @@ def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
     seeds, found = sorted(relu.keys() & tanh.keys()), ratios(runs)
     numbers: dict[str, float | int | str | bool]
     numbers = {ratio_name(ratio): ratio["mean"] for ratio in found}
+    sample = {
+        f"{activation}/{rate:g}/{seed}": np.array(errors)
+        for activation, rates in runs.items()
+        for rate, by_seed in rates.items()
+        for seed, errors in by_seed.items()
+    }
     also = "".join(f"; {ratio_text(r)}" for r in found if r["threshold_pct"] > THRESHOLD_PCT)
     if not found or found[-1]["threshold_pct"] > THRESHOLD_PCT:
         epochs = max(len(relu[seed]) for seed in seeds)
         value = f"ReLU did not reach {THRESHOLD_PCT:g}% in {epochs} epochs{also}"
-        return Measurement("relu", value, *how, numbers=numbers, n_seeds=len(seeds))
+        count = len(seeds)
+        return Measurement("relu", value, *how, numbers=numbers, n_seeds=count, sample=sample)
     last = found[-1]
     mean, design = within_runs([ratio - 1 for ratio in last["ratios"]], None)
     claimed = None if last["is_bound"] else CLAIMED_RATIO - 1  # a bound leaves no size out
@@ -193,12 +200,7 @@ def relu_measurement(runs: Mapping[str, Rates], *how: *How) -> Measurement:
         interval=last["interval"],
         agreement_note="the paper reports 6 ×; an effect is the ratio less 1",
         estimates=(Estimate("tanh", "epochs_ratio_less_1", mean, design, claimed=claimed),),
-        sample={
-            f"{activation}/{rate:g}/{seed}": np.array(errors)
-            for activation, rates in runs.items()
-            for rate, by_seed in rates.items()
-            for seed, errors in by_seed.items()
-        },
+        sample=sample,
     )
 
 

@@ -39,14 +39,14 @@ from alexnet2012.ledger import (
     relu_vs_tanh,
     training_runs,
 )
-from alexnet2012.ledger.claims import Measurement, Scale, ablations_of
+from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
 from alexnet2012.ledger.nearest_neighbours import figure4
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.report.committed import committed_evidence
 from alexnet2012.ledger.report.render import write_report
 from alexnet2012.ledger.results import Exactness, Provenance, Reproduction, save_reproduction
-from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, Sweeps, arms_of
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
 from alexnet2012.utils.environment import cpu_name, running_commit
@@ -83,17 +83,6 @@ PARTS = {  # in order; each is a method of Reproduce
 # Sweeps measure differences, which need seeds; a quick reproduction has none to spare.
 QUICK_PARTS = ("audit", "exactness", "full_size", "reduced")
 CIFAR10_PARTS = ("relu", "lrn_cifar10")  # the paper's experiments with a four-layer network
-# Ablations that no claim is about, but that claims are checked by.
-CONTROLS = {
-    "ablations": ("lrn_alpha0", "no_lrn1", "no_lrn2", "no_crosslinks_wide", "no_dropout_no_crops"),
-    "lrn_cifar10": (),
-}
-PRETRAINING_ARMS = (  # the first is the control
-    "few_classes_equal_steps",
-    "few_classes",
-    "none,pretrained",
-    "other_classes,pretrained_other",
-)
 FORMER_PARTS = {"effects": "ablations"}
 RECIPES = ("paper", "code145")
 QUICK_RELU_RATES = "0.002,0.01"
@@ -205,7 +194,8 @@ class Reproduce:
         machine = self.results["provenance"]
         on_gpu = summary["device"].startswith("cuda")
         hardware = machine["gpu"] if on_gpu and machine["gpu"] else machine["cpu"]
-        runs = training_runs.FullSizeRuns(paper, code145, hardware)
+        wait_pct = summary["input_wait_pct"]
+        runs = training_runs.FullSizeRuns(paper, code145, hardware, wait_pct)
         caveat = self.sweeps.caveat(f"{steps} steps with batch size 32")
         self.measurements += measure("full_size", runs, Scale.reduced, command, caveat)
 
@@ -355,11 +345,6 @@ def default_parts(budget: Budget, sweeps: Sweeps) -> tuple[str, ...]:
         return QUICK_PARTS
     sweeping = CIFAR10_PARTS if sweeps.runs_cifar10 else ("ablations", "pretrain")
     return (*QUICK_PARTS, *sweeping)
-
-
-def arms_of(sweep: str) -> list[str]:
-    """The ablations that the claims of a sweep and their controls need, each once."""
-    return list(dict.fromkeys((*ablations_of(sweep), *CONTROLS[sweep])))
 
 
 def provenance(sweeps: Sweeps, command: str) -> Provenance:

@@ -25,7 +25,7 @@ from alexnet2012.config.renamed import FORMER_EXPERIMENTS
 from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
-from alexnet2012.ledger.claims import Measurement, Scale, load_claims
+from alexnet2012.ledger.claims import Measurement, Scale, ablations_of, load_claims
 from alexnet2012.ledger.statistics import finished_runs
 from alexnet2012.ledger.training_pool import LOG, core_shares, run_all
 from alexnet2012.ledger.training_runs import read_summary
@@ -36,6 +36,18 @@ CIFAR10_CLASSES = {
 SEEDS = {Budget.quick: 2, Budget.reduced: 10, Budget.gpu: 3, Budget.full: 5}
 SEARCHED_RATES = (0.5, 1.0, 2.0)
 FIRST_RATE_SEED = 1000  # rates are chosen on other seeds than the measurements are made with
+
+# Ablations that no claim is about, but that claims are checked by.
+CONTROLS = {
+    "ablations": ("lrn_alpha0", "no_lrn1", "no_lrn2", "no_crosslinks_wide", "no_dropout_no_crops"),
+    "lrn_cifar10": (),
+}
+PRETRAINING_ARMS = (  # the first is the control
+    "few_classes_equal_steps",
+    "few_classes",
+    "none,pretrained",
+    "other_classes,pretrained_other",
+)
 
 
 class Sweeps:
@@ -216,6 +228,11 @@ def edition_of(store: Store) -> int | None:
     if not wordnet_ids or len(store.classes) != 1000 or images < 1_200_000:
         return None
     return 2010 if images < 1_270_000 else 2012  # 1,261,406 and 1,281,167
+
+
+def arms_of(sweep: str) -> list[str]:
+    """The ablations that the claims of a sweep and their controls need, each once."""
+    return list(dict.fromkeys((*ablations_of(sweep), *CONTROLS[sweep])))
 
 
 def seed_major(

@@ -128,6 +128,9 @@ class AlexNet(nn.Module):
 
     def logits_shard(self, features: Tensor) -> Tensor:
         """Logits of this tower's classes, ``fc8.rows``: [N, t·2048] → [N, k]."""
+        if self.recipe.fc8_bottleneck.present:
+            bottleneck = self.get_submodule("fc8_bottleneck")
+            features = bottleneck(features, comm=self.comm, name="fc8_bottleneck")
         logits: Tensor = self.fc8(features, comm=self.comm, name="fc8")
         return logits.to(self.types.parameters)  # softmax needs the precision
 
@@ -321,6 +324,13 @@ class AlexNet(nn.Module):
             stream = stream_seed(seed, "dropout", name)
             self.dropouts[name] = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
             inputs, unscaled_inputs = rows.total, linear.units
+        if recipe.fc8_bottleneck.present:
+            bottleneck = recipe.fc8_bottleneck
+            rows = self._shard(scaled(bottleneck.units, width, recipe.towers))
+            std = bottleneck.init_std * math.sqrt(unscaled_inputs / inputs)
+            fc = ColumnParallelLinear(rows, (inputs,), groups=1)
+            self._add("fc8_bottleneck", fc, std, bottleneck.init_bias, seed)
+            inputs, unscaled_inputs = rows.total, bottleneck.units
         fc8 = ColumnParallelLinear(self._shard(self.num_classes), (inputs,), groups=1)
         std = recipe.fc8.init_std * math.sqrt(unscaled_inputs / inputs)
         self._add("fc8", fc8, std, recipe.fc8.init_bias, seed)

@@ -13,20 +13,29 @@ from alexnet2012.config.schema import ScheduleConfig
 class LearningRates:
     """Learning rates of an epoch or a step, and whether lighting augmentation is on.
 
-    ``layers`` overrides the rates of both weight and bias of a layer.
+    ``layers`` overrides the rates of both weight and bias of a layer, ``layer_biases`` that of its
+    bias.
     """
 
     weight: float
     bias: float
     layers: dict[str, float] = field(default_factory=dict)
     lighting: bool = True
+    layer_biases: dict[str, float] = field(default_factory=dict)
 
     def of(self, layer: str, *, bias: bool) -> float:
+        if bias and layer in self.layer_biases:
+            return self.layer_biases[layer]
         return self.layers.get(layer, self.bias if bias else self.weight)
 
     def scaled(self, factor: float) -> LearningRates:
-        layers = {layer: factor * rate for layer, rate in self.layers.items()}
-        return LearningRates(factor * self.weight, factor * self.bias, layers, self.lighting)
+        return LearningRates(
+            weight=factor * self.weight,
+            bias=factor * self.bias,
+            layers={layer: factor * rate for layer, rate in self.layers.items()},
+            lighting=self.lighting,
+            layer_biases={layer: factor * rate for layer, rate in self.layer_biases.items()},
+        )
 
 
 def learning_rates(
@@ -53,6 +62,7 @@ def learning_rates(
                     bias=rates.bias if drop.bias_rate is None else drop.bias_rate,
                     layers={**rates.layers, **drop.layer_rates},
                     lighting=rates.lighting if drop.lighting is None else drop.lighting,
+                    layer_biases={**rates.layer_biases, **drop.layer_bias_rates},
                 )
     if config.reference_batch is not None:
         rates = rates.scaled(batch_size / config.reference_batch)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from alexnet2012.ledger.authors_runs import authors_rows, authors_summary
 from alexnet2012.ledger.claims import Scale, load_differences
 from alexnet2012.ledger.report import charts
 from alexnet2012.ledger.results import Audit, Evaluation, ExchangeTraffic, Reproduction, ledger_of
@@ -54,6 +55,7 @@ def view(reproduction: Reproduction) -> dict[str, Any]:
         "committed": reproduction.get("committed", []),
         "ledger": _ledger_view(reproduction),
         "differences": load_differences(),
+        "authors": {"summary": authors_summary(), "rows": authors_rows()},
     }
 
 
