@@ -44,6 +44,7 @@ from alexnet2012.config.schema import (
     TrainConfig,
 )
 from alexnet2012.config.validation import check_recipe, check_world_size, load_recipe, scaled
+from alexnet2012.nn.map_sizes import conv_output_size, map_sizes
 
 SOURCE = Path(alexnet2012.__file__).parent
 CONF = SOURCE.parents[1] / "conf"
@@ -155,6 +156,9 @@ def test_a_wrong_type_or_choice_is_reported_with_the_valid_choices(
         ("schedule.rate", "nan"),
         ("schedule.rate", "-1"),
         ("schedule.bias_rate", "-1"),
+        ("schedule.rate_factor", "0"),
+        ("schedule.epochs_factor", "0"),
+        ("data.skip_classes", "-1"),
         ("schedule.factor", "0"),
         ("schedule.factor", "0.1"),
         ("schedule.max_drops", "-1"),
@@ -316,7 +320,7 @@ def test_every_experiment_can_be_composed_and_has_a_complete_header(name: str) -
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_commands_in_an_experiments_header_can_be_composed(name: str) -> None:
     text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-    lines = re.findall(r"^#   (?:commands? |then |         ) *(.+)", text, flags=re.MULTILINE)
+    lines = re.findall(r"^#   (?:commands? |or |then |         ) *(.+)", text, flags=re.MULTILINE)
     shell = "\n".join(lines).replace("\\\n", "")
     trainings = [shlex.split(line) for line in shell.splitlines() if "alexnet2012.train" in line]
     assert trainings
@@ -332,7 +336,114 @@ def test_every_ablation_composes_with_the_ablations_experiment(name: str) -> Non
     assert composed("experiment=ablations/quick", f"ablation={name}").recipe.name == "code145"
 
 
-@pytest.mark.parametrize(("current", "former"), FORMER_EXPERIMENTS.items())
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("lrn_alpha0", {"recipe.lrn.alpha": 0.0, "recipe.spatial_norm.alpha": 0.0}),
+        ("no_lrn1", {"recipe.conv1.after": ["max_pool", "activation"]}),
+        ("no_lrn2", {"recipe.conv2.after": ["activation", "max_pool"]}),
+        (
+            "no_crosslinks_wide",
+            {
+                "recipe.conv3.reads_both_towers": False,
+                "recipe.fc6.reads_both_towers": False,
+                "recipe.fc7.reads_both_towers": False,
+                "recipe.conv2.kernels": 2 * 160,  # layers-150.cfg
+                "recipe.fc6.units": 2 * 4096,
+            },
+        ),
+        (
+            "no_dropout_no_crops",
+            {
+                "recipe.dropout_rate": 0.0,
+                "recipe.augment.crop": False,
+                "recipe.augment.flip": False,
+            },
+        ),
+        ("few_classes", {"data.first_classes": 5}),
+        ("few_classes_equal_steps", {"data.first_classes": 5, "schedule.epochs_factor": 3}),
+        (
+            "other_classes",
+            {"data.first_classes": 5, "data.skip_classes": 5, "schedule.epochs_factor": 2},
+        ),
+        ("pool_2x2_cifar10", {"recipe.pool.size": 2}),  # the stride is 2 in both
+        (
+            "pool_2x2",
+            {
+                "recipe.pool.size": 2,
+                "recipe.conv2.padding": 1,  # layers-147.cfg
+                "recipe.conv5.padding": 0,
+            },
+        ),
+    ],
+)
+def test_an_ablation_changes_only_what_it_says(name: str, changes: dict[str, Any]) -> None:
+    base, changed = (
+        flatten(to_plain(composed("recipe=code145", f"ablation={ablation}")))
+        for ablation in ("none", name)
+    )
+    assert {key: value for key, value in changed.items() if value != base[key]} == changes
+
+
+def test_a_network_is_pretrained_on_classes_that_it_is_not_fine_tuned_on() -> None:
+    source, target = (
+        composed(f"ablation={name}", "hydra.sweep.dir=sweep")
+        for name in ("other_classes", "pretrained_other")
+    )
+    assert target.init_from == "sweep/other_classes/0"
+    assert (target.data.skip_classes, target.data.first_classes) == (0, 5)
+    assert (source.data.skip_classes, source.data.first_classes) == (5, 5)
+
+
+def test_pretraining_and_its_control_have_as_many_steps_on_ten_classes() -> None:
+    def images(name: str) -> int:
+        config = composed(f"ablation={name}", "hydra.sweep.dir=sweep")
+        epochs = config.schedule.epochs * config.schedule.epochs_factor
+        return epochs * (config.data.first_classes or 10)
+
+    control = images("few_classes_equal_steps")
+    assert images("none") + images("pretrained") == control
+    assert images("other_classes") + images("pretrained_other") == control
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arms", "sizes"),
+    [
+        # after each layer's pool: 31 → 15, 15 → 7, 7, 7, 7 → 3
+        ("ablations/reduced", ("none", "pool_2x2"), [7, 7, 7, 3]),
+        ("ablations/gpu", ("none", "pool_2x2"), [13, 13, 13, 6]),
+        ("lrn_cifar10/reduced", ("none", "pool_2x2_cifar10"), [6, 3]),
+    ],
+)
+def test_maps_have_the_same_sizes_in_both_arms_of_the_comparison_of_pools(
+    experiment: str, arms: tuple[str, ...], sizes: list[int]
+) -> None:
+    for arm in arms:
+        config = composed(f"experiment={experiment}", f"ablation={arm}")
+        found = map_sizes(config.recipe, config.model.input_size)
+        assert [found[layer] for layer in found if layer != "conv1"] == sizes
+
+
+def test_the_design_for_two_cores_keeps_2012s_proportions() -> None:
+    small, code145 = composed("experiment=ablations/reduced"), composed("recipe=code145")
+    assert conv_output_size(small.recipe.conv1, small.model.input_size) == 31
+    assert map_sizes(small.recipe, small.model.input_size)["conv1"] == 15
+    by_batch = small.data.batch_size / code145.data.batch_size
+    assert small.schedule.rate == code145.schedule.rate * by_batch
+    assert small.schedule.bias_rate == code145.schedule.bias_rate * by_batch
+    draws = small.recipe.augment.images_per_draw / code145.recipe.augment.images_per_draw
+    assert draws == by_batch
+    rates = [drop for drop in code145.schedule.drops if drop.rate is not None]
+    for drop, original in zip(small.schedule.drops, rates, strict=True):
+        share = original.epoch / code145.schedule.epochs
+        assert drop.epoch == round(share * small.schedule.epochs)
+        assert drop.rate is not None and original.rate is not None
+        assert drop.rate == pytest.approx(original.rate * by_batch)
+    crop, original_crop = (c.model.input_size / c.data.store_size for c in (small, code145))
+    assert crop == pytest.approx(original_crop, abs=0.01)
+
+
+@pytest.mark.parametrize(("former", "current"), FORMER_EXPERIMENTS.items())
 def test_a_former_name_of_an_experiment_composes_the_current_one(current: str, former: str) -> None:
     assert current in EXPERIMENTS
     assert former not in EXPERIMENTS
@@ -501,7 +612,8 @@ def test_these_settings_must_match_on_resume_and_no_others() -> None:
     }
     assert changing_weights == {
         *("recipe", "model", "schedule", "precision", "seed", "init_from", "init_layers"),
-        *("data.batch_size", "data.limit", "data.first_classes", "data.store_size"),
+        *("data.batch_size", "data.limit", "data.store_size"),
+        *("data.first_classes", "data.skip_classes"),
     }
     groups = ("recipe", "model", "schedule")
     others = {

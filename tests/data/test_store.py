@@ -120,6 +120,16 @@ def test_a_narrowed_store_has_only_its_first_classes(store: Store) -> None:
     assert list(narrow.split("train").paths) == list(np.array(whole.paths)[kept])
     assert len(narrow.split("val", limit=1).paths) == 2
     assert store.narrowed(None) is store
+    last = store.narrowed(1, skip_classes=2)
+    assert last.classes == CLASSES[2:3]
+    assert last.split("train").labels.tolist() == [0] * int(sum(whole.labels == 2))
+    assert list(last.split("train").paths) == list(np.array(whole.paths)[whole.labels == 2])
+    assert store.narrowed(None, skip_classes=1).classes == CLASSES[1:]
+    with pytest.raises(ConfigError, match=r"data.first_classes=3: must be 1 to 2, .*, less data"):
+        store.narrowed(3, skip_classes=1)
+    for count in (-1, 3):
+        with pytest.raises(ConfigError, match=rf"data.skip_classes={count}: must be 0 to 2"):
+            store.narrowed(None, skip_classes=count)
     for count in (0, 4):
         with pytest.raises(ConfigError, match=rf"data.first_classes={count}: must be 1 to 3"):
             store.narrowed(count)

@@ -10,14 +10,17 @@ from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documented import printed
+from omegaconf import OmegaConf
+from PIL import Image
 from programs import ON_ONE_CORE, module, run, succeed
 
 from alexnet2012.checkpoint import manifest
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Device
-from alexnet2012.config.schema import PrepareConfig, TrainConfig
+from alexnet2012.config.enums import Budget, Device
+from alexnet2012.config.schema import PrepareConfig, ReproduceConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import single_process
@@ -29,16 +32,15 @@ from alexnet2012.ledger.ablations import (
     read_sweep,
 )
 from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.ensembles import (
-    colour_measurements,
-    evaluate_seeds,
-    seed_measurements,
-)
+from alexnet2012.ledger.ensembles import evaluate_seeds, seed_measurements
 from alexnet2012.ledger.evidence import Evidence, save_evidence
-from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurement
+from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurements
 from alexnet2012.ledger.pretraining import pretrain_measurements, read_pretraining
 from alexnet2012.ledger.registry import measure
+from alexnet2012.ledger.reproduction import Reproduce
 from alexnet2012.ledger.results import save_reproduction
+from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.ledger.tower_colour import colour_of_sweep
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 from alexnet2012.ledger.verify import verify
 from alexnet2012.training.trainer import Trainer
@@ -172,35 +174,54 @@ def test_the_evidence_of_a_real_sweep_gives_its_ledger_again(swept: Path, tmp_pa
 def test_the_images_of_figure_4_match_its_labels(swept: Path, photos_store: Store) -> None:
     figure = figure4(swept / "none" / "0")
     found, pictures = figure.lookalikes, figure.images
-    measurement = neighbours_measurement(figure.neighbours, Scale.reduced, "…", "tiny")
+    of_class, in_pixels = neighbours_measurements(figure.neighbours, Scale.reduced, "…", "tiny")
     assert pictures.shape == (8 + 5 * 7, 72, 72, 3)
     assert [len(guess["guesses"]) for guess in found["guesses"]] == [5] * 8
     assert [len(near) for near in found["nearest"]] == [6] * 5
     classes = set(photos_store.classes)
     assert classes.issuperset([*found["queries"], *chain(*found["nearest"])])
-    assert measurement.numbers["queries"] == len(photos_store.split("val").labels)
-    assert measurement.numbers["chance_pct"] == pytest.approx(100 / 16, abs=3)
+    assert of_class.numbers["queries"] == len(photos_store.split("val").labels)
+    assert of_class.numbers["chance_pct"] == pytest.approx(100 / 16, abs=3)
+    assert in_pixels.claim == "fig4-pixels"
+    found_by_pixels = nearest_in_pixels(photos_store, 6)
+    assert figure.neighbours.by_pixels.tolist() == found_by_pixels
 
 
-def test_a_network_is_pretrained_on_all_classes_and_fine_tuned_on_few(
+def nearest_in_pixels(store: Store, count: int) -> list[list[int]]:
+    """The training images nearest to each validation image, by the pixels of their files."""
+    train, val = (
+        np.stack([np.asarray(Image.open(path)) for path in store.split(name).paths])
+        for name in ("train", "val")
+    )
+    crop = (slice(None), slice(4, 68), slice(4, 68))  # 64 of 72 pixels
+    candidates, queries = (images[crop].reshape(len(images), -1) for images in (train, val))
+    distances = ((queries[:, None].astype(float) - candidates) ** 2).sum(2)
+    return np.argsort(distances, axis=1)[:, :count].tolist()
+
+
+def test_a_network_is_pretrained_on_five_classes_and_fine_tuned_on_five_others(
     photos_store: Store, tmp_path: Path
 ) -> None:
-    words = command(photos_store, tmp_path / "runs", "ablation=none,few_classes,pretrained")
+    arms = "few_classes_equal_steps,other_classes,pretrained_other"
+    words = command(photos_store, tmp_path / "runs", f"ablation={arms}")
     words[words.index("experiment=ablations/quick")] = "experiment=pretrain/quick"
     ended = succeed([*words, "seed=0,1"], tmp_path)
     assert (
         ended.err.count("initialized layers from") + ended.out.count("initialized layers from") == 2
     )
-    last = manifest.latest(tmp_path / "runs" / "pretrained" / "1")
-    assert last is not None
-    assert manifest.read_progress(last).classes == list(photos_store.classes[:5])
-    pretrain, more = pretrain_measurements(tmp_path / "runs", Scale.reduced, "…", "tiny")
-    assert (pretrain.claim, more.claim) == ("pretrain", "imagenet2009")
+    source, target, control = (
+        manifest.read_progress(manifest.latest(tmp_path / "runs" / name / "1") or Path())
+        for name in ("other_classes", "pretrained_other", "few_classes_equal_steps")
+    )
+    assert target.classes == control.classes == list(photos_store.classes[:5])
+    assert source.classes == list(photos_store.classes[5:10])
+    assert source.step + target.step == control.step
+    (pretrain,) = pretrain_measurements(tmp_path / "runs", Scale.reduced, "…", "tiny")
     assert (pretrain.n_seeds, pretrain.interval) == (2, None)
     runs = read_pretraining(tmp_path / "runs")
     scratch, pretrained = (
         [run.errors["top1_error_pct"] for run in runs[name].values()]
-        for name in ("few_classes", "pretrained")
+        for name in ("few_classes_equal_steps", "pretrained_other")
     )
     gain = sum(scratch) / 2 - sum(pretrained) / 2
     assert pretrain.numbers["top1_gain_points"] == pytest.approx(gain)
@@ -226,15 +247,60 @@ def test_random_labels_support_no_claim(photos_folder: Path, tmp_path: Path) -> 
     how = (Scale.reduced, "…", "tiny")
     found = effect_measurements(read_sweep(tmp_path / "runs"), *how)
     found += seed_measurements(tmp_path / "runs", *how)
-    found += colour_measurements(tmp_path / "runs", *how)
+    found.append(colour_of_sweep(tmp_path / "runs", *how))
     neighbours = figure4(tmp_path / "runs" / "none" / "0").neighbours
-    found.append(neighbours_measurement(neighbours, *how))
-    assert {m.claim for m in found} == {
-        "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4"
+    found += neighbours_measurements(neighbours, *how)
+    assert {m.claim for m in found} >= {
+        "lrn", "dropout", "two-gpu", "lsvrc2010-1crop", "table2", "fig3", "fig4", "fig4-pixels"
     }  # fmt: skip
+    # What is near in pixels does not depend on labels.
+    found = [m for m in found if m.claim != "fig4-pixels"]
     assert [m.claim for m in found if m.agrees] == []
     supported = {Verdict.supported, Verdict.in_direction}
     assert not supported & {verdict for verdict, _ in verdicts(found).values()}
+
+
+@pytest.fixture
+def rehearsal(photos_folder: Path, tmp_path: Path) -> ReproduceConfig:
+    """Design C, full size on a GPU, with a few kernels and one epoch on a CPU."""
+    few = ["model.width=0.03", "schedule.epochs=1", "schedule.drops=[]", "mesh.device=cpu"]
+    return ReproduceConfig(
+        source=str(photos_folder),
+        out=str(tmp_path / "out"),
+        budget=Budget.gpu,
+        parts=["ablations"],
+        arms=["no_lrn"],
+        seeds=1,
+        rate_factors=[1.0],
+        overrides=[*few, "data.keep=memory", "data.limit=2"],
+        jobs="auto",
+    )
+
+
+def test_the_gpus_design_runs_from_images_to_the_report_and_continues_where_it_was_cut_off(
+    rehearsal: ReproduceConfig,
+) -> None:
+    out, experiment = Path(rehearsal.out), "ablations/gpu"
+    runs = out / "runs" / experiment
+    Sweeps(rehearsal, out, experiment).train_ablations(experiment, ["none", "no_lrn"])
+    cut_off, kept = (runs / name / "0" / "summary.json" for name in ("no_lrn", "none"))
+    before, trained_at = json.loads(cut_off.read_text()), kept.stat().st_mtime_ns
+    shutil.rmtree(cut_off.parent)
+    settings = OmegaConf.load(runs / "none" / "0" / "config.yaml")
+    assert (settings.model.input_size, settings.data.batch_size) == (224, 128)
+
+    assert Reproduce(rehearsal).run() == 0
+    assert sorted(runs.glob("*/*/summary.json")) == [cut_off, kept]
+    assert kept.stat().st_mtime_ns == trained_at
+    after = json.loads(cut_off.read_text())
+    for key in ("top1_error_pct", "top5_error_pct", "steps"):
+        assert after[key] == before[key]
+    rows = {row["id"]: row for row in json.loads((out / "ledger.json").read_text())["rows"]}
+    measured = {claim for claim, row in rows.items() if row["measured"]}
+    assert measured >= {"lrn", "fig3", "fig4", "fig4-pixels", "lsvrc2010-1crop"}
+    assert "budget=gpu" in rows["lrn"]["measured"]["command"]
+    assert {"fig3", "fig4", "fig4-pixels", "lrn"} <= set(verify(out).claims)
+    assert verify(out).differences == []
 
 
 @pytest.mark.parametrize("launcher", ["submitit", "ray"])

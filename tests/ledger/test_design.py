@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from test_effects import write_run
 
-from alexnet2012.ledger.claims import ablations_of
 from alexnet2012.ledger.command import main
 from alexnet2012.ledger.design import Pilot, plan_sweep, read_pilot
 from alexnet2012.ledger.statistics import expected_level, joint_power
+from alexnet2012.ledger.sweeps import arms_of
 
 
 def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -38,7 +38,7 @@ def test_more_seeds_and_less_noise_give_more_power(capsys: pytest.CaptureFixture
     assert power_pct(few, "lrn") < power_pct(many, "lrn")
     assert power_pct(few, "lrn") < power_pct(quiet, "lrn")
     assert power_pct(few, "overlap") < power_pct(few, "two-gpu")  # 0.4 and 1.7 points
-    arms = len(ablations_of("ablations"))
+    arms = len(arms_of("ablations"))
     control = round(5 * arms**0.5)
     runs = 5 * arms + control
     hours = f"{runs} runs, {runs * 4 / 60:.1f} hours at 4 minutes"

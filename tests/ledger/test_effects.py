@@ -114,7 +114,8 @@ def test_noise_alone_supports_almost_nothing() -> None:
 
 
 def test_the_four_layer_network_has_its_own_claim() -> None:
-    (ablation,) = ablations_of("lrn_cifar10")
+    ablation, overlap = ablations_of("lrn_cifar10")
+    assert overlap == "pool_2x2_cifar10"
     runs = {ablation: {s: result(s, 13.0 + s, 9) for s in SEEDS}}
     runs[BASELINE] = {s: result(s, 11.0 + s, 9) for s in SEEDS}
     (measured,) = effect_measurements(runs, Scale.reduced, "…", "tiny")

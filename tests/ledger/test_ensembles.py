@@ -1,4 +1,4 @@
-"""Verdicts on views, ensembles, colours and nearest images follow from the numbers."""
+"""Verdicts on views and ensembles follow from the numbers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.inference.nearest import BLOCK, nearest
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.ensembles import (
     FILE,
-    colour_measurement,
     ensemble_measurement,
     groups,
     seed_measurements,
     views_measurement,
 )
 from alexnet2012.ledger.evidence import Result, result_of
-from alexnet2012.ledger.nearest_neighbours import (
-    Neighbours,
-    neighbours_measurement,
-)
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 from alexnet2012.utils.intervals import mean_interval
 
@@ -39,14 +31,6 @@ def nets(*top1: float) -> dict[int, Result]:
 
 def verdict_on(measurement: Measurement) -> Verdict:
     return verdicts([measurement])[measurement.claim][0]
-
-
-def kernels(colourful: float, seed: int) -> Tensor:
-    """The second half coloured so much more than the first."""
-    stream = torch.Generator().manual_seed(seed)
-    grey = torch.randn(16, 1, 5, 5, generator=stream).expand(-1, 3, -1, -1).clone()
-    colour = torch.randn(16, 3, 5, 5, generator=stream)
-    return grey + torch.cat([0.1 * colour[:8], (0.1 + colourful) * colour[8:]])
 
 
 @pytest.mark.parametrize(
@@ -110,16 +94,6 @@ def test_groups_of_networks_are_disjoint(seeds: list[int], expected: list[list[i
     assert groups(seeds) == expected
 
 
-def test_tower_colour_difference_is_judged_against_halves_of_one_tower_models() -> None:
-    apart, alike = ([kernels(c, seed) for seed in range(4)] for c in (1.0, 0.0))
-    assert colour_measurement(apart, alike, *HOW).agrees is True
-    assert colour_measurement(alike, apart, *HOW).agrees is False
-    assert colour_measurement(alike, alike[::-1], *HOW).agrees is None
-    # Which tower is the colourful one is a matter of numbering.
-    turned = [half.flip(0) for half in apart]
-    assert colour_measurement(turned, alike, *HOW).agrees is True
-
-
 def test_one_seed_shows_its_views_and_two_an_ensemble(saved_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="contains no finished run of ablation=none"):
         seed_measurements(tmp_path, *HOW)
@@ -147,53 +121,3 @@ def test_networks_are_evaluated_again_only_if_their_runs_changed(
     (net / "summary.json").write_text('{"steps": 8}')
     assert seed_measurements(tmp_path, *HOW) == first
     assert (tmp_path / FILE).stat().st_mtime_ns > written
-
-
-def test_nearest_returns_the_smallest_distances() -> None:
-    draw = np.random.default_rng(0)
-    queries, among = draw.normal(size=(7, 20)), draw.normal(size=(50, 20))
-    expected = np.stack([np.argsort(((among - query) ** 2).sum(1))[:6] for query in queries])
-    found = nearest(torch.from_numpy(queries), torch.from_numpy(among))
-    assert np.array_equal(found.numpy(), expected)
-
-
-def test_nearest_searches_across_blocks() -> None:
-    draw = torch.Generator().manual_seed(0)
-    among = torch.randn(2 * BLOCK + 3, 4, generator=draw)
-    queries = torch.randn(BLOCK + 2, 4, generator=draw)
-    found = nearest(queries, among, 5)
-    for place in (0, 1, BLOCK, BLOCK + 1):
-        away = (among.double() - queries[place].double()).norm(dim=1)
-        assert found[place].tolist() == away.argsort()[:5].tolist()
-
-
-def likeness(same: float, seed: int = 0) -> Measurement:
-    """Neighbours that are of the query's class with a probability, else of any."""
-    draw = np.random.default_rng(seed)
-    labels, of_neighbours = draw.integers(4, size=60), np.repeat(np.arange(4), 50)
-    like = draw.random((60, 6)) < same
-    wanted = np.where(like, labels[:, None], draw.integers(4, size=(60, 6)))
-    parts = 50 * wanted + draw.integers(50, size=(60, 6)), labels, of_neighbours
-    indices, of_queries, of_train = map(torch.from_numpy, parts)
-    return neighbours_measurement(Neighbours(indices, of_queries, of_train), *HOW)
-
-
-def test_neighbour_agreement_is_judged_against_shuffled_labels() -> None:
-    found = likeness(0.5)
-    assert found.agrees is True
-    # Half are of the class, and a quarter of the others.
-    assert float(found.numbers["same_class_pct"]) == pytest.approx(62.5, abs=6)
-    assert float(found.numbers["chance_pct"]) == pytest.approx(25, abs=3)
-    assert found.scale.words == "measured at reduced scale"
-
-
-def test_random_neighbours_rarely_support_the_claim() -> None:
-    supported = sum(likeness(0.0, seed).agrees is True for seed in range(80))
-    assert supported <= 8  # 1 in 40 is to be expected
-
-
-def test_neighbours_of_other_classes_contradict_the_claim() -> None:
-    labels, of_neighbours = torch.arange(40) % 2, torch.arange(20) % 2
-    neighbours = (1 - labels)[:, None] + 2 * torch.arange(6)  # all of the other class
-    measurement = neighbours_measurement(Neighbours(neighbours, labels, of_neighbours), *HOW)
-    assert measurement.agrees is False

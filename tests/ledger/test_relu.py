@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
-from subprocess import CalledProcessError
 
 import pytest
 
@@ -15,18 +13,21 @@ from alexnet2012.data.store import Store
 from alexnet2012.ledger import sweeps
 from alexnet2012.ledger.claims import Scale
 from alexnet2012.ledger.relu_vs_tanh import (
-    SEARCH,
+    THRESHOLDS_PCT,
     TRAINING,
     Errors,
     best_rate,
     epochs_to,
     rates_beyond,
+    ratios,
     read_runs,
     relu_chart,
+    relu_from_sample,
     relu_measurement,
     train,
 )
 from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.ledger.verdicts import Verdict, verdicts
 
 
 def falling(epochs: int, length: int = 40) -> Errors:
@@ -34,13 +35,15 @@ def falling(epochs: int, length: int = 40) -> Errors:
     return [90.0 - 65.0 * (i + 1) / epochs for i in range(length)]
 
 
-def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, bool | None]:
+def measured(relu: list[int], tanh: list[int]) -> tuple[str, float | None, Verdict]:
     found = {
         "relu": {0.01: {seed: falling(n) for seed, n in enumerate(relu)}},
         "tanh": {0.01: {seed: falling(n) for seed, n in enumerate(tanh)}},
     }
     measurement = relu_measurement(found, Scale.reduced, "…", "made up")
-    return measurement.value, measurement.numbers.get("ratio"), measurement.agrees
+    assert relu_from_sample(measurement.sample, Scale.reduced, "…", "made up") == measurement
+    verdict, _ = verdicts([measurement])["relu"]
+    return measurement.value, measurement.numbers.get("ratio"), verdict
 
 
 def test_a_best_rate_at_an_end_of_those_tried_extends_the_search() -> None:
@@ -73,29 +76,37 @@ def test_the_best_rate_has_the_fewest_epochs_in_the_mean_over_seeds() -> None:
 
 
 def test_the_ratio_is_paired_by_seed() -> None:
-    value, ratio, agrees = measured([5, 6, 5], [30, 36, 30])
+    value, ratio, verdict = measured([5, 6, 5], [30, 36, 30])
     assert ratio == pytest.approx(6)
-    assert agrees is True
-    assert value.startswith("6.0 × (95% 6.0 to 6.0): 5, 6, 5 epochs with ReLU, 30, 36, 30")
+    assert verdict is Verdict.supported
+    start = "6.0 × (95% 6.0 to 6.0) at 25%: 5, 6, 5 epochs with ReLU, 30, 36, 30 with tanh"
+    assert value.startswith(start)
 
 
 def test_no_difference_supports_nothing_and_the_reverse_contradicts() -> None:
-    assert measured([10, 20, 15], [15, 14, 18])[2] is None
-    assert measured([20, 21, 20], [10, 10, 11])[2] is False
+    assert measured([5, 20, 5], [5, 10, 40])[2] is Verdict.inconclusive
+    assert measured([10, 20, 15], [15, 14, 18])[2] is Verdict.contradicted  # not three times
+    assert measured([20, 21, 20], [10, 10, 11])[2] is Verdict.contradicted
+    assert measured([10, 11, 10], [20, 23, 19])[2] is Verdict.in_direction  # twice, not six times
 
 
 def test_one_seed_gives_a_ratio_and_no_verdict() -> None:
-    value, ratio, agrees = measured([5], [30])
-    assert (ratio, agrees) == (6, None)
+    value, ratio, verdict = measured([5], [30])
+    assert (ratio, verdict) == (6, Verdict.inconclusive)
     assert "95%" not in value
 
 
 def test_a_threshold_that_was_not_reached_gives_a_lower_bound() -> None:
     value, ratio, _ = measured([5, 5], [99, 30])
-    assert value.startswith("more than 7.0 ×: 5, 5 epochs")
+    assert value.startswith("more than 7.0 × at 25%: 5, 5 epochs")
     assert "over 40, 30 with tanh" in value
     assert ratio is None
-    assert measured([99], [30])[0] == "ReLU did not reach 25% in 40 epochs"
+    # A bound contradicts no size; three of them show the direction.
+    assert measured([5, 5, 5], [99, 98, 99])[2] is Verdict.supported
+    value, ratio, _ = measured([45], [30])  # ReLU ends at 32.2%
+    assert value.startswith("ReLU did not reach 25% in 40 epochs; ")
+    assert "at 35%" in value and "at 30%" not in value
+    assert ratio is None
 
 
 def write_run(run_dir: Path, activation: str, rate: float, seed: int, errors: Errors) -> None:
@@ -123,55 +134,86 @@ def searched(tmp_path: Path, photos_store: Store, monkeypatch: pytest.MonkeyPatc
     def search(errors: dict[str, dict[float, Errors]]) -> tuple[Sweeps, list[Run]]:
         trained: list[Run] = []
 
-        def run(command: Sequence[str]) -> None:
-            given = dict(word.split("=", 1) for word in command if "=" in word)
-            activation, failed = given["model.activation"], False
-            for rate, seed in product(given["schedule.rate"].split(","), given["seed"].split(",")):
+        def run(commands: Sequence[Sequence[str]], *_: object) -> list[Sequence[str]]:
+            failed = []
+            for command in commands:
+                given = dict(word.split("=", 1) for word in command if "=" in word)
+                activation, rate, seed = (
+                    given[key] for key in ("model.activation", "schedule.rate", "seed")
+                )
+                folder = Path(given["hydra.sweep.dir"].strip('"'), activation, rate, seed)
+                if folder.exists():
+                    continue
                 trained.append((given["experiment"], activation, float(rate), int(seed)))
                 if reached := errors[activation].get(float(rate)):
-                    folder = Path(given["hydra.sweep.dir"].strip('"'), activation, rate, seed)
                     write_run(folder, activation, float(rate), int(seed), reached)
                 else:
-                    failed = True
-            if failed:
-                raise CalledProcessError(1, command)
+                    failed.append(command)
+            return failed
 
-        monkeypatch.setattr(sweeps, "_run_child", run)
-        config = ReproduceConfig(out=str(tmp_path), seeds=3)
-        return Sweeps(config, tmp_path, SEARCH), trained
+        monkeypatch.setattr(sweeps, "run_all", run)
+        config = ReproduceConfig(out=str(tmp_path), seeds=3, rate_seeds=2)
+        return Sweeps(config, tmp_path, TRAINING), trained
 
     return search
 
 
-def test_rates_are_searched_until_each_best_has_neighbours(searched: Search) -> None:
-    ends = {
-        "relu": {0.002: 41.0, 0.004: 39.0, 0.008: 45.0},
-        "tanh": {0.004: 62.0, 0.008: 61.0, 0.016: 60.0},  # .032 fails
+def test_rates_are_searched_to_the_threshold_until_each_best_has_neighbours(
+    searched: Search,
+) -> None:
+    errors = {
+        "relu": {0.002: falling(9), 0.004: falling(5), 0.008: falling(6)},
+        # At four epochs .016 would be the best; .008 reaches the threshold sooner. .032 fails.
+        "tanh": {0.004: falling(38), 0.008: falling(30), 0.016: [50.0, 40.0, *falling(36)[2:]]},
     }
-    errors = {name: {r: [90.0, e] for r, e in of.items()} for name, of in ends.items()}
     sweeps, trained = searched(errors)
     runs = train(sweeps)
-    short, long = (
-        {(name, rate, seed) for experiment, name, rate, seed in trained if experiment == which}
-        for which in (SEARCH, TRAINING)
-    )
-    assert short == {
-        *(("relu", rate, 0) for rate in (0.002, 0.004, 0.008)),
-        *(("tanh", rate, 0) for rate in (0.004, 0.008, 0.016, 0.032)),
+    assert {(name, rate, seed) for _, name, rate, seed in trained} == {
+        *(("relu", rate, seed) for rate in (0.002, 0.004, 0.008) for seed in (0, 1)),
+        *(("tanh", rate, seed) for rate in (0.004, 0.008, 0.016) for seed in (0, 1)),
+        *(("relu", 0.004, 2), ("tanh", 0.008, 2)),
     }
-    assert long == {
-        (name, rate, seed) for name, rate in (("relu", 0.004), ("tanh", 0.016)) for seed in range(3)
+    assert len(trained) == len(set(trained)) == 14  # no run twice
+    assert [seed for *_, seed in trained[:8]] == [0] * 4 + [1] * 4
+    measurement = relu_measurement(read_runs(runs), Scale.reduced, "…", "made up")
+    assert measurement.n_seeds == 3
+    assert measurement.numbers["ratio"] == pytest.approx(30 / 5)
+    assert sweeps.warnings == []
+
+
+def test_a_rate_that_fails_is_too_high(searched: Search) -> None:
+    errors = {
+        "relu": {0.002: falling(9), 0.004: falling(5), 0.008: falling(6)},
+        "tanh": {0.004: falling(38), 0.008: falling(30)},  # .016 fails
     }
-    assert len(trained) == len(short) + len(long)  # no run twice
-    assert len(runs) == 6
-    # One warning, although the sweep with the failed run failed as well.
+    sweeps, _ = searched(errors)
+    train(sweeps)
+    # One warning, although two runs failed.
     assert sweeps.warnings == [
-        "relu_cifar10_lr/full: tanh at learning rate 0.032 failed; treated as too high"
+        "relu_cifar10/full: tanh at learning rate 0.016 failed; treated as too high"
     ]
 
 
+def test_rates_are_compared_on_the_seeds_that_all_of_them_have() -> None:
+    fast_later = {0: falling(12), 1: falling(12), 2: falling(1)}
+    assert best_rate({0.1: {0: falling(10), 1: falling(10)}, 0.01: fast_later}) == 0.1
+
+
+def test_ratios_are_given_at_five_training_errors() -> None:
+    relu = {0.01: {seed: falling(5 + seed) for seed in range(3)}}
+    tanh = {0.01: {seed: falling(45) for seed in range(3)}}  # ends at 32.2%
+    found = ratios({"relu": relu, "tanh": tanh})
+    assert [ratio["threshold_pct"] for ratio in found] == list(THRESHOLDS_PCT)
+    assert [ratio["is_bound"] for ratio in found] == [False, False, False, True, True]
+    # 45% after 45·45/65 of 45 epochs: 32; with ReLU after 4, 5 and 5
+    assert found[0]["tanh_epochs"] == 32
+    assert found[0]["ratios"] == [32 / 4, 32 / 5, 32 / 5]
+    assert found[0]["interval"] is not None
+
+
 def test_an_activation_whose_rates_all_fail_is_named(searched: Search) -> None:
-    sweeps, _ = searched({"relu": {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}, "tanh": {}})
+    relu = {0.004: [40.0], 0.008: [50.0], 0.002: [50.0]}
+    sweeps, _ = searched({"relu": relu, "tanh": {}})
     with pytest.raises(ConfigError, match="without tanh"):
         train(sweeps)
 

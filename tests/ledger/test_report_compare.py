@@ -83,4 +83,4 @@ def test_the_table_of_an_incomplete_reproduction_is_refused_in_one_line(
     with pytest.raises(SystemExit):
         main()
     printed = capsys.readouterr().err
-    assert "parts=not all: needs the parts audit, exactness, full_size, reduced and relu" in printed
+    assert "parts=not all: needs the parts audit, exactness, full_size and reduced" in printed

@@ -29,6 +29,7 @@ PAPER = [
     ("3.3", "k 2, n 5, alpha 1e-4, beta .75: errors lower by 1.4 and 1.2 points", "lrn"),
     ("3.3", "on CIFAR-10, 13% without normalisation and 11% with it", "lrn-cifar10"),
     ("3.4", "pools 3/2 lower the errors by .4 and .3 points compared with 2/2", "overlap"),
+    ("3.4", "the same on ImageNet, for the row of a four-layer network", "overlap-cifar10"),
     ("3.4", "with overlapping pools it is slightly harder to overfit", "overlap-overfit"),
     ("3.5", "numbers and sizes of the kernels of eight layers", "layers"),
     ("3.5, fig. 2", "253,440 neurons in the first layer", "fig2"),

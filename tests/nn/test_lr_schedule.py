@@ -37,6 +37,31 @@ def test_rates_scale_with_the_batch_size_only_with_a_reference_batch(kind: str) 
     assert scaled.lighting is unscaled.lighting
 
 
+@pytest.mark.parametrize("kind", ["paper", "code145"])
+def test_a_factor_scales_every_rate_and_no_epoch(kind: str) -> None:
+    config, errors = schedule(kind), [50.0] * 90
+    before = [rates_at(config, epoch, errors[:epoch]) for epoch in range(90)]
+    config.rate_factor = 0.5
+    after = [rates_at(config, epoch, errors[:epoch]) for epoch in range(90)]
+    assert after == [rates.scaled(0.5) for rates in before]
+
+
+def test_a_longer_training_has_the_same_schedule_more_slowly() -> None:
+    config = schedule("code145")
+    before = [rates_at(config, epoch, []) for epoch in range(91)]
+    config.epochs_factor = 3
+    after = [rates_at(config, epoch, []) for epoch in range(273)]
+    assert after == [rates for rates in before for _ in range(3)]
+
+
+def test_rates_are_halved_when_the_training_error_stops_falling() -> None:
+    config = plateau(patience=2, max_drops=6)
+    config.kind, config.factor = ScheduleKind.train_plateau, 2.0
+    errors = [60.0, 50.0, 50.0, 51.0, 40.0, 41.0, 42.0, 30.0]
+    rates = [rates_at(config, epoch, errors[:epoch]).weight for epoch in range(9)]
+    assert rates == [0.01] * 4 + [0.005] * 3 + [0.0025] * 2
+
+
 def schedule(name: str) -> ScheduleConfig:
     words = [f"schedule={name}", *(["recipe=code146"] if name == "code146" else [])]  # has conv6
     return compose_config("train", TrainConfig, words)[0].schedule

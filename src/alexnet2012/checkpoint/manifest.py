@@ -39,6 +39,7 @@ class Progress:
     step: int  # steps finished
     epoch: int  # epochs finished, including their validation
     validation_errors: list[float] = field(default_factory=list)  # top-1, %, by epoch
+    train_errors: list[float] = field(default_factory=list)  # top-1, %, by epoch
     top1_error_pct: float | None = None  # of these weights, if measured
     # Sums of loss, errors and images by replica: of the epoch so far, and since the last record.
     epoch_sums: list[list[float]] = field(default_factory=list)

@@ -66,11 +66,12 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
 def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Path | None]:
     """Open the store of a run and find the valid checkpoint to resume from, if any. Collective."""
     check_start(config, run_dir)
-    assert config.data.store is not None
-    store = Store.open(Path(config.data.store)).narrowed(config.data.first_classes)
-    if store.size != config.data.store_size:
+    data = config.data
+    assert data.store is not None
+    store = Store.open(Path(data.store)).narrowed(data.first_classes, data.skip_classes)
+    if store.size != data.store_size:
         remedy = f"contains images of {store.size} pixels; set data.store_size={store.size}"
-        raise ConfigError("data.store", config.data.store, remedy)
+        raise ConfigError("data.store", data.store, remedy)
     newest = run_on_rank_0(lambda: manifest.latest(run_dir), mesh)
     if config.resume is None or (config.resume == AUTO and newest is None):
         return store, None

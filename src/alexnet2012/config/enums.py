@@ -48,7 +48,8 @@ class Precision(Choice):
 
 
 class ScheduleKind(Choice):
-    plateau = "plateau"
+    plateau = "plateau"  # of the validation error
+    train_plateau = "train_plateau"  # of the training error
     fixed = "fixed"
 
 
@@ -59,9 +60,10 @@ class WandbMode(Choice):
 
 
 class Budget(Choice):
-    quick = "quick"
-    reduced = "reduced"
-    full = "full"
+    quick = "quick"  # minutes
+    reduced = "reduced"  # hours on two cores
+    gpu = "gpu"  # the full network on ten classes: half an hour of one GPU
+    full = "full"  # the full network on ILSVRC
 
 
 # Sources that need no path: generated from an installed package, or downloaded.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 
-FORMER_EXPERIMENTS = {  # by current name
-    "full_size/quick": "quick/full_size",
-    "reduced/quick": "quick/reduced",
-    "relu/quick": "quick/relu",
-    "relu_cifar10_lr/full": "relu_cifar10/rates",
-    "relu_cifar10/full": "relu_cifar10/epochs",
-    "ablations/quick": "effects/quick",
-    "ablations/reduced": "effects/reduced",
-    "ablations/full": "effects/full",
+FORMER_EXPERIMENTS = {  # current names by former ones
+    "quick/full_size": "full_size/quick",
+    "quick/reduced": "reduced/quick",
+    "quick/relu": "relu/quick",
+    "relu_cifar10/rates": "relu_cifar10/full",
+    "relu_cifar10_lr/full": "relu_cifar10/full",
+    "relu_cifar10/epochs": "relu_cifar10/full",
+    "effects/quick": "ablations/quick",
+    "effects/reduced": "ablations/reduced",
+    "effects/full": "ablations/full",
 }
-_CURRENT = {former: current for current, former in FORMER_EXPERIMENTS.items()}
-_FORMER = re.compile(rf"\b({'|'.join(map(re.escape, _CURRENT))})\b")
+_FORMER = re.compile(rf"\b({'|'.join(map(re.escape, FORMER_EXPERIMENTS))})\b")
 
 
 def with_current_names(override: str) -> str:
@@ -23,4 +23,4 @@ def with_current_names(override: str) -> str:
     key, equals, names = override.partition("=")
     if key.lstrip("+") != "experiment":
         return override
-    return key + equals + _FORMER.sub(lambda match: _CURRENT[match[0]], names)
+    return key + equals + _FORMER.sub(lambda match: FORMER_EXPERIMENTS[match[0]], names)

@@ -244,13 +244,18 @@ class DropConfig:
 class ScheduleConfig:
     """Length of training, and learning rates by epoch."""
 
-    kind: ScheduleKind = MISSING  # drop rates when validation error plateaus, or at fixed epochs
+    # drop rates when the validation or training error plateaus, or at fixed epochs
+    kind: ScheduleKind = MISSING
     epochs: int = ranged(low=1, role=Role.length)  # passes over the training images
+    # multiplies epochs, and the epochs of drops: the same schedule in a longer training
+    epochs_factor: int = ranged(1, low=1, role=Role.variant)
     rate: float = ranged(above=0)  # initial learning rate of weights
     bias_rate: float = ranged(low=0)  # initial learning rate of biases
+    # multiplies all learning rates, also those of drops
+    rate_factor: float = ranged(1.0, above=0, role=Role.variant)
     factor: float = ranged(10.0, above=1)  # plateau: every drop divides the rates by this
     max_drops: int = ranged(3, low=0)  # plateau: maximum number of drops
-    # plateau: epochs without improvement of the validation error before a drop
+    # plateau: epochs without improvement of the error before a drop
     patience_epochs: int = ranged(3, low=1)
     # fixed: changes at given epochs, sorted by epoch; each has epoch and any of rate, bias_rate,
     # layer_rates, layer_bias_rates, lighting
@@ -293,6 +298,8 @@ class DataConfig:
     limit: int | None = ranged(None, low=1, role=Role.identity)
     # use only this many classes, the first ones of the store; null: all
     first_classes: int | None = ranged(None, low=1, role=Role.identity)
+    # leave out this many classes, the first ones of the store, before counting first_classes
+    skip_classes: int = ranged(0, low=0, role=Role.identity)
     # steps between checks that all towers got the same batch
     check_every_steps: int = ranged(50, low=1, role=Role.input)
 
@@ -448,13 +455,28 @@ class ReproduceConfig:
 
     source: str = "photos"  # name of a data set, a folder, or an archive; as in `prepare`
     out: str = "reproduction"  # folder to write
-    budget: Budget = Budget.quick  # compute budget of the sweeps: minutes, hours, days
-    # parts to run; empty: all. docs/ledger.md lists them
+    # compute budget: minutes, hours on two cores, half an hour of a GPU, or the whole of ILSVRC
+    budget: Budget = Budget.quick
+    # parts to run; empty: those that the budget and the images are for. docs/ledger.md lists them
     parts: list[str] = field(default_factory=list)
-    seeds: int | None = ranged(None, low=1)  # seeds of each arm; null: 2 if quick, else 5
+    # ablations of the sweeps; empty: all that the claims and their controls need
+    arms: list[str] = field(default_factory=list)
+    # seeds of each ablation; null: 2 if quick, 10 if reduced, 3 on a GPU, 5 at full scale
+    seeds: int | None = ranged(None, low=1)
+    # seeds of the baseline; null: √k times as many as those of each of k ablations
+    control_seeds: int | None = ranged(None, low=1)
+    # factors of the learning rates that are tried for each ablation; empty: 0.5, 1 and 2 if reduced
+    # or on a GPU, otherwise only 1
+    rate_factors: list[float] = field(default_factory=list)
+    # seeds on which the learning rate of each ablation is chosen, besides those it is measured on
+    rate_seeds: int = ranged(2, low=1)
+    # runs of a sweep at once, each on its share of the cores; auto: one per core, or one on a GPU
+    jobs: str = "1"
+    # further settings of every run of the sweeps, such as precision=bf16
+    overrides: list[str] = field(default_factory=list)
     caveat: str = ""  # a sentence about your images, shown with every number measured on them
     seed: int = ranged(0, low=0)  # first seed
-    full_size_steps: int = ranged(100, low=1)  # training steps of the full-size run
+    full_size_steps: int = ranged(60, low=1)  # training steps of the full-size run
     reduced_epochs: int = ranged(14, low=1)  # epochs of the reduced run
     relu_epochs: int = ranged(32, low=1)  # epochs of each run of the ReLU-tanh comparison
     # training images per class of the reduced run; null: all

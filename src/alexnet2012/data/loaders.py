@@ -57,7 +57,8 @@ def make_loaders(
     )
     splits = [store.split(name, data.limit) for name in ("train", "val")]
     count = sum(len(split.paths) for split in splits)
-    keep = resolve_keep(data.keep, count, store.size, config.schedule.epochs, mesh)
+    epochs = config.schedule.epochs * config.schedule.epochs_factor
+    keep = resolve_keep(data.keep, count, store.size, epochs, mesh)
     kept: list[Images] | list[None] = [None, None]
     if keep is not Keep.no:
         kept = keep_images(splits, store.size, data.decoder, placement.decode_threads, mesh)

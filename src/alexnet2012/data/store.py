@@ -48,6 +48,7 @@ class Store:
     rgb_covariance: npt.NDArray[np.float64]  # [3, 3] on the 0–255 scale, over all their pixels
     fingerprint: str  # SHA-256 of the lists, which contain that of every file
     description: str  # one sentence: what the images are, and what they are no evidence for
+    first_label: int = 0  # in the lists, of the first of ``classes``
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -84,18 +85,25 @@ class Store:
             description=manifest["description"],
         )
 
-    def narrowed(self, first_classes: int | None) -> Store:
-        """Keep the first classes only; mean image and covariance remain those of all classes.
+    def narrowed(self, first_classes: int | None, skip_classes: int = 0) -> Store:
+        """Keep the first classes after those skipped; the mean image stays that of all classes.
 
         Raises:
-            ConfigError: ``first_classes`` is out of range.
+            ConfigError: ``first_classes`` or ``skip_classes`` is out of range.
         """
-        if first_classes is None:
-            return self
-        if not 1 <= first_classes <= len(self.classes):
-            remedy = f"must be 1 to {len(self.classes)}, the number of classes in {self.root}"
+        left = len(self.classes) - skip_classes
+        if skip_classes < 0 or left < 1:
+            remedy = f"must be 0 to {len(self.classes) - 1}, as {self.root} has "
+            remedy += f"{len(self.classes)} classes"
+            raise ConfigError("data.skip_classes", skip_classes, remedy)
+        if first_classes is not None and not 1 <= first_classes <= left:
+            skipped = f", less data.skip_classes={skip_classes}" if skip_classes else ""
+            remedy = f"must be 1 to {left}, the number of classes in {self.root}{skipped}"
             raise ConfigError("data.first_classes", first_classes, remedy)
-        return replace(self, classes=self.classes[:first_classes])
+        if first_classes is None and not skip_classes:
+            return self
+        kept = self.classes[skip_classes:][:first_classes]
+        return replace(self, classes=kept, first_label=self.first_label + skip_classes)
 
     def split(self, name: str, limit: int | None = None) -> Split:
         """``train`` or ``val``; ``limit`` keeps the first images of each class only.
@@ -109,11 +117,12 @@ class Store:
         paths, labels, digests = [], [], bytearray()
         images: Counter[str] = Counter()
         for line in (self.root / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
-            path, label, sha256, _ = line.split("\t")
-            images[label] += 1
-            if int(label) < len(self.classes) and (limit is None or images[label] <= limit):
+            path, number, sha256, _ = line.split("\t")
+            images[number] += 1
+            label = int(number) - self.first_label
+            if label in range(len(self.classes)) and (limit is None or images[number] <= limit):
                 paths.append(f"{self.root}/{path}")
-                labels.append(int(label))
+                labels.append(label)
                 digests += bytes.fromhex(sha256)
         rows = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
         return Split(tuple(paths), np.array(labels, dtype=np.int64), rows)

@@ -50,11 +50,12 @@ def _validation_split(config: EvaluateConfig, trained: TrainedModel) -> tuple[St
     if config.store is not None:
         store = Store.open(Path(config.store))
         return store, store.split("val")
-    if trained.data is None or trained.data.store is None:
+    data = trained.data
+    if data is None or data.store is None:
         remedy = "does not record its training data; set store=…"
         raise ConfigError("checkpoint", config.checkpoint, remedy)
-    store = Store.open(Path(trained.data.store)).narrowed(trained.data.first_classes)
-    return store, store.split("val", trained.data.limit)
+    store = Store.open(Path(data.store)).narrowed(data.first_classes, data.skip_classes)
+    return store, store.split("val", data.limit)
 
 
 def _check_compatible(config: EvaluateConfig, models: Sequence[TrainedModel], store: Store) -> None:

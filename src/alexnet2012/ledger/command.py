@@ -56,7 +56,7 @@ class SweepRuns(NamedTuple):
 def find_sweep(directory: Path) -> SweepRuns:
     """Recognise the sweep in a directory by its run directories."""
     names = {file.parent.parent.name for file in directory.glob("*/*/summary.json")}
-    if names & {pretraining.FROM_SCRATCH, pretraining.PRETRAINED}:
+    if names & ({*pretraining.ABLATIONS} - {ablations.BASELINE}):
         return SweepRuns("pretrain", directory, list)
     if ablations.BASELINE in names:
         part = "lrn_cifar10" if "no_lrn_cifar10" in names else "ablations"

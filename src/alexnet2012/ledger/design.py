@@ -11,9 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger import pretraining
 from alexnet2012.ledger.ablations import BASELINE
-from alexnet2012.ledger.claims import Measurement, Scale, ablations_of, effect_claims
+from alexnet2012.ledger.claims import Measurement, Scale, effect_claims
 from alexnet2012.ledger.evidence import Sweep, read_run
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.statistics import (
@@ -24,6 +23,7 @@ from alexnet2012.ledger.statistics import (
     joint_power,
     seeds_needed,
 )
+from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, arms_of
 
 SETTINGS = {
     "seeds": "seeds of each arm",
@@ -206,10 +206,8 @@ def _part_of(experiment: str) -> str:
 
 
 def _arms(part: str) -> int:
-    """The ablations of a part, without the baseline."""
-    if part == "pretrain":
-        return len(pretraining.ABLATIONS) - 1
-    return len(set(ablations_of(part)))
+    """The arms of a part, without the control."""
+    return len(PRETRAINING_ARMS) - 1 if part == "pretrain" else len(arms_of(part))
 
 
 def _number(name: str, text: str, low: float) -> float:

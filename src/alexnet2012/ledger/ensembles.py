@@ -1,7 +1,7 @@
-"""Claims measured with the trained networks of several seeds: views, ensembles and conv1 colours.
+"""Claims measured with the trained networks of several seeds: views and ensembles.
 
-Reads the checkpoints of a sweep of ``conf/experiment/ablations``: ``none`` has two towers,
-``one_gpu`` a single one. What their evaluation gives is kept in a file of the sweep's directory.
+Reads the checkpoints of ablation ``none`` in a sweep of ``conf/experiment/ablations``. What their
+evaluation gives is kept in a file of the sweep's directory.
 
 Shapes: S networks, N images.
 """
@@ -15,25 +15,22 @@ from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_images
-from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.evidence import Result, Sweep, image_matrices, result_of
+from alexnet2012.ledger.nearest_neighbours import FROM_SAMPLE, figure4, neighbours_measurements
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import (
     Estimate,
     Matrix,
-    SeedMean,
     finished_runs,
     within_runs,
 )
 from alexnet2012.training import image_errors
 
-WITHOUT_TOWERS = "one_gpu"
 FILE = "evaluations.npz"  # in the directory of a sweep
 # Arms of the evidence: single networks by seed, and averages of five by their lowest seed.
 ONE_VIEW, TEN_VIEWS, ENSEMBLE = "1 view", "10 views", "ensemble"
@@ -163,60 +160,13 @@ def ensemble_measurement(
     )
 
 
-def colour_measurement(
-    with_towers: Sequence[Tensor], without_towers: Sequence[Tensor], *how: *How
-) -> Measurement:
-    """Compare the colours of both towers' conv1 [K, 3, h, w] with those of halves of one tower."""
-    apart, control = (list(map(_colour_gap, nets)) for nets in (with_towers, without_towers))
-    gain = SeedMean.of([a - b for a, b in zip(apart, control, strict=True)])
-    return Measurement(
-        "fig3",
-        f"colour shares of the two towers differ by {fmean(apart):.1f} points, those of two "
-        f"halves of a single tower by {fmean(control):.1f}: {gain} points more",
-        *how,
-        numbers={
-            "apart_with_towers_points": fmean(apart),
-            "apart_without_points": fmean(control),
-            "difference_points": gain.mean,
-        },
-        n_seeds=gain.n_seeds,
-        interval=gain.interval,
-        agrees=gain.above_zero,
-        agreement_note="tests whether towers differ more in colour than halves of one tower; the "
-        "share of colour is a kernel's energy off the grey axis, mean over a tower",
-    )
-
-
-@measures("fig3", part="ablations", evaluates=True)
-def colour_measurements(
+@measures("fig4", "fig4-pixels", part="ablations", evaluates=True, from_sample=FROM_SAMPLE)
+def figure4_of_sweep(
     directory: Path, *how: *How, only: Sequence[int] | None = None
 ) -> list[Measurement]:
-    """Colours of a sweep's checkpoints; needs a seed of ``one_gpu`` as well."""
-    runs, control = (finished_runs(directory, arm, only) for arm in (BASELINE, WITHOUT_TOWERS))
-    seeds = sorted(runs.keys() & control.keys())
-    if not seeds:
-        return []
-    with_towers, without_towers = (
-        [_conv1_weight(by_seed[seed]) for seed in seeds] for by_seed in (runs, control)
-    )
-    return [colour_measurement(with_towers, without_towers, *how)]
-
-
-def colour_share(kernels: Tensor) -> float:
-    """[K, 3, h, w] → mean over kernels of the energy off the grey axis, 0 (grey) to 1."""
-    grey = kernels.mean(1, keepdim=True)
-    off_axis = (kernels - grey).square().sum((1, 2, 3))
-    return float((off_axis / kernels.square().sum((1, 2, 3))).mean())
-
-
-def _conv1_weight(run: Path) -> Tensor:
-    return load_trained(run).model.layers()["conv1"].weight.detach()
-
-
-def _colour_gap(kernels: Tensor) -> float:
-    """Difference in colour share between the two halves of the kernels, in points."""
-    first, second = (100 * colour_share(half) for half in kernels.chunk(2))
-    return abs(first - second)
+    """Nearest images of the baseline's first seed."""
+    first, *_ = baseline_runs(directory, only).values()
+    return neighbours_measurements(figure4(first).neighbours, *how)
 
 
 def _in_order(runs: Mapping[int, Result]) -> list[Result]:

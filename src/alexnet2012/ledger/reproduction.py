@@ -15,7 +15,9 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -37,13 +39,14 @@ from alexnet2012.ledger import (
     relu_vs_tanh,
     training_runs,
 )
-from alexnet2012.ledger.claims import Measurement, Scale, ablations_of
+from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
 from alexnet2012.ledger.nearest_neighbours import figure4
 from alexnet2012.ledger.registry import measure
+from alexnet2012.ledger.report.committed import committed_evidence
 from alexnet2012.ledger.report.render import write_report
 from alexnet2012.ledger.results import Exactness, Provenance, Reproduction, save_reproduction
-from alexnet2012.ledger.sweeps import Sweeps
+from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, Sweeps, arms_of
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
 from alexnet2012.utils.environment import cpu_name, running_commit
@@ -58,22 +61,28 @@ def _each_budget(name: str) -> dict[Budget, Sequence[str]]:
     return {budget: [f"{name}/{budget}"] for budget in Budget}
 
 
-RELU = {budget: [relu_vs_tanh.SEARCH, relu_vs_tanh.TRAINING] for budget in Budget}
+RELU = {budget: [relu_vs_tanh.TRAINING] for budget in Budget}
 RELU[Budget.quick] = ["relu/quick"]
+LRN_CIFAR10 = _each_budget("lrn_cifar10")
+LRN_CIFAR10[Budget.gpu] = LRN_CIFAR10[Budget.full]
 PARTS = {  # in order; each is a method of Reproduce
     "audit": Part("parameters and neurons"),
     "exactness": Part("two processes compared with one, float64, full size"),
     "full_size": Part(
-        "full-size network, 100 steps with each recipe", dict.fromkeys(Budget, ("full_size/quick",))
+        "full-size network, a few steps with each recipe",
+        dict.fromkeys(Budget, ("full_size/quick",)),
     ),
     "reduced": Part(
         "reduced network, trained until it has learnt", dict.fromkeys(Budget, ("reduced/quick",))
     ),
     "relu": Part("ReLU against tanh", RELU),
-    "lrn_cifar10": Part("four-layer network without normalisation", _each_budget("lrn_cifar10")),
+    "lrn_cifar10": Part("four-layer network without normalisation", LRN_CIFAR10),
     "ablations": Part("ablations", _each_budget("ablations")),
-    "pretrain": Part("pretraining on more classes", _each_budget("pretrain")),
+    "pretrain": Part("pretraining on other classes", _each_budget("pretrain")),
 }
+# Sweeps measure differences, which need seeds; a quick reproduction has none to spare.
+QUICK_PARTS = ("audit", "exactness", "full_size", "reduced")
+CIFAR10_PARTS = ("relu", "lrn_cifar10")  # the paper's experiments with a four-layer network
 FORMER_PARTS = {"effects": "ablations"}
 RECIPES = ("paper", "code145")
 QUICK_RELU_RATES = "0.002,0.01"
@@ -91,6 +100,9 @@ class Reproduce:
         self.parts = list(dict.fromkeys(FORMER_PARTS.get(name, name) for name in config.parts))
         if unknown := [name for name in self.parts if name not in PARTS]:
             raise ConfigError("parts", unknown[0], f"must be some of {', '.join(PARTS)}")
+        folder = resources.files("alexnet2012.conf") / "ablation"
+        if missing := [arm for arm in config.arms if not (folder / f"{arm}.yaml").is_file()]:
+            raise ConfigError("arms", missing[0], "must be names of files in conf/ablation")
         self.out = Path(config.out).expanduser().absolute()
         self.console = Console()
         self.command = command_of(config)
@@ -104,12 +116,16 @@ class Reproduce:
         start = time.perf_counter()
         self._part("preparing the data", self.prepare, needed=True)
         self.results["provenance"] = provenance(self.sweeps, self.command)
-        for name in self.parts or PARTS:
+        for name in self.parts or default_parts(self.config.budget, self.sweeps):
             self._part(PARTS[name].title, getattr(self, name))
         self.results["warnings"] += self.sweeps.warnings
+        # What a sweep measures replaces what a single run did: fig. 3 and 4.
+        self.measurements = [*{m.claim: m for m in self.measurements}.values()]
         if self.config.source == "photos":
             self.measurements = [m.on_stand_in() for m in self.measurements]
         self.results["measurements"] = [m.to_json() for m in self.measurements]
+        if self.config.budget is Budget.quick:
+            self.results["committed"] = committed_evidence()
         runs = [
             r for sweep in self.evidence.values() for arm in sweep.values() for r in arm.values()
         ]
@@ -210,20 +226,20 @@ class Reproduce:
             evaluation.views = views
             errors = evaluate_checkpoints(evaluation)
             self.results["evaluation"].append(training_runs.evaluation_row(errors, views, classes))
-        conv1 = load_trained(run_dir).model.layers()["conv1"]
-        self.results["kernels"] = conv1.weight.detach()
+        conv1 = load_trained(run_dir).model.layers()["conv1"].weight.detach()
+        self.results["kernels"] = conv1
         self.results["kernels_caption"] = f"conv1 of the reduced network after {epochs} epochs."
         figure = figure4(run_dir)
         self.results["lookalikes"], self.results["pictures"] = figure.lookalikes, figure.images
         ten_views = self.results["evaluation"][-1]
-        evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours)
+        evidence = training_runs.ReducedRun(store, ten_views, figure.neighbours, conv1)
         network = "a network with a quarter of the kernels on 112 pixels"
         caveat = self.sweeps.caveat(f"{network}, {epochs} epochs")
         self.measurements += measure("reduced", evidence, Scale.reduced, command, caveat)
 
     def relu(self) -> None:
         if self.sweeps.runs_cifar10:
-            run_dirs, command = relu_vs_tanh.train(self.sweeps), self.command
+            run_dirs, command = relu_vs_tanh.train(self.sweeps), self._command_of("relu")
             is_papers_data = self.config.source == "cifar10"
             scale = Scale.full if is_papers_data else Scale.reduced
             caveat = None if is_papers_data else self.sweeps.data_caveat
@@ -243,55 +259,62 @@ class Reproduce:
         self._record_commits(PARTS["relu"].title, commits)
         runs = relu_vs_tanh.read_runs(run_dirs)
         self.results["ablations"].append(relu_vs_tanh.relu_chart(runs, command))
+        self.results["relu_ratios"] = relu_vs_tanh.ratios(runs)
         self.measurements += measure("relu", runs, scale, command, caveat)
 
     def lrn_cifar10(self) -> None:
         budget = self.config.budget if self.sweeps.runs_cifar10 else Budget.quick
-        runs, directory, command = self._train_ablations("lrn_cifar10", budget)
-        title = "The four-layer network with and without normalisation"
+        (experiment,) = LRN_CIFAR10[budget]
+        runs, directory, seeds = self._train_ablations("lrn_cifar10", experiment)
+        command = self._command_of("lrn_cifar10")
+        title = "The four-layer network and its ablations"
         self.results["cifar10_effects"] = ablations.effects(runs)
         chart = ablations.ablation_chart(runs, "lrn-cifar10", title, command)
         self.results["ablations"].append(chart)
-        seeds = self.sweeps.seeds
         setup = f"{CIFAR10_NETWORK}; {ablations.describe(runs)}"
-        how = Scale.reduced, command, self.sweeps.caveat(setup, f"{len(seeds)} seeds")
+        how = Scale.reduced, command, self.sweeps.caveat(setup, f"{len(self.sweeps.seeds)} seeds")
         self.evidence["lrn_cifar10"] = runs
         self.measurements += measure("lrn_cifar10", directory, *how, only=seeds)
 
     def ablations(self) -> None:
-        runs, directory, command = self._train_ablations("ablations", self.config.budget)
+        experiment = f"ablations/{self.config.budget}"
+        runs, directory, seeds = self._train_ablations("ablations", experiment)
         description = ablations.describe(runs)
         self.results["effects"] = ablations.effects(runs)
         self.results["effects_caption"] = description
         self.results["learning_curves"] = ablations.learning_curves(runs)
         self.results["gap"] = ablations.errors_of_baseline(runs)
         scale, caveat = self.sweeps.scale(description)
-        seeds = self.sweeps.seeds
+        command = self._command_of("ablations")
         measurements = measure("ablations", directory, scale, command, caveat, only=seeds)
         self.measurements += map(self.sweeps.for_edition, measurements)
         self.evidence |= {"ablations": runs, "views": ensembles.evaluate_seeds(directory, seeds)}
 
     def pretrain(self) -> None:
-        experiment, seeds = f"pretrain/{self.config.budget}", self.sweeps.seeds
-        overrides = [f"ablation={','.join(pretraining.ABLATIONS)}"]
-        command = self.sweeps.train(experiment, overrides, seeds)
-        caveat = self.sweeps.caveat("five classes", f"{len(seeds)} seeds")
-        how = Scale.reduced, command, caveat  # at every budget: the paper pretrains on other data
+        experiment = f"pretrain/{self.config.budget}"
+        self.sweeps.train_ablations(experiment, PRETRAINING_ARMS)
+        caveat = self.sweeps.caveat("five classes", f"{len(self.sweeps.seeds)} seeds")
+        # At every budget: the paper pretrains on other data.
+        how = Scale.reduced, self._command_of("pretrain"), caveat
+        seeds = self.sweeps.control_seeds(len(PRETRAINING_ARMS) - 1)
         directory = self.sweeps.directory(experiment)
         self.evidence["pretrain"] = pretraining.read_pretraining(directory, seeds)
         self.measurements += measure("pretrain", directory, *how, only=seeds)
 
-    def _train_ablations(self, sweep: str, budget: Budget) -> tuple[Sweep, Path, str]:
-        """Train the ablations that the claims need; returns runs, directory and command."""
-        experiment, seeds = f"{sweep}/{budget}", self.sweeps.seeds
-        names = (ablations.BASELINE, *ablations_of(sweep))
-        command = self.sweeps.train(experiment, [f"ablation={','.join(names)}"], seeds)
-        directory = self.sweeps.directory(experiment)
+    def _train_ablations(self, sweep: str, experiment: str) -> tuple[Sweep, Path, list[int]]:
+        """Train a sweep; returns the runs that its claims need, their directory and all seeds."""
+        arms = self.config.arms or arms_of(sweep)
+        self.sweeps.train_ablations(experiment, [ablations.BASELINE, *arms])
+        directory, seeds = self.sweeps.directory(experiment), self.sweeps.control_seeds(len(arms))
         runs = ablations.read_claimed(directory, sweep, seeds)
         self._record_commits(
             sweep, (r.commit for by_seed in runs.values() for r in by_seed.values())
         )
-        return runs, directory, command
+        return runs, directory, seeds
+
+    def _command_of(self, part: str) -> str:
+        """The command that repeats one part alone."""
+        return command_of(replace(self.config, parts=[part]))
 
     def _record_commits(self, name: str, commits: Iterable[str]) -> None:
         """Add a sweep's commits to the provenance: later code may have continued it."""
@@ -314,6 +337,14 @@ class Reproduce:
             self.results["warnings"].append(f"{title}: {message}")
             self.console.print(f"failed: {message}", style="red", markup=False)
         self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
+
+
+def default_parts(budget: Budget, sweeps: Sweeps) -> tuple[str, ...]:
+    """The parts that a budget and the images are for."""
+    if budget is Budget.quick:
+        return QUICK_PARTS
+    sweeping = CIFAR10_PARTS if sweeps.runs_cifar10 else ("ablations", "pretrain")
+    return (*QUICK_PARTS, *sweeping)
 
 
 def provenance(sweeps: Sweeps, command: str) -> Provenance:
@@ -347,6 +378,6 @@ def command_of(config: ReproduceConfig) -> str:
     overrides = []
     for key, value in settings.items():
         if key not in ("out", "caveat") and value != getattr(default, key):
-            text = f"[{','.join(value)}]" if isinstance(value, list) else value
+            text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
             overrides.append(f"{key}={text}")
     return shlex.join(["python", "-m", "alexnet2012.reproduce", *overrides])

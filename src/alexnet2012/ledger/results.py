@@ -122,6 +122,37 @@ class Ablation(TypedDict, total=False):
     command: str
 
 
+class EpochRatio(TypedDict):
+    """Epochs to a training error with tanh over those with ReLU, paired by seed."""
+
+    threshold_pct: float
+    relu_epochs: float  # mean over seeds
+    tanh_epochs: float
+    ratios: list[float]  # by seed
+    mean: float
+    interval: tuple[float, float] | None  # 95%; None: a single seed
+    is_bound: bool  # some tanh network did not reach the error: its ratio is larger
+
+
+class CommittedRow(TypedDict):
+    """A measured claim in a ledger that is part of the repository."""
+
+    title: str
+    value: str
+    verdict: str
+    n_seeds: int
+
+
+class CommittedLedger(TypedDict):
+    """A ledger in ``results/``."""
+
+    name: str  # of its directory
+    data: str
+    commit: str
+    date: str
+    rows: list[CommittedRow]
+
+
 class Effect(TypedDict):
     """Error of an ablation minus that of the baseline, over all seeds of both."""
 
@@ -176,6 +207,8 @@ class Reproduction(TypedDict, total=False):
     gap: str  # the baseline's validation and training error, evaluated alike
     cifar10_effects: list[Effect]  # of the four-layer network
     learning_curves: dict[str, list[float]]  # training error by epoch, per cent, by ablation
+    relu_ratios: list[EpochRatio]
+    committed: list[CommittedLedger]  # evidence of the repository, shown beside quick results
     measurements: list[dict[str, Any]]  # Measurement.to_json()
     warnings: list[str]  # failed or missing parts
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from alexnet2012.data.store import Store
 from alexnet2012.ledger.claims import How, Measurement, stand_in
-from alexnet2012.ledger.nearest_neighbours import Neighbours, neighbours_measurement
+from alexnet2012.ledger.nearest_neighbours import FROM_SAMPLE, Neighbours, neighbours_measurements
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Evaluation, TrainingRun
 from alexnet2012.tracking.tracker import read_records
@@ -35,6 +37,7 @@ class ReducedRun:
     store: Store
     evaluation: Evaluation  # with 10 views
     neighbours: Neighbours
+    conv1: Tensor  # [2K, 3, h, w] weights, tower 0's kernels first
 
 
 def read_run(run_dir: Path, label: str, config: str, command: str, classes: int) -> TrainingRun:
@@ -174,7 +177,7 @@ def error_measurement(run: ReducedRun, *how: *How) -> Measurement:
     )
 
 
-@measures("fig4", part="reduced")
-def figure4_measurement(run: ReducedRun, *how: *How) -> Measurement:
-    """How often the nearest training images have the class of the query."""
-    return neighbours_measurement(run.neighbours, *how)
+@measures("fig4", "fig4-pixels", part="reduced", from_sample=FROM_SAMPLE)
+def figure4_measurements(run: ReducedRun, *how: *How) -> list[Measurement]:
+    """The classes of the nearest training images, and their distances in pixels."""
+    return neighbours_measurements(run.neighbours, *how)

@@ -39,23 +39,24 @@ class LearningRates:
 
 
 def learning_rates(
-    config: ScheduleConfig, epoch: int, validation_errors: Sequence[float], batch_size: int
+    config: ScheduleConfig, epoch: int, errors: Sequence[float], batch_size: int
 ) -> LearningRates:
-    """Learning rates of ``epoch`` (from 0), given the validation error after each earlier epoch.
+    """Learning rates of ``epoch`` (from 0), given the error after each earlier epoch.
 
-    They are scaled linearly with the batch size if the schedule has a ``reference_batch``. Errors
+    It is the validation error for ``plateau`` and the training error for ``train_plateau``. Rates
+    are scaled linearly with the batch size if the schedule has a ``reference_batch``. Errors
     during the warm-up do not count towards a plateau: its small rates may improve nothing.
 
     Source: paper sec. 5 (``plateau``); the training notes of the 2012 code (``fixed``).
     """
     rates = LearningRates(config.rate, config.bias_rate)
-    if config.kind is ScheduleKind.plateau:
-        errors = validation_errors[config.warmup_epochs :]
-        drops = _count_plateaus(errors, config.patience_epochs, config.max_drops)
+    if config.kind in (ScheduleKind.plateau, ScheduleKind.train_plateau):
+        counted = errors[config.warmup_epochs :]
+        drops = _count_plateaus(counted, config.patience_epochs, config.max_drops)
         rates = rates.scaled(config.factor**-drops)
     else:
         for drop in config.drops:
-            if drop.epoch <= epoch:
+            if drop.epoch * config.epochs_factor <= epoch:
                 rates = LearningRates(
                     weight=rates.weight if drop.rate is None else drop.rate,
                     bias=rates.bias if drop.bias_rate is None else drop.bias_rate,
@@ -63,9 +64,9 @@ def learning_rates(
                     lighting=rates.lighting if drop.lighting is None else drop.lighting,
                     layer_biases={**rates.layer_biases, **drop.layer_bias_rates},
                 )
-    if config.reference_batch is None:
-        return rates
-    return rates.scaled(batch_size / config.reference_batch)
+    if config.reference_batch is not None:
+        rates = rates.scaled(batch_size / config.reference_batch)
+    return rates.scaled(config.rate_factor)
 
 
 def warmup_factor(config: ScheduleConfig, step: int, steps_per_epoch: int) -> float:

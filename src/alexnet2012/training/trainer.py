@@ -19,6 +19,7 @@ from alexnet2012.checkpoint.manager import CheckpointManager
 from alexnet2012.checkpoint.manifest import Progress, to_plain
 from alexnet2012.checkpoint.run_dir import SUMMARY, check_run, init_run_dir, lock_run_dir
 from alexnet2012.checkpoint.state import TrainingState
+from alexnet2012.config.enums import ScheduleKind
 from alexnet2012.config.schema import RunError, TrainConfig
 from alexnet2012.data.loaders import Batch, EvalLoader, content_digest, make_loaders
 from alexnet2012.distributed.consensus import run_on_rank_0
@@ -130,8 +131,10 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> float:
         """Train to the end of an epoch; returns its training error in percent. Collective."""
-        errors, batch_size = self.progress.validation_errors, self.config.data.batch_size
-        schedule, steps_per_epoch = self.config.schedule, self.train_loader.steps_per_epoch
+        schedule, batch_size = self.config.schedule, self.config.data.batch_size
+        on_training_error = schedule.kind is ScheduleKind.train_plateau
+        progress, steps_per_epoch = self.progress, self.train_loader.steps_per_epoch
+        errors = progress.train_errors if on_training_error else progress.validation_errors
         epoch_lr = learning_rates(schedule, epoch, errors, batch_size)
         first_step = self.progress.step - epoch * steps_per_epoch
         last = min(self._end_step(epoch), self.total_steps)
@@ -182,7 +185,8 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        steps = self.config.schedule.epochs * self.train_loader.steps_per_epoch
+        schedule = self.config.schedule
+        steps = schedule.epochs * schedule.epochs_factor * self.train_loader.steps_per_epoch
         return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
     def _end_step(self, epoch: int) -> int:
@@ -199,6 +203,8 @@ class Trainer:
             self.progress.top1_error_pct = errors.top1_error_pct
             if complete:
                 self.progress.validation_errors.append(errors.top1_error_pct)
+        if complete:
+            self.progress.train_errors.append(train_error_pct)
         self.progress.epoch += complete
         if finished:
             timings = self.throughput.summary(self.model.comm.traffic, self.mesh.towers)
@@ -344,6 +350,7 @@ class Trainer:
             step=saved.step,
             epoch=saved.epoch,
             validation_errors=saved.validation_errors,
+            train_errors=saved.train_errors,
             top1_error_pct=saved.top1_error_pct,
             records=saved.records if same_run else {},
             summary=saved.summary if finished else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from markupsafe import Markup
 from alexnet2012.inference.images import jpeg_data_uri
 from alexnet2012.ledger.ablations import BASELINE, METRICS, seeds_text
 from alexnet2012.ledger.report import svg
-from alexnet2012.ledger.results import Ablation, Effect, Reproduction, TrainingRuns
+from alexnet2012.ledger.results import Ablation, Effect, EpochRatio, Reproduction, TrainingRuns
 from alexnet2012.tracking.image_grids import kernel_pictures
 
 
@@ -107,6 +108,17 @@ def comparison(ablation: Ablation) -> dict[str, Any]:
     label = "Training error, per cent"
     chart = svg.line_chart(curves, "epoch", label, alt, level) if curves else ""
     return {**ablation, "title": title, "svg": Markup(chart), "threshold_pct": threshold}
+
+
+def relu_ratios(ratios: Sequence[EpochRatio]) -> dict[str, Any]:
+    """A forest plot of tanh's epochs over ReLU's at each training error, and its rows."""
+    lines = [
+        svg.IntervalRow(f"{ratio['threshold_pct']:g}%", ratio["mean"], ratio["interval"])
+        for ratio in ratios
+    ]
+    title = "Epochs with tanh over epochs with ReLU"
+    alt = f"{title}: {', '.join(f'{line.label} {line.mean:.1f}' for line in lines)}"
+    return {"rows": ratios, "svg": Markup(svg.forest(lines, title, alt)) if lines else ""}
 
 
 def effects(reproduction: Reproduction) -> dict[str, Any]:
