@@ -145,7 +145,9 @@ def diverging(fault: str, store: str, run_dir: str) -> str:
         if other and fault == "batch":
             unpatched = augmentation.epoch_order
             patch.setattr(
-                augmentation, "epoch_order", lambda n, seed, epoch: unpatched(n, seed + 1, epoch)
+                augmentation,
+                "epoch_order",
+                lambda n, seed, *rest: unpatched(n, seed + 1, *rest),
             )
         try:
             trainer.Trainer(config, mesh, folder).run()

@@ -158,7 +158,8 @@ def test_the_evidence_of_a_real_sweep_gives_its_ledger_again(swept: Path, tmp_pa
     measurements = measure("ablations", swept, *how, only=[0, 1, 2])
     save_reproduction({"measurements": [m.to_json() for m in measurements]}, tmp_path)
     runs, views = read_claimed(swept, "ablations", [0, 1, 2]), evaluate_seeds(swept, [0, 1, 2])
-    save_evidence(Evidence({"ablations": runs, "views": views}, {}), tmp_path)
+    samples = {m.claim: m.sample for m in measurements if m.sample}
+    save_evidence(Evidence({"ablations": runs, "views": views}, samples), tmp_path)
     found = verify(tmp_path)
     assert found.differences == []
     assert {"lrn", "dropout", "lsvrc2010-1crop", "table2"} <= set(found.claims)

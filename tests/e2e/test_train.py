@@ -105,8 +105,8 @@ def test_a_run_directory_holds_what_a_run_was_and_what_it_found(
     trained: Path, photos_store: Store
 ) -> None:
     names = {path.name for path in trained.iterdir()} - {".hydra", ".lock"}
-    files = {"config.yaml", "metrics.jsonl", "timings.jsonl", "summary.json", "checkpoints"}
-    assert names == files
+    files = {"config.yaml", "metrics.jsonl", "timings.jsonl", "summary.json", "image_errors.npz"}
+    assert names == files | {"checkpoints"}
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["recipe"]["name"] == "code145"
     assert config["data"]["store"] == str(photos_store.root)

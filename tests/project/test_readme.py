@@ -120,6 +120,7 @@ def test_every_command_of_the_readme_works_as_printed(
             for copy in ("RUN_A", "RUN_B"):
                 shutil.copytree("RUN", copy)
         monkeypatch.setattr(sys, "argv", [name, *words, *SMALL.get(name, [])])
+        module += ".command" if name == "ledger" else ""  # a package
         import_module(module).main()
         out, err = capsys.readouterr()
         assert err == "", command

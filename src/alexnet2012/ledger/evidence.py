@@ -169,7 +169,7 @@ def load_evidence(directory: Path) -> Evidence:
     with np.load(directory / IMAGES, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     sweeps: dict[str, Sweep] = {}
-    rows = {key: iter(array) for key, array in arrays.items()}
+    rows = {key: iter(array) for key, array in arrays.items() if array.ndim}
     for sweep, arms in content["sweeps"].items():
         for arm, by_seed in arms.items():
             for seed, fields in sorted(by_seed.items(), key=lambda item: int(item[0])):
