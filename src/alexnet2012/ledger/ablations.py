@@ -215,7 +215,9 @@ def _check_comparable(result: Result, baseline: Result, name: str, directory: Pa
     for key in sorted(settings.keys() | expected.keys()):
         differs = settings.get(key) != expected.get(key)
         if differs and role_of(TrainConfig, key) not in _MAY_DIFFER:
-            remedy = f"run {name} differs from {BASELINE} in `{key}`; retrain it"
+            remedy = (
+                f"run {name} differs from the baseline (ablation={BASELINE}) in `{key}`; retrain it"
+            )
             raise ConfigError("runs", directory, remedy)
 
 

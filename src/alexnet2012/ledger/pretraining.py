@@ -70,7 +70,8 @@ def pretrain_measurements(
     if ALL_CLASSES in runs:
         top1 = means[ALL_CLASSES]
         top5 = SeedMean.of([run.errors["top5_error_pct"] for run in runs[ALL_CLASSES].values()])
-        bounds = top1.interval and f" (top-1 95% {top1.interval[0]:.1f} to {top1.interval[1]:.1f})"
+        low_high = top1.interval and "{:.1f} to {:.1f}".format(*top1.interval)
+        bounds = low_high and f" (top-1, 95% interval {low_high})"
         measurements.append(
             Measurement(
                 "imagenet2009",

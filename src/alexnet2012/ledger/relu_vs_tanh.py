@@ -211,8 +211,8 @@ def ratio_name(ratio: EpochRatio) -> str:
 
 
 def ratio_text(ratio: EpochRatio) -> str:
-    """``more than 5.3 × (95% of the bound 4.0 to 6.5) at 25%``."""
-    bounds, of_bound = "", " of the bound" if ratio["is_bound"] else ""
+    """``more than 5.3 × (95% interval of the lower bound 4.0 to 6.5) at 25%``."""
+    bounds, of_bound = "", " interval of the lower bound" if ratio["is_bound"] else ""
     if ratio["interval"] is not None:
         low, high = ratio["interval"]
         bounds = f" (95%{of_bound} {low:.1f} to {high:.1f})"

@@ -44,8 +44,9 @@ def colour_measurement(shares_pct: Array, *how: *How) -> Measurement:
         numbers={"apart_points": gaps[0], "apart_at_random_points": usual},
         n_seeds=len(shares_pct),
         agrees=True if p_value <= LEVEL else None,
-        agreement_note="tests whether the towers differ more in colour than kernels divided "
-        f"otherwise; p = {p_value:.3f} by permutation",
+        agreement_note="the share of colour is the fraction of a kernel's energy that is not grey; "
+        "tests whether the towers' means differ more than those of kernels divided otherwise: "
+        f"p = {p_value:.3f} by permutation",
         p_value=p_value,
         sample={"colour_shares_pct": shares_pct},
     )

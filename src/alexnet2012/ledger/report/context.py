@@ -98,7 +98,7 @@ def _tiles(
     if audit["rows"]:
         note = f"{audit['totals']['neurons']:,} neurons"
         if audit["parameters"] == 60_965_224:  # the paper's network, not a smaller one
-            note += "; the paper rounds to 60 M and 650,000"
+            note += "; the paper says 60 M and 650,000"
         tiles.append({"label": "Parameters", "value": f"{audit['parameters']:,}", "note": note})
     if exactness:
         # float64 shows whether the results are the same; float32 differences are rounding
@@ -108,7 +108,9 @@ def _tiles(
         value: str = scientific(worst["worst_relative_difference"])
         tiles.append({"label": "Two processes compared with one", "value": value, "note": note})
     if exchanges["rows"]:
-        outcome = "exactly as computed" if exchanges["ok"] else "not as computed from the shapes"
+        outcome = (
+            "as many as the shapes give" if exchanges["ok"] else "not as many as the shapes give"
+        )
         note = f"forward and backward; {outcome}"
         value = f"{exchanges['counted']:,.0f}"
         tiles.append({"label": "Bytes exchanged per image", "value": value, "note": note})
