@@ -461,7 +461,7 @@ class ReproduceConfig:
     parts: list[str] = field(default_factory=list)
     # ablations of the sweeps; empty: all that the claims and their controls need
     arms: list[str] = field(default_factory=list)
-    # seeds of each ablation; null: 2 if quick, 10 if reduced, 3 on a GPU, 5 at full scale
+    # seeds of each ablation; null: 2 if quick, 8 if reduced, 3 on a GPU, 5 at full scale
     seeds: int | None = ranged(None, low=1)
     # seeds of the baseline; null: √k times as many as those of each of k ablations
     control_seeds: int | None = ranged(None, low=1)

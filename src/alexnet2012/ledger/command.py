@@ -31,8 +31,8 @@ from alexnet2012.ledger.verify import verify
 
 EPILOG = """\
 DIR is the directory of one sweep. Ablations and pretraining have run directories ABLATION/SEED; in
-a sweep of ReLU against tanh, finished runs may lie at any depth. Claims about several trained networks (views,
-ensembles, colours) are measured by evaluating their checkpoints.
+a sweep of ReLU against tanh, finished runs may lie at any depth. Claims about several trained
+networks (views, ensembles, colours) are measured by evaluating their checkpoints.
 
 alexnet2012 ledger verify DIR recomputes the verdicts of a reproduction from the evidence in it.
 alexnet2012 ledger design EXPERIMENT pilot=DIR prints the power of a sweep before it runs."""

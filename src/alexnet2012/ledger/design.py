@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from alexnet2012.config.schema import ConfigError
@@ -128,12 +129,14 @@ def design_table(planned: Sequence[Planned], minutes: float | None) -> Table:
     """Power and seeds of each claim, at the level at which the ledger is expected to test."""
     level = expected_level([(claim.designs, claim.size) for claim in planned])
     table = Table(
-        title=f"power at the claimed size, two-sided level {level:.4f} (Benjamini–Hochberg over "
-        f"{len(planned)} claims, if all are true)"
+        box=SIMPLE_HEAD,
+        title=f"power at the claimed size, at a two-sided level of {level:.4f}",
+        caption="level: Benjamini–Hochberg over these claims, if all are true; SD: of a seed; SE: "
+        "from the choice of images, both in points; seeds: of an arm / of the control; ↓ less than "
+        "80%; * no claimed size: the smallest effect of interest",
     )
-    for heading in ("claim", "size", "SD of a seed", "SE of images", "seeds", "of the control",
-                    "power", "seeds for 80%", "minutes for 80%"):  # fmt: skip
-        table.add_column(heading, justify="right")
+    for heading in ("claim", "size", "SD", "SE", "seeds", "power", "for 80%", "min"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for claim in planned:
         design = claim.designs[0]
         power = joint_power(claim.designs, claim.size, level)
@@ -144,13 +147,12 @@ def design_table(planned: Sequence[Planned], minutes: float | None) -> Table:
             total = needed * max(claim.arms, 1) + np.ceil(needed * ratio)
         table.add_row(
             claim.claim,
-            f"{claim.size:.2f}{'' if claim.claimed else ' (smallest of interest)'}",
+            f"{claim.size:.2f}{' ' if claim.claimed else '*'}",
             f"{design.seed_sd:.2f}",
             f"{design.image_se:.2f}",
-            str(design.seeds),
-            str(design.control_seeds or "–"),
-            f"{100 * power:.0f}%{'' if power >= ENOUGH_POWER else ' (low)'}",
-            "none" if needed is None else str(needed),
+            f"{design.seeds} / {design.control_seeds or '–'}",
+            f"{100 * power:.0f}%{' ' if power >= ENOUGH_POWER else '↓'}",
+            "–" if needed is None else f"{needed} seeds",
             "–" if total is None or minutes is None else f"{total * minutes:.0f}",
         )
     return table

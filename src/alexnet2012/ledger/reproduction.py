@@ -216,9 +216,10 @@ class Reproduce:
         classes = len(store.classes)
         run = training_runs.read_run(run_dir, "code145, reduced", config, command, classes)
         run["note"] = (
-            "Initial standard deviations are those of the recipe times 1/√width (that is, "
-            "doubled at a quarter of the kernels), which keeps activations at the scale of the full network. "
-            "conv1, which reads the image, is unchanged; fc6 also compensates for its smaller maps."
+            "Initial standard deviations are those of the recipe times 1/√width (that is, doubled "
+            "at a quarter of the kernels), which keeps activations at the scale of the full "
+            "network. conv1, which reads the image, is unchanged; fc6 also compensates for its "
+            "smaller maps."
         )
         self.results["runs"]["reduced"] = run
         evaluation = EvaluateConfig(checkpoint=str(run_dir))
