@@ -135,15 +135,23 @@ def pixel_distances(
     Only the queries are held in memory. Both have the mean image subtracted, which changes no
     distance and keeps the sums small.
     """
-    batches = _loader(trained, store, val).batches()
-    every = torch.cat([batch.images[:, 0].flatten(1) for batch in batches])
-    queries = every[asked]  # [N, D]
+    wanted = torch.zeros(len(val.paths), dtype=torch.bool)
+    wanted[asked] = True
+    rows, first = [], 0
+    for batch in _loader(trained, store, val).batches():
+        of_batch = wanted[first : first + len(batch.images)]
+        rows.append(batch.images[of_batch, 0].flatten(1))
+        first += len(of_batch)
+    queries = torch.cat(rows)  # [N, D], in the order of the split, as ``asked`` is
     norms = queries.square().sum(1, keepdim=True)
-    distances = []
+    distances, first = torch.empty(len(queries), len(train.paths)), 0
     for batch in _loader(trained, store, train).batches():
         images = batch.images[:, 0].flatten(1)
-        distances.append((norms + images.square().sum(1) - 2 * queries @ images.T).cpu())
-    return torch.cat(distances, dim=1)
+        products = queries @ images.T  # the factor 2 follows: one of the queries is a large copy
+        of_batch = slice(first, first + len(images))
+        distances[:, of_batch] = (norms + images.square().sum(1) - 2 * products).cpu()
+        first += len(images)
+    return distances
 
 
 def shares_nearer(distances: Tensor, indices: Tensor) -> Tensor:
