@@ -137,7 +137,8 @@ def pixel_distances(
     """
     wanted = torch.zeros(len(val.paths), dtype=torch.bool)
     wanted[asked] = True
-    rows, first = [], 0
+    rows: list[Tensor] = []
+    first = 0
     for batch in _loader(trained, store, val).batches():
         of_batch = wanted[first : first + len(batch.images)]
         rows.append(batch.images[of_batch, 0].flatten(1))
