@@ -149,8 +149,8 @@ def pixel_distances(
     for batch in _loader(trained, store, train).batches():
         images = batch.images[:, 0].flatten(1)
         products = queries @ images.T  # the factor 2 follows: one of the queries is a large copy
-        of_batch = slice(first, first + len(images))
-        distances[:, of_batch] = (norms + images.square().sum(1) - 2 * products).cpu()
+        columns = slice(first, first + len(images))
+        distances[:, columns] = (norms + images.square().sum(1) - 2 * products).cpu()
         first += len(images)
     return distances
 
