@@ -1,7 +1,7 @@
 """Prepare a data set: ``python -m alexnet2012.prepare source=SOURCE store=STORE [size=256]``.
 
-SOURCE is `photos`, `cifar10`, `imagenette`, a folder of class folders, a tar, or a folder with
-ILSVRC's tars. STORE is the folder to create.
+SOURCE is `photos`, `cifar10`, `imagenette`, `tinyimagenet`, or a folder, tar or zip of images:
+class folders, ILSVRC, Kaggle's and other published layouts. STORE is the folder to create.
 """
 
 from __future__ import annotations

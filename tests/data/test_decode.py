@@ -139,6 +139,8 @@ def test_the_stored_square_is_the_centre_of_the_image() -> None:
         ("JPEG", quadrants().convert("CMYK"), {"cmyk", "enlarged"}),
         ("PNG", quadrants(300, 300), {"png"}),
         ("GIF", quadrants(300, 300), {"gif"}),
+        ("AVIF", quadrants(300, 300), {"avif"}),
+        ("JPEG2000", quadrants(300, 300), {"jpeg2000"}),
         ("PNG", Image.new("LA", (300, 300), (9, 99)), {"png", "grey", "transparent"}),
     ],
 )
@@ -148,6 +150,21 @@ def test_unusual_properties_of_an_image_are_reported_as_traits(
     stored = convert_to_stored(encoded(image, kind), 256, 95)
     assert stored.traits == traits
     assert np.array_equal(stored.pixels, simplejpeg.decode_jpeg(stored.jpeg))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("AVIF", "AVIF"), ("JPEG2000", "JPEG 2000")])
+def test_a_format_that_pillow_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    data = encoded(quadrants(), kind)
+    assert np.abs(np.asarray(decode_image(data).image).astype(int) - quadrants()).mean() < 4
+    with pytest.raises(ValueError, match=r".") as caught:  # truncated
+        decode_image(data[: len(data) // 2])
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(decode, "_OTHER_FORMATS", ("PNG",))
+    monkeypatch.setattr(decode.features, "check", lambda feature: False)
+    with pytest.raises(ValueError, match=f"this build of Pillow cannot decode {name}"):
+        decode_image(data)
 
 
 def test_an_image_may_be_gzipped_once_but_not_twice() -> None:

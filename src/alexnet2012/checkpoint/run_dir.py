@@ -72,6 +72,7 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     if store.size != data.store_size:
         remedy = f"contains images of {store.size} pixels; set data.store_size={store.size}"
         raise ConfigError("data.store", data.store, remedy)
+    store.require("train")
     newest = run_on_rank_0(lambda: manifest.latest(run_dir), mesh)
     if config.resume is None or (config.resume == AUTO and newest is None):
         return store, None

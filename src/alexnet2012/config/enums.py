@@ -67,7 +67,9 @@ class Budget(Choice):
 
 
 # Sources that need no path: generated from an installed package, or downloaded.
-NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
+NAMED_SOURCES = (
+    *("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull", "tinyimagenet"),
+)
 
 
 class Feed(Choice):

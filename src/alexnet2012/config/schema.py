@@ -403,7 +403,10 @@ class PrepareConfig:
     workers: int | None = ranged(None, low=1, high=1024)  # processes; null: one per core
     on_reject: OnReject = OnReject.skip  # skip: list unusable images; fail: stop at one
     # validation images in % of each class, for folders without a split of their own
-    val_percent: float = ranged(10.0, above=0, below=100)
+    # 100: all, for a store to evaluate on
+    val_percent: float = ranged(10.0, above=0, high=100)
+    # list of image name and class, for images in no class folders; null: a known list beside them
+    labels: str | None = None
     seed: int = ranged(0, low=0)  # seed of that split, and of the crops of `photos`
 
 

@@ -3,7 +3,8 @@
 :mod:`.preparation` creates it, ``Store.open`` reads it. On disk: ``train/CLASS/0000000.jpg``,
 ``val/CLASS/…``; the lists ``train.tsv`` and ``val.tsv`` (path, label, SHA-256, and the name in the
 source as a JSON string); ``mean_image.npy``; ``manifest.json``; and ``rejects.jsonl``, the files
-that were not used, with reasons.
+that were not used, with reasons. A store of validation images alone has no ``train/``, an empty
+``train.tsv`` and no mean image.
 
 Shapes: P is the side of a stored image in pixels.
 """
@@ -44,11 +45,13 @@ class Store:
     root: Path
     size: int  # P
     classes: tuple[str, ...]
-    mean_image: npt.NDArray[np.float32]  # [P, P, 3] RGB values in 0–255, over the training images
-    rgb_covariance: npt.NDArray[np.float64]  # [3, 3] on the 0–255 scale, over all their pixels
+    # Over the training images; None if there are none.
+    mean_image: npt.NDArray[np.float32] | None  # [P, P, 3] RGB values in 0–255
+    rgb_covariance: npt.NDArray[np.float64] | None  # [3, 3] on the 0–255 scale, over all pixels
     fingerprint: str  # SHA-256 of the lists, which contain that of every file
     description: str  # one sentence: what the images are, and what they are no evidence for
     first_label: int = 0  # in the lists, of the first of ``classes``
+    splits: tuple[str, ...] = SPLITS  # only ("val",) in a store of validation images alone
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -75,14 +78,17 @@ class Store:
         if not intact:
             problem = "is damaged (its files do not match their checksums)"
             raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
+        covariance = manifest["rgb_covariance"]
+        has_train = covariance is not None
         return cls(
             root=root,
             size=manifest["settings"]["size"],
             classes=tuple(manifest["classes"]),
-            mean_image=np.load(root / MEAN_IMAGE, allow_pickle=False),
-            rgb_covariance=np.array(manifest["rgb_covariance"], dtype=np.float64),
+            mean_image=np.load(root / MEAN_IMAGE, allow_pickle=False) if has_train else None,
+            rgb_covariance=np.array(covariance, dtype=np.float64) if has_train else None,
             fingerprint=manifest["fingerprint"],
             description=manifest["description"],
+            splits=SPLITS if has_train else ("val",),
         )
 
     def narrowed(self, first_classes: int | None, skip_classes: int = 0) -> Store:
@@ -105,13 +111,20 @@ class Store:
         kept = self.classes[skip_classes:][:first_classes]
         return replace(self, classes=kept, first_label=self.first_label + skip_classes)
 
+    def require(self, split: str) -> None:
+        """Raise ConfigError if a store of validation images alone lacks the split."""
+        assert split in SPLITS, split
+        if split not in self.splits:
+            remedy = "contains validation images only; use a store made with training images"
+            raise ConfigError("data.store", self.root, remedy)
+
     def split(self, name: str, limit: int | None = None) -> Split:
         """``train`` or ``val``; ``limit`` keeps the first images of each class only.
 
         Raises:
-            ConfigError: ``limit`` is below 1.
+            ConfigError: ``limit`` is below 1, or the store has no training images.
         """
-        assert name in SPLITS, name
+        self.require(name)
         if limit is not None and limit < 1:
             raise ConfigError("data.limit", limit, "must be 1 or more, or null for all images")
         paths, labels, digests = [], [], bytearray()
@@ -135,8 +148,9 @@ def fingerprint(root: Path) -> str:
 
 
 def manifest_digest(manifest: Mapping[str, Any], root: Path) -> str:
-    """SHA-256 of the manifest's content and the mean image."""
+    """SHA-256 of the manifest's content and, if there are training images, the mean image."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    digest.update((root / MEAN_IMAGE).read_bytes())
+    if manifest["rgb_covariance"] is not None:
+        digest.update((root / MEAN_IMAGE).read_bytes())
     return digest.hexdigest()

@@ -251,7 +251,7 @@ def store(root: Path) -> Finding:
         if not intact:
             remedy = "the file was changed or deleted; remove the store and prepare it again"
             return Finding("store", Severity.wrong, f"{root / path} is corrupt", remedy)
-    counts = " and ".join(f"{len(opened.split(split).paths):,} {split}" for split in SPLITS)
+    counts = " and ".join(f"{len(opened.split(split).paths):,} {split}" for split in opened.splits)
     verified = f"{len(opened.classes)} classes; {len(sample)} files verified"
     return ok("store", f"{counts} images of {verified}")
 

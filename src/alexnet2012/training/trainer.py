@@ -333,6 +333,7 @@ class Trainer:
         self.progress.records = self._reporter.sync()
         self._checkpoint_requested = False
         self._checkpoints.wait()  # at most one copy of the state in memory
+        assert self.store.mean_image is not None
         state = TrainingState.of(self.model, self.optimizer, self.progress, self.store.mean_image)
         self._checkpoints.save(state)
 

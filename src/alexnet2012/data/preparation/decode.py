@@ -9,6 +9,7 @@ Shapes: P is the side of a stored image in pixels.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zlib
 from itertools import combinations_with_replacement
@@ -17,11 +18,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 # Far above the photographs of the usual data sets; a small file can claim billions.
 MAX_PIXELS = 100_000_000
-_OTHER_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_OTHER_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+# Formats that not every build of Pillow decodes: a pattern of the first bytes, Pillow's feature.
+_OPTIONAL_FORMATS = {
+    "AVIF": (re.compile(rb"....ftypavi[fs]", re.DOTALL), "avif"),
+    "JPEG 2000": (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "jpg_2000"),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
+}
 _MAX_ASPECT = 4  # the centre square of a longer image shows little of it
 _JPEG, _SCAN, _END, _APP2 = b"\xff\xd8", b"\xff\xda", b"\xff\xd9", b"\xff\xe2"
 _MAX_SCANS = 100  # progressive JPEGs have about ten; each is a pass over the whole image
@@ -67,6 +74,9 @@ def decode_image(data: bytes) -> DecodedImage:
             return DecodedImage(image, traits | {"gzip"})
         return _decode_jpeg(data) if data.startswith(_JPEG) else _decode_other(data)
     except UnidentifiedImageError:
+        for kind, (start, feature) in _OPTIONAL_FORMATS.items():
+            if start.match(data) and not features.check(feature):
+                raise ValueError(f"this build of Pillow cannot decode {kind}") from None
         raise ValueError("not an image in a supported format") from None
     except MemoryError:  # a failure of the machine, not of the image
         raise

@@ -34,7 +34,7 @@ from alexnet2012.data.preparation.progress import ImageOutcome, StoreBuilder, un
 from alexnet2012.data.preparation.workers import ordered_map
 from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.sources.registry import locate, source_is_missing
-from alexnet2012.data.store import FORMAT, SPLITS, Store
+from alexnet2012.data.store import FORMAT, Store
 from alexnet2012.utils.locks import locked
 
 _IMAGES_PER_JOB = 64
@@ -89,6 +89,8 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         _check_unfinished(work, root, settings)
         try:
             with handle.open(work / "photos", progress) as source:
+                for note in source.notes:
+                    print(f"{source.where}: {note}")
                 summary = _build_store(work, source, config, settings, handle.dates, progress)
         except ConfigError:
             if unfinished_settings(work) is None:
@@ -179,7 +181,7 @@ def _build_store(
         if unfinished_settings(work) is not None:
             print(f"starting over: images or libraries changed since the unfinished work in {work}")
         builder = StoreBuilder.new(work, source, settings, dates)
-    for split in SPLITS:
+    for split in source.splits:
         for name in source.classes:
             (builder.root / split / name).mkdir(parents=True, exist_ok=True)
     jobs = islice(_jobs(builder.root, source, config), builder.state.jobs, None)
@@ -211,7 +213,7 @@ def _build_store(
 
 
 def _jobs(root: Path, source: ImageSource, config: PrepareConfig) -> Iterator[_Job]:
-    for split in SPLITS:
+    for split in source.splits:
         entries, first = source.entries(split), 0
         while chunk := list(islice(entries, _IMAGES_PER_JOB)):
             yield _Job(root, split, first, chunk, source.classes, config.size, config.quality)

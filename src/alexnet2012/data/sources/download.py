@@ -57,6 +57,12 @@ REMOTE_FILES = {
     "imagenettefull": RemoteFile(
         f"{_FASTAI}/imagenette2.tgz", "md5", "fe2fc210e6bb7c5664d602c3cd71e612"
     ),
+    "tinyimagenet": RemoteFile(
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "md5",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        248_100_043,
+    ),
 }
 
 
