@@ -12,7 +12,7 @@ from PIL import Image
 
 from alexnet2012.data.preparation import decode
 from alexnet2012.data.preparation.decode import (
-    MAX_PIXELS,
+    MAX_BYTES,
     convert_to_stored,
     decode_image,
     square_jpeg,
@@ -105,7 +105,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
         with pytest.raises(ValueError, match=r"pixels|exceeds limit") as caught:
             decode_image(data)
         assert "\n" not in str(caught.value)
-    assert MAX_PIXELS < 12_000**2
+    assert MAX_BYTES < 8 * 12_000**2
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_a_gzip_bomb_is_not_decompressed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_pixel_limit_is_exact(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
-    monkeypatch.setattr(decode, "MAX_PIXELS", 60 * 40 - more)
-    for kind in ("JPEG", "PNG"):
+    for kind, bytes_per_pixel in (("JPEG", 7), ("PNG", 8)):
+        monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * bytes_per_pixel - more)
         data = encoded(quadrants(60, 40), kind)
         if more:
             with pytest.raises(ValueError, match="60 × 40 pixels exceed the limit"):

@@ -22,10 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.utils.untrusted import read_array, read_bytes, read_json_object
 
 SPLITS = ("train", "val")
 FORMAT = 3  # of the layout on disk
 MEAN_IMAGE = "mean_image.npy"
+MAX_LIST_BYTES = 16 * 2**30  # of 14 million images: 2 GB
 
 
 @dataclass(frozen=True)
@@ -62,27 +64,38 @@ class Store:
         if not (root / "manifest.json").is_file():
             raise ConfigError("data.store", root, f"no store found; {create}")
         try:
-            manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+            manifest = read_json_object(root / "manifest.json")
             supported = manifest["settings"]["format"] == FORMAT
             intact = supported and manifest["fingerprint"] == fingerprint(root)
             intact = intact and manifest["sha256"] == manifest_digest(manifest, root)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if intact:  # by whoever wrote it
+                return cls._of(manifest, root)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             remedy = f"is damaged ({error}); remove it and {create}"
             raise ConfigError("data.store", root, remedy) from error
         if not supported:
             problem = "was created by an incompatible version of alexnet2012"
             raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
-        if not intact:
-            problem = "is damaged (its files do not match their checksums)"
-            raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
+        problem = "is damaged (its files do not match their checksums)"
+        raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
+
+    @classmethod
+    def _of(cls, manifest: Mapping[str, Any], root: Path) -> Store:
+        """What a manifest describes; ValueError, TypeError or LookupError if it is not one."""
+        size, mean_image = manifest["settings"]["size"], read_array(root / MEAN_IMAGE)
+        covariance = np.array(manifest["rgb_covariance"], dtype=np.float64)
+        if type(size) is not int or mean_image.shape != (size, size, 3):
+            raise ValueError(f"{MEAN_IMAGE} has shape {mean_image.shape}, and size is {size}")
+        if mean_image.dtype != np.float32 or covariance.shape != (3, 3):
+            raise ValueError(f"{MEAN_IMAGE} or the covariance is of another type")
         return cls(
             root=root,
-            size=manifest["settings"]["size"],
-            classes=tuple(manifest["classes"]),
-            mean_image=np.load(root / MEAN_IMAGE, allow_pickle=False),
-            rgb_covariance=np.array(manifest["rgb_covariance"], dtype=np.float64),
-            fingerprint=manifest["fingerprint"],
-            description=manifest["description"],
+            size=size,
+            classes=tuple(map(str, manifest["classes"])),
+            mean_image=mean_image,
+            rgb_covariance=covariance,
+            fingerprint=str(manifest["fingerprint"]),
+            description=str(manifest["description"]),
         )
 
     def narrowed(self, first_classes: int | None, skip_classes: int = 0) -> Store:
@@ -130,7 +143,7 @@ class Store:
 
 def fingerprint(root: Path) -> str:
     """SHA-256 of the lists of a store, which contain that of every image file."""
-    lists = ((root / f"{split}.tsv").read_bytes() for split in SPLITS)
+    lists = (read_bytes(root / f"{split}.tsv", MAX_LIST_BYTES) for split in SPLITS)
     return hashlib.sha256(b"".join(lists)).hexdigest()
 
 
@@ -138,5 +151,5 @@ def manifest_digest(manifest: Mapping[str, Any], root: Path) -> str:
     """SHA-256 of the manifest's content and the mean image."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    digest.update((root / MEAN_IMAGE).read_bytes())
+    digest.update(read_bytes(root / MEAN_IMAGE))
     return digest.hexdigest()

@@ -35,6 +35,7 @@ from alexnet2012.data.preparation.workers import ordered_map
 from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.sources.registry import locate, source_is_missing
 from alexnet2012.data.store import FORMAT, SPLITS, Store
+from alexnet2012.utils.files import naming
 from alexnet2012.utils.locks import locked
 
 _IMAGES_PER_JOB = 64
@@ -141,7 +142,9 @@ def _run_job(
             reason = error.strerror if isinstance(error, OSError) else error
             outcomes.append(ImageOutcome(reason=str(reason)))
             continue
-        (job.root / job.target(index)).write_bytes(stored.jpeg)
+        target = job.root / job.target(index)
+        with naming(target):
+            target.write_bytes(stored.jpeg)
         sha256 = hashlib.sha256(stored.jpeg).hexdigest()
         outcomes.append(ImageOutcome(job.target(index), sha256, sorted(stored.traits)))
         if job.split == "train":

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.store import MEAN_IMAGE, SPLITS, fingerprint, manifest_digest
+from alexnet2012.utils.files import array_bytes, naming, replace_bytes, replace_text
 
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
 _STATE = "state.npz"
@@ -137,7 +138,8 @@ class StoreBuilder:
         os.sync()  # or after a power failure the state could refer to images that were lost
         text = np.frombuffer(json.dumps(asdict(self.state)).encode(), np.uint8)
         temporary = self._work / f"writing-{_STATE}"
-        np.savez(temporary, state=text, sums=self._sums, products=self._products)
+        with naming(temporary), temporary.open("wb") as state:
+            np.savez(state, state=text, sums=self._sums, products=self._products)
         os.replace(temporary, self._work / _STATE)
         self._saved_at = time.monotonic()
         save_s = self._saved_at - start
@@ -157,7 +159,7 @@ class StoreBuilder:
         self.close()
         train, val = (sum(self.state.counts[split].values()) for split in SPLITS)
         assert train + val + self.state.rejected == self.state.listed, self.state
-        np.save(self.root / MEAN_IMAGE, (self._sums / train).astype(np.float32))
+        replace_bytes(self.root / MEAN_IMAGE, array_bytes((self._sums / train).astype(np.float32)))
         strays = len(self._source.strays)
         manifest: dict[str, Any] = {
             "settings": self.state.settings,
@@ -174,7 +176,7 @@ class StoreBuilder:
         }
         manifest["sha256"] = manifest_digest(manifest, self.root)
         text = json.dumps(manifest, indent=1) + "\n"
-        (self.root / "manifest.json").write_text(text, encoding="utf-8")
+        replace_text(self.root / "manifest.json", text)
         classes = len(self._source.classes)
         summary = f"{train:,} training and {val:,} validation images in {classes:,} classes"
         traits = ", ".join(f"{count:,} {trait}" for trait, count in manifest["traits"].items())

@@ -38,6 +38,12 @@ _CIFAR_BATCHES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test
 _CIFAR_NAMES = "batches.meta.txt"
 CIFAR10_FILES = (_CIFAR_NAMES, *_CIFAR_BATCHES)
 DOWNLOAD_AGAIN = "download it again"
+MAX_HEADER_BYTES = 1 << 20  # of a long name or other extended headers of a member
+MAX_SHOWN = 100  # characters of a member's name in a message
+_EXTENDED = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 
 @contextmanager
@@ -55,9 +61,19 @@ class _StrictInfo(tarfile.TarInfo):
     """Raises on a damaged header, which tarfile would take for the end of the archive."""
 
     @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _EXTENDED and info.size > MAX_HEADER_BYTES:  # it would be read at once
+            size = f"{info.size:,} bytes for the name of one member"
+            raise tarfile.ReadError(f"{size}; the limit is {MAX_HEADER_BYTES:,}")
+        return info
+
+    @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictInfo:
         try:
             return super().fromtarfile(tar)
+        except RecursionError:
+            raise tarfile.ReadError("extended headers without a member") from None
         except (
             tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
             tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
@@ -87,17 +103,19 @@ def iter_members(
         parts = PurePosixPath(member.name).parts
         if member.isdir():
             continue
-        if parts and parts[-1].startswith("."):  # ._1.jpg is macOS metadata
+        problem = ""
+        is_hidden = parts[-1:] > () and parts[-1].startswith(".")  # ._1.jpg is macOS metadata
+        if member.name.startswith("/") or ".." in parts:
+            problem = "has an unsafe path"
+        elif is_hidden:
             if hidden is not None and has_image_suffix(parts[-1]):
                 hidden.append(member.name)
             continue
-        problem = ""
-        if member.name.startswith("/") or ".." in parts:
-            problem = "has an unsafe path"
         elif not member.isreg() or member.issparse() or member.size < 0:
             problem = "is not a regular file"
         if problem:
-            remedy = f"member {member.name!r} {problem}; do not use this archive"
+            name = f"{member.name[:MAX_SHOWN]}…" if member.name[MAX_SHOWN:] else member.name
+            remedy = f"member {name!r} {problem}; do not use this archive"
             raise source_error(path, remedy)
         yield member
     assert tar.fileobj is not None

@@ -128,7 +128,8 @@ class ImageFolder:
 
 
 def _visible_names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if not name.startswith(".") or not name.strip("."))
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:

@@ -48,6 +48,7 @@ from alexnet2012.distributed.watchdog.peers import BEAT_INTERVAL_S, Peer, addres
 STORE_TIMEOUT_S = 2.0  # the store may be on the rank that has stopped
 DIAGNOSE_WITHIN_S = 5.0  # after a collective has failed, the cause shows up within this time
 LATE_FRACTION = 0.95  # of timeout_s: before NCCL ends the process without naming the late rank
+CLOSING_S = 2 * STORE_TIMEOUT_S + BEAT_INTERVAL_S  # for the thread to leave the store
 GRACE_S = 10.0  # for a rank to exit by itself once it has raised the diagnosis
 VERDICT = "verdict"  # key in the store
 RECORDS = "flight.json"  # in the run directory
@@ -65,6 +66,7 @@ class Watchdog:
         self._stall_s, self._timeout_s = 0.0, math.inf
         self._capturing: Callable[[str, str, int], None] | None = None
         self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self._reporting = threading.Lock()
         self._reported: LostPeerError | None = None
 
@@ -85,7 +87,7 @@ class Watchdog:
             fd = os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
         else:
             fd = os.memfd_create("alexnet2012")
-        os.ftruncate(fd, SIZE)
+        os.posix_fallocate(fd, 0, SIZE)  # a sparse file would end the process once the disk is full
         self.this_rank.record.memory = mmap.mmap(fd, SIZE)
         store.set(f"rank{rank}", json.dumps(address(fd)))
         for peer_rank in (r for r in range(world_size) if r != rank):
@@ -93,7 +95,8 @@ class Watchdog:
             peer_address = json.loads(store.get(f"rank{peer_rank}"))
             self.peers.append(Peer.at(peer_address, peer_rank, same_replica=same_replica))
         store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
         atexit.register(self.close)  # a process that exits without closing counts as killed
         return self
 
@@ -182,6 +185,9 @@ class Watchdog:
             self.this_rank.record.close(failed=failed)
             with suppress(RuntimeError):
                 self._send()
+            # In the store's C++ code it would abort the interpreter's exit.
+            if self._thread is not None and not failed:
+                self._thread.join(CLOSING_S)
 
     def _watch(self) -> None:
         checked_at = time.monotonic()

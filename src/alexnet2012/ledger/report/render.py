@@ -20,8 +20,15 @@ from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.report import context
 from alexnet2012.ledger.report.compare import compare, comparison_tables
-from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of, load_reproduction
+from alexnet2012.ledger.results import (
+    Evaluation,
+    Reproduction,
+    damaged_directory,
+    ledger_of,
+    load_reproduction,
+)
 from alexnet2012.ledger.verdicts import columns
+from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.templates import page_template
 
 
@@ -37,7 +44,7 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
     )
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "report.html"
-    path.write_text(template.render(context.view(reproduction)), encoding="utf-8")
+    replace_text(path, template.render(context.view(reproduction)))
     return path
 
 
@@ -126,13 +133,14 @@ def _report(words: Sequence[str]) -> None:
         "--claims", action="store_true", help="print the verdicts over several seeds as Markdown"
     )
     arguments = parser.parse_args(words)
-    reproduction = _load("DIR", arguments.directory)
-    if arguments.table:
-        print(summary_table(reproduction))
-    elif arguments.claims:
-        print(claims_table(reproduction))
-    else:
-        print(write_report(reproduction, arguments.directory))
+    with damaged_directory("DIR", arguments.directory):
+        reproduction = _load("DIR", arguments.directory)
+        if arguments.table:
+            print(summary_table(reproduction))
+        elif arguments.claims:
+            print(claims_table(reproduction))
+        else:
+            print(write_report(reproduction, arguments.directory))
 
 
 def _compare(words: Sequence[str]) -> None:
