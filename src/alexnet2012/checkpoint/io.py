@@ -72,6 +72,8 @@ def save(
     except (OSError, CheckpointException) as error:
         reason = first_line(_first_failure(error))
         run_on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
+        if isinstance(_first_failure(error), FileNotFoundError):
+            raise RunError(f"{folder}: its directory was removed during the run") from error
         raise RunError(
             f"{folder}: cannot be written ({reason}); earlier checkpoints are intact. "
             "Free disk space and run the same command again to resume from the last one"

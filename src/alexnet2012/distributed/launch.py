@@ -214,7 +214,8 @@ def _failure(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
 def _diagnosis(folder: Path, failed: Sequence[int]) -> str:
     """Where the failed ranks were, from their flight records; empty if there are none yet."""
     files = sorted(folder.glob(f"*{RECORD}"), key=lambda file: int(file.stem))
-    records = [RankRecord(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
+    found = [(int(file.stem), file.read_bytes()) for file in files]
+    records = [RankRecord(rank, FlightRecord(memory)) for rank, memory in found if memory]
     others = [record for record in records if record.rank not in failed]
     lost = [record for record in records if record.rank in failed and others]
     return "; ".join(exited(others[0], record).text for record in lost)

@@ -28,6 +28,7 @@ from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.reproduction import PARTS
 from alexnet2012.ledger.verdicts import columns, ledger
 from alexnet2012.ledger.verify import verify
+from alexnet2012.utils.text import say
 
 EPILOG = """\
 DIR is the directory of one sweep. Ablations and pretraining have run directories ABLATION/SEED; in
@@ -106,7 +107,7 @@ def _verify(words: Sequence[str]) -> None:
     directory = parser.parse_args(words).directory
     found = verify(directory)
     for difference in found.differences:
-        print(difference)
+        say(str(difference))
     if found.differences:
         count = len(found.differences)
         raise RunError(f"{directory}: {count} values differ from those that the evidence gives")

@@ -85,8 +85,11 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def _write(self, name: str, kind: str, step: int, values: Mapping[str, float]) -> None:
         path = self.run_dir / name
-        with naming(path), open(path, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        try:
+            with naming(path), open(path, "a", encoding="utf-8") as out:
+                out.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        except FileNotFoundError:
+            raise RunError(f"{self.run_dir}: was removed during the run") from None
         self.lines[name] += 1
         if kind != _STARTED:
             named = {f"{kind}/{key}": value for key, value in values.items()}

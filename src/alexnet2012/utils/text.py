@@ -11,3 +11,8 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same for text of several lines, such as a traceback."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def say(text: str) -> None:
+    """Print text that holds a name: of a file, a class or anything else that others chose."""
+    print(printable_lines(text))

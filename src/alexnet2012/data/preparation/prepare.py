@@ -37,6 +37,7 @@ from alexnet2012.data.sources.registry import locate, source_is_missing
 from alexnet2012.data.store import FORMAT, SPLITS, Store
 from alexnet2012.utils.files import naming
 from alexnet2012.utils.locks import locked
+from alexnet2012.utils.text import say
 
 _IMAGES_PER_JOB = 64
 _USER_SETTINGS = ("source", "size", "quality", "seed", "val_percent")  # the rest follows from files
@@ -102,8 +103,8 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         os.sync()  # the work of hours should survive a power failure
         os.replace(work / "store", root)
         shutil.rmtree(work, ignore_errors=True)
-    print(f"store {root}")
-    print(textwrap.fill(summary, 78, initial_indent="  ", subsequent_indent="  "))
+    say(f"store {root}")
+    say(textwrap.fill(summary, 78, initial_indent="  ", subsequent_indent="  "))
     return Store.open(root)
 
 
@@ -180,7 +181,7 @@ def _build_store(
     builder = StoreBuilder.resumed(work, source, settings, dates)
     if builder is None:
         if unfinished_settings(work) is not None:
-            print(f"starting over: images or libraries changed since the unfinished work in {work}")
+            say(f"starting over: images or libraries changed since the unfinished work in {work}")
         builder = StoreBuilder.new(work, source, settings, dates)
     for split in SPLITS:
         for name in source.classes:

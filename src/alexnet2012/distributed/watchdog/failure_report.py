@@ -57,14 +57,23 @@ def write_failure(error: BaseException, rank: int | None = None) -> int:
         failure.config_error = [error.key, str(error.value), error.remedy]
     elif isinstance(error, LostPeerError):
         failure.lost = error.ranks
-    if folder := os.environ.get(FAILURES_DIR):
-        path = Path(folder, f"{rank}.json")
-        path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
-        path.with_suffix(".writing").replace(path)
-    else:
+    if not _handed_over(failure):
         sys.stderr.write(printable_lines(f"alexnet2012: {failure.text}\n"))
         sys.stderr.flush()
     return EXIT_USER_ERROR if failure.config_error else EXIT_FAILURE
+
+
+def _handed_over(failure: Failure) -> bool:
+    """Write the report for our launcher; False if there is none, or its folder's disk is full."""
+    if not (folder := os.environ.get(FAILURES_DIR)):
+        return False
+    path = Path(folder, f"{failure.rank}.json")
+    try:
+        path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
+        path.with_suffix(".writing").replace(path)
+    except OSError:
+        return False
+    return True
 
 
 def read_failures(folder: Path) -> list[Failure]:

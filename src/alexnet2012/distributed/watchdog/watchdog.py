@@ -83,11 +83,7 @@ class Watchdog:
         """Find the other ranks through ``store`` and start watching them. Collective."""
         self = cls(rank)
         self._store, self._stall_s, self._timeout_s = store, stall_s, timeout_s
-        if folder := os.environ.get(FAILURES_DIR):  # our launcher reads the record there
-            fd = os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
-        else:
-            fd = os.memfd_create("alexnet2012")
-        os.posix_fallocate(fd, 0, SIZE)  # a sparse file would end the process once the disk is full
+        fd = _record_file(rank)
         self.this_rank.record.memory = mmap.mmap(fd, SIZE)
         store.set(f"rank{rank}", json.dumps(address(fd)))
         for peer_rank in (r for r in range(world_size) if r != rank):
@@ -298,3 +294,20 @@ class Watchdog:
         text = json.dumps(records, indent=1)
         with suppress(OSError):
             (self.folder / RECORDS).write_text(text + "\n", encoding="utf-8")
+
+
+def _record_file(rank: int) -> int:
+    """A file for the flight record: where our launcher reads it, else in memory."""
+    if folder := os.environ.get(FAILURES_DIR):
+        file = Path(folder, f"{rank}{RECORD}")
+        fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:  # writing to a mapped sparse file on a full disk would end the process
+            os.posix_fallocate(fd, 0, SIZE)
+        except OSError:
+            os.close(fd)
+            file.unlink()
+        else:
+            return fd
+    fd = os.memfd_create("alexnet2012")
+    os.ftruncate(fd, SIZE)
+    return fd

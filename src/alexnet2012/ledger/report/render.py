@@ -30,6 +30,7 @@ from alexnet2012.ledger.results import (
 from alexnet2012.ledger.verdicts import columns
 from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.templates import page_template
+from alexnet2012.utils.text import printable, say
 
 
 def write_report(reproduction: Reproduction, directory: Path) -> Path:
@@ -136,11 +137,11 @@ def _report(words: Sequence[str]) -> None:
     with damaged_directory("DIR", arguments.directory):
         reproduction = _load("DIR", arguments.directory)
         if arguments.table:
-            print(summary_table(reproduction))
+            say(summary_table(reproduction))
         elif arguments.claims:
-            print(claims_table(reproduction))
+            say(claims_table(reproduction))
         else:
-            print(write_report(reproduction, arguments.directory))
+            say(str(write_report(reproduction, arguments.directory)))
 
 
 def _compare(words: Sequence[str]) -> None:
@@ -157,7 +158,7 @@ def _compare(words: Sequence[str]) -> None:
         rows = [{**asdict(row), "outcome": row.outcome.value} for row in compare(first, second)]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    names = (escape(str(arguments.A)), escape(str(arguments.B)))
+    names = (escape(printable(str(arguments.A))), escape(printable(str(arguments.B))))
     for table in comparison_tables(names, first, second):
         Console().print(table)
 
