@@ -171,6 +171,7 @@ def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
     mean_image = _read(folder, MEAN_IMAGE, read_array)
     if (
         mean_image.dtype != np.float32
+        or mean_image.ndim != 3
         or mean_image.shape != (len(mean_image), len(mean_image), 3)
         or not np.isfinite(mean_image).all()
     ):

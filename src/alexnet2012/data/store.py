@@ -129,14 +129,20 @@ class Store:
             raise ConfigError("data.limit", limit, "must be 1 or more, or null for all images")
         paths, labels, digests = [], [], bytearray()
         images: Counter[str] = Counter()
-        for line in (self.root / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
-            path, number, sha256, _ = line.split("\t")
-            images[number] += 1
-            label = int(number) - self.first_label
-            if label in range(len(self.classes)) and (limit is None or images[number] <= limit):
-                paths.append(f"{self.root}/{path}")
-                labels.append(label)
-                digests += bytes.fromhex(sha256)
+        try:
+            for line in read_bytes(self.root / f"{name}.tsv", MAX_LIST_BYTES).decode().splitlines():
+                path, number, sha256, _ = line.split("\t")
+                images[number] += 1
+                label = int(number) - self.first_label
+                if label in range(len(self.classes)) and (limit is None or images[number] <= limit):
+                    paths.append(f"{self.root}/{path}")
+                    labels.append(label)
+                    digests += bytes.fromhex(sha256)
+            if len(digests) != 32 * len(paths):
+                raise ValueError("a digest is not of 32 bytes")
+        except ValueError as error:
+            remedy = f"{name}.tsv is damaged ({error}); remove the store and prepare it again"
+            raise ConfigError("data.store", self.root, remedy) from error
         rows = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
         return Split(tuple(paths), np.array(labels, dtype=np.int64), rows)
 

@@ -24,11 +24,10 @@ MAX_DEPTH = 100  # of nested lists and mappings; parsers of YAML in C overflow t
 def open_regular(path: Path | str) -> io.BufferedReader:
     """Open a regular file for reading; a pipe would wait for a writer, and a device never ends."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = os.fdopen(descriptor, "rb")
     if not S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise ValueError("is not a regular file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path | str, max_bytes: int = MAX_BYTES) -> bytes:

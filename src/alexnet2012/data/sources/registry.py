@@ -59,6 +59,8 @@ def locate(config: PrepareConfig) -> SourceHandle:
     usage = f"set it to a folder with {LAYOUT}, or one of {', '.join(NAMED_SOURCES)}"
     if not path.exists():
         raise source_error(path, f"does not exist; {usage}")
+    if not (path.is_file() or path.is_dir()):
+        raise source_error(path, f"is neither a file nor a folder; {usage}")
     basename = {"source": path.resolve().name}
     if path.is_file():
         if not path.name.endswith(ARCHIVE_SUFFIXES):
