@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from alexnet2012.cli.errors import exit_on_error
-from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.config.schema import ConfigError, ReproduceConfig, RunError
 from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.watchdog import watchdog
 from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR, write_failure
+from alexnet2012.ledger.reproduction import Reproduce
 from alexnet2012.utils import logs
 from alexnet2012.utils.files import naming, os_error_line, replace_text
 from alexnet2012.utils.interrupt import InterruptError
@@ -162,12 +163,16 @@ def test_errors_of_what_a_signal_broke_off_are_not_reported(
     assert capfd.readouterr().err == "alexnet2012: interrupted\n"
 
 
-def test_code_that_survives_failures_does_not_survive_a_wish_to_end() -> None:
+def test_code_that_survives_failures_does_not_survive_a_wish_to_end(tmp_path: Path) -> None:
+    """As a reproduction, whose other parts run although one of them fails."""
+
+    def interrupted() -> None:
+        raise InterruptError(15)
+
+    reproduction = Reproduce(ReproduceConfig(out=str(tmp_path)))
     with pytest.raises(InterruptError):
-        try:
-            raise InterruptError(15)
-        except Exception:
-            raise AssertionError from None
+        reproduction._part("a part", interrupted)
+    assert reproduction.results["warnings"] == []
 
 
 def test_whoever_stops_reading_results_waits_for_no_thread() -> None:

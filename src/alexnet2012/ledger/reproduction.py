@@ -50,6 +50,7 @@ from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, Sweeps, arms_of
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
 from alexnet2012.utils.environment import cpu_name, running_commit
+from alexnet2012.utils.files import os_error_line
 from alexnet2012.utils.text import printable_lines, say
 
 
@@ -332,7 +333,9 @@ class Reproduce:
             if needed:
                 raise
             message = str(error)
-            if not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
+            if isinstance(error, OSError) and (line := os_error_line(error)):
+                message = line
+            elif not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
                 traceback.print_exc()
                 message = f"{type(error).__name__}: {error}"
             self.results["warnings"].append(f"{title}: {message}")
