@@ -35,6 +35,7 @@ from alexnet2012.inference.export import export
 from alexnet2012.inference.features import Features
 from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
+from alexnet2012.ledger.command import main as ledger_main
 from alexnet2012.ledger.report.render import main as report_main
 from alexnet2012.tracking.run_index import RunState, read_run
 from alexnet2012.tracking.tracker import read_records
@@ -494,6 +495,19 @@ REPORTS: dict[str, Spoil] = {
     "runs of a list": text('{"runs": [1]}'),
     "evaluation of a number": text('{"evaluation": 3}'),
 }
+
+
+def test_a_ledger_that_is_none_is_not_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ledger.json").write_text('{"rows": 3}')
+    (tmp_path / "evidence.json").write_text('{"sweeps": 3}')
+    np.savez(tmp_path / "evidence.npz", a=np.zeros(1))
+    monkeypatch.setattr("sys.argv", ["ledger", "verify", str(tmp_path)])
+    with pytest.raises(SystemExit) as ending:
+        ledger_main()
+    err = capfd.readouterr().err
+    assert (ending.value.code, err.count("\n")) == (2, 1), err
 
 
 @pytest.mark.parametrize("kind", REPORTS)

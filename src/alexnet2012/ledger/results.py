@@ -239,11 +239,10 @@ def save_reproduction(reproduction: Reproduction, directory: Path) -> None:
 
 def load_reproduction(directory: Path) -> Reproduction:
     """Read the files of :func:`save_reproduction`."""
-    with damaged_directory("DIR", directory):
-        content = read_json_object(directory / "reproduction.json")
-        for name in _ARRAYS:
-            if (directory / f"{name}.npy").exists():
-                content[name] = torch.from_numpy(read_array(directory / f"{name}.npy"))
+    content = read_json_object(directory / "reproduction.json")
+    for name in _ARRAYS:
+        if (directory / f"{name}.npy").exists():
+            content[name] = torch.from_numpy(read_array(directory / f"{name}.npy"))
     return cast(Reproduction, content)
 
 

@@ -134,8 +134,8 @@ def _report(words: Sequence[str]) -> None:
         "--claims", action="store_true", help="print the verdicts over several seeds as Markdown"
     )
     arguments = parser.parse_args(words)
+    reproduction = _load("DIR", arguments.directory)
     with damaged_directory("DIR", arguments.directory):
-        reproduction = _load("DIR", arguments.directory)
         if arguments.table:
             say(summary_table(reproduction))
         elif arguments.claims:
@@ -167,7 +167,9 @@ def _load(name: str, directory: Path) -> Reproduction:
     if not (directory / "reproduction.json").exists():
         remedy = "contains no reproduction.json; `make reproduce` writes one"
         raise ConfigError(name, directory, remedy)
-    return load_reproduction(directory)
+    with damaged_directory(name, directory):
+        ledger_of(reproduction := load_reproduction(directory))  # its claims can be read
+    return reproduction
 
 
 if __name__ == "__main__":
