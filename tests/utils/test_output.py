@@ -92,6 +92,14 @@ def test_a_rank_that_meets_an_error_of_the_machine_reports_its_line() -> None:
         launch(worker, 1)
 
 
+def test_an_error_of_the_machine_in_the_words_of_a_library_is_one_line() -> None:
+    def worker() -> None:
+        raise RuntimeError("[enforce fail at socket.cc:24] rv != -1. socket: Too many open files")
+
+    with pytest.raises(RunError, match=r"^this process: Too many open files; raise the limit"):
+        launch(worker, 1)
+
+
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

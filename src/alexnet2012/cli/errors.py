@@ -107,7 +107,7 @@ def _end_failed(error: Exception, schema: type[Any] | None) -> NoReturn:
         sys.exit(EXIT_FAILURE)
     if isinstance(error, RunError):
         _end(str(error), EXIT_FAILURE)
-    if isinstance(error, OSError) and (line := os_error_line(error)):
+    if line := os_error_line(error):
         _end(line, EXIT_USER_ERROR)
     if isinstance(error, ValueError) and str(error).startswith(_HYDRAS_FLAG_ERRORS):
         _end(str(error), EXIT_USER_ERROR)

@@ -30,8 +30,11 @@ _REMEDIES = {
 }
 
 
-def os_error_line(error: OSError) -> str | None:
+def os_error_line(error: BaseException) -> str | None:
     """One line for users; None for an error that is neither of a file nor of the machine."""
+    if not isinstance(error, OSError):  # torch's C++ code raises RuntimeError with the same words
+        code = next((c for c in _REMEDIES if os.strerror(c) in str(error)), None)
+        return None if code is None else os_error_line(OSError(code, os.strerror(code)))
     place = error.filename if error.filename is not None else _whose(error)
     if place is None:
         return None

@@ -43,10 +43,9 @@ class Failure:
 
 def failure_text(error: BaseException) -> str:
     """A line for users where there is one, else the traceback."""
-    line = os_error_line(error) if isinstance(error, OSError) else None
-    if line is None and not isinstance(error, RunError):
-        return "".join(traceback.format_exception(error))
-    return line or str(error)
+    if isinstance(error, RunError):
+        return str(error)
+    return os_error_line(error) or "".join(traceback.format_exception(error))
 
 
 def write_failure(error: BaseException, rank: int | None = None) -> int:
