@@ -16,6 +16,8 @@ BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
 FAULTS_TEST = "tests/distributed/test_faults.py"
 CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
+HOSTILE, OUTPUT = "tests/project/test_hostile_files.py", "tests/utils/test_output.py"
+ARCHIVES, SERVE = "tests/data/test_archives.py", "tests/inference/test_serve.py"
 WAITS = "all-gather conv3 forward (step 3); rank 0 is waiting; "
 WAITS += "rank 1's last collective was reduce-scatter conv3 backward (step 2)"
 WAITS_IN_REPLAY = "all-gather fc7 forward (step 6); rank 0 is waiting; "
@@ -180,6 +182,193 @@ FAULTS = {
         "it is refused, and nothing is run",
         "test_tensors_of_a_checkpoint_that_are_pickles_are_refused",
         "tests/project/test_security.py",
+        is_message=False,
+    ),
+    "attack": Fault(
+        "somebody on the machine's network looks for the ports of a run",
+        "all ports are on loopback, and no key-value store of torch, which would unpickle what "
+        "it receives, listens on one",
+        "test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_an_attacker",
+        "tests/e2e/test_listening.py",
+        is_message=False,
+    ),
+    "any signal": Fault(
+        "SIGTERM or SIGINT at any moment, to any command",
+        "it ends within 10 s, with all its processes and without a traceback; what was done is "
+        "kept",
+        "test_a_command_ends_soon_with_all_its_processes",
+        "tests/e2e/test_interrupts.py",
+        is_message=False,
+    ),
+    "wish to end": Fault(
+        "SIGTERM during a part of a reproduction",
+        "the reproduction ends: a wish to end is no failed part",
+        "test_code_that_survives_failures_does_not_survive_a_wish_to_end",
+        OUTPUT,
+        is_message=False,
+    ),
+    "machine": Fault(
+        "ENOSPC, EDQUOT, EROFS, EMFILE, ENFILE, EFBIG or EIO, anywhere",
+        "one line with the place and a remedy; no file is left half written",
+        "test_an_error_of_the_machine_is_one_line_with_a_place_and_a_remedy",
+        OUTPUT,
+        is_message=False,
+    ),
+    "terminal": Fault(
+        "the disk behind the terminal is full, or its reader has gone",
+        "the command does its work; if its output is lost, it says so at the end and exits with 1",
+        "test_a_full_disk_behind_the_terminal_ends_no_command",
+        OUTPUT,
+        is_message=False,
+    ),
+    "temporary": Fault(
+        "`TMPDIR` is full",
+        "flight records are kept in memory; none is a sparse file, which would end the process "
+        "by SIGBUS",
+        "test_a_flight_record_for_which_the_disk_has_no_space_is_kept_in_memory",
+        OUTPUT,
+        is_message=False,
+    ),
+    "removed": Fault(
+        "the run directory is removed during the run",
+        "the run ends in one line and makes no new directory",
+        "test_a_run_directory_that_was_removed_is_not_made_again",
+        CHECKPOINTS,
+        is_message=False,
+    ),
+    "closing": Fault(
+        "a program calls `mesh.close()` and ends",
+        "the watchdog's thread has ended before",
+        "test_closing_a_mesh_ends_the_thread_of_its_watchdog",
+        "tests/distributed/test_launching.py",
+        is_message=False,
+    ),
+    "dripping": Fault(
+        "a server sends an image byte by byte",
+        "`predict` gives it up after 120 s; ending the command waits for no thread",
+        "test_a_server_that_drips_is_given_up_and_not_waited_for",
+        "tests/inference/test_predict.py",
+        is_message=False,
+    ),
+    "slow download": Fault(
+        "a server sends a data set at less than 1 KiB/s",
+        "`prepare` gives it up after five minutes and keeps what was received",
+        "test_a_server_that_drips_is_given_up_and_what_it_sent_is_kept",
+        "tests/data/test_download.py",
+        is_message=False,
+    ),
+    "escapes": Fault(
+        "a name holds terminal escapes",
+        "every message shows them as text",
+        "test_every_way_to_the_terminal_escapes_names",
+        OUTPUT,
+        is_message=False,
+    ),
+    "names": Fault(
+        "a tar has a member with a name of 300 MB",
+        "it is refused before the name is read",
+        "test_a_name_of_300_mb_is_refused_before_it_is_read",
+        ARCHIVES,
+        is_message=False,
+    ),
+    "hidden": Fault(
+        "a tar has a hidden member that leaves the archive (`../../.x.jpg`)",
+        "the archive is refused",
+        "test_a_hostile_archive_is_refused_as_a_whole",
+        ARCHIVES,
+        is_message=False,
+    ),
+    "dots": Fault(
+        "a class folder is named `...`",
+        "it is a class",
+        "test_a_class_folder_of_three_dots_is_a_class",
+        "tests/data/test_sources.py",
+        is_message=False,
+    ),
+    "bomb": Fault(
+        "a small image file needs much memory",
+        "it is refused above 800 MB, by its header; transparency needs no further copies",
+        "test_the_limit_is_of_the_memory_that_a_format_needs",
+        "tests/data/test_decode.py",
+        is_message=False,
+    ),
+    "uploads": Fault(
+        "many images are sent to `serve` at once",
+        "eight are held in memory, two are decoded; the others wait, and none waits for "
+        "another's decoding",
+        "test_more_uploads_than_are_held_in_memory_wait_and_are_refused_in_the_end",
+        SERVE,
+        is_message=False,
+    ),
+    "odd checkpoint": Fault(
+        "a file of a checkpoint is a pipe, `/dev/zero`, nested 100,000 times, of other types, "
+        "or claims 400 GB",
+        "the checkpoint is damaged; one line",
+        "test_a_checkpoint_with_such_a_file_is_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd export": Fault(
+        "an exported file is such a file",
+        "it is refused in one line",
+        "test_such_a_file_is_not_one_that_export_wrote",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd import": Fault(
+        "a file to import is such a file, or has sparse, quantised or shared tensors",
+        "it is refused in one line, and nothing is written",
+        "test_a_model_that_cannot_be_imported_is_refused",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd run": Fault(
+        "a file of a run directory is such a file",
+        "`runs` lists the run as damaged",
+        "test_a_run_with_such_a_file_is_listed_as_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd settings": Fault(
+        "`config.yaml` of a run is none",
+        "`resume=auto` refuses the directory in one line",
+        "test_a_run_whose_settings_are_damaged_is_not_resumed",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd records": Fault(
+        "the first line of `watched.jsonl` is broken",
+        "one line that names it",
+        "test_records_with_a_broken_first_line_are_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "almost": Fault(
+        "a folder is named `step-²`",
+        "it is no checkpoint",
+        "test_a_folder_that_is_named_almost_like_a_checkpoint_is_no_checkpoint",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd store": Fault(
+        "a file of a store is such a file",
+        "the store is damaged; one line",
+        "test_a_store_with_such_a_file_is_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd source": Fault(
+        "a source is a pipe or a device",
+        "it is refused in one line",
+        "test_a_source_that_is_no_file_is_refused",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd reproduction": Fault(
+        "`reproduction.json` is such a file, or holds other types",
+        "`report` refuses it in one line",
+        "test_a_reproduction_with_such_a_file_is_damaged",
+        HOSTILE,
         is_message=False,
     ),
 }

@@ -22,6 +22,7 @@ from alexnet2012.diagnostics.machine_checks import Severity
 from alexnet2012.distributed.devices import uses_gpus
 from alexnet2012.distributed.mesh import init_mesh, single_process
 from alexnet2012.distributed.process_env import under_torchrun
+from alexnet2012.utils.text import printable
 
 COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}
 
@@ -57,7 +58,7 @@ def _main() -> None:
         for finding in findings:
             rank = f"rank {finding.rank}, " if mesh.world_size > 1 else ""
             remedy = f"; {finding.remedy}" if finding.remedy else ""
-            line = escape(f"{rank}{finding.check}: {finding.message}{remedy}")
+            line = escape(printable(f"{rank}{finding.check}: {finding.message}{remedy}"))
             console.print(f"[{COLOURS[finding.level]}]{finding.level.value:8}[/]{line}")
     mesh.close()
     sys.exit(any(finding.level is Severity.wrong for finding in findings))

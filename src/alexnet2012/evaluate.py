@@ -16,6 +16,7 @@ from rich.table import Table
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_checkpoints
+from alexnet2012.utils.files import naming
 from alexnet2012.utils.intervals import error_interval_pct
 
 
@@ -24,7 +25,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
     result = {"checkpoint": config.checkpoint, "views": config.views, **errors.summary()}
     document = json.dumps(result, indent=1) + "\n"
     if config.out is not None:
-        Path(config.out).expanduser().write_text(document, encoding="utf-8")
+        out = Path(config.out).expanduser()
+        with naming(out):
+            out.write_text(document, encoding="utf-8")
     if config.json:
         sys.stdout.write(document)
         return

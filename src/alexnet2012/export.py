@@ -13,13 +13,14 @@ from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import ExportConfig
 from alexnet2012.inference.export import TEST_PHOTOS, export
 from alexnet2012.inference.trained_model import load_trained
+from alexnet2012.utils.text import say
 
 
 def run(config: ExportConfig, run_dir: Path) -> None:
     trained = load_trained(Path(config.checkpoint).expanduser(), Device.cpu)
     out = Path(config.out).expanduser()
     difference = export(trained, config.format, out)
-    print(
+    say(
         f"{out}: {out.stat().st_size:,} bytes\n"
         f"  verified on {len(TEST_PHOTOS)} photographs: logits differ from the model's by at most "
         f"{difference:.0e} of the largest logit"

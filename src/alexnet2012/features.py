@@ -17,6 +17,7 @@ from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.features import Features, compute_features, digest
 from alexnet2012.inference.images import collect_images, find_images
 from alexnet2012.inference.trained_model import load_trained
+from alexnet2012.utils.text import say
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
@@ -28,7 +29,7 @@ def run(config: FeaturesConfig, run_dir: Path) -> None:
     used, activations, rejected = compute_features(trained, names, config)
     out = Path(config.out).expanduser()
     Features(activations.numpy(), used, str(checkpoint), digest(trained)).save(out)
-    print(f"{out}: {len(used)} images, {activations.shape[1]} activations each")
+    say(f"{out}: {len(used)} images, {activations.shape[1]} activations each")
     if rejected:
         raise RunError(f"{len(rejected)} of {len(names)} images could not be used")
 

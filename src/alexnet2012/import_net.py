@@ -12,6 +12,7 @@ from pathlib import Path
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
+from alexnet2012.utils.text import say
 
 
 def run(config: ImportConfig, run_dir: Path) -> None:
@@ -19,7 +20,7 @@ def run(config: ImportConfig, run_dir: Path) -> None:
     model = import_checkpoint(config, out)
     shapes = model.full_shapes().items()
     layers = ", ".join(f"{name} {list(shape)}" for name, shape in shapes if "weight" in name)
-    print(f"{out}: {layers}")
+    say(f"{out}: {layers}")
 
 
 def main() -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import PrepareConfig
 from alexnet2012.data.preparation.prepare import prepare
+from alexnet2012.utils.text import say
 
 
 def run(config: PrepareConfig, run_dir: Path) -> None:
     store = prepare(config)
-    print(f"{store.root}:")
-    print(textwrap.fill(store.description, 78, initial_indent="  ", subsequent_indent="  "))
+    say(f"{store.root}:")
+    say(textwrap.fill(store.description, 78, initial_indent="  ", subsequent_indent="  "))
 
 
 def main() -> None:

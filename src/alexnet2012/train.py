@@ -21,6 +21,7 @@ from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.launch import exit_with_parent, launch, start_fork_server
 from alexnet2012.distributed.process_env import current_process, under_torchrun
 from alexnet2012.nn.map_sizes import map_sizes
+from alexnet2012.utils.text import say
 
 WORKER_MODULES = ("alexnet2012.training.worker",)
 
@@ -28,11 +29,11 @@ WORKER_MODULES = ("alexnet2012.training.worker",)
 def run(config: TrainConfig, run_dir: Path) -> None:
     """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes."""
     if config.resume == AUTO and is_finished(config, run_dir):
-        print(f"run directory: {run_dir}: already finished, left unchanged")
+        say(f"run directory: {run_dir}: already finished, left unchanged")
         return
     _check_and_prepare(config, run_dir)
     launch(worker, config.mesh.processes, config, run_dir)
-    print(f"run directory: {run_dir}")
+    say(f"run directory: {run_dir}")
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
@@ -68,7 +69,7 @@ def torchrun_worker() -> None:
             os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
             worker.train(config, run_dir, mesh)
         if mesh.rank == 0:
-            print(f"run directory: {run_dir}{finished}")
+            say(f"run directory: {run_dir}{finished}")
 
 
 def _check_restarts(overrides: list[str]) -> None:

@@ -277,3 +277,11 @@ def test_an_unknown_source_name_is_refused_with_the_known_names(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"photos, cifar10, imagenette") as caught:
         identity(tmp_path / "imagnet")
     assert caught.value.key == "data.source"
+
+
+def test_a_class_folder_of_three_dots_is_a_class(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("...", "cat"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.jpg").touch()
+    assert open_source(tmp_path).classes == ("...", "cat")

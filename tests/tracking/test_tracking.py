@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from alexnet2012.config.enums import WandbMode
-from alexnet2012.config.schema import ConfigError, TrackingConfig
+from alexnet2012.config.schema import ConfigError, RunError, TrackingConfig
 from alexnet2012.tracking.backends import check_backends, set_home, wandb_mode
 from alexnet2012.tracking.tracker import Tracker, read_records
 
@@ -382,3 +383,14 @@ def test_a_missing_tensorboard_is_reported_with_a_remedy(monkeypatch: pytest.Mon
     monkeypatch.setattr("alexnet2012.tracking.backends.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'alexnet2012\[tensorboard\]'"):
         check_backends(settings(tensorboard=True))
+
+
+def test_records_of_a_run_directory_that_was_removed_are_not_written_elsewhere(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    tracker = Tracker(NO_WANDB, run_dir, {})
+    shutil.rmtree(run_dir)
+    with pytest.raises(RunError, match="was removed during the run"):
+        tracker.metrics("train", 1, loss=1.0)
+    assert not run_dir.exists()

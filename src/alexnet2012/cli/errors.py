@@ -13,10 +13,9 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from types import FrameType
+from errno import EPIPE
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -30,7 +29,10 @@ from alexnet2012.distributed.watchdog.failure_report import (
     EXIT_USER_ERROR,
     LostPeerError,
 )
-from alexnet2012.utils.interrupt import InterruptError
+from alexnet2012.utils.files import os_error_line
+from alexnet2012.utils.interrupt import InterruptError, raise_signals, received
+from alexnet2012.utils.terminal import outliving_terminal
+from alexnet2012.utils.text import printable_lines
 
 EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
 # What other trainers call our settings.
@@ -80,32 +82,36 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
     have joined (:data:`EVERY_RANK_REPORTS` is set).
     """
     atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_signal)  # so that cleanup code runs
-    try:
-        application()
-    except _IN_SETTINGS as error:
+    raise_signals()  # so that cleanup code runs
+    with outliving_terminal() as output:
+        try:
+            application()
+        except InterruptError as error:
+            end_interrupted(error.number)
+        except KeyboardInterrupt:
+            end_interrupted(signal.SIGINT)
+        except Exception as error:
+            if received:  # an error of what the signal broke off, an import for example
+                end_interrupted(received[0])
+            _end_failed(error, schema)
+        output.flush()
+        if output.error is not None and output.error.errno != EPIPE:  # of `… | head`
+            reason = f"{output.error.strerror}; the work is done, but not all of its output written"
+            _end(f"standard output: {reason}", EXIT_FAILURE)
+
+
+def _end_failed(error: Exception, schema: type[Any] | None) -> NoReturn:
+    if isinstance(error, _IN_SETTINGS):
         _end(explain(error, schema), EXIT_USER_ERROR)
-    except LostPeerError:  # already reported
+    if isinstance(error, LostPeerError):  # already reported
         sys.exit(EXIT_FAILURE)
-    except RunError as error:
+    if isinstance(error, RunError):
         _end(str(error), EXIT_FAILURE)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _end(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
-    except ValueError as error:
-        if not str(error).startswith(_HYDRAS_FLAG_ERRORS):
-            raise
+    if line := os_error_line(error):
+        _end(line, EXIT_USER_ERROR)
+    if isinstance(error, ValueError) and str(error).startswith(_HYDRAS_FLAG_ERRORS):
         _end(str(error), EXIT_USER_ERROR)
-    except InterruptError as error:
-        end_interrupted(error.number)
-    except KeyboardInterrupt:
-        end_interrupted(signal.SIGINT)
-
-
-def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
-    raise InterruptError(number)
+    raise error
 
 
 def end_interrupted(number: signal.Signals) -> NoReturn:
@@ -115,7 +121,7 @@ def end_interrupted(number: signal.Signals) -> NoReturn:
 
 def _end(line: str, code: int) -> NoReturn:
     if current_process().rank == 0 or EVERY_RANK_REPORTS in os.environ:
-        print(f"alexnet2012: {line}", file=sys.stderr)
+        print(printable_lines(f"alexnet2012: {line}"), file=sys.stderr)
     sys.exit(code)
 
 

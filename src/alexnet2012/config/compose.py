@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from alexnet2012.config.renamed import with_current_names
 from alexnet2012.config.schema import ConfigError
@@ -114,10 +115,21 @@ def quoted(value: object) -> str:
     return f'"{text}"'
 
 
-def literal(value: Any) -> Any:
+def typed_config(schema: type[Schema], settings: Any) -> Schema:
+    """Saved settings as their dataclass; ValueError of one line if they are not of it."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(schema), _literal(settings))
+        config = OmegaConf.to_object(typed)
+    except (OmegaConfBaseException, TypeError, AttributeError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    assert isinstance(config, schema)
+    return config
+
+
+def _literal(value: Any) -> Any:
     """Escape saved settings for OmegaConf, so that ``${…}`` in them is text, not interpolation."""
     if isinstance(value, dict):
-        return {key: literal(inner) for key, inner in value.items()}
+        return {key: _literal(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [literal(inner) for inner in value]
+        return [_literal(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

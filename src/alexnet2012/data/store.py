@@ -23,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.utils.untrusted import read_array, read_bytes, read_json_object
 
 SPLITS = ("train", "val")
 FORMAT = 3  # of the layout on disk
 MEAN_IMAGE = "mean_image.npy"
+MAX_LIST_BYTES = 16 * 2**30  # of 14 million images: 2 GB
 
 
 @dataclass(frozen=True)
@@ -65,29 +67,42 @@ class Store:
         if not (root / "manifest.json").is_file():
             raise ConfigError("data.store", root, f"no store found; {create}")
         try:
-            manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+            manifest = read_json_object(root / "manifest.json")
             supported = manifest["settings"]["format"] == FORMAT
             intact = supported and manifest["fingerprint"] == fingerprint(root)
             intact = intact and manifest["sha256"] == manifest_digest(manifest, root)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if intact:  # by whoever wrote it
+                return cls._of(manifest, root)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             remedy = f"is damaged ({error}); remove it and {create}"
             raise ConfigError("data.store", root, remedy) from error
         if not supported:
             problem = "was created by an incompatible version of alexnet2012"
             raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
-        if not intact:
-            problem = "is damaged (its files do not match their checksums)"
-            raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
-        covariance = manifest["rgb_covariance"]
-        has_train = covariance is not None
+        problem = "is damaged (its files do not match their checksums)"
+        raise ConfigError("data.store", root, f"{problem}; remove it and {create}")
+
+    @classmethod
+    def _of(cls, manifest: Mapping[str, Any], root: Path) -> Store:
+        """What a manifest describes; ValueError, TypeError or LookupError if it is not one."""
+        size, mean_image, covariance = manifest["settings"]["size"], None, None
+        if type(size) is not int:
+            raise ValueError(f"size is {size}")
+        if has_train := manifest["rgb_covariance"] is not None:
+            mean_image = read_array(root / MEAN_IMAGE)
+            covariance = np.array(manifest["rgb_covariance"], dtype=np.float64)
+            if mean_image.shape != (size, size, 3):
+                raise ValueError(f"{MEAN_IMAGE} has shape {mean_image.shape}, and size is {size}")
+            if mean_image.dtype != np.float32 or covariance.shape != (3, 3):
+                raise ValueError(f"{MEAN_IMAGE} or the covariance is of another type")
         return cls(
             root=root,
-            size=manifest["settings"]["size"],
-            classes=tuple(manifest["classes"]),
-            mean_image=np.load(root / MEAN_IMAGE, allow_pickle=False) if has_train else None,
-            rgb_covariance=np.array(covariance, dtype=np.float64) if has_train else None,
-            fingerprint=manifest["fingerprint"],
-            description=manifest["description"],
+            size=size,
+            classes=tuple(map(str, manifest["classes"])),
+            mean_image=mean_image,
+            rgb_covariance=covariance,
+            fingerprint=str(manifest["fingerprint"]),
+            description=str(manifest["description"]),
             splits=SPLITS if has_train else ("val",),
         )
 
@@ -129,21 +144,27 @@ class Store:
             raise ConfigError("data.limit", limit, "must be 1 or more, or null for all images")
         paths, labels, digests = [], [], bytearray()
         images: Counter[str] = Counter()
-        for line in (self.root / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
-            path, number, sha256, _ = line.split("\t")
-            images[number] += 1
-            label = int(number) - self.first_label
-            if label in range(len(self.classes)) and (limit is None or images[number] <= limit):
-                paths.append(f"{self.root}/{path}")
-                labels.append(label)
-                digests += bytes.fromhex(sha256)
+        try:
+            for line in read_bytes(self.root / f"{name}.tsv", MAX_LIST_BYTES).decode().splitlines():
+                path, number, sha256, _ = line.split("\t")
+                images[number] += 1
+                label = int(number) - self.first_label
+                if label in range(len(self.classes)) and (limit is None or images[number] <= limit):
+                    paths.append(f"{self.root}/{path}")
+                    labels.append(label)
+                    digests += bytes.fromhex(sha256)
+            if len(digests) != 32 * len(paths):
+                raise ValueError("a digest is not of 32 bytes")
+        except ValueError as error:
+            remedy = f"{name}.tsv is damaged ({error}); remove the store and prepare it again"
+            raise ConfigError("data.store", self.root, remedy) from error
         rows = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
         return Split(tuple(paths), np.array(labels, dtype=np.int64), rows)
 
 
 def fingerprint(root: Path) -> str:
     """SHA-256 of the lists of a store, which contain that of every image file."""
-    lists = ((root / f"{split}.tsv").read_bytes() for split in SPLITS)
+    lists = (read_bytes(root / f"{split}.tsv", MAX_LIST_BYTES) for split in SPLITS)
     return hashlib.sha256(b"".join(lists)).hexdigest()
 
 
@@ -152,5 +173,5 @@ def manifest_digest(manifest: Mapping[str, Any], root: Path) -> str:
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     if manifest["rgb_covariance"] is not None:
-        digest.update((root / MEAN_IMAGE).read_bytes())
+        digest.update(read_bytes(root / MEAN_IMAGE))
     return digest.hexdigest()

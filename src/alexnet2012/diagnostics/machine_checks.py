@@ -159,7 +159,7 @@ def _version_in(lines: Iterable[str], prefix: str) -> str:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split("+")[0].split(".") if part.isdigit()]
+    return [int(part) for part in text.split("+")[0].split(".") if part.isdecimal()]
 
 
 def dali(mesh: Mesh) -> Finding:

@@ -32,6 +32,7 @@ from alexnet2012.inference.trained_model import (
     load_trained,
 )
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.files import replace_bytes
 from alexnet2012.utils.shard import Shard
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -83,7 +84,7 @@ def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
 
 def _write_safetensors(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     state = {**trained.model.full_state_dict(), MEAN_IMAGE: torch.from_numpy(trained.mean_image)}
-    path.write_bytes(save(state, {METADATA: export_metadata(trained), "format": "pt"}))
+    replace_bytes(path, save(state, {METADATA: export_metadata(trained), "format": "pt"}))
     loaded = load_trained(path, Device.cpu)
     logits: Tensor = loaded.model(loaded.views(images, 1)[:, 0])
     return logits
@@ -95,7 +96,7 @@ def _write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     from alexnet2012.inference.onnx_graph import onnx_model
 
     model = onnx_model(_float32_copy(trained), _mean(trained).numpy(), export_metadata(trained))
-    path.write_bytes(model.SerializeToString())
+    replace_bytes(path, model.SerializeToString())
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": _graph_input(trained, images).numpy()})
     return torch.from_numpy(logits)
@@ -108,7 +109,7 @@ def _write_torch(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     program = torch.export.export(module, (pixels,), dynamic_shapes=dynamic_batch)
     buffer = io.BytesIO()  # given a path, torch warns about its suffix
     torch.export.save(program, buffer, extra_files={f"{METADATA}.json": export_metadata(trained)})
-    path.write_bytes(buffer.getvalue())
+    replace_bytes(path, buffer.getvalue())
     logits: Tensor = torch.export.load(buffer).module()(pixels)
     return logits
 

@@ -16,21 +16,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.manifest import config_of, to_plain
-from alexnet2012.config.compose import literal
+from alexnet2012.config.compose import typed_config
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
 from alexnet2012.data.ten_crop import extract_views, view_positions
-from alexnet2012.distributed.mesh import single_process
+from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.utils.untrusted import open_regular, parse_json
 
 MEAN_IMAGE = "mean_image"  # tensor of an exported file, beside the parameters
 METADATA = "alexnet2012"  # metadata key of an exported file; its value is JSON
@@ -68,14 +67,20 @@ def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
     Raises:
         ConfigError: ``path`` is none of these.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return _load_exported(path, device)
     mesh = single_process(device)
     folder = manifest.find_valid(path, mesh)
     progress = manifest.read_progress(folder)
-    config = config_of(progress)
-    allow_tf32(config.precision)
     classes = tuple(progress.classes)
+    try:
+        config = config_of(progress)
+        saved = checkpoint.saved_shapes(folder)
+        parameters = {n.removeprefix("model."): s for n, s in saved.items() if "model." in n}
+        _check_shapes(parameters, config.recipe, len(classes), config.model)
+    except ValueError as error:
+        raise manifest.damaged_error(folder, error) from error
+    allow_tf32(config.precision)
     model = AlexNet(
         config.recipe, len(classes), model=config.model, mesh=mesh, precision=config.precision
     )
@@ -143,27 +148,36 @@ def export_metadata(trained: TrainedModel) -> str:
     )
 
 
+def _check_shapes(
+    saved: Mapping[str, Sequence[int]], recipe: RecipeConfig, classes: int, config: ModelConfig
+) -> None:
+    """ValueError unless a model has the saved shapes: built, a model can take any memory."""
+    with torch.device("meta"):
+        model = AlexNet(recipe, classes, model=config, mesh=Mesh(torch.device("meta")))
+    for name, shape in model.full_shapes().items():
+        if tuple(saved.get(name, ())) != tuple(shape):
+            found = f"has shape {tuple(saved[name])}" if name in saved else "is missing"
+            raise ValueError(f"{name} {found}; its settings need {tuple(shape)}")
+
+
 def _load_exported(path: Path, device: Device) -> TrainedModel:
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA])
+            metadata = parse_json((file.metadata() or {})[METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        recipe, config = (
-            OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(schema), literal(metadata[key]))
-            )
-            for schema, key in ((RecipeConfig, "recipe"), (ModelConfig, "model"))
-        )
-        assert isinstance(recipe, RecipeConfig) and isinstance(config, ModelConfig)
+        recipe = typed_config(RecipeConfig, metadata["recipe"])
+        config = typed_config(ModelConfig, metadata["model"])
         mean_image = state.pop(MEAN_IMAGE).numpy()
-        classes, precision = tuple(metadata["classes"]), Precision(metadata["precision"])
+        classes, precision = tuple(map(str, metadata["classes"])), Precision(metadata["precision"])
+        _check_shapes({n: t.shape for n, t in state.items()}, recipe, len(classes), config)
         allow_tf32(precision)
         mesh = single_process(device)
         model = AlexNet(recipe, len(classes), model=config, mesh=mesh, precision=precision)
         model.load_full_state_dict(state)
-        if mean_image.shape != (len(mean_image), len(mean_image), 3):
+        if mean_image.ndim != 3 or mean_image.shape != (len(mean_image), len(mean_image), 3):
             raise ValueError(f"the mean image has shape {mean_image.shape}")
-    except (SafetensorError, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = f"is not a safetensors file written by alexnet2012.export ({reason})"
         raise ConfigError("checkpoint", path, remedy) from error

@@ -26,8 +26,10 @@ from alexnet2012.ledger.claims import Kind, Scale, load_claims
 from alexnet2012.ledger.registry import all_measures, measure
 from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.reproduction import PARTS
+from alexnet2012.ledger.results import damaged_directory
 from alexnet2012.ledger.verdicts import columns, ledger
 from alexnet2012.ledger.verify import verify
+from alexnet2012.utils.text import say
 
 EPILOG = """\
 DIR is the directory of one sweep. Ablations and pretraining have run directories ABLATION/SEED; in
@@ -104,9 +106,10 @@ def _verify(words: Sequence[str]) -> None:
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="reproduction directory")
     directory = parser.parse_args(words).directory
-    found = verify(directory)
+    with damaged_directory("DIR", directory):
+        found = verify(directory)
     for difference in found.differences:
-        print(difference)
+        say(str(difference))
     if found.differences:
         count = len(found.differences)
         raise RunError(f"{directory}: {count} values differ from those that the evidence gives")

@@ -50,6 +50,8 @@ from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, Sweeps, arms_of
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
 from alexnet2012.utils.environment import cpu_name, running_commit
+from alexnet2012.utils.files import os_error_line
+from alexnet2012.utils.text import printable_lines, say
 
 
 class Part(NamedTuple):
@@ -135,8 +137,8 @@ class Reproduce:
         samples = {m.claim: m.sample for m in self.measurements if m.sample}
         save_evidence(Evidence(self.evidence, samples), self.out)
         report = write_report(self.results, self.out)
-        self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
-        self.console.print(f"report: {report}", soft_wrap=True)
+        say(f"ledger: {self.out / 'ledger.json'}")
+        say(f"report: {report}")
         self.console.print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
         return len(self.results["warnings"])
 
@@ -332,11 +334,14 @@ class Reproduce:
             if needed:
                 raise
             message = str(error)
-            if not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
+            if isinstance(error, OSError) and (line := os_error_line(error)):
+                message = line
+            elif not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
                 traceback.print_exc()
                 message = f"{type(error).__name__}: {error}"
             self.results["warnings"].append(f"{title}: {message}")
-            self.console.print(f"failed: {message}", style="red", markup=False)
+            text = f"failed: {printable_lines(message)}"
+            self.console.print(text, style="red", markup=False)
         self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
 
 

@@ -169,7 +169,7 @@ class Sweeps:
 
     def runs(self, experiment: str) -> list[Path]:
         """The numbered run directories of an experiment, in order."""
-        numbered = (path for path in self.directory(experiment).iterdir() if path.name.isdigit())
+        numbered = (path for path in self.directory(experiment).iterdir() if path.name.isdecimal())
         return sorted(numbered, key=lambda path: int(path.name))
 
     @property

@@ -181,7 +181,8 @@ class Trainer:
         self._train_stats.enabled = self._reporter.log_stats
         trace = trace_steps(self.config.profile, self.run_dir, self.mesh)
         self._end_traced_step = stack.enter_context(trace)
-        stack.enter_context(self._signals)
+        if self.config.checkpoint.wanted:  # else nothing is lost if the process ends at once
+            stack.enter_context(self._signals)
 
     @property
     def total_steps(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from alexnet2012.utils.text import printable_lines
+
 log = logging.getLogger("alexnet2012")
 
 
@@ -14,6 +16,9 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))  # messages may hold names of files
 
 
 def setup_logging(rank: int) -> None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.store import MEAN_IMAGE, fingerprint, manifest_digest
+from alexnet2012.utils.files import array_bytes, naming, replace_bytes, replace_text
 
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
 _STATE = "state.npz"
@@ -137,7 +138,8 @@ class StoreBuilder:
         os.sync()  # or after a power failure the state could refer to images that were lost
         text = np.frombuffer(json.dumps(asdict(self.state)).encode(), np.uint8)
         temporary = self._work / f"writing-{_STATE}"
-        np.savez(temporary, state=text, sums=self._sums, products=self._products)
+        with naming(temporary), temporary.open("wb") as state:
+            np.savez(state, state=text, sums=self._sums, products=self._products)
         os.replace(temporary, self._work / _STATE)
         self._saved_at = time.monotonic()
         save_s = self._saved_at - start
@@ -162,7 +164,7 @@ class StoreBuilder:
         covariance = None
         if has_train:
             mean = (self._sums / stored["train"]).astype(np.float32)
-            np.save(self.root / MEAN_IMAGE, mean)
+            replace_bytes(self.root / MEAN_IMAGE, array_bytes(mean))
             covariance = _covariance(self._sums, self._products, stored["train"])
         strays = len(self._source.strays)
         manifest: dict[str, Any] = {
@@ -180,7 +182,7 @@ class StoreBuilder:
         }
         manifest["sha256"] = manifest_digest(manifest, self.root)
         text = json.dumps(manifest, indent=1) + "\n"
-        (self.root / "manifest.json").write_text(text, encoding="utf-8")
+        replace_text(self.root / "manifest.json", text)
         classes = len(self._source.classes)
         training = f"{stored['train']:,} training and " if has_train else ""
         summary = f"{training}{stored['val']:,} validation images in {classes:,} classes"

@@ -31,6 +31,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 DOWNLOAD_AGAIN = "download it again"
+MAX_HEADER_BYTES = 1 << 20  # of a long name or other extended headers of a member
+MAX_SHOWN = 100  # characters of a member's name in a message
+_EXTENDED = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _ZIP_MAGIC = b"PK"
 _LOCAL_HEADER = 30  # bytes of a zip member's own header before its name and extra field
 
@@ -62,9 +68,19 @@ class _StrictInfo(tarfile.TarInfo):
     """Raises on a damaged header, which tarfile would take for the end of the archive."""
 
     @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _EXTENDED and info.size > MAX_HEADER_BYTES:  # it would be read at once
+            size = f"{info.size:,} bytes for the name of one member"
+            raise tarfile.ReadError(f"{size}; the limit is {MAX_HEADER_BYTES:,}")
+        return info
+
+    @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictInfo:
         try:
             return super().fromtarfile(tar)
+        except RecursionError:
+            raise tarfile.ReadError("extended headers without a member") from None
         except (
             tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
             tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
@@ -186,7 +202,8 @@ def _check_member(path: Path | str, name: str, problem: str) -> None:
     if not problem and (name.startswith("/") or ".." in PurePosixPath(name).parts):
         problem = "has an unsafe path"
     if problem:
-        raise source_error(path, f"member {name!r} {problem}; do not use this archive")
+        shown = f"{name[:MAX_SHOWN]}…" if name[MAX_SHOWN:] else name
+        raise source_error(path, f"member {shown!r} {problem}; do not use this archive")
 
 
 def _is_skipped(name: str, hidden_images: bool = True) -> bool:

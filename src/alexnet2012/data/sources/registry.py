@@ -59,6 +59,8 @@ def locate(config: PrepareConfig) -> SourceHandle:
     usage += ", ".join(NAMED_SOURCES)
     if not path.exists():
         raise source_error(path, f"does not exist; {usage}")
+    if not (path.is_file() or path.is_dir()):
+        raise source_error(path, f"is neither a file nor a folder; {usage}")
     basename: dict[str, Any] = {"source": path.resolve().name}
     if path.is_file():
         if (stem := archive_stem(path.name)) is None:

@@ -18,6 +18,7 @@ from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_ima
 from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, ImportedModel, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.untrusted import open_regular
 
 
 def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
@@ -25,6 +26,9 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     if out.exists():
         raise ConfigError("out", out, "already exists; remove it, or choose another folder")
     source = Path(config.source).expanduser()
+    for key in ("source", "mean", "classes"):
+        if (given := getattr(config, key)) is not None:
+            _check_regular(key, Path(given).expanduser())
     try:
         if source.suffix == ".caffemodel":
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
@@ -46,6 +50,13 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     )
     checkpoint.save(out, TrainingState.of(model, None, progress, mean_image), model.mesh)
     return model
+
+
+def _check_regular(key: str, path: Path) -> None:
+    try:
+        open_regular(path).close()
+    except ValueError as error:
+        raise ConfigError(key, path, str(error)) from error
 
 
 def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np.float32]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # junk may raise anything
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ValueError(f"cannot be loaded as tensors ({reason[0]})") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
@@ -58,6 +57,12 @@ def from_state_dict(state: Mapping[str, Tensor]) -> ImportedModel:
         raise ValueError(
             f"{differing[0]} {problem}; the parameter names must be those of torchvision's alexnet"
         )
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
+            kind = str(value.layout).removeprefix("torch.")
+            raise ValueError(f"{name} is {kind} {value.dtype}; save dense tensors of floats")
+        if value.is_meta or value.untyped_storage().nbytes() < value.numel() * value.itemsize:
+            raise ValueError(f"{name} has no data of its own; save the tensors that it is made of")
     arrays = {name: np.asarray(value.float().numpy()) for name, value in state.items()}
     channels = 3
     convolutions: list[ImportedConv] = []

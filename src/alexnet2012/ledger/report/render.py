@@ -20,9 +20,17 @@ from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.report import context
 from alexnet2012.ledger.report.compare import compare, comparison_tables
-from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of, load_reproduction
+from alexnet2012.ledger.results import (
+    Evaluation,
+    Reproduction,
+    damaged_directory,
+    ledger_of,
+    load_reproduction,
+)
 from alexnet2012.ledger.verdicts import columns
+from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.templates import page_template
+from alexnet2012.utils.text import printable, say
 
 
 def write_report(reproduction: Reproduction, directory: Path) -> Path:
@@ -37,7 +45,7 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
     )
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "report.html"
-    path.write_text(template.render(context.view(reproduction)), encoding="utf-8")
+    replace_text(path, template.render(context.view(reproduction)))
     return path
 
 
@@ -127,12 +135,13 @@ def _report(words: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(words)
     reproduction = _load("DIR", arguments.directory)
-    if arguments.table:
-        print(summary_table(reproduction))
-    elif arguments.claims:
-        print(claims_table(reproduction))
-    else:
-        print(write_report(reproduction, arguments.directory))
+    with damaged_directory("DIR", arguments.directory):
+        if arguments.table:
+            say(summary_table(reproduction))
+        elif arguments.claims:
+            say(claims_table(reproduction))
+        else:
+            say(str(write_report(reproduction, arguments.directory)))
 
 
 def _compare(words: Sequence[str]) -> None:
@@ -149,7 +158,7 @@ def _compare(words: Sequence[str]) -> None:
         rows = [{**asdict(row), "outcome": row.outcome.value} for row in compare(first, second)]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    names = (escape(str(arguments.A)), escape(str(arguments.B)))
+    names = (escape(printable(str(arguments.A))), escape(printable(str(arguments.B))))
     for table in comparison_tables(names, first, second):
         Console().print(table)
 
@@ -158,7 +167,9 @@ def _load(name: str, directory: Path) -> Reproduction:
     if not (directory / "reproduction.json").exists():
         remedy = "contains no reproduction.json; `make reproduce` writes one"
         raise ConfigError(name, directory, remedy)
-    return load_reproduction(directory)
+    with damaged_directory(name, directory):
+        ledger_of(reproduction := load_reproduction(directory))  # its claims can be read
+    return reproduction
 
 
 if __name__ == "__main__":
