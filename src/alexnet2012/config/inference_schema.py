@@ -80,10 +80,14 @@ class ExportConfig:
 class ImportConfig:
     """A checkpoint converted from a Caffe or torchvision model."""
 
-    source: str = MISSING  # a .caffemodel, or a torchvision state dict (.pth, .safetensors)
+    source: str = (
+        MISSING  # a .caffemodel, or a file with torchvision's weights (.pth, .safetensors)
+    )
     out: str = MISSING  # folder of the new checkpoint
     # mean image of Caffe (.binaryproto); null: the one in the source, or ImageNet's mean colour
     mean: str | None = None
     classes: str | None = None  # text file of class names, one per line; null: class numbers
+    # which network of a source with several, as model or model_ema; null: averaged weights first
+    entry: str | None = None
     # side in pixels to which images are resized before cropping
     picture_size: int = ranged(256, low=1)

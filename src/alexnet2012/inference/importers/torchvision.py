@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet2012.config.enums import Activation, LayerOp
 from alexnet2012.config.schema import NormConfig, PoolConfig
 from alexnet2012.inference.importers.recipe_from_net import ImportedConv, ImportedModel
+from alexnet2012.inference.importers.state_dicts import find_state_dict
+from alexnet2012.utils.text import printable
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # R, G, B, of pixels in [0, 1]
 INPUT_SIZE = 224
@@ -33,31 +32,22 @@ _CONVOLUTIONS = {
 }
 _PARTS = ("weight", "bias")
 _LINEARS = ("classifier.1", "classifier.4", "classifier.6")
+_NAMES = {f"{layer}.{part}" for layer in (*_CONVOLUTIONS, *_LINEARS) for part in _PARTS}
 
 
-def read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    """Load the tensors of a ``.pth`` or ``.safetensors`` file; only tensors are unpickled."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ValueError(f"cannot be loaded as tensors ({reason[0]})") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError("does not contain a state dict")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+def read_state_dict(path: Path, entry: str | None = None) -> Mapping[str, Tensor]:
+    """The tensors of a file of ``torch.save`` or safetensors; see :func:`find_state_dict`."""
+    found = find_state_dict(path, _NAMES, entry)
+    problems = [f"{name} is missing" for name in sorted(_NAMES - set(found.tensors))]
+    problems += [f"{printable(name)} is unexpected" for name in found.unexpected]
+    if problems:
+        remedy = "the parameter names must be those of torchvision's alexnet"
+        raise ValueError(f"{problems[0]}; {remedy}")
+    return found.tensors
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> ImportedModel:
     """The model of a state dict, with conv1 rescaled for pixel values 0-255."""
-    names = {f"{layer}.{part}" for layer in (*_CONVOLUTIONS, *_LINEARS) for part in _PARTS}
-    if differing := sorted(names ^ set(state)):
-        problem = "is missing" if differing[0] in names else "is unexpected"
-        raise ValueError(
-            f"{differing[0]} {problem}; the parameter names must be those of torchvision's alexnet"
-        )
     arrays = {name: np.asarray(value.float().numpy()) for name, value in state.items()}
     channels = 3
     convolutions: list[ImportedConv] = []
