@@ -438,7 +438,7 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
     "our names": (_saved({"conv1.weight": torch.ones(1), "fc8.bias": torch.ones(1)}),
                   "has parameter names as in this package; load it with AlexNet.load_full_state"),
     "another network": (_saved({"layer1.0.conv1.weight": torch.ones(1)}),
-                        r"contains 1 tensors \(layer1.0.conv1.weight, …\), but none of torchvision's"),
+                        r"contains 1 tensors \(layer1.0.conv1.weight, …\), but none of torchv"),
     "escapes in names": (_saved({"\x1b[1mweight": torch.ones(1)}), r"\(\\x1b\[1mweight, …\)"),
     "sparse": (_with("classifier.6.weight", torch.ones(9, 12).to_sparse()), "is not a dense float"),
     "integers": (_with("classifier.6.bias", torch.ones(9, dtype=torch.int8)), "is not a dense flo"),
@@ -446,7 +446,7 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
         torch.ones(9), 1.0, 0, torch.qint8)), "is not a dense floating-point tensor"),
     "meta": (_with("classifier.6.bias", torch.ones(9, device="meta")), r"tensor \(meta\)"),
     "stretched": (_with("classifier.6.bias", STRETCHED), "is damaged or incomplete"),
-    "NaN": (_with("classifier.6.bias", torch.full((9,), math.nan)), "its fc8 contains numbers that"),
+    "NaN": (_with("classifier.6.bias", torch.full((9,), math.nan)), "its fc8 contains numbers tha"),
     "batch norm": (_with("features.1.running_mean", torch.ones(6)), "running_mean is unexpected"),
     "batch norm in a module": (_saved(nn.ModuleDict({
         "features": nn.Sequential(*_net()["features"], nn.BatchNorm2d(5)),

@@ -28,6 +28,7 @@ from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,
     TrainedModel,
+    check_finite,
     export_metadata,
     load_trained,
 )
@@ -70,6 +71,7 @@ def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
     try:
         logits = _WRITERS[kind](trained, temporary, images)
         expected = trained.model(trained.views(images, 1)[:, 0])
+        check_finite(expected, "the output", trained.path)
         difference = float((logits - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE:
             raise RunError(

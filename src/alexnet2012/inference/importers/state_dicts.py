@@ -126,10 +126,10 @@ def _load(path: Path) -> Any:
                 return load_file(path)
             pairs: list[Any] = [(cls, name) for name, cls in stand_ins.items()]
             # Given a path, torch would decide by its suffix what the file is.
-            with path.open("rb") as file, torch.serialization.safe_globals(pairs):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # about pickle protocols
-                    return torch.load(file, map_location="cpu", weights_only=True)
+            allowed = torch.serialization.safe_globals(pairs)
+            with path.open("rb") as file, allowed, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols
+                return torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as error:  # a damaged pickle can raise anything
