@@ -29,16 +29,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alexnet2012.checkpoint import manifest
-from alexnet2012.config.enums import Device
-from alexnet2012.config.inference_schema import ImportConfig
+from alexnet2012.config.enums import Activation, Device, ExportFormat, LayerOp
+from alexnet2012.config.inference_schema import ExportConfig, ImportConfig
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.sources.photos import photograph
 from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.export import run as export_run
 from alexnet2012.import_net import run
 from alexnet2012.inference.importers.caffe import read_caffemodel
 from alexnet2012.inference.importers.recipe_from_net import as_alexnet
-from alexnet2012.inference.importers.torchvision import read_state_dict
+from alexnet2012.inference.importers.torchvision import (
+    from_state_dict,
+    read_state_dict,
+    to_state_dict,
+)
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.nn.alexnet import AlexNet
 
@@ -194,6 +199,85 @@ def test_an_imported_state_dict_reproduces_torchvisions_logits(suffix: str, tmp_
     with torch.no_grad():
         net.model.get_parameter("fc8.weight").div_(2)  # undo the conversion
     assert relative(logits_of(net, pictures), expected) > 0.01
+
+
+def _exported(checkpoint: Path, out: Path) -> dict[str, Tensor]:
+    export_run(ExportConfig(str(checkpoint), ExportFormat.torchvision, str(out)), out.parent)
+    state: dict[str, Tensor] = torch.load(out, weights_only=True)
+    return state
+
+
+def test_an_imported_model_is_exported_under_torchvisions_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, source = _net().eval(), tmp_path / "alexnet.pth"
+    torch.save(theirs.state_dict(), source)
+    run(ImportConfig(str(source), str(tmp_path / "net")), tmp_path)
+    state = _exported(tmp_path / "net", tmp_path / "back.pth")
+    assert "input: normalised as by torchvision\n" in capsys.readouterr().out
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-6, atol=0)
+    again = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9)
+    again.load_state_dict(state)  # strictly: no other names
+    pictures = rgb_photos(224)
+    with torch.no_grad():
+        expected = torchvision_logits(theirs, pictures)
+        assert relative(torchvision_logits(again, pictures), expected) < RELATIVE
+    assert_same(read_state_dict(tmp_path / "back.pth"), again)
+
+
+def test_a_model_with_a_mean_image_of_its_own_is_exported_for_pixels_minus_that_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(_net().state_dict(), tmp_path / "alexnet.pth")
+    bgr_mean = np.random.default_rng(1).uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    mean, out = tmp_path / "mean.binaryproto", tmp_path / "net"
+    mean.write_bytes(caffe.binaryproto(bgr_mean))
+    run(ImportConfig(str(tmp_path / "alexnet.pth"), str(out), str(mean)), tmp_path)
+    state = _exported(out, tmp_path / "back.pth")
+    assert "input: RGB values 0-255 minus the model's mean image" in capsys.readouterr().out
+    theirs, net = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9), load_trained(out, Device.cpu)
+    theirs.load_state_dict(state)
+    pictures = rgb_photos(256)
+    with torch.no_grad():
+        x = theirs["features"](net.views(torch.from_numpy(pictures), 1)[:, 0])
+        logits = theirs["classifier"](x.flatten(1))
+    assert relative(logits, logits_of(net, pictures)) < RELATIVE
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"conv1.after": [LayerOp.activation, LayerOp.lrn, LayerOp.max_pool]},
+         "conv1 is followed by activation, lrn, max_pool, unlike torchvision's alexnet; use onnx"),
+        ({"conv1.padding": 0}, "the kernels of conv1 have another size, stride or padding"),
+        ({"conv5.present": False, "conv4.after": [LayerOp.activation, LayerOp.max_pool]},
+         "its layers are conv1, conv2, conv3, conv4, fc6, fc7, fc8"),
+        ({"conv2.reads_both_towers": False, "towers": 2}, "conv2 reads only the maps of its own"),
+        ({"pool.stride": 3}, "its pooling has size 3 and stride 3"),
+        ({"activation": Activation.tanh}, "its activation is tanh"),
+        ({"input_size": 227}, "its input has 227 pixels a side"),
+        ({"fc8_bottleneck.present": True}, "it has a layer fc8_bottleneck"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_model_that_torchvision_cannot_compute_is_not_exported_under_its_names(
+    change: dict[str, Any], words: str | None
+) -> None:
+    state = torchvision_alexnet((8, 8, 8, 8, 8), 8, 3).state_dict()
+    model = as_alexnet(from_state_dict(state), load_recipe("paper"), "torchvision")
+    for key, value in change.items():
+        group, _, name = key.rpartition(".")
+        target = model.config if key in ("activation", "input_size") else model.recipe
+        setattr(getattr(target, group) if group else target, name, value)
+    model.recipe.fc8_bottleneck.units = 2
+    changed = AlexNet(model.recipe, 3, model=model.config)
+    mean = np.zeros((256, 256, 3), np.float32)
+    if words is None:
+        assert to_state_dict(changed, mean).keys() == state.keys()
+        return
+    with pytest.raises(ValueError, match=words):
+        to_state_dict(changed, mean)
 
 
 def _net() -> nn.ModuleDict:
@@ -442,8 +526,6 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
     "escapes in names": (_saved({"\x1b[1mweight": torch.ones(1)}), r"\(\\x1b\[1mweight, …\)"),
     "sparse": (_with("classifier.6.weight", torch.ones(9, 12).to_sparse()), "is not a dense float"),
     "integers": (_with("classifier.6.bias", torch.ones(9, dtype=torch.int8)), "is not a dense flo"),
-    "quantised": (_with("classifier.6.bias", torch.quantize_per_tensor(
-        torch.ones(9), 1.0, 0, torch.qint8)), "is not a dense floating-point tensor"),
     "meta": (_with("classifier.6.bias", torch.ones(9, device="meta")), r"tensor \(meta\)"),
     "stretched": (_with("classifier.6.bias", STRETCHED), "is damaged or incomplete"),
     "NaN": (_with("classifier.6.bias", torch.full((9,), math.nan)), "its fc8 contains numbers tha"),

@@ -6,9 +6,12 @@ import copy
 import io
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import alexnet2012
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Activation, LayerOp, Precision
@@ -358,6 +362,21 @@ def test_other_classes_can_read_a_models_features() -> None:
     new.load_full_state_dict(new.full_state_dict() | layers)
     assert torch.equal(new.features(x), old.features(x))
     assert new(x).shape == (1, 10)
+
+
+def test_the_examples_of_the_page_about_python_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(alexnet2012, "AlexNet", partial(AlexNet, model=ModelConfig(width=1 / 16)))
+    page = Path(__file__).parents[2] / "docs" / "python.md"
+    section = page.read_text(encoding="utf-8").partition("### As a module")[2].partition("\n## ")[0]
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, names)
+    assert names["maps"]["conv5"].dtype == names["logits"].dtype == torch.float64
+    assert torch.equal(names["other"].fc7.weight, names["net"].fc7.weight.float())
+    assert (tmp_path / "net.pth").exists()
 
 
 UNIT = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

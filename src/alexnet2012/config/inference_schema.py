@@ -72,7 +72,8 @@ class ExportConfig:
     """A trained model as one file."""
 
     checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
-    format: ExportFormat = ExportFormat.safetensors  # tensors, or a graph for ONNX Runtime or torch
+    # tensors; a graph for ONNX Runtime or torch; or tensors under torchvision's names
+    format: ExportFormat = ExportFormat.safetensors
     out: str = MISSING  # file to write
 
 
