@@ -81,9 +81,7 @@ class ExportConfig:
 class ImportConfig:
     """A checkpoint converted from a Caffe or torchvision model."""
 
-    source: str = (
-        MISSING  # a .caffemodel, or a file with torchvision's weights (.pth, .safetensors)
-    )
+    source: str = MISSING  # a .caffemodel, or torchvision's weights (.pth, .safetensors)
     out: str = MISSING  # folder of the new checkpoint
     # mean image of Caffe (.binaryproto); null: the one in the source, or ImageNet's mean colour
     mean: str | None = None

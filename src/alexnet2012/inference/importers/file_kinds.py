@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8, getincrementaldecoder
 from enum import Enum
 from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -29,6 +30,19 @@ _SIGNATURES = {
     b"GIF8": "is a GIF image, not a model",
     b"%PDF": "is a PDF document, not a model",
     b"\x7fELF": "is a program, not a model",
+}
+_PAGE = f"is a web page (HTML), often a login or error page; {_AGAIN}"
+_TEXTS = {  # beginnings in lower case, without blanks before them
+    b"version https://git-lfs": "is a Git LFS pointer, not the model itself; run git lfs pull",
+    b"/annex/objects": "is a git-annex pointer, not the model itself; run git annex get",
+    b"<?xml": f"is an XML text, often the error message of a server; {_AGAIN}",
+    b"<!doctype": _PAGE,
+    b"<html": _PAGE,
+    b"<head": _PAGE,
+    b"<script": _PAGE,
+    b"<!--": _PAGE,
+    b"{": f"is a JSON text, not a model; {_AGAIN}",
+    b"[": f"is a JSON text, not a model; {_AGAIN}",
 }
 _ONNX_PRODUCERS = (b"pytorch", b"onnx", b"tf2onnx", b"skl2onnx", b"keras2onnx", b"alexnet2012")
 
@@ -71,7 +85,7 @@ def file_kind(path: Path) -> FileKind:
     for signature, message in _SIGNATURES.items():
         if head.startswith(signature):
             raise ValueError(message)
-    if head[0] == 0x80 and head[1] <= 5:
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         raise ValueError(f"is a plain pickle, which could run any code; {_SAVE}")
     if head[257:262] == b"ustar":
         raise ValueError("is a tar archive; unpack it")
@@ -110,28 +124,20 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_not_text(head: bytes) -> None:
-    try:
-        text = head[: head.rfind(b"\n") if len(head) == HEAD else None].decode("utf-8-sig").strip()
+    start = head.removeprefix(BOM_UTF8).lstrip()[:1000].lower()
+    for signature, message in _TEXTS.items():
+        if start.startswith(signature):
+            raise ValueError(message)
+    try:  # the head may end within a character
+        text = getincrementaldecoder("utf-8-sig")().decode(head).strip()
     except UnicodeDecodeError:
         return
-    if not text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+    lines = text.splitlines() or [""]
+    if not all(line.replace("\t", "").isprintable() for line in lines):
         return
-    start = text[:200].lower()
-    if start.startswith("version https://git-lfs"):
-        raise ValueError("is a Git LFS pointer, not the model itself; run git lfs pull")
-    if "annex/objects" in start:
-        raise ValueError("is a git-annex pointer, not the model itself; run git annex get")
-    if start.startswith("<?xml"):
-        message = "is an XML text, often the error message of a server"
-        raise ValueError(f"{message}; {_AGAIN}")
-    if start.startswith("<"):
-        message = "is a web page (HTML), often a login or error page"
-        raise ValueError(f"{message}; {_AGAIN}")
-    if start.startswith(("{", "[")):
-        raise ValueError(f"is a JSON text, not a model; {_AGAIN}")
     if "layer" in text and "{" in text:
         raise ValueError("is the text of a Caffe network; give the .caffemodel with its weights")
-    raise ValueError(f"is a text ({_shortened(text.splitlines()[0])}), not a model; {_AGAIN}")
+    raise ValueError(f"is a text ({_shortened(lines[0])}), not a model; {_AGAIN}")
 
 
 def _shortened(text: str) -> str:

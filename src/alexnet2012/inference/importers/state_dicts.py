@@ -30,7 +30,7 @@ _WRAPPERS = {
     *("_modules", "_parameters", "_buffers"),
 }
 _COUNTERS = {"n_averaged"}  # tensors of torch's AveragedModel that are no parameters
-_AVERAGED = ("ema", "swa", "averaged")
+_AVERAGED = {"ema", "swa", "averaged"}
 _UNKNOWN_GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed")
 _WRONG_SHAPE = re.compile(r"Can only (\w+) .*but got <class '(.+)'>")
 _DAMAGED = "is damaged or incomplete; copy or download it again"
@@ -216,7 +216,7 @@ def _select(states: Sequence[StateDict], entry: str | None) -> StateDict:
         if len(matching) != 1:
             raise ValueError(f"entry={printable(entry)} is not one of its entries: {entries}")
         return matching[0]
-    averaged = [s for s in states if any(word in s.entry.lower() for word in _AVERAGED)]
+    averaged = [s for s in states if _AVERAGED & set(re.split("[^a-z]+", s.entry.lower()))]
     for chosen in (states, averaged):
         if len(chosen) == 1:
             return chosen[0]
