@@ -15,6 +15,7 @@ BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
 
 FAULTS_TEST = "tests/distributed/test_faults.py"
 CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
+IMPORTERS, MODEL = "tests/inference/test_importers.py", "tests/nn/test_model.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
 HOSTILE, OUTPUT = "tests/project/test_hostile_files.py", "tests/utils/test_output.py"
 ARCHIVES, SERVE = "tests/data/test_archives.py", "tests/inference/test_serve.py"
@@ -175,6 +176,55 @@ FAULTS = {
         "the second one is refused",
         "test_a_directory_that_another_process_trains_in_is_refused",
         TRAIN,
+        is_message=False,
+    ),
+    "code in a model file": Fault(
+        "a model file holds objects that would run code, beside its weights",
+        "the weights are imported, and nothing is run",
+        "test_code_beside_the_weights_is_not_run",
+        IMPORTERS,
+        is_message=False,
+    ),
+    "wrapped": Fault(
+        "weights are wrapped: other keys, prefixes, settings beside them, whole modules (40 kinds)",
+        "they are found, in files of torch.save (zip and older) and safetensors",
+        "test_weights_are_found_in_every_wrapping",
+        IMPORTERS,
+        is_message=False,
+    ),
+    "no model": Fault(
+        "a model file is none: a web page, a Git LFS pointer, a pickle, an archive … (50 kinds)",
+        "one line says what it is and what to do; exit code 2",
+        "test_a_file_that_is_no_model_is_named_for_what_it_is",
+        IMPORTERS,
+        is_message=False,
+    ),
+    "not finite": Fault(
+        "a model has a parameter that is NaN or infinite",
+        "every command refuses to load it, and names the parameter",
+        "test_a_model_with_a_value_that_is_not_finite_is_not_loaded",
+        "tests/inference/test_not_finite.py",
+        is_message=False,
+    ),
+    "answer not finite": Fault(
+        "the outputs of a model are NaN or infinite",
+        "every command reports the model instead of a result",
+        "test_an_answer_that_is_not_finite_is_an_error",
+        "tests/inference/test_not_finite.py",
+        is_message=False,
+    ),
+    "scale": Fault(
+        "images are uint8, in 0–1 or of unit variance",
+        "one `UserWarning` names the scale and the expected one",
+        "test_images_of_another_scale_are_warned_of_once",
+        MODEL,
+        is_message=False,
+    ),
+    "replaced": Fault(
+        "a layer of the network is replaced (`net.fc8 = nn.Linear(…)`)",
+        "a `ConfigError` at the assignment names the layer and what to do instead",
+        "test_a_layer_cannot_be_replaced",
+        MODEL,
         is_message=False,
     ),
     "pickle": Fault(

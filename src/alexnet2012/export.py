@@ -2,6 +2,7 @@
 
 ``safetensors`` holds the tensors under their public names, and ``predict`` reads it back. ``onnx``
 and ``torch`` are graphs whose input is RGB pixels, 0-255; they subtract the mean image themselves.
+``torchvision`` is a state dict for ``torchvision.models.alexnet``, if the model has its layers.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from alexnet2012.cli.app import hydra_main
-from alexnet2012.config.enums import Device
+from alexnet2012.config.enums import Device, ExportFormat
 from alexnet2012.config.inference_schema import ExportConfig
 from alexnet2012.inference.export import TEST_PHOTOS, export
+from alexnet2012.inference.importers.torchvision import has_torchvisions_mean
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.utils.text import say
 
@@ -25,6 +27,10 @@ def run(config: ExportConfig, run_dir: Path) -> None:
         f"  verified on {len(TEST_PHOTOS)} photographs: logits differ from the model's by at most "
         f"{difference:.0e} of the largest logit"
     )
+    if config.format is ExportFormat.torchvision:
+        standard = has_torchvisions_mean(trained.mean_image)
+        other = "RGB values 0-255 minus the model's mean image (see format=safetensors)"
+        print(f"  input: {'normalised as by torchvision' if standard else other}")
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ class ExportFormat(Choice):
     safetensors = "safetensors"
     onnx = "onnx"
     torch = "torch"
+    torchvision = "torchvision"
 
 
 class Device(Choice):

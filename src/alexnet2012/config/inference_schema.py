@@ -72,7 +72,8 @@ class ExportConfig:
     """A trained model as one file."""
 
     checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
-    format: ExportFormat = ExportFormat.safetensors  # tensors, or a graph for ONNX Runtime or torch
+    # tensors; a graph for ONNX Runtime or torch; or tensors under torchvision's names
+    format: ExportFormat = ExportFormat.safetensors
     out: str = MISSING  # file to write
 
 
@@ -80,10 +81,12 @@ class ExportConfig:
 class ImportConfig:
     """A checkpoint converted from a Caffe or torchvision model."""
 
-    source: str = MISSING  # a .caffemodel, or a torchvision state dict (.pth, .safetensors)
+    source: str = MISSING  # a .caffemodel, or torchvision's weights (.pth, .safetensors)
     out: str = MISSING  # folder of the new checkpoint
     # mean image of Caffe (.binaryproto); null: the one in the source, or ImageNet's mean colour
     mean: str | None = None
     classes: str | None = None  # text file of class names, one per line; null: class numbers
+    # which network of a source with several, as model or model_ema; null: averaged weights first
+    entry: str | None = None
     # side in pixels to which images are resized before cropping
     picture_size: int = ranged(256, low=1)

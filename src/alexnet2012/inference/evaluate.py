@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
-from alexnet2012.data.loaders import EvalLoader
+from alexnet2012.data.loaders import Batch, EvalLoader
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.trained_model import TrainedModel, load_ensemble
+from alexnet2012.inference.trained_model import TrainedModel, check_finite, load_ensemble
 from alexnet2012.training.evaluation import evaluate
 from alexnet2012.training.image_errors import ImageErrors
 from alexnet2012.utils.metrics import ErrorCounts
@@ -41,8 +42,13 @@ def evaluate_images(config: EvaluateConfig) -> tuple[ErrorCounts, ImageErrors]:
         placement=LoaderPlacement(device=first.mesh.device, threads=config.decode_threads),
     )
     of_images = ImageErrors.empty(loader)
+
+    def add(batch: Batch, predictions: Tensor) -> None:  # of all models
+        check_finite(predictions, "the output", config.checkpoint)
+        of_images.add(batch, predictions)
+
     networks = [trained.model for trained in models]
-    return evaluate(networks, loader.batches(), first.mesh, of_images.add), of_images
+    return evaluate(networks, loader.batches(), first.mesh, add), of_images
 
 
 def _validation_split(config: EvaluateConfig, trained: TrainedModel) -> tuple[Store, Split]:

@@ -1,4 +1,4 @@
-"""Export a trained model as one file: safetensors, ONNX or ``torch.export``.
+"""Export a trained model as one file: safetensors, ONNX, ``torch.export``, torchvision's names.
 
 Every file is read back before it gets its name, and its logits are compared with the model's.
 
@@ -24,10 +24,17 @@ from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import photograph
 from alexnet2012.data.ten_crop import centre_crop
+from alexnet2012.inference.importers.torchvision import (
+    STD,
+    alexnet_logits,
+    has_torchvisions_mean,
+    to_state_dict,
+)
 from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,
     TrainedModel,
+    check_finite,
     export_metadata,
     load_trained,
 )
@@ -71,6 +78,7 @@ def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
     try:
         logits = _WRITERS[kind](trained, temporary, images)
         expected = trained.model(trained.views(images, 1)[:, 0])
+        check_finite(expected, "the output", trained.path)
         difference = float((logits - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE:
             raise RunError(
@@ -114,10 +122,25 @@ def _write_torch(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     return logits
 
 
+def _write_torchvision(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
+    try:
+        state = to_state_dict(trained.model, trained.mean_image)
+    except ValueError as error:
+        raise ConfigError("format", "torchvision", str(error)) from error
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue())
+    views = trained.views(images, 1)[:, 0].float()
+    if has_torchvisions_mean(trained.mean_image):
+        views /= 255 * torch.tensor(STD)[:, None, None]
+    return alexnet_logits(torch.load(path, weights_only=True), views)
+
+
 _WRITERS = {
     ExportFormat.safetensors: _write_safetensors,
     ExportFormat.onnx: _write_onnx,
     ExportFormat.torch: _write_torch,
+    ExportFormat.torchvision: _write_torchvision,
 }
 
 

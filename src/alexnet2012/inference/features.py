@@ -59,6 +59,8 @@ class Features:
             features = cls(activations, index["files"], index["checkpoint"], index["net"])
             if activations.ndim != 2 or len(activations) != len(features.files):
                 raise ValueError("the number of rows differs from the number of files listed")
+            if not np.isfinite(activations).all():
+                raise ValueError("some values are not finite")
         except (OSError, EOFError, KeyError, MemoryError, ValueError, TypeError) as error:
             remedy = f"cannot be read ({error}); create it with python -m alexnet2012.features"
             raise ConfigError("features", path, remedy) from error

@@ -43,6 +43,7 @@ class TrainedModel:
     classes: tuple[str, ...]
     mean_image: npt.NDArray[np.float32]  # [P, P, 3], of the training images
     data: DataConfig | None  # the training data, if known
+    path: Path | None = None  # from which it was loaded
 
     def views(self, images: Tensor, count: int) -> Tensor:
         """Preprocessed crops of images: uint8 [N, P, P, 3] → [N, V, 3, S, S]."""
@@ -65,10 +66,29 @@ def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
     """Load a model from a run (its newest checkpoint), a checkpoint, or an exported file.
 
     Raises:
-        ConfigError: ``path`` is none of these.
+        ConfigError: ``path`` is none of these, or a parameter is not finite.
     """
-    if path.exists() and not path.is_dir():
-        return _load_exported(path, device)
+    is_file = path.exists() and not path.is_dir()
+    trained = (_load_exported if is_file else _load_checkpoint)(path, device)
+    for name, parameter in trained.model.named_parameters():
+        check_finite(parameter, name, path)
+    check_finite(torch.from_numpy(trained.mean_image), "the mean image", path)
+    return trained
+
+
+def check_finite(values: Tensor, name: str, checkpoint: Any) -> Tensor:
+    """Return ``values``, parameters or outputs of the model that was loaded from ``checkpoint``.
+
+    Raises:
+        ConfigError: some are NaN or infinite.
+    """
+    if not bool(values.isfinite().all()):
+        remedy = f"{name} has values that are not finite (NaN or infinity); use another model"
+        raise ConfigError("checkpoint", checkpoint, remedy)
+    return values
+
+
+def _load_checkpoint(path: Path, device: Device) -> TrainedModel:
     mesh = single_process(device)
     folder = manifest.find_valid(path, mesh)
     progress = manifest.read_progress(folder)
@@ -85,7 +105,7 @@ def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
         config.recipe, len(classes), model=config.model, mesh=mesh, precision=config.precision
     )
     checkpoint.load(folder, model)
-    return TrainedModel(model.eval(), classes, manifest.read_mean_image(folder), config.data)
+    return TrainedModel(model.eval(), classes, manifest.read_mean_image(folder), config.data, path)
 
 
 def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel]:
@@ -111,11 +131,14 @@ def probabilities(
 
     Args:
         images: the same N images, uint8 [N, P, P, 3], at every stored size P of the models.
+
+    Raises:
+        ConfigError: an output is not finite.
     """
     means = []
     for trained in models:
         crops = trained.views(images[len(trained.mean_image)], views)  # [N, V, 3, S, S]
-        logits = trained.model(crops.flatten(0, 1))
+        logits = check_finite(trained.model(crops.flatten(0, 1)), "the output", trained.path)
         means.append(F.softmax(logits.double(), dim=1).unflatten(0, crops.shape[:2]).mean(1))
     return torch.stack(means).mean(0).cpu()
 
@@ -129,8 +152,13 @@ def top_predictions(classes: Sequence[str], row: Tensor, count: int) -> list[Pre
 
 @torch.no_grad()
 def last_hidden(trained: TrainedModel, images: Tensor) -> Tensor:
-    """Last hidden activations of the centre crop: uint8 [N, P, P, 3] → [N, U]."""
-    return trained.model.features(trained.views(images, 1)[:, 0]).cpu()
+    """Last hidden activations of the centre crop: uint8 [N, P, P, 3] → [N, U].
+
+    Raises:
+        ConfigError: an activation is not finite.
+    """
+    activations = trained.model.features(trained.views(images, 1)[:, 0])
+    return check_finite(activations, "the last hidden layer", trained.path).cpu()
 
 
 def export_metadata(trained: TrainedModel) -> str:
@@ -181,4 +209,4 @@ def _load_exported(path: Path, device: Device) -> TrainedModel:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = f"is not a safetensors file written by alexnet2012.export ({reason})"
         raise ConfigError("checkpoint", path, remedy) from error
-    return TrainedModel(model.eval(), classes, mean_image, None)
+    return TrainedModel(model.eval(), classes, mean_image, None, path)

@@ -99,6 +99,9 @@ class Watchdog:
     def __deepcopy__(self, memo: dict[int, Any]) -> Watchdog:
         return self  # a copy of a model lives in the same process
 
+    def __reduce__(self) -> tuple[type[Watchdog], tuple[int]]:
+        return type(self), (self.this_rank.rank,)  # a pickled one may be read by another process
+
     @contextmanager
     def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> Iterator[None]:
         """Context manager around a collective: ``with watchdog.exchange("conv3", "forward"):``.

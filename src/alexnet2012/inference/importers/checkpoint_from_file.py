@@ -15,6 +15,7 @@ from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_image
+from alexnet2012.inference.importers.file_kinds import FileKind, file_kind
 from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, ImportedModel, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 from alexnet2012.nn.alexnet import AlexNet
@@ -30,10 +31,11 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
         if (given := getattr(config, key)) is not None:
             _check_regular(key, Path(given).expanduser())
     try:
-        if source.suffix == ".caffemodel":
+        if source.suffix == ".caffemodel" and file_kind(source) is FileKind.other:
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
         else:
-            imported, name = from_state_dict(read_state_dict(source)), "torchvision"
+            state = read_state_dict(source, config.entry)
+            imported, name = from_state_dict(state), "torchvision"
         model = as_alexnet(imported, load_recipe("paper"), name)
     except ValueError as error:
         raise ConfigError("source", source, str(error)) from error
@@ -64,6 +66,7 @@ def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np
     if config.mean is not None:
         path = Path(config.mean).expanduser()
         try:
+            file_kind(path)
             return read_mean_image(path.read_bytes())
         except ValueError as error:
             raise ConfigError("mean", path, str(error)) from error
@@ -75,7 +78,10 @@ def _classes(config: ImportConfig, count: int) -> list[str]:
     if config.classes is None:
         return [str(number) for number in range(count)]
     path = Path(config.classes).expanduser()
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError("classes", path, "is not a text file in UTF-8") from error
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
         remedy = f"lists {len(names)} classes, but the model has {count}"

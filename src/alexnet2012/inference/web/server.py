@@ -222,6 +222,8 @@ class Handler(BaseHTTPRequestHandler):
     def _inspect(self, data: bytes) -> None:
         try:
             response = self.server.session.inspect(data)
+        except ConfigError as error:
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, printable(str(error)))
         except ValueError as error:
             message = f"The image cannot be used: {printable(str(error))}"
             self.send_error(HTTPStatus.UNPROCESSABLE_ENTITY, message)
