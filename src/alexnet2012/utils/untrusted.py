@@ -10,7 +10,7 @@ import io
 import json
 import os
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # starting a command imports neither NumPy nor YAML
@@ -24,9 +24,10 @@ MAX_DEPTH = 100  # of nested lists and mappings; parsers of YAML in C overflow t
 def open_regular(path: Path | str) -> io.BufferedReader:
     """Open a regular file for reading; a pipe would wait for a writer, and a device never ends."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not S_ISREG(mode):
         os.close(descriptor)
-        raise ValueError("is not a regular file")
+        raise ValueError(f"is {'a folder' if S_ISDIR(mode) else 'not a regular file'}; give a file")
     return os.fdopen(descriptor, "rb")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 from alexnet2012.utils.text import printable
+from alexnet2012.utils.untrusted import open_regular
 
 HEAD = 4096  # bytes that are read of every file
 MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in safetensors
@@ -62,11 +63,7 @@ def file_kind(path: Path) -> FileKind:
         ValueError: the file is something else; the message says what, and what to do.
         OSError: it cannot be read.
     """
-    if path.is_dir():
-        raise ValueError("is a folder; give the file with the weights")
-    if path.exists() and not path.is_file():  # a pipe or a device could keep us reading forever
-        raise ValueError("is not a regular file; give the file with the weights")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEAD)
     if not head:
         raise ValueError(f"is empty; {_AGAIN}")
