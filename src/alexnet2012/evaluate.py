@@ -24,7 +24,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
     result = {"checkpoint": config.checkpoint, "views": config.views, **errors.summary()}
     document = json.dumps(result, indent=1) + "\n"
     if config.out is not None:
-        Path(config.out).expanduser().write_text(document, encoding="utf-8")
+        Path(config.out).write_text(document, encoding="utf-8")
     if config.json:
         sys.stdout.write(document)
         return

@@ -16,8 +16,8 @@ from alexnet2012.inference.trained_model import load_trained
 
 
 def run(config: ExportConfig, run_dir: Path) -> None:
-    trained = load_trained(Path(config.checkpoint).expanduser(), Device.cpu)
-    out = Path(config.out).expanduser()
+    trained = load_trained(Path(config.checkpoint), Device.cpu)
+    out = Path(config.out)
     difference = export(trained, config.format, out)
     print(
         f"{out}: {out.stat().st_size:,} bytes\n"

@@ -68,40 +68,63 @@ _OTHER_NAMES = {
     "mesh.processes": "world_size",
 }
 SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}
+# Hydra's own plugins, by the setting that selects one; each is a package.
+_PLUGINS = {
+    "hydra/sweeper=optuna": "alexnet2012[optuna]",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 _HYDRAS_FLAG_ERRORS = ("Only one of --", "The --resolve flag")  # ValueErrors
 MISTAKES = (*_IN_SETTINGS, OSError)
 
 
-def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
+def exit_on_error(
+    application: Callable[[], None],
+    schema: type[Any] | None = None,
+    *,
+    same_on_all_ranks: bool = False,
+) -> None:
     """Call ``application``; an exception becomes one line and an exit code.
 
-    Under torchrun all ranks raise the same errors, and only rank 0 prints them, until the ranks
-    have joined (:data:`EVERY_RANK_REPORTS` is set).
+    With ``same_on_all_ranks``, the ranks that torchrun started on one machine raise the same
+    errors, and only the first of them prints, until :data:`EVERY_RANK_REPORTS` is set.
     """
+
+    def end(line: str, code: int) -> NoReturn:
+        announced = same_on_all_ranks and EVERY_RANK_REPORTS not in os.environ
+        if announced and current_process().local_rank > 0:
+            sys.exit(code)
+        _end(line, code)
+
     atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_signal)  # so that cleanup code runs
     try:
         application()
     except _IN_SETTINGS as error:
-        _end(explain(error, schema), EXIT_USER_ERROR)
+        end(explain(error, schema), EXIT_USER_ERROR)
     except LostPeerError:  # already reported
         sys.exit(EXIT_FAILURE)
     except RunError as error:
-        _end(str(error), EXIT_FAILURE)
+        end(str(error), EXIT_FAILURE)
     except OSError as error:
         if error.filename is None:
             raise
-        _end(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
+        end(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except ValueError as error:
         if not str(error).startswith(_HYDRAS_FLAG_ERRORS):
             raise
-        _end(str(error), EXIT_USER_ERROR)
+        end(str(error), EXIT_USER_ERROR)
     except InterruptError as error:
-        end_interrupted(error.number)
+        end("interrupted", 128 + error.number)
     except KeyboardInterrupt:
-        end_interrupted(signal.SIGINT)
+        end("interrupted", 128 + signal.SIGINT)
 
 
 def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
@@ -114,8 +137,7 @@ def end_interrupted(number: signal.Signals) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if current_process().rank == 0 or EVERY_RANK_REPORTS in os.environ:
-        print(f"alexnet2012: {line}", file=sys.stderr)
+    print(f"alexnet2012: {line}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -128,6 +150,8 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
         return f"{error.full_key}: required; set {error.full_key}=…"
     if match := re.search(r"Could not find '(.+)/(.*)'", text):
         group, choice = match.groups()
+        if package := _PLUGINS.get(f"{group}={choice}"):
+            return f"{group}={choice}: needs an extra package: pip install '{package}'"
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
         if not choices:  # Hydra does not list the choices of nested groups
             group, _, choice = f"{group}/{choice}".partition("/")

@@ -24,7 +24,7 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     """Convert ``config.source`` to a checkpoint in the folder ``out``; returns the model."""
     if out.exists():
         raise ConfigError("out", out, "already exists; remove it, or choose another folder")
-    source = Path(config.source).expanduser()
+    source = Path(config.source)
     try:
         if source.suffix == ".caffemodel":
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
@@ -51,7 +51,7 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
 def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np.float32]:
     """The mean image of ``config.mean``, or one filled with the model's mean colour: [P, P, 3]."""
     if config.mean is not None:
-        path = Path(config.mean).expanduser()
+        path = Path(config.mean)
         try:
             return read_mean_image(path.read_bytes())
         except ValueError as error:
@@ -63,7 +63,7 @@ def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np
 def _classes(config: ImportConfig, count: int) -> list[str]:
     if config.classes is None:
         return [str(number) for number in range(count)]
-    path = Path(config.classes).expanduser()
+    path = Path(config.classes)
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
