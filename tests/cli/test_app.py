@@ -72,11 +72,20 @@ def test_training_returns_the_validation_error(
 def test_optuna_minimises_what_a_job_returns(start: Start, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="alexnet2012[optuna]")
     words = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=12", "hydra.sweeper.n_jobs=1")
-    quality: list[int] = []
-    work = lambda config, _: quality.append(config.quality) or abs(config.quality - 80)  # noqa: E731
-    start(work, "-m", *words, "quality=interval(1,100)", "hydra.sweep.dir=tuned")
-    found = (tmp_path / "tuned" / "optimization_results.yaml").read_text()
-    assert f"quality: {min(quality, key=lambda q: abs(q - 80))}" in found
+    tried: list[float] = []
+
+    def work(config: PrepareConfig, _: Path) -> float:
+        tried.append(config.val_percent)
+        if len(tried) == 2:
+            raise RunError("the loss is nan")
+        return abs(config.val_percent - 80)
+
+    with pytest.raises(SystemExit):
+        start(work, "-m", *words, "val_percent=interval(1,99)", "hydra.sweep.dir=tuned")
+    assert len(tried) == 12
+    del tried[1]
+    best = min(tried, key=lambda percent: abs(percent - 80))
+    assert f"val_percent: {best}" in (tmp_path / "tuned/optimization_results.yaml").read_text()
 
 
 @pytest.mark.parametrize(

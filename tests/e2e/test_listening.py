@@ -20,7 +20,7 @@ WITHOUT_A_NAME = ["unshare", "-u", "bash", "-c", 'hostname no-such-host-xyz && e
 # The address of another machine, as after a machine has moved: it answers to nobody.
 OLD_ADDRESS = [
     *("unshare", "-u", "-m", "bash", "-c"),
-    'hostname no-such-host-xyz && echo "10.9.9.9 no-such-host-xyz" > hosts && '
+    'hostname no-such-host-xyz && cat /etc/hosts - > hosts <<< "10.9.9.9 no-such-host-xyz" && '
     'mount --bind hosts /etc/hosts && exec "$@"',
     "-",
 ]
