@@ -1,17 +1,18 @@
-"""The tested faults, each with its error message and its test: the table of docs/faults.md.
+"""The tested faults and environments, each with its outcome and its test: tables of docs/faults.md.
 
-``python tests/faults.py`` writes the table; a test compares it with the page.
+``python tests/faults.py`` writes the tables; a test compares them with the page.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "faults.md"
-BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
+END = "<!-- end -->\n"
 
 FAULTS_TEST = "tests/distributed/test_faults.py"
 CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
@@ -424,9 +425,143 @@ FAULTS = {
 }
 
 
-def table() -> str:
-    lines = ["| fault | error message or outcome | test |", "|---|---|---|"]
-    for fault in FAULTS.values():
+ENVIRONMENT, APP = "tests/distributed/test_process_env.py", "tests/cli/test_app.py"
+LISTENING, TRACKING = "tests/e2e/test_listening.py", "tests/tracking/test_tracking.py"
+PATHS = "tests/config/test_paths.py"
+
+
+def _environment(name: str, outcome: str, test: str, file: str = ENVIRONMENT) -> Fault:
+    return Fault(name, outcome, test, file, is_message=False)
+
+
+OWN_PROCESSES = "test_a_run_in_a_container_of_a_job_starts_its_own_processes"
+ENVIRONMENTS = [
+    _environment(
+        "variables of Slurm, Open MPI, MPICH, Intel MPI, PMIx, MVAPICH, PBS, Grid Engine, LSF, "
+        "Kubeflow, SageMaker or Azure, or left over from torchrun",
+        "they make no process a rank",
+        "test_what_a_job_system_sets_makes_no_process_a_rank",
+    ),
+    _environment(
+        "all of these at once, with network interfaces that do not exist and `LC_ALL=C`, on one "
+        "process and on two",
+        "the run starts its own processes and finishes",
+        OWN_PROCESSES,
+    ),
+    _environment(
+        "`RANK=1` and a mistake in the command, for six commands",
+        "one line and exit code 2",
+        "test_every_command_prints_its_errors_in_a_container_of_a_job",
+    ),
+    _environment(
+        "a mistake in the command under torchrun",
+        "the first rank of each machine prints it; in commands that do not join, every rank",
+        "test_a_user_error_is_printed_once_per_machine",
+    ),
+    _environment(
+        "your own program with `init_mesh` and an old `MASTER_ADDR`",
+        "a `RunError` names the address, after at most 60 s",
+        "test_joining_ranks_that_do_not_exist_fails_soon",
+    ),
+    _environment(
+        "the same, and SIGTERM",
+        "it ends at once",
+        "test_a_process_that_waits_for_other_ranks_handles_signals",
+    ),
+    _environment(
+        "`WORLD_SIZE=four`, `RANK=-1`, an empty `LOCAL_RANK`",
+        "the error names the variable",
+        "test_a_rank_that_is_no_number_is_reported",
+    ),
+    _environment(
+        "the host name does not resolve, or to an old address in `/etc/hosts`",
+        "ranks meet on loopback",
+        "test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_an_attacker",
+        LISTENING,
+    ),
+    _environment(
+        "several runs or sweeps begin in one second",
+        "each has a directory of its own",
+        "test_runs_and_sweeps_that_begin_in_one_second_have_directories_of_their_own",
+        APP,
+    ),
+    _environment(
+        "`WANDB_PROJECT`, `_ENTITY`, `_NAME`, `_RUN_GROUP`, `_TAGS`, `_NOTES`, `_JOB_TYPE`, `_DIR`",
+        "wandb's meaning; the run stays in its directory",
+        "test_wandbs_variables_are_heeded",
+        TRACKING,
+    ),
+    _environment(
+        "`WANDB_MODE` `dryrun` and `run`, wandb's former names",
+        "offline and online",
+        "test_the_environment_variable_overrides_the_setting_unless_it_is_disabled",
+        TRACKING,
+    ),
+    _environment(
+        "a project that wandb refuses",
+        "one line with wandb's reason",
+        "test_a_project_that_wandb_refuses_is_reported",
+        TRACKING,
+    ),
+    _environment(
+        "no `HOME`",
+        "the run directory is wandb's home",
+        "test_a_user_without_a_home_directory_gets_one_for_wandb",
+        TRACKING,
+    ),
+    _environment(
+        "a sweep with wandb",
+        "its runs share a group and are named by the settings that differ",
+        "test_jobs_of_a_sweep_share_a_group_and_are_named_by_what_differs",
+        APP,
+    ),
+    _environment(
+        "a sweeper that optimises, and a job that fails",
+        "jobs return the validation error; a failed one returns infinity",
+        "test_a_sweeper_gets_the_result_of_each_job_and_infinity_for_a_failed_one",
+        APP,
+    ),
+    _environment(
+        "a sweeper or launcher of Hydra that is not installed",
+        "the error names the package to install",
+        "test_a_missing_plugin_of_hydra_is_reported_with_its_package",
+        APP,
+    ),
+    _environment(
+        "`hydra.job.chdir=true`",
+        "relative paths start where the command was given",
+        "test_relative_paths_are_those_of_where_the_command_was_given",
+        APP,
+    ),
+    _environment(
+        "`~` in any path",
+        "the home directory; an unknown user is reported",
+        "test_a_tilde_is_the_home_directory_in_every_path_of_a_command",
+        PATHS,
+    ),
+    _environment(
+        "36 names with spaces, `=`, `#`, `( )`, `[ ]`, `{ }`, quotes or Chinese characters",
+        "read as written",
+        "test_text_is_read_as_it_is_written",
+        PATHS,
+    ),
+    _environment(
+        "NVIDIA drivers for CUDA 12, or no GPU",
+        "`make setup CUDA=12` and `CUDA=cpu` install other builds",
+        "test_set_up_installs_builds_for_cuda_12_or_without_cuda",
+        "tests/project/test_setup.py",
+    ),
+]
+
+TABLES = {  # by the line that begins each on the page
+    "<!-- made by tests/faults.py -->\n": ("fault", FAULTS.values()),
+    "<!-- made by tests/faults.py: environments -->\n": ("environment", ENVIRONMENTS),
+}
+
+
+def table(heading: str, rows: Iterable[Fault]) -> str:
+    lines = [f"| {heading} | error message or outcome | test |", "|---|---|---|"]
+    for fault in rows:
         outcome = f"`{fault.outcome}`" if fault.is_message else fault.outcome
         test = f"[{fault.test}](../{fault.file})"
         lines.append(f"| {fault.name} | {outcome} | {test} |")
@@ -438,11 +573,13 @@ def tests_of(file: str) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def with_table(page: str) -> str:
-    """The page with its table replaced by the current one."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+def with_tables(page: str) -> str:
+    """The page with its tables replaced by the current ones."""
+    for begin, (heading, rows) in TABLES.items():
+        before, rest = page.split(begin)
+        page = before + begin + table(heading, rows) + END + rest.split(END, 1)[1]
+    return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

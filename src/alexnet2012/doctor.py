@@ -8,7 +8,6 @@ its own machine.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +16,7 @@ from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
+from alexnet2012.config.validation import user_path
 from alexnet2012.diagnostics import machine_checks
 from alexnet2012.diagnostics.machine_checks import Severity
 from alexnet2012.distributed.devices import uses_gpus
@@ -28,7 +28,7 @@ COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "re
 
 
 def main() -> None:
-    exit_on_error(_main, TrainConfig)
+    exit_on_error(_main, TrainConfig, same_on_all_ranks=True)
 
 
 def _main() -> None:
@@ -44,7 +44,7 @@ def _main() -> None:
         mesh = init_mesh(config.mesh.towers, device=device)
     else:  # the device that a run with these settings would use
         mesh = single_process(device if uses_gpus(device, config.mesh.processes) else Device.cpu)
-    checkpoint = Path(checkpoints[-1]) if checkpoints else None
+    checkpoint = user_path("checkpoint", checkpoints[-1]) if checkpoints else None
     local = machine_checks.check_machine(config, run_dir, mesh, checkpoint)
     if not torchrun:
         local += machine_checks.time_local_exchanges(device)

@@ -25,7 +25,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
     result = {"checkpoint": config.checkpoint, "views": config.views, **errors.summary()}
     document = json.dumps(result, indent=1) + "\n"
     if config.out is not None:
-        out = Path(config.out).expanduser()
+        out = Path(config.out)
         with naming(out):
             out.write_text(document, encoding="utf-8")
     if config.json:

@@ -19,8 +19,8 @@ from alexnet2012.utils.text import say
 
 
 def run(config: ExportConfig, run_dir: Path) -> None:
-    trained = load_trained(Path(config.checkpoint).expanduser(), Device.cpu)
-    out = Path(config.out).expanduser()
+    trained = load_trained(Path(config.checkpoint), Device.cpu)
+    out = Path(config.out)
     difference = export(trained, config.format, out)
     say(
         f"{out}: {out.stat().st_size:,} bytes\n"

@@ -23,11 +23,11 @@ from alexnet2012.utils.text import say
 def run(config: FeaturesConfig, run_dir: Path) -> None:
     reuse_memory()
     names = find_images(config.images)
-    checkpoint = Path(config.checkpoint).expanduser()
+    checkpoint = Path(config.checkpoint)
     checkpoint = (manifest.latest(checkpoint) or checkpoint).absolute()
     trained = load_trained(checkpoint, config.device)
     used, activations, rejected = compute_features(trained, names, config)
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     Features(activations.numpy(), used, str(checkpoint), digest(trained)).save(out)
     say(f"{out}: {len(used)} images, {activations.shape[1]} activations each")
     if rejected:

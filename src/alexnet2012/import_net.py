@@ -16,7 +16,7 @@ from alexnet2012.utils.text import say
 
 
 def run(config: ImportConfig, run_dir: Path) -> None:
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     model = import_checkpoint(config, out)
     shapes = model.full_shapes().items()
     layers = ", ".join(f"{name} {list(shape)}" for name, shape in shapes if "weight" in name)

@@ -6,11 +6,12 @@ Starts two processes by itself; under torchrun it is one of the ranks (``launch/
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
-from alexnet2012.checkpoint.run_dir import AUTO, check_run, check_start, is_finished
+from alexnet2012.checkpoint.run_dir import AUTO, SUMMARY, check_run, check_start, is_finished
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
@@ -26,14 +27,19 @@ from alexnet2012.utils.text import say
 WORKER_MODULES = ("alexnet2012.training.worker",)
 
 
-def run(config: TrainConfig, run_dir: Path) -> None:
-    """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes."""
+def run(config: TrainConfig, run_dir: Path) -> float:
+    """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes.
+
+    Returns the last top-1 validation error in %, which an optimising sweeper minimises.
+    """
     if config.resume == AUTO and is_finished(config, run_dir):
         say(f"run directory: {run_dir}: already finished, left unchanged")
-        return
-    _check_and_prepare(config, run_dir)
-    launch(worker, config.mesh.processes, config, run_dir)
-    say(f"run directory: {run_dir}")
+    else:
+        _check_and_prepare(config, run_dir)
+        launch(worker, config.mesh.processes, config, run_dir)
+        say(f"run directory: {run_dir}")
+    summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    return float(summary["top1_error_pct"])
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
@@ -113,7 +119,7 @@ def main() -> None:
     if sys.argv[1:2] == ["check"]:
         exit_on_error(lambda: check(sys.argv[2:]), TrainConfig)
     elif under_torchrun():
-        exit_on_error(torchrun_worker, TrainConfig)
+        exit_on_error(torchrun_worker, TrainConfig, same_on_all_ranks=True)
     else:
         hydra_main("train", TrainConfig, run)
 

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from alexnet2012.cli.app import hydra_main
-from alexnet2012.config.compose import compose_config, quoted_text
+from alexnet2012.config.compose import compose_config, hydra_overrides
 from alexnet2012.config.schema import (
     ConfigError,
     DataConfig,
@@ -244,14 +244,14 @@ def test_number_like_paths_stay_text_in_hydra_applications_and_sweeps(
     ],
 )
 def test_number_like_paths_in_lists_and_quotes_stay_text(written: str, read: object) -> None:
-    (override,) = quoted_text(EvaluateConfig, [written])
+    (override,) = hydra_overrides(EvaluateConfig, [written])
     assert OverridesParser.create().parse_override(override).value() == read
 
 
 def test_a_run_directory_named_with_digits_keeps_its_name() -> None:
     assert compose_config("train", TrainConfig, ["hydra.run.dir=2024_06"])[1].name == "2024_06"
-    assert quoted_text(TrainConfig, ["seed=range(1,3)"]) == ["seed=range(1,3)"]
-    assert quoted_text(TrainConfig, ["resume=choice(1,2)"]) == ["resume=choice('1','2')"]
+    assert hydra_overrides(TrainConfig, ["seed=range(1,3)"]) == ["seed=range(1,3)"]
+    assert hydra_overrides(TrainConfig, ["resume=choice(1,2)"]) == ['resume=choice("1","2")']
 
 
 def identity(path: Path, **settings: float) -> dict[str, object]:

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from programs import module, succeed
 
 from alexnet2012 import features, nearest, predict
-from alexnet2012.config.compose import compose_config
+from alexnet2012.config.compose import compose_config, hydra_overrides
 from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
@@ -257,7 +257,8 @@ def test_a_mistake_in_the_image_names_is_reported(
 
 def read_back(words: list[str]) -> object:
     """The images as Hydra and OmegaConf parse them."""
-    (override,) = OverridesParser.create().parse_overrides(collect_images(words))
+    overrides = hydra_overrides(PredictConfig, collect_images(words))
+    (override,) = OverridesParser.create().parse_overrides(overrides)
     config = OmegaConf.create({"images": override.value()})
     return OmegaConf.to_container(config, resolve=True)["images"]  # type: ignore[index,call-overload]
 

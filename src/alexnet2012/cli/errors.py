@@ -35,6 +35,7 @@ from alexnet2012.utils.terminal import outliving_terminal
 from alexnet2012.utils.text import printable_lines
 
 EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
+INTERRUPTED = "interrupted"
 # What other trainers call our settings.
 _OTHER_NAMES = {
     "precision": "amp dtype",
@@ -70,58 +71,82 @@ _OTHER_NAMES = {
     "mesh.processes": "world_size",
 }
 SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}
+# Hydra's own plugins, by the setting that selects one; each is a package.
+_PLUGINS = {
+    "hydra/sweeper=optuna": "alexnet2012[optuna]",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 _HYDRAS_FLAG_ERRORS = ("Only one of --", "The --resolve flag")  # ValueErrors
 MISTAKES = (*_IN_SETTINGS, OSError)
 
 
-def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
+def exit_on_error(
+    application: Callable[[], None],
+    schema: type[Any] | None = None,
+    *,
+    same_on_all_ranks: bool = False,
+) -> None:
     """Call ``application``; an exception becomes one line and an exit code.
 
-    Under torchrun all ranks raise the same errors, and only rank 0 prints them, until the ranks
-    have joined (:data:`EVERY_RANK_REPORTS` is set).
+    With ``same_on_all_ranks``, the ranks that torchrun started on one machine raise the same
+    errors, and only the first of them prints, until :data:`EVERY_RANK_REPORTS` is set.
     """
+
+    def end(line: str, code: int) -> NoReturn:
+        announced = same_on_all_ranks and EVERY_RANK_REPORTS not in os.environ
+        if announced and current_process().local_rank > 0:
+            sys.exit(code)
+        _end(line, code)
+
     atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
     raise_signals()  # so that cleanup code runs
     with outliving_terminal() as output:
         try:
             application()
         except InterruptError as error:
-            end_interrupted(error.number)
+            end(INTERRUPTED, 128 + error.number)
         except KeyboardInterrupt:
-            end_interrupted(signal.SIGINT)
+            end(INTERRUPTED, 128 + signal.SIGINT)
         except Exception as error:
             if received:  # an error of what the signal broke off, an import for example
-                end_interrupted(received[0])
-            _end_failed(error, schema)
+                end(INTERRUPTED, 128 + received[0])
+            _end_failed(error, schema, end)
         output.flush()
         if output.error is not None and output.error.errno != EPIPE:  # of `… | head`
             reason = f"{output.error.strerror}; the work is done, but not all of its output written"
             _end(f"standard output: {reason}", EXIT_FAILURE)
 
 
-def _end_failed(error: Exception, schema: type[Any] | None) -> NoReturn:
+def _end_failed(
+    error: Exception, schema: type[Any] | None, end: Callable[[str, int], NoReturn]
+) -> NoReturn:
     if isinstance(error, _IN_SETTINGS):
-        _end(explain(error, schema), EXIT_USER_ERROR)
+        end(explain(error, schema), EXIT_USER_ERROR)
     if isinstance(error, LostPeerError):  # already reported
         sys.exit(EXIT_FAILURE)
     if isinstance(error, RunError):
-        _end(str(error), EXIT_FAILURE)
+        end(str(error), EXIT_FAILURE)
     if line := os_error_line(error):
-        _end(line, EXIT_USER_ERROR)
+        end(line, EXIT_USER_ERROR)
     if isinstance(error, ValueError) and str(error).startswith(_HYDRAS_FLAG_ERRORS):
-        _end(str(error), EXIT_USER_ERROR)
+        end(str(error), EXIT_USER_ERROR)
     raise error
 
 
 def end_interrupted(number: signal.Signals) -> NoReturn:
     """Exit with the code that a shell gives a program ended by a signal."""
-    _end("interrupted", 128 + number)
+    _end(INTERRUPTED, 128 + number)
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if current_process().rank == 0 or EVERY_RANK_REPORTS in os.environ:
-        print(printable_lines(f"alexnet2012: {line}"), file=sys.stderr)
+    print(printable_lines(f"alexnet2012: {line}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -134,6 +159,8 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
         return f"{error.full_key}: required; set {error.full_key}=…"
     if match := re.search(r"Could not find '(.+)/(.*)'", text):
         group, choice = match.groups()
+        if package := _PLUGINS.get(f"{group}={choice}"):
+            return f"{group}={choice}: needs an extra package: pip install '{package}'"
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
         if not choices:  # Hydra does not list the choices of nested groups
             group, _, choice = f"{group}/{choice}".partition("/")

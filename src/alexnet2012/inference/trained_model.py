@@ -115,7 +115,7 @@ def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel
         ConfigError: a path holds no model, or its classes differ from those of the first.
     """
     paths = given if isinstance(given, list) else [given]
-    models = [load_trained(Path(str(path)).expanduser(), device) for path in paths]
+    models = [load_trained(Path(str(path)), device) for path in paths]
     for path, trained in zip(paths, models, strict=True):
         if trained.classes != models[0].classes:
             remedy = f"has different classes than {paths[0]}; use models with the same classes"

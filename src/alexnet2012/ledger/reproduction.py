@@ -49,7 +49,7 @@ from alexnet2012.ledger.results import Exactness, Provenance, Reproduction, save
 from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, Sweeps, arms_of
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
-from alexnet2012.utils.environment import cpu_name, running_commit
+from alexnet2012.utils.environment import cpu_name, dali_package, running_commit
 from alexnet2012.utils.files import os_error_line
 from alexnet2012.utils.text import printable_lines, say
 
@@ -105,7 +105,7 @@ class Reproduce:
         folder = resources.files("alexnet2012.conf") / "ablation"
         if missing := [arm for arm in config.arms if not (folder / f"{arm}.yaml").is_file()]:
             raise ConfigError("arms", missing[0], "must be names of files in conf/ablation")
-        self.out = Path(config.out).expanduser().absolute()
+        self.out = Path(config.out).absolute()
         self.console = Console()
         self.command = command_of(config)
         self.measurements: list[Measurement] = []
@@ -361,7 +361,7 @@ def provenance(sweeps: Sweeps, command: str) -> Provenance:
         dirty=dirty,
         python=platform.python_version(),
         torch=torch.__version__,
-        dali=version("nvidia-dali-cuda130"),
+        dali=version(dali_package()),
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -64,7 +64,7 @@ class Sweeps:
         size = store_size(experiment)
         name = source = self.config.source
         if source not in NAMED_SOURCES:  # directory names may repeat, so the path's hash follows
-            path = Path(source).expanduser().resolve()
+            path = Path(source).resolve()
             name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         store = self.out / "stores" / f"{name}-{size}"
         return prepare(PrepareConfig(source=source, store=str(store), size=size))

@@ -26,10 +26,10 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     """Convert ``config.source`` to a checkpoint in the folder ``out``; returns the model."""
     if out.exists():
         raise ConfigError("out", out, "already exists; remove it, or choose another folder")
-    source = Path(config.source).expanduser()
+    source = Path(config.source)
     for key in ("source", "mean", "classes"):
         if (given := getattr(config, key)) is not None:
-            _check_regular(key, Path(given).expanduser())
+            _check_regular(key, Path(given))
     try:
         if source.suffix == ".caffemodel" and file_kind(source) is FileKind.other:
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
@@ -64,7 +64,7 @@ def _check_regular(key: str, path: Path) -> None:
 def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np.float32]:
     """The mean image of ``config.mean``, or one filled with the model's mean colour: [P, P, 3]."""
     if config.mean is not None:
-        path = Path(config.mean).expanduser()
+        path = Path(config.mean)
         try:
             file_kind(path)
             return read_mean_image(path.read_bytes())
@@ -77,7 +77,7 @@ def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np
 def _classes(config: ImportConfig, count: int) -> list[str]:
     if config.classes is None:
         return [str(number) for number in range(count)]
-    path = Path(config.classes).expanduser()
+    path = Path(config.classes)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
