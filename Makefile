@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # torch and DALI for CUDA 13 (NVIDIA driver 580 or newer), 12 (525 or newer), or torch without CUDA (cpu).
-CUDA   ?= 13
+# Remembered in .venv; an environment variable of this name is another's.
+CUDA   := $(shell cat $(VENV)/cuda 2>/dev/null || echo 13)
 DATA   ?= photos
 OUT    ?= reproduction
 ARGS   ?=
@@ -52,6 +53,7 @@ $(VENV)/ready: requirements.lock setup.cfg pyproject.toml setup.py $(wildcard sr
 	sed 's/^\(nvidia-dali-cuda\)130/\1$(if $(filter 12,$(CUDA)),120,130)/' requirements.lock > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -r $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	echo $(CUDA) > $(VENV)/cuda
 	touch $@
 
 # New pins from setup.cfg's lower bounds. torch's CUDA libraries are left to torch's own pins, so

@@ -540,7 +540,7 @@ ENVIRONMENTS = [
         PATHS,
     ),
     _environment(
-        "36 names with spaces, `=`, `#`, `( )`, `[ ]`, `{ }`, quotes or Chinese characters",
+        "32 names with spaces, `=`, `#`, `( )`, `[ ]`, `{ }`, quotes or Chinese characters",
         "read as written",
         "test_text_is_read_as_it_is_written",
         PATHS,

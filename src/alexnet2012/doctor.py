@@ -7,12 +7,13 @@ its own machine.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.console import Console
 from rich.markup import escape
 
-from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
@@ -42,6 +43,7 @@ def _main() -> None:
     torchrun, device = under_torchrun(), config.mesh.device
     if torchrun:
         mesh = init_mesh(config.mesh.towers, device=device)
+        os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
     else:  # the device that a run with these settings would use
         mesh = single_process(device if uses_gpus(device, config.mesh.processes) else Device.cpu)
     checkpoint = user_path("checkpoint", checkpoints[-1]) if checkpoints else None

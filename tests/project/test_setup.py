@@ -41,6 +41,16 @@ def test_another_version_of_cuda_is_refused(tmp_path: Path) -> None:
     assert "CUDA=11: must be 12, 13 or cpu" in ended.stderr
 
 
+def test_the_choice_is_remembered_and_an_environment_variable_is_not_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA", "/usr/local/cuda")  # as environment modules set it
+    assert "cu126" not in set_up(tmp_path).stdout
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "cuda").write_text("12\n")
+    assert "cu126" in set_up(tmp_path).stdout
+
+
 def test_the_code_finds_dali_for_cuda_12(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.dali_package() == "nvidia-dali-cuda130"
 

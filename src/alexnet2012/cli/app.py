@@ -26,6 +26,7 @@ from alexnet2012.config.compose import (
     Schema,
     from_hydra,
     hydra_overrides,
+    key_of,
     keys_of_fixed,
 )
 from alexnet2012.config.schema import ConfigError, RunError
@@ -53,7 +54,7 @@ def wandb_labels(job: Any, fixed: Collection[str]) -> Iterator[None]:
     """
     labels: dict[str, str] = {}
     if job.mode is RunMode.MULTIRUN:
-        swept = [word for word in job.overrides.task if word.partition("=")[0] not in fixed]
+        swept = [word for word in job.overrides.task if key_of(word) not in fixed]
         sweep_dir = Path(job.sweep.dir).absolute()
         labels["WANDB_RUN_GROUP"] = "/".join(sweep_dir.parts[-GROUP_PARTS:])
         labels["WANDB_NAME"] = " ".join(swept) or str(job.sweep.subdir)

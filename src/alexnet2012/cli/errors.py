@@ -71,13 +71,13 @@ _OTHER_NAMES = {
     "mesh.processes": "world_size",
 }
 SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}
-# Hydra's own plugins, by the setting that selects one; each is a package.
+# What pip installs for Hydra's own plugins, by the setting that selects one.
 _PLUGINS = {
-    "hydra/sweeper=optuna": "alexnet2012[optuna]",
+    "hydra/sweeper=optuna": "'alexnet2012[optuna]'",
     "hydra/sweeper=ax": "hydra-ax-sweeper",
     "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
     "hydra/launcher=joblib": "hydra-joblib-launcher",
-    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=ray": "ray cloudpickle && pip install --no-deps hydra-ray-launcher",
     "hydra/launcher=rq": "hydra-rq-launcher",
     "hydra/launcher=submitit_local": "hydra-submitit-launcher",
     "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
@@ -160,7 +160,7 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
     if match := re.search(r"Could not find '(.+)/(.*)'", text):
         group, choice = match.groups()
         if package := _PLUGINS.get(f"{group}={choice}"):
-            return f"{group}={choice}: needs an extra package: pip install '{package}'"
+            return f"{group}={choice}: needs an extra package: pip install {package}"
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
         if not choices:  # Hydra does not list the choices of nested groups
             group, _, choice = f"{group}/{choice}".partition("/")

@@ -91,13 +91,18 @@ def keys_of_fixed(overrides: Sequence[str]) -> list[str]:
     return [override.key_or_group for override in parsed if not override.is_sweep_override()]
 
 
+def key_of(override: str) -> str:
+    """``data.store`` of ``+data.store=a``."""
+    return override.partition("=")[0].lstrip("+")
+
+
 def _is_group(key: str) -> bool:
     return resources.files(CONF).joinpath(key).is_dir()
 
 
 def _quoted_text(defaults: Any, override: str) -> str:
     key, equals, text = override.partition("=")
-    *groups, name = key.lstrip("+").split(".")
+    *groups, name = key_of(override).split(".")
     owner = reduce(lambda node, group: getattr(node, group, None), groups, defaults)
     kinds = {item.name: str(item.type) for item in fields(owner)} if is_dataclass(owner) else {}
     kind = "str" if key in _HYDRAS_PATHS else kinds.get(name)

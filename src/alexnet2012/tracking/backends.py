@@ -103,7 +103,7 @@ class Wandb:
                 dir=run_dir,
                 id=run_id,
                 resume="allow" if online else None,
-                # wandb reads its variables once a process, which may run several jobs of a sweep.
+                # wandb itself reads its variables only once, but jobs of a sweep share a process.
                 name=variables("WANDB_NAME") or run_dir.name,
                 group=variables("WANDB_RUN_GROUP"),
                 config=dict(settings),
