@@ -16,7 +16,9 @@ from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, TrainConfig
-from alexnet2012.ledger.ablations import (
+from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
+from alexnet2012.ledger.evidence import Result
+from alexnet2012.ledger.measurements.ablations import (
     BASELINE,
     ablation_chart,
     effect_measurements,
@@ -26,8 +28,6 @@ from alexnet2012.ledger.ablations import (
     learning_curves,
     read_sweep,
 )
-from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
-from alexnet2012.ledger.evidence import Result
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 
 ABLATIONS = ablations_of("ablations")

@@ -20,11 +20,12 @@ from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.ledger import ablations, design, pretraining
+from alexnet2012.ledger import design
 from alexnet2012.ledger.authors_runs import authors_table
 from alexnet2012.ledger.claims import Kind, Scale, load_claims
+from alexnet2012.ledger.measurements import ablations, pretraining
+from alexnet2012.ledger.measurements.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.registry import all_measures, measure
-from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.reproduction import PARTS
 from alexnet2012.ledger.results import damaged_directory
 from alexnet2012.ledger.verdicts import columns, ledger

@@ -23,8 +23,8 @@ from alexnet2012.checkpoint.run_dir import flatten
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.claims import write_json
+from alexnet2012.ledger.measurements.training_runs import read_summary
 from alexnet2012.ledger.statistics import Matrix
-from alexnet2012.ledger.training_runs import read_summary
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.training import image_errors
 from alexnet2012.training.image_errors import UNITS

@@ -30,7 +30,9 @@ from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConf
 from alexnet2012.distributed.launch import launch
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
-from alexnet2012.ledger import (
+from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
+from alexnet2012.ledger.measurements import (
     ablations,
     architecture,
     ensembles,
@@ -39,9 +41,7 @@ from alexnet2012.ledger import (
     relu_vs_tanh,
     training_runs,
 )
-from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
-from alexnet2012.ledger.nearest_neighbours import figure4
+from alexnet2012.ledger.measurements.nearest_neighbours import figure4
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.report.committed import committed_evidence
 from alexnet2012.ledger.report.render import write_report

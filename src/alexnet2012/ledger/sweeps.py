@@ -26,9 +26,9 @@ from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfi
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.ledger.claims import Measurement, Scale, ablations_of, load_claims
+from alexnet2012.ledger.measurements.training_runs import read_summary
 from alexnet2012.ledger.statistics import finished_runs
 from alexnet2012.ledger.training_pool import LOG, core_shares, run_all
-from alexnet2012.ledger.training_runs import read_summary
 
 CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),

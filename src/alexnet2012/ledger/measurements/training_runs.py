@@ -12,7 +12,11 @@ from torch import Tensor
 from alexnet2012.config.schema import RunError
 from alexnet2012.data.store import Store
 from alexnet2012.ledger.claims import How, Measurement, stand_in
-from alexnet2012.ledger.nearest_neighbours import FROM_SAMPLE, Neighbours, neighbours_measurements
+from alexnet2012.ledger.measurements.nearest_neighbours import (
+    FROM_SAMPLE,
+    Neighbours,
+    neighbours_measurements,
+)
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Evaluation, TrainingRun
 from alexnet2012.tracking.tracker import read_records
