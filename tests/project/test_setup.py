@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from documented import printed
 
 from alexnet2012.utils import environment
 
@@ -20,12 +21,16 @@ def set_up(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("words", "index", "dali"),
-    [((), "", "130"), (("CUDA=12",), "whl/cu126", "120"), (("CUDA=cpu",), "whl/cpu", "130")],
+    [
+        (["make", "setup"], "", "130"),
+        (printed("make setup CUDA=12"), "whl/cu126", "120"),
+        (printed("make setup CUDA=cpu"), "whl/cpu", "130"),
+    ],
 )
 def test_set_up_installs_builds_for_cuda_12_or_without_cuda(
-    words: tuple[str, ...], index: str, dali: str, tmp_path: Path
+    words: list[str], index: str, dali: str, tmp_path: Path
 ) -> None:
-    lines = set_up(tmp_path, *words).stdout.splitlines()
+    lines = set_up(tmp_path, *words[2:]).stdout.splitlines()
     (sed,) = (line for line in lines if line.startswith("sed"))
     (install,) = (line for line in lines if " -r " in line)
     edited = subprocess.run(["sh", "-c", sed.split(">")[0]], cwd=ROOT, capture_output=True)

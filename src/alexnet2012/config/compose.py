@@ -132,6 +132,9 @@ def _value_quoted(text: str, *, lists: bool) -> str:
     return text if kept else _in_quotes(text)
 
 
+_BEFORE_QUOTES = ("", *"[({,:")  # elsewhere a quote is a character of a name
+
+
 def _split(text: str) -> list[str]:
     """Split at commas outside brackets and outside values in quotes."""
     values, depth, quote, escaped = [""], 0, "", False
@@ -139,7 +142,7 @@ def _split(text: str) -> list[str]:
         if quote:
             quote = "" if character == quote and not escaped else quote
             escaped = character == "\\" and not escaped
-        elif character in "'\"" and not values[-1].strip():
+        elif character in "'\"" and values[-1].strip()[-1:] in _BEFORE_QUOTES:
             quote = character
         elif character == "," and not depth:
             values.append("")
