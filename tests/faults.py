@@ -194,7 +194,8 @@ FAULTS = {
         is_message=False,
     ),
     "no model": Fault(
-        "a model file is none: a web page, a Git LFS pointer, a pickle, an archive … (50 kinds)",
+        "a file given as a model is something else: a web page, a Git LFS pointer, a pickle, "
+        "an archive … (50 kinds)",
         "one line says what it is and what to do; exit code 2",
         "test_a_file_that_is_no_model_is_named_for_what_it_is",
         IMPORTERS,
@@ -253,7 +254,7 @@ FAULTS = {
     ),
     "wish to end": Fault(
         "SIGTERM during a part of a reproduction",
-        "the reproduction ends: a wish to end is no failed part",
+        "the whole reproduction ends; the signal is not treated as a failure of that part",
         "test_code_that_survives_failures_does_not_survive_a_wish_to_end",
         OUTPUT,
         is_message=False,
@@ -266,8 +267,9 @@ FAULTS = {
         is_message=False,
     ),
     "terminal": Fault(
-        "the disk behind the terminal is full, or its reader has gone",
-        "the command does its work; if its output is lost, it says so at the end and exits with 1",
+        "standard output goes to a full disk, or the program that reads it has exited",
+        "the command completes its work; on a full disk it reports at the end that output "
+        "was lost, and exits with 1",
         "test_a_full_disk_behind_the_terminal_ends_no_command",
         OUTPUT,
         is_message=False,
@@ -289,14 +291,15 @@ FAULTS = {
     ),
     "closing": Fault(
         "a program calls `mesh.close()` and ends",
-        "the watchdog's thread has ended before",
+        "the watchdog's thread has already ended",
         "test_closing_a_mesh_ends_the_thread_of_its_watchdog",
         "tests/distributed/test_launching.py",
         is_message=False,
     ),
     "dripping": Fault(
         "a server sends an image byte by byte",
-        "`predict` gives it up after 120 s; ending the command waits for no thread",
+        "`predict` gives up on it after 120 s, and the command can exit without waiting for "
+        "the download",
         "test_a_server_that_drips_is_given_up_and_not_waited_for",
         "tests/inference/test_predict.py",
         is_message=False,
@@ -338,15 +341,16 @@ FAULTS = {
     ),
     "bomb": Fault(
         "a small image file needs much memory",
-        "it is refused above 800 MB, by its header; transparency needs no further copies",
+        "it is refused, from its header alone, if decoding would need more than 800 MB; "
+        "transparency does not add to this",
         "test_the_limit_is_of_the_memory_that_a_format_needs",
         "tests/data/test_decode.py",
         is_message=False,
     ),
     "uploads": Fault(
         "many images are sent to `serve` at once",
-        "eight are held in memory, two are decoded; the others wait, and none waits for "
-        "another's decoding",
+        "at most eight uploads are held in memory and two are decoded at a time; further "
+        "uploads wait, and are refused with status 503 if they wait too long",
         "test_more_uploads_than_are_held_in_memory_wait_and_are_refused_in_the_end",
         SERVE,
         is_message=False,
@@ -381,7 +385,7 @@ FAULTS = {
         is_message=False,
     ),
     "odd settings": Fault(
-        "`config.yaml` of a run is none",
+        "`config.yaml` of a run is not a valid settings file",
         "`resume=auto` refuses the directory in one line",
         "test_a_run_whose_settings_are_damaged_is_not_resumed",
         HOSTILE,
@@ -439,7 +443,7 @@ ENVIRONMENTS = [
     _environment(
         "variables of Slurm, Open MPI, MPICH, Intel MPI, PMIx, MVAPICH, PBS, Grid Engine, LSF, "
         "Kubeflow, SageMaker or Azure, or left over from torchrun",
-        "they make no process a rank",
+        "they do not make a process a rank",
         "test_what_a_job_system_sets_makes_no_process_a_rank",
     ),
     _environment(
@@ -487,7 +491,8 @@ ENVIRONMENTS = [
     ),
     _environment(
         "`WANDB_PROJECT`, `_ENTITY`, `_NAME`, `_RUN_GROUP`, `_TAGS`, `_NOTES`, `_JOB_TYPE`, `_DIR`",
-        "wandb's meaning; the run stays in its directory",
+        "they have the meaning that wandb gives them, except that wandb's files stay in the "
+        "run directory",
         "test_wandbs_variables_are_heeded",
         TRACKING,
     ),

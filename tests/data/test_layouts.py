@@ -83,11 +83,11 @@ def test_every_image_of_a_known_layout_gets_its_class(tmp_path: Path, name: str)
 
 
 REFUSED: dict[str, tuple[Files, str]] = {
-    "nothing": ({".hidden": "x"}, "is empty: it holds nothing; understood are: train/CLASS"),
+    "nothing": ({".hidden": "x"}, "is empty: it holds nothing; supported layouts: train/CLASS"),
     "no images": (
         {"a/b/notes.md": "x", "a/c/more.md": "x"},
         r"no images: it holds level 1: 1 folders \(a\); level 2: 2 folders \(a/b\); level 3: "
-        r"2 other files \(a/b/notes\.md\); understood are",
+        r"2 other files \(a/b/notes\.md\); supported layouts",
     ),
     "Parquet": ({"data/train-00000-of-00294.parquet": "x"}, "Parquet files .* cannot be read"),
     "TFRecord": ({"train-00000-of-01024": "x"}, "TFRecord files cannot be read, so unpack them"),
@@ -179,7 +179,7 @@ def test_a_source_that_is_not_understood_is_answered_with_what_was_seen(
     ("files", "labels", "message"),
     [
         (SPLIT, "val.txt", "is not used: all images are in class folders; remove this setting"),
-        (FLAT, "none.txt", "is no text file; give a list of image name and class"),
+        (FLAT, "none.txt", "is not a text file; give a list of image names and classes"),
         (KAGGLE, "ILSVRC/ImageSets/CLS-LOC/val.txt", "numbers the images 1, 2, 3 …, and gives no"),
         (
             {**FLAT, "ILSVRC2012_validation_ground_truth.txt": "1\n"},

@@ -120,7 +120,7 @@ def exit_on_error(
             _end_failed(error, schema, end)
         output.flush()
         if output.error is not None and output.error.errno != EPIPE:  # of `… | head`
-            reason = f"{output.error.strerror}; the work is done, but not all of its output written"
+            reason = f"{output.error.strerror}; the work is done, but some of its output is lost"
             _end(f"standard output: {reason}", EXIT_FAILURE)
 
 

@@ -90,7 +90,7 @@ class ImportConfig:
     mean: str | None = path_field(None)
     # text file of class names, one per line; null: class numbers
     classes: str | None = path_field(None)
-    # which network of a source with several, as model or model_ema; null: averaged weights first
+    # which network of a file with several, as model or model_ema; null: the averaged weights if any
     entry: str | None = None
     # side in pixels to which images are resized before cropping
     picture_size: int = ranged(256, low=1)

@@ -77,7 +77,9 @@ def given_labels(path: Path, places: Sequence[Place], classes: Sequence[str]) ->
         return _kit_labels(path)
     data = read_text(path)
     if data is None:
-        raise ConfigError("labels", path, "is no text file; give a list of image name and class")
+        raise ConfigError(
+            "labels", path, "is not a text file; give a list of image names and classes"
+        )
     return _parse(str(path), data, places, classes)
 
 

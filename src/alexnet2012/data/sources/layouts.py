@@ -105,7 +105,7 @@ def find_layout(files: SourceFiles) -> Layout:
     if "val" not in found:
         train = splits["train"][0]
         remedy = f"has {train}/ but no folder val/; add it, or set source to {train}/ itself, of"
-        raise source_error(files.root, f"{remedy} which val_percent are held out")
+        raise source_error(files.root, f"{remedy} which val_percent % are held out")
     others = [name for name in files.folder(base).folders if not split_of(name)]
     if "train" not in found and (beside := _with_images(files, base, others)):
         remedy = f"has {splits['val'][0]}/ and other images in {beside}/, but no folder train/"
@@ -139,7 +139,7 @@ def describe(files: SourceFiles) -> str:
         level = [(*parts, name) for parts, summary in summaries for name in summary.folders]
     held = "; ".join(levels) or "nothing"
     extra = f"; {', '.join(sorted(hints))} cannot be read, so unpack them" if hints else ""
-    return f"it holds {held}{extra}; understood are: {UNDERSTOOD}"
+    return f"it holds {held}{extra}; supported layouts: {UNDERSTOOD}"
 
 
 def _hints(summary: FolderSummary) -> set[str]:
