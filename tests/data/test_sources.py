@@ -75,7 +75,7 @@ def test_hidden_files_are_ignored_unless_named_like_images_and_strays_are_listed
         (("val/cat/1.jpg",), "has 1"),
         ((*FOUR, "train/cow/notes.txt"), "'cow' contains no images"),
         (("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"), "'dog' contains one image"),
-        (("readme.md",), r"has no images: it holds level 1: 1 other files \(readme.md\); under"),
+        (("readme.md",), r"has no images: it holds level 1: 1 other files \(readme.md\); support"),
         ((*FOUR, "train/cow/1.jpg"), "cow is in train but not in val"),
         ((*FOUR, "val/cow/1.jpg"), "cow is in val but not in train"),
         (("train/cat/1.jpg", "val/cat/1.jpg"), "has 1"),
