@@ -156,3 +156,12 @@ def test_the_evidence_of_a_large_sweep_is_small(tmp_path: Path) -> None:
     assert again.keys() == runs.keys()
     assert again["arm1"][5].errors == pytest.approx(runs["arm1"][5].errors)
     assert np.array_equal(again["none"][15].images["top1"], runs["none"][15].images["top1"])
+
+
+def test_names_in_a_sample_may_have_slashes(tmp_path: Path) -> None:
+    sample = {"relu/0.01/0": np.array([40.0, 24.0]), "tanh/0.01/0": np.array([60.0, 50.0])}
+    save_evidence(Evidence({}, {"relu": sample}), tmp_path)
+    again = load_evidence(tmp_path).samples["relu"]
+    assert {name: errors.tolist() for name, errors in again.items()} == {
+        name: errors.tolist() for name, errors in sample.items()
+    }

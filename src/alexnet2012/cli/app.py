@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from alexnet2012.cli.args import expand_json_flag
-from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error, unknown_flag
+from alexnet2012.cli.errors import MISTAKES, exit_on_error, unknown_flag
 from alexnet2012.cli.help import usage
 from alexnet2012.config.compose import (
     CONF,
@@ -30,7 +30,6 @@ from alexnet2012.config.compose import (
     keys_of_fixed,
 )
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.utils.interrupt import InterruptError
 
 GROUP_PARTS = 2  # such as runs/ablations-full, or the date and time of a sweep
 
@@ -89,8 +88,6 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], o
             config = from_hydra(cfg, schema)
             with wandb_labels(job, fixed):
                 return work(config, Path(job.runtime.output_dir))
-        except InterruptError as error:  # no further job of a sweep
-            end_interrupted(error.number)
         except (*MISTAKES, RunError) as error:
             if os.getpid() != launcher_pid:  # a cluster's launcher must see its job fail
                 raise

@@ -140,11 +140,6 @@ def _end_failed(
     raise error
 
 
-def end_interrupted(number: signal.Signals) -> NoReturn:
-    """Exit with the code that a shell gives a program ended by a signal."""
-    _end(INTERRUPTED, 128 + number)
-
-
 def _end(line: str, code: int) -> NoReturn:
     print(printable_lines(f"alexnet2012: {line}"), file=sys.stderr)
     sys.exit(code)

@@ -410,7 +410,7 @@ class PrepareConfig:
     # validation images in % of each class, for folders without a split of their own
     # 100: all, for a store to evaluate on
     val_percent: float = ranged(10.0, above=0, high=100)
-    # list of image name and class, for images in no class folders; null: a known list beside them
+    # list of image names and classes, for images in no class folders; null: a list beside them
     labels: str | None = path_field(None)
     seed: int = ranged(0, low=0)  # seed of that split, and of the crops of `photos`
 

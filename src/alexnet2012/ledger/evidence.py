@@ -179,7 +179,7 @@ def load_evidence(directory: Path) -> Evidence:
                 sweeps.setdefault(sweep, {}).setdefault(arm, {})[int(seed)] = run
     samples: dict[str, dict[str, npt.NDArray[np.generic]]] = {c: {} for c in content["claims"]}
     for key, array in arrays.items():
-        kind, claim, name = key.split("/")
+        kind, claim, name = key.split("/", 2)
         if kind == "claims":
             samples[claim][name] = array
     return Evidence(sweeps, samples)

@@ -50,15 +50,18 @@ class Member(NamedTuple):
     read: Callable[[], bytes]
 
 
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+
+
 @contextmanager
 def archive_errors(path: Path | str) -> Iterator[None]:
     """Turn the exceptions of a damaged archive into a ConfigError that names it."""
     try:
         yield
-    except (
-        *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError),
-        NotImplementedError,  # a zip's compression method
-    ) as error:
+    except NotImplementedError as error:  # zipfile's word for a compression that it does not know
+        reason = " ".join(str(error).split())
+        raise source_error(path, f"cannot be read ({reason}); unpack it") from error
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())
         remedy = f"the archive is damaged ({reason}); {DOWNLOAD_AGAIN}"
         raise source_error(path, remedy) from error

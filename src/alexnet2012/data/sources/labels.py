@@ -21,6 +21,8 @@ _IMAGE_NUMBER = re.compile(r"(\d+)(?:\.\w+)?$")
 _BOXES = re.compile(r"^(\S+)( \d+ \d+ \d+ \d+)+$")  # LOC_val_solution.csv: a class, then its boxes
 _HEADERS = ("imageid", "image_id", "image", "id", "file", "filename", "file_name", "name", "path")
 
+_GIVE_A_LIST = "give a list of image names and classes"
+
 
 class Place(NamedTuple):
     """A folder in which labels are looked for."""
@@ -77,9 +79,7 @@ def given_labels(path: Path, places: Sequence[Place], classes: Sequence[str]) ->
         return _kit_labels(path)
     data = read_text(path)
     if data is None:
-        raise ConfigError(
-            "labels", path, "is not a text file; give a list of image names and classes"
-        )
+        raise ConfigError("labels", path, f"is not a text file; {_GIVE_A_LIST}")
     return _parse(str(path), data, places, classes)
 
 
@@ -122,10 +122,10 @@ def _kit_labels(path: Path) -> Labels:
 def _parse(where: str, data: bytes, places: Sequence[Place], classes: Sequence[str]) -> Labels:
     rows = _rows(data)
     if _only_counts(rows):
-        remedy = "numbers the images 1, 2, 3 …, and gives no classes; give a list of name and class"
+        remedy = f"contains only the numbers 1, 2, 3 … and no classes; {_GIVE_A_LIST}"
         raise ConfigError("labels", where, remedy)
     if not rows:
-        raise ConfigError("labels", where, "is empty; give a list of image name and class")
+        raise ConfigError("labels", where, f"is empty; {_GIVE_A_LIST}")
     values = [row[-1] for row in rows]
     listed = sorted(set(classes) or _listed_classes(places))
     names = set(listed)

@@ -19,7 +19,7 @@ from alexnet2012.inference.importers.file_kinds import FileKind, file_kind
 from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, ImportedModel, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.untrusted import open_regular
+from alexnet2012.utils.untrusted import read_text
 
 
 def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
@@ -27,9 +27,6 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     if out.exists():
         raise ConfigError("out", out, "already exists; remove it, or choose another folder")
     source = Path(config.source)
-    for key in ("source", "mean", "classes"):
-        if (given := getattr(config, key)) is not None:
-            _check_regular(key, Path(given))
     try:
         if source.suffix == ".caffemodel" and file_kind(source) is FileKind.other:
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
@@ -54,13 +51,6 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     return model
 
 
-def _check_regular(key: str, path: Path) -> None:
-    try:
-        open_regular(path).close()
-    except ValueError as error:
-        raise ConfigError(key, path, str(error)) from error
-
-
 def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np.float32]:
     """The mean image of ``config.mean``, or one filled with the model's mean colour: [P, P, 3]."""
     if config.mean is not None:
@@ -79,9 +69,11 @@ def _classes(config: ImportConfig, count: int) -> list[str]:
         return [str(number) for number in range(count)]
     path = Path(config.classes)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError("classes", path, "is not a text file in UTF-8") from error
+    except ValueError as error:
+        raise ConfigError("classes", path, str(error)) from error
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
         remedy = f"lists {len(names)} classes, but the model has {count}"

@@ -234,9 +234,12 @@ def pixels_measurement(sample: Mapping[str, np.ndarray], *how: *How) -> Measurem
     number of training images.
     """
     labels, nearer = sample["labels"], sample["nearer_in_pixels"]
-    near_share = max(NEAR_SHARE, NEAREST / int(sample["training_images"]))
+    smallest = NEAREST / int(sample["training_images"])
+    near_share = max(NEAR_SHARE, smallest)
     near_by_class = _by_class(100 * (nearer < near_share).mean(1), labels)
     mean, p_value = SeedMean.of(near_by_class.tolist()), sign_flip_p(near_by_class - 50)
+    if smallest > NEAR_SHARE:  # too few images to say how far from 50% the share is
+        mean = replace(mean, interval=None)
     rank_pct, overlap_pct = 100 * float(np.median(nearer)), 100 * float(sample["in_both"].mean())
     bounds = f" (95% {mean.interval[0]:.1f} to {mean.interval[1]:.1f})" if mean.interval else ""
     return Measurement(
