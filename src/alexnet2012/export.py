@@ -11,11 +11,12 @@ from pathlib import Path
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import ExportConfig
-from alexnet2012.inference.export import TEST_PHOTOS, export
-from alexnet2012.inference.trained_model import load_trained
 
 
 def run(config: ExportConfig, run_dir: Path) -> None:
+    from alexnet2012.inference.export import TEST_PHOTOS, export
+    from alexnet2012.inference.trained_model import load_trained
+
     trained = load_trained(Path(config.checkpoint).expanduser(), Device.cpu)
     out = Path(config.out).expanduser()
     difference = export(trained, config.format, out)

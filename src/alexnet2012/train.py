@@ -7,10 +7,20 @@ Starts two processes by itself; under torchrun it is one of the ranks (``launch/
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
-from alexnet2012.checkpoint.run_dir import AUTO, check_run, check_start, is_finished
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from alexnet2012.checkpoint.run_dir import (
+    AUTO,
+    check_run,
+    check_start,
+    is_finished,
+    remove_unused,
+)
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
@@ -30,9 +40,27 @@ def run(config: TrainConfig, run_dir: Path) -> None:
     if config.resume == AUTO and is_finished(config, run_dir):
         print(f"run directory: {run_dir}: already finished, left unchanged")
         return
+    processes = config.mesh.processes
+    print(f"starting {processes} process{'es' if processes > 1 else ''} for {run_dir}", flush=True)
     _check_and_prepare(config, run_dir)
-    launch(worker, config.mesh.processes, config, run_dir)
+    launch(worker, processes, config, run_dir)
     print(f"run directory: {run_dir}")
+    print(f"next: {_next_command(config, run_dir)}")
+
+
+def _next_command(config: TrainConfig, run_dir: Path) -> str:
+    """What a user may want to do after a run, as a command."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return f"alexnet2012 runs {_quoted(Path(HydraConfig.get().sweep.dir))}"
+    if config.checkpoint.wanted:
+        return f"alexnet2012 evaluate checkpoint={_quoted(run_dir)}"
+    return f"alexnet2012 runs {_quoted(run_dir)}"
+
+
+def _quoted(path: Path) -> str:
+    """A path for a shell, relative if it is below the working directory."""
+    below = path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if below else path))
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
@@ -66,7 +94,11 @@ def torchrun_worker() -> None:
         else:
             mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
             os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
-            worker.train(config, run_dir, mesh)
+            try:
+                worker.train(config, run_dir, mesh)
+            finally:
+                if mesh.rank == 0:
+                    remove_unused(run_dir)
         if mesh.rank == 0:
             print(f"run directory: {run_dir}{finished}")
 
@@ -114,7 +146,7 @@ def main() -> None:
     elif under_torchrun():
         exit_on_error(torchrun_worker, TrainConfig)
     else:
-        hydra_main("train", TrainConfig, run)
+        hydra_main("train", TrainConfig, run, remove_unused)
 
 
 if __name__ == "__main__":

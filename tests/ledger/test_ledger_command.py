@@ -9,8 +9,9 @@ import pytest
 import test_relu
 from test_effects import write_run
 
-from alexnet2012.ledger.command import claims_table, find_sweep, main
+from alexnet2012.ledger.command import main
 from alexnet2012.ledger.registry import all_measures
+from alexnet2012.ledger.tables import claims_table, find_sweep
 
 
 @pytest.fixture

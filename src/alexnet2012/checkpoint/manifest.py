@@ -138,11 +138,14 @@ def remove_incomplete(run_dir: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_progress(folder: Path) -> Progress:
-    """Read the metadata of a checkpoint; ConfigError if there is none, or it is damaged."""
+def read_progress(folder: Path, key: str = "checkpoint") -> Progress:
+    """Read the metadata of a checkpoint; ConfigError if there is none, or it is damaged.
+
+    ``key`` is the setting that names the folder.
+    """
     file = folder / METADATA
     if not file.is_file():
-        raise missing_error(folder)
+        raise missing_error(folder, key)
     try:
         progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -176,10 +179,16 @@ def sorted_lines(parts: Sequence[list[str]]) -> str:
     return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
 
 
-def missing_error(folder: Path) -> ConfigError:
-    example = "use a directory such as RUN/checkpoints/step-0001000"
-    remedy = f"contains no checkpoint ({METADATA} is missing); {example}"
-    return ConfigError("checkpoint", folder, remedy)
+def missing_error(folder: Path, key: str = "checkpoint") -> ConfigError:
+    """The error for a folder that is no checkpoint and contains none."""
+    if not folder.exists():
+        remedy = "does not exist; `alexnet2012 runs` lists the runs in a folder"
+        return ConfigError(key, folder, remedy)
+    if (folder / "config.yaml").is_file():
+        remedy = "is a run without checkpoints; use another run"
+        return ConfigError(key, folder, remedy)
+    example = "use a run, or a directory such as RUN/checkpoints/step-0001000"
+    return ConfigError(key, folder, f"contains no checkpoint ({METADATA} is missing); {example}")
 
 
 def damaged_error(folder: Path, error: BaseException) -> ConfigError:

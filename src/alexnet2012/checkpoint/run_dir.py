@@ -6,6 +6,7 @@ import fcntl
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # launching a run does not import torch
 
 AUTO = "auto"
 SUMMARY, SETTINGS, LOCK = "summary.json", "config.yaml", ".lock"
+HYDRAS, SWEEP = ".hydra", "multirun.yaml"  # what Hydra writes into the folders of a run and a sweep
 DAMAGED = ".damaged"  # suffix of a checkpoint that was skipped
 LOCK_TIMEOUT_S = 5.0  # for a previous process that is exiting
 _MUST_MATCH = (Role.variant, Role.identity)  # on resume
@@ -48,13 +50,14 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
             remedy = "contains a finished run without checkpoints; use another directory"
             raise ConfigError("hydra.run.dir", run_dir, remedy)
     if config.resume not in (None, AUTO):
-        manifest.read_progress(Path(str(config.resume)))
+        path = Path(str(config.resume))
+        manifest.read_progress(manifest.latest(path) or path, "resume")
     if config.init_from is not None:
         path = Path(config.init_from)
         if (path / SETTINGS).is_file() and not (path / SUMMARY).is_file():
             remedy = "is an unfinished run; finish it first, or use one of its checkpoints"
             raise ConfigError("init_from", path, remedy)
-        manifest.read_progress(manifest.latest(path) or path)
+        manifest.read_progress(manifest.latest(path) or path, "init_from")
     on_gpu = uses_gpus(config.mesh.device, local_processes(config.mesh.processes))
     if config.data.decoder is Decoder.gpu and not on_gpu:
         raise ConfigError("data.decoder", "gpu", "this run is on the CPU; use auto or cpu")
@@ -136,6 +139,25 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
             return file
         else:
             return file
+
+
+def remove_unused(run_dir: Path) -> None:
+    """Remove a directory in which no run has begun, with folders around it that hold nothing else.
+
+    Only folders below the working directory are removed, and none that another process uses.
+    """
+    if not run_dir.is_dir() or {inner.name for inner in run_dir.iterdir()} - {LOCK, HYDRAS}:
+        return
+    with suppress(OSError), (run_dir / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(run_dir / HYDRAS, ignore_errors=True)
+        (run_dir / LOCK).unlink()
+        run_dir.rmdir()
+        for folder in run_dir.absolute().parents:
+            if Path.cwd() not in folder.parents or {f.name for f in folder.iterdir()} - {SWEEP}:
+                break
+            (folder / SWEEP).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _saved_settings(run_dir: Path) -> Any:

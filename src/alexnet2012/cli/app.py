@@ -33,21 +33,29 @@ def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ConfigError("arguments", " ".join(words), f"{error}; see --hydra-help") from None
 
 
-def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], None]) -> None:
+def hydra_main(
+    name: str,
+    schema: type[Schema],
+    work: Callable[[Schema, Path], None],
+    discard: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Run a command as a Hydra application: ``work(config, run_dir)`` for each job.
 
     In a sweep a failed job does not keep the others from running; the first error ends the command
-    after the last job.
+    after the last job. At the end, ``discard`` is called with the directory of each job.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     failures: list[Exception] = []
+    run_dirs: list[Path] = []
     launcher_pid = os.getpid()
 
     @hydra.main(config_path=f"pkg://{CONF}", config_name=name, version_base="1.3")
     def application(cfg: Any) -> None:
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        run_dirs.append(run_dir)
         try:
             config = from_hydra(cfg, schema)
-            work(config, Path(HydraConfig.get().runtime.output_dir))
+            work(config, run_dir)
         except InterruptError as error:  # no further job of a sweep
             end_interrupted(error.number)
         except (*MISTAKES, RunError) as error:
@@ -68,7 +76,11 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], N
             return
         flags = [word for word in words if word not in given.overrides]
         sys.argv[1:] = [*overrides, *flags]  # what Hydra reads; it takes no settings after a flag
-        application()
+        try:
+            application()
+        finally:
+            for run_dir in run_dirs:
+                discard(run_dir)
         if failures:
             raise failures[0]
 

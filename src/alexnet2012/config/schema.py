@@ -419,6 +419,19 @@ class EvaluateConfig:
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
     decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: as in training
+    # which classes of the model those of the store are, where they differ. shared: classes of the
+    # same name, leaving out the others; index: numbers are positions among the other's classes; or
+    # a file (.json or tab-separated) with the model's class, or classes, for each of the store's
+    classes: str | None = None
+    # file with the right labels of each image, which may be several, in place of the store's
+    labels: str | None = None
+    # file to write with the five predictions and the errors of each image, .csv or .jsonl
+    predictions: str | None = None
+    per_class: str | None = None  # .csv file to write with the errors of each class
+    confusion: str | None = None  # .csv file to write with images by class and predicted class
+    # file to write in ILSVRC's format: five class numbers per image; it needs devkit
+    submission: str | None = None
+    devkit: str | None = None  # ILSVRC's development kit (.tar.gz), which numbers the classes
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, wit
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import TrainConfig
+from alexnet2012.utils.metrics import TOP_K
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 # Settings that say where and how a run executes, not what it trains; not listed as changes.
@@ -39,10 +41,13 @@ class RunState(Enum):
 
 
 class ValidationErrors(NamedTuple):
-    """Errors of a validation in %, and its number of images if known."""
+    """Errors of a validation in %, and its number of images if known.
+
+    There is no top-5 error of fewer than six classes, which would be 0 for any network.
+    """
 
     top1_pct: float
-    top5_pct: float
+    top5_pct: float | None
     pictures: int | None
 
 
@@ -216,7 +221,8 @@ def _errors(record: dict[str, Any]) -> ValidationErrors | None:
         top1, top5 = float(record["top1_error_pct"]), float(record["top5_error_pct"])
     except (KeyError, TypeError, ValueError):
         return None
-    return ValidationErrors(top1, top5, record.get("pictures"))
+    has_top5 = record.get("classes", math.inf) > TOP_K
+    return ValidationErrors(top1, top5 if has_top5 else None, record.get("pictures"))
 
 
 def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:

@@ -8,6 +8,11 @@ import sys
 log = logging.getLogger("alexnet2012")
 
 
+def announce(text: str) -> None:
+    """Say on standard error what a command is about to do, which may take long in silence."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Logs to the current ``sys.stderr``, which a progress bar may have replaced meanwhile."""
 

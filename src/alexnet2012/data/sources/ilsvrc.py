@@ -88,10 +88,17 @@ def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
     )
 
 
+def class_numbers(devkit: Path) -> dict[str, int]:
+    """The numbers that submissions name classes by, from 1, by WordNet ID."""
+    kit, _ = _read_devkit(devkit)
+    return {wnid: synset.number for wnid, synset in kit.items()}
+
+
 class _Class(NamedTuple):
     wnid: str
     words: str
     images: int  # for training
+    number: int  # the kit's own
 
 
 def _read_devkit(path: Path) -> tuple[dict[str, _Class], list[str]]:
@@ -123,7 +130,10 @@ def _read_meta(mat: bytes) -> dict[int, _Class]:
     number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
     return {
         int(synset[number]): _Class(
-            str(synset["WNID"]), str(synset["words"]), int(synset["num_train_images"])
+            str(synset["WNID"]),
+            str(synset["words"]),
+            int(synset["num_train_images"]),
+            int(synset[number]),
         )
         for synset in synsets
         if int(synset["num_children"]) == 0  # the others are groups of classes

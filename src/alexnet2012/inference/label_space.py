@@ -1,0 +1,180 @@
+"""Which of a model's classes stand for those of a store, and which labels of an image are right.
+
+Models and data sets of ImageNet share images and classes, but not their numbers and names:
+ImageNet-A has 200 of the 1,000 classes, ImageNet-V2 numbers them, ReaL has several right labels for
+an image.
+
+Shapes: N images of the split, C classes that are compared, R right labels of an image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alexnet2012.config.schema import ConfigError, EvaluateConfig
+
+SHARED, INDEX = "shared", "index"
+Numbers = dict[str, int]  # positions of classes by name
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes that an evaluation compares, and the labels of its images among them."""
+
+    names: tuple[str, ...]  # [C]
+    columns: npt.NDArray[np.int64]  # [C] positions among the model's classes
+    images: npt.NDArray[np.int64]  # positions in the split of the images that have a right label
+    labels: npt.NDArray[np.int64]  # [N] or [N, R] among names; meaningful for those images only
+
+
+def label_space(
+    config: EvaluateConfig,
+    model_classes: Sequence[str],
+    store_classes: Sequence[str],
+    split_labels: npt.NDArray[np.int64],
+    image_names: Sequence[str],
+) -> LabelSpace:
+    """Match the classes of a model and a store as ``classes`` and ``labels`` say.
+
+    Args:
+        split_labels: [N] among the store's classes.
+        image_names: [N] names of the images in their source.
+
+    Raises:
+        ConfigError: the classes do not match, or a file is missing, malformed or names no image.
+    """
+    by_class = _model_classes(config, model_classes, store_classes)
+    columns = np.arange(len(model_classes))
+    if config.classes is not None:  # the others are no possible answer
+        columns = np.array(sorted({number for numbers in by_class for number in numbers}))
+    right: Sequence[Sequence[int]] = [by_class[label] for label in split_labels]
+    if config.labels is not None:
+        right = _labels_of_images(config.labels, model_classes, image_names)
+    places = {int(number): place for place, number in enumerate(columns)}
+    among = [[places[number] for number in numbers if number in places] for numbers in right]
+    images = np.array([i for i, numbers in enumerate(among) if numbers], dtype=np.int64)
+    if not images.size:
+        key = "labels" if config.labels is not None else "classes"
+        value = getattr(config, key)
+        raise ConfigError(key, value, "leaves no image with a label that the model knows")
+    widest = max(map(len, among))
+    padded = [[*numbers, *[(numbers or [0])[0]] * (widest - len(numbers))] for numbers in among]
+    labels = np.array(padded, dtype=np.int64)
+    names = tuple(model_classes[number] for number in places)
+    return LabelSpace(names, columns, images, labels[:, 0] if widest == 1 else labels)
+
+
+def _model_classes(
+    config: EvaluateConfig, model_classes: Sequence[str], store_classes: Sequence[str]
+) -> list[list[int]]:
+    """The model's classes that stand for each class of the store; none: its images are left out."""
+    numbers = {name: number for number, name in enumerate(model_classes)}
+    if config.classes is None:
+        if config.labels is None and tuple(model_classes) != tuple(store_classes):
+            raise _different_classes(config, model_classes, store_classes)
+        return [[number] for number in range(len(store_classes))]
+    if config.classes == SHARED:
+        return [[numbers[name]] if name in numbers else [] for name in store_classes]
+    if config.classes == INDEX:
+        return _by_index(model_classes, store_classes)
+    given = _read_mapping("classes", Path(config.classes).expanduser())
+    if not isinstance(given, Mapping):
+        remedy = "must have the model's class, or classes, for each class of the store"
+        raise ConfigError("classes", config.classes, remedy)
+    if unknown := [name for name in given if name not in store_classes]:
+        remedy = f"names {unknown[0]!r}, which is no class of the store; remove it"
+        raise ConfigError("classes", config.classes, remedy)
+    return [_numbers("classes", config.classes, given.get(n, []), numbers) for n in store_classes]
+
+
+def _by_index(model_classes: Sequence[str], store_classes: Sequence[str]) -> list[list[int]]:
+    """Numbered classes of the store are positions in the model's, or the other way round."""
+    if all(name.isdecimal() for name in store_classes):
+        found = [int(name) for name in store_classes]
+        return [[number] if number < len(model_classes) else [] for number in found]
+    if all(name.isdecimal() for name in model_classes):
+        by_number = {int(name): place for place, name in enumerate(model_classes)}
+        found = [by_number.get(number, -1) for number in range(len(store_classes))]
+        return [[place] if place >= 0 else [] for place in found]
+    remedy = "needs numbers as class names, of the store or of the model; use shared or a file"
+    raise ConfigError("classes", INDEX, remedy)
+
+
+def _labels_of_images(
+    file: str, model_classes: Sequence[str], image_names: Sequence[str]
+) -> list[list[int]]:
+    """The right labels of each image; a list without names is in the order of the file names."""
+    numbers = {name: number for number, name in enumerate(model_classes)}
+    given = _read_mapping("labels", Path(file).expanduser())
+    base_names = [PurePosixPath(name).name for name in image_names]
+    if not isinstance(given, Mapping):
+        if len(given) != len(image_names):
+            remedy = f"has labels for {len(given):,} images, but the store has {len(image_names):,}"
+            raise ConfigError("labels", file, f"{remedy}; use those of this store")
+        given = dict(zip(sorted(base_names), given, strict=True))
+    found = [
+        given.get(name, given.get(base)) for name, base in zip(image_names, base_names, strict=True)
+    ]
+    return [_numbers("labels", file, labels or [], numbers) for labels in found]
+
+
+def _read_mapping(key: str, path: Path) -> Mapping[str, Any] | list[Any]:
+    """A list or object in JSON, or lines of a name, a tab, and one or more values."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = json.loads(text)
+            if not isinstance(content, (dict, list)):
+                raise ValueError("neither a list nor an object")
+            return content
+        lines = [line.split("\t") for line in text.splitlines() if line.strip()]
+        if short := next((line for line in lines if len(line) < 2), None):
+            raise ValueError(f"no tab in the line {short[0][:60]!r}")
+        return {name: values for name, *values in lines}
+    except FileNotFoundError:
+        choices = f"; use {SHARED}, {INDEX} or a file" if key == "classes" else ""
+        raise ConfigError(key, path, f"no such file{choices}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(key, path, f"cannot be read ({reason})") from error
+
+
+def _numbers(key: str, file: str, given: Any, numbers: Numbers) -> list[int]:
+    """Positions of classes given by name, or as numbers; one or a list of them."""
+    found = []
+    for value in given if isinstance(given, list) else [given]:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        number = value if is_number else numbers.get(value, -1) if isinstance(value, str) else -1
+        if not 0 <= number < len(numbers):
+            remedy = f"names {str(value)[:60]!r}, which is no class of the model"
+            raise ConfigError(key, file, f"{remedy}; use its names, or numbers from 0")
+        found.append(number)
+    return list(dict.fromkeys(found))
+
+
+def _different_classes(
+    config: EvaluateConfig, model_classes: Sequence[str], store_classes: Sequence[str]
+) -> ConfigError:
+    shared = len({*model_classes} & {*store_classes})
+    numbered = next(
+        (w for w, n in (("model", model_classes), ("store", store_classes)) if _is_numbered(n)), ""
+    )
+    counts = f"its {len(model_classes):,} classes are not the {len(store_classes):,} of the store"
+    if shared:
+        remedy = f"{counts}; set classes=shared to compare the {shared:,} of the same name"
+    elif numbered:
+        remedy = f"{counts}; set classes=index if the numbers of the {numbered} are positions"
+    else:
+        remedy = f"{counts}; set store=…, or classes=FILE to say which are the same"
+    return ConfigError("checkpoint", config.checkpoint, remedy)
+
+
+def _is_numbered(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
