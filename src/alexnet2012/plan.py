@@ -11,9 +11,11 @@ from pathlib import Path
 
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import PlanConfig
+from alexnet2012.utils.logs import announce
 
 
 def run(config: PlanConfig, run_dir: Path) -> None:
+    announce("counting the operations of the model")
     from rich.console import Console
 
     from alexnet2012.diagnostics.plan_tables import print_plan

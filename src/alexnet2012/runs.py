@@ -53,19 +53,23 @@ def runs_table(runs: Sequence[RunInfo]) -> tuple[str, Table]:
         for key in keys
         if all(values.get(key) in paths[path].parts for path, values in settings.items())
     }
+    hidden = {*shared, *in_paths}
+    details = {
+        run.path: run.problem
+        or " ".join(f"{k}={v}" for k, v in settings[run.path].items() if k not in hidden)
+        for run in runs
+    }
     table = Table(box=None, padding=(0, 1, 0, 0))
     named = [key for key in keys if key in in_paths and key not in shared]
     table.add_column(f"run ({', '.join(named)})" if named else "run", overflow="fold")
-    table.add_column("what differs", overflow="fold")
+    table.add_column("what differs" if any(details.values()) else "", overflow="fold")
     for heading in ("started", "state"):
         table.add_column(heading, no_wrap=True)
     for heading in ("top-1 %", "top-5 %", "images/s"):
         table.add_column(heading, no_wrap=True, justify="right")
     for run in runs:
-        own = {k: v for k, v in settings.get(run.path, {}).items() if k not in {*shared, *in_paths}}
-        details = run.problem or " ".join(f"{key}={value}" for key, value in own.items())
-        name_and_details = (Text(printable(text)) for text in (str(paths[run.path]), details))
-        table.add_row(*name_and_details, *_cells(run))
+        name_and_details = (str(paths[run.path]), details[run.path])
+        table.add_row(*(Text(printable(text)) for text in name_and_details), *_cells(run))
     common = " ".join(f"{key}={value}" for key, value in shared.items())
     return printable(f"in {_shown(root)}{': ' if common else ''}{common}"), table
 

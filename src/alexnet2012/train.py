@@ -26,7 +26,6 @@ from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
-from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.launch import exit_with_parent, launch, start_fork_server
 from alexnet2012.distributed.process_env import current_process, under_torchrun
@@ -124,6 +123,8 @@ def _check_and_prepare(config: TrainConfig, run_dir: Path) -> None:
         start_fork_server(WORKER_MODULES)
     data = config.data
     if data.source is not None:
+        from alexnet2012.data.preparation.prepare import prepare
+
         assert data.store is not None
         prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # launching a run does not import torch
 
 AUTO = "auto"
 SUMMARY, SETTINGS, LOCK = "summary.json", "config.yaml", ".lock"
-HYDRAS, SWEEP = ".hydra", "multirun.yaml"  # what Hydra writes into the folders of a run and a sweep
+HYDRAS = (".hydra", "multirun.yaml")  # what Hydra writes into the folders of a run and a sweep
 DAMAGED = ".damaged"  # suffix of a checkpoint that was skipped
 LOCK_TIMEOUT_S = 5.0  # for a previous process that is exiting
 _MUST_MATCH = (Role.variant, Role.identity)  # on resume
@@ -142,22 +142,23 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
 
 
 def remove_unused(run_dir: Path) -> None:
-    """Remove a directory in which no run has begun, with folders around it that hold nothing else.
+    """Remove the directory of a run or sweep that did not begin, and folders that it alone is in.
 
     Only folders below the working directory are removed, and none that another process uses.
     """
-    if not run_dir.is_dir() or {inner.name for inner in run_dir.iterdir()} - {LOCK, HYDRAS}:
+    if not run_dir.is_dir() or not _names(run_dir) <= {LOCK, *HYDRAS}:
         return
     with suppress(OSError), (run_dir / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(run_dir / HYDRAS, ignore_errors=True)
-        (run_dir / LOCK).unlink()
-        run_dir.rmdir()
+        shutil.rmtree(run_dir)
         for folder in run_dir.absolute().parents:
-            if Path.cwd() not in folder.parents or {f.name for f in folder.iterdir()} - {SWEEP}:
+            if Path.cwd() not in folder.parents or _names(folder):
                 break
-            (folder / SWEEP).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def _names(folder: Path) -> set[str]:
+    return {inner.name for inner in folder.iterdir()}
 
 
 def _saved_settings(run_dir: Path) -> Any:

@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from alexnet2012.cli.args import expand_json_flag
 from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error, unknown_flag
@@ -33,6 +35,15 @@ def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ConfigError("arguments", " ".join(words), f"{error}; see --hydra-help") from None
 
 
+class SweepDirs(Callback):
+    """Records the directories of sweeps; Hydra creates them before it checks the jobs."""
+
+    found: ClassVar[list[Path]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.found.append(Path(config.hydra.sweep.dir))
+
+
 def hydra_main(
     name: str,
     schema: type[Schema],
@@ -42,7 +53,7 @@ def hydra_main(
     """Run a command as a Hydra application: ``work(config, run_dir)`` for each job.
 
     In a sweep a failed job does not keep the others from running; the first error ends the command
-    after the last job. At the end, ``discard`` is called with the directory of each job.
+    after the last job. At the end, ``discard`` is called with the directory of each job and sweep.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     failures: list[Exception] = []
@@ -79,8 +90,8 @@ def hydra_main(
         try:
             application()
         finally:
-            for run_dir in run_dirs:
-                discard(run_dir)
+            for folder in (*run_dirs, *SweepDirs.found):
+                discard(folder)
         if failures:
             raise failures[0]
 

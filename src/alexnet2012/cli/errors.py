@@ -90,6 +90,9 @@ def exit_on_error(application: Callable[[], None], schema: type[Any] | None = No
         sys.exit(EXIT_FAILURE)
     except RunError as error:
         _end(str(error), EXIT_FAILURE)
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to write
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.filename is None:
             raise

@@ -12,7 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet2012.config.enums import NAMED_SOURCES, ScheduleKind
-from alexnet2012.config.inference_schema import PredictConfig, ServeConfig
+from alexnet2012.config.inference_schema import (
+    ExportConfig,
+    FeaturesConfig,
+    PredictConfig,
+    ServeConfig,
+)
 from alexnet2012.config.schema import (
     ConfigError,
     DataConfig,
@@ -39,6 +44,9 @@ def validate(config: object) -> None:
         _check_views("views", config.views)
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "must name at least one checkpoint")
+        _check_exists(config.checkpoint)
+    elif isinstance(config, (ExportConfig, FeaturesConfig)):
+        _check_exists(config.checkpoint)
     elif isinstance(config, PlanConfig):
         check_recipe(config.recipe, config.model)
         _check_plan(config)
@@ -180,6 +188,14 @@ def _check_drops(config: TrainConfig) -> None:
             if name not in layers or not rate >= 0:
                 remedy = f"must be a learning rate of at least 0 for one of {', '.join(layers)}"
                 raise ConfigError(f"schedule.drops.{key}", f"{name}: {rate}", remedy)
+
+
+def _check_exists(checkpoint: Any) -> None:
+    """Check the paths of models at once: what reads them imports torch, which takes seconds."""
+    for path in checkpoint if isinstance(checkpoint, list) else [checkpoint]:
+        if not user_path("checkpoint", str(path)).exists():
+            remedy = "does not exist; `alexnet2012 runs` lists the runs in a folder"
+            raise ConfigError("checkpoint", path, remedy)
 
 
 def _check_views(key: str, views: int) -> None:

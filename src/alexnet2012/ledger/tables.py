@@ -97,4 +97,9 @@ def print_sweep(directory: Path, *, as_json: bool, evaluate: bool) -> None:
 def _ablation_tables(directory: Path) -> list[Table | str]:
     runs = ablations.read_sweep(directory)
     table = ablations.effect_table(ablations.effects(runs))
-    return [table, ablations.errors_of_baseline(runs), ablations.describe(runs)]
+    lines = (
+        ablations.few_seeds_warning(runs),
+        ablations.errors_of_baseline(runs),
+        ablations.describe(runs),
+    )
+    return [table, *filter(None, lines)]

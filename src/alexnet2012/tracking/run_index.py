@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, with_defaults
@@ -228,13 +230,14 @@ def _errors(record: dict[str, Any]) -> ValidationErrors | None:
 def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
     """The overrides of the command if they gave these settings, else each changed value."""
     try:
-        composed = _loaded(folder / ".hydra" / "config.yaml")
+        composed = OmegaConf.create(_loaded(folder / ".hydra" / "config.yaml"))
+        resolved = OmegaConf.to_container(composed, resolve=True)
         overrides = _loaded(folder / ".hydra" / "overrides.yaml")
-        same = _listed(flatten(composed)) == _listed(flatten(settings))
+        same = _listed(with_defaults(resolved)) == _listed(with_defaults(settings))
         if same and isinstance(overrides, list):
             keys = ((text, text.partition("=")[0]) for text in map(str, overrides))
             return tuple(text for text, key in keys if key != "recipe" and _is_listed(key))
-    except DamagedRunError:
+    except (DamagedRunError, OmegaConfBaseException, ValueError, TypeError):
         pass  # no such files: under torchrun Hydra does not write them
     values, defaults = _listed(with_defaults(settings)), _defaults(str(settings["recipe"]["name"]))
     changed = {key: value for key, value in values.items() if value != defaults.get(key)}
