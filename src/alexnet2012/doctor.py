@@ -35,7 +35,7 @@ def _main() -> None:
     overrides = [word for word in words if word != "--json" and not word.startswith("checkpoint=")]
     config, run_dir = compose_config("train", TrainConfig, overrides)
     if current_process().rank == 0:
-        announce("checking this machine; this takes a few seconds")
+        announce("checking this machine")
     # After the settings, in which a mistake is reported without torch.
     from alexnet2012.diagnostics import machine_checks
     from alexnet2012.diagnostics.machine_checks import Severity

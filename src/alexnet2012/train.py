@@ -32,17 +32,22 @@ from alexnet2012.distributed.process_env import current_process, under_torchrun
 from alexnet2012.nn.map_sizes import map_sizes
 
 WORKER_MODULES = ("alexnet2012.training.worker",)
+FINISHED = "already finished, left unchanged"
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
     """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes."""
     if config.resume == AUTO and is_finished(config, run_dir):
-        print(f"run directory: {run_dir}: already finished, left unchanged")
+        print(f"run directory: {run_dir}: {FINISHED}")
         return
     processes = config.mesh.processes
     print(f"starting {processes} process{'es' if processes > 1 else ''} for {run_dir}", flush=True)
     _check_and_prepare(config, run_dir)
     launch(worker, processes, config, run_dir)
+    _print_end(config, run_dir)
+
+
+def _print_end(config: TrainConfig, run_dir: Path) -> None:
     print(f"run directory: {run_dir}")
     print(f"next: {_next_command(config, run_dir)}")
 
@@ -87,9 +92,9 @@ def torchrun_worker() -> None:
         mesh.check_same("command", given, remedy, within_replica=False)
         chosen = mesh.broadcast_object((config, run_dir), "configuration")
         config, run_dir = chosen  # type: ignore[misc]
-        finished = ""
         if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
-            finished = ": already finished, left unchanged"
+            if mesh.rank == 0:
+                print(f"run directory: {run_dir}: {FINISHED}")
         else:
             mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
             os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
@@ -98,8 +103,8 @@ def torchrun_worker() -> None:
             finally:
                 if mesh.rank == 0:
                     remove_unused(run_dir)
-        if mesh.rank == 0:
-            print(f"run directory: {run_dir}{finished}")
+            if mesh.rank == 0:
+                _print_end(config, run_dir)
 
 
 def _check_restarts(overrides: list[str]) -> None:

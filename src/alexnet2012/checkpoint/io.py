@@ -120,7 +120,11 @@ def load_pretrained(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
             of_checkpoint = "is missing" if saved_shape is None else f"is {tuple(saved_shape)}"
             remedy = f"{name} {of_checkpoint} in the checkpoint, {tuple(shape)} in this model; "
             equal = ",".join(layer for layer in chosen if layer not in unequal)
-            remedy += f"set init_layers=[{equal}]" if equal else "no layer that was asked for fits"
+            remedy += (
+                f"set init_layers=[{equal}]"
+                if equal
+                else "no layer that was asked for fits; use another"
+            )
             raise ConfigError("init_from", folder, remedy)
     state = {k: v for k, v in tensors_of(model, None).items() if k.split(".")[1] in chosen}
     _load(state, folder, model)

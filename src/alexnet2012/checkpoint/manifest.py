@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from alexnet2012.config.compose import literal
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.config.validation import LIST_RUNS
 from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.utils.files import checksum_lines
 from alexnet2012.utils.logs import log
@@ -182,8 +183,7 @@ def sorted_lines(parts: Sequence[list[str]]) -> str:
 def missing_error(folder: Path, key: str = "checkpoint") -> ConfigError:
     """The error for a folder that is no checkpoint and contains none."""
     if not folder.exists():
-        remedy = "does not exist; `alexnet2012 runs` lists the runs in a folder"
-        return ConfigError(key, folder, remedy)
+        return ConfigError(key, folder, f"does not exist; {LIST_RUNS}")
     if (folder / "config.yaml").is_file():
         remedy = "is a run without checkpoints; use another run"
         return ConfigError(key, folder, remedy)

@@ -28,6 +28,8 @@ from alexnet2012.config.schema import (
     TrainConfig,
 )
 
+LIST_RUNS = "`alexnet2012 runs` lists the runs in a folder"
+
 
 def validate(config: object) -> None:
     """Check a configuration; expand ``~`` in its paths and fill in the store's default path."""
@@ -44,9 +46,11 @@ def validate(config: object) -> None:
         _check_views("views", config.views)
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "must name at least one checkpoint")
-        _check_exists(config.checkpoint)
+        _check_exists("checkpoint", config.checkpoint, LIST_RUNS)
+        if isinstance(config, EvaluateConfig):
+            _check_files(config)
     elif isinstance(config, (ExportConfig, FeaturesConfig)):
-        _check_exists(config.checkpoint)
+        _check_exists("checkpoint", config.checkpoint, LIST_RUNS)
     elif isinstance(config, PlanConfig):
         check_recipe(config.recipe, config.model)
         _check_plan(config)
@@ -190,12 +194,29 @@ def _check_drops(config: TrainConfig) -> None:
                 raise ConfigError(f"schedule.drops.{key}", f"{name}: {rate}", remedy)
 
 
-def _check_exists(checkpoint: Any) -> None:
-    """Check the paths of models at once: what reads them imports torch, which takes seconds."""
-    for path in checkpoint if isinstance(checkpoint, list) else [checkpoint]:
-        if not user_path("checkpoint", str(path)).exists():
-            remedy = "does not exist; `alexnet2012 runs` lists the runs in a folder"
-            raise ConfigError("checkpoint", path, remedy)
+def _check_exists(key: str, given: Any, remedy: str) -> None:
+    """Check one or several paths at once: what reads them imports torch, which takes seconds."""
+    for path in given if isinstance(given, list) else [given]:
+        if not user_path(key, str(path)).exists():
+            raise ConfigError(key, path, f"does not exist; {remedy}")
+
+
+def _check_files(config: EvaluateConfig) -> None:
+    """Check the files of an evaluation before it, as it may take hours."""
+    if config.classes not in (None, "shared", "index"):
+        _check_exists("classes", config.classes, "use shared, index or a file")
+    for key in ("labels", "devkit"):
+        if (given := getattr(config, key)) is not None:
+            _check_exists(key, given, "give a file")
+    for key in ("out", "predictions", "per_class", "confusion", "submission"):
+        given = getattr(config, key)
+        if given is not None and not (folder := user_path(key, given).parent).is_dir():
+            raise ConfigError(key, given, f"the folder {folder} does not exist; create it")
+    if config.predictions is not None and not config.predictions.endswith((".csv", ".jsonl")):
+        raise ConfigError("predictions", config.predictions, "must end in .csv or .jsonl")
+    if config.submission is not None and config.devkit is None:
+        remedy = "is required by submission=…; give ILSVRC2012_devkit_t12.tar.gz"
+        raise ConfigError("devkit", None, remedy)
 
 
 def _check_views(key: str, views: int) -> None:

@@ -16,12 +16,7 @@ from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.evaluation_files import (
-    ImageResults,
-    check_outputs,
-    submitted_numbers,
-    write_files,
-)
+from alexnet2012.inference.evaluation_files import ImageResults, submitted_numbers, write_files
 from alexnet2012.inference.label_space import LabelSpace, label_space
 from alexnet2012.inference.trained_model import TrainedModel, load_ensemble
 from alexnet2012.tracking.progress_bar import over_images
@@ -56,7 +51,6 @@ def evaluate_in_detail(config: EvaluateConfig, *, progress: bool = False) -> Eva
 
     With ``progress``, standard error says what is under way.
     """
-    check_outputs(config)
     reuse_memory()
     models = load_ensemble(config.checkpoint, config.device)
     store, split = _validation_split(config, models[0])
@@ -80,7 +74,8 @@ def evaluate_in_detail(config: EvaluateConfig, *, progress: bool = False) -> Eva
     results = ImageResults.empty(evaluated, space.names, ImageErrors.empty(loader))
     batches = loader.batches()
     if progress:
-        announce(f"evaluating {len(evaluated):,} images of {store.root}, {config.views} view(s)")
+        views = "1 view" if config.views == 1 else f"{config.views} views"
+        announce(f"evaluating {len(evaluated):,} images of {store.root}, {views} each")
         batches = over_images(batches, lambda batch: len(batch.labels), len(evaluated))
     networks = [_Columns.of(trained, space) for trained in models]
     errors = evaluate(networks, batches, first.mesh, len(space.names), results.add)

@@ -103,23 +103,6 @@ class ImageResults:
             }
 
 
-def check_outputs(config: EvaluateConfig) -> None:
-    """Check the files to write before anything is loaded, as an evaluation may take hours.
-
-    Raises:
-        ConfigError: a folder does not exist, a suffix is unknown, or `devkit` is not set.
-    """
-    for key in ("out", *_WRITERS):
-        path = _output_path(config, key)
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(key, path, f"the folder {path.parent} does not exist; create it")
-    if config.predictions is not None and not config.predictions.endswith((".csv", ".jsonl")):
-        raise ConfigError("predictions", config.predictions, "must end in .csv or .jsonl")
-    if config.submission is not None and config.devkit is None:
-        remedy = "is required by submission=…; give ILSVRC2012_devkit_t12.tar.gz"
-        raise ConfigError("devkit", None, remedy)
-
-
 def submitted_numbers(config: EvaluateConfig, classes: Sequence[str]) -> list[int]:
     """The number of each class in a submission [C]; empty if none is to be written.
 
@@ -138,13 +121,9 @@ def submitted_numbers(config: EvaluateConfig, classes: Sequence[str]) -> list[in
 def write_files(config: EvaluateConfig, results: ImageResults, numbers: Sequence[int]) -> None:
     """Write the files that are set, each atomically."""
     for key, text in _WRITERS.items():
-        if (path := _output_path(config, key)) is not None:
+        if (given := getattr(config, key)) is not None:
+            path = Path(given).expanduser()
             replace_text(path, text(path, results, numbers))
-
-
-def _output_path(config: EvaluateConfig, key: str) -> Path | None:
-    given = getattr(config, key)
-    return None if given is None else Path(given).expanduser()
 
 
 def _predictions(path: Path, results: ImageResults, numbers: Sequence[int]) -> str:

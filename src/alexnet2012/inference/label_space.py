@@ -138,9 +138,6 @@ def _read_mapping(key: str, path: Path) -> Mapping[str, Any] | list[Any]:
         if short := next((line for line in lines if len(line) < 2), None):
             raise ValueError(f"no tab in the line {short[0][:60]!r}")
         return {name: values for name, *values in lines}
-    except FileNotFoundError:
-        choices = f"; use {SHARED}, {INDEX} or a file" if key == "classes" else ""
-        raise ConfigError(key, path, f"no such file{choices}") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(key, path, f"cannot be read ({reason})") from error

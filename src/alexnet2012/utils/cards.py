@@ -51,12 +51,13 @@ _VENDOR = re.compile(r"nvidia|geforce|rtx|gtx|sxm\d?|[^a-z0-9]|\d+gb")
 
 
 def find_card(given: str) -> Card | None:
-    """The card of a name such as ``h100``, ``H100 SXM`` or ``GeForce RTX 4090``; None if unknown."""
+    """A card by name, such as ``h100``, ``H100 SXM`` or ``NVIDIA RTX 4090``; None if unknown."""
 
     def short(name: str) -> str:
         return _VENDOR.sub("", name.lower())
 
-    return next((card for key, card in CARDS.items() if short(key) == short(given)), None)
+    names = {short(name): card for key, card in CARDS.items() for name in (key, card.device_name)}
+    return names.get(short(given))
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
