@@ -57,8 +57,11 @@ def test_help_and_mistakes_need_neither_torch_nor_dali() -> None:
     [
         (["seed=-1"], "seed=-1: must be at least 0"),
         (["data.store=nowhere"], "nowhere: no store found"),
-        (["init_from=frist"], "init_from=frist: does not exist; `alexnet2012 runs` lists"),
-        (["resume=frist"], "resume=frist: does not exist"),
+        (
+            ["data.store=x", "init_from=frist"],
+            "init_from=frist: does not exist; `alexnet2012 runs` lists",
+        ),
+        (["data.store=x", "resume=frist"], "resume=frist: does not exist"),
         (["-m", "seed=-1,-2"], "seed=-1: must be at least 0"),
         (["-m", "ablation=none,no_lnr"], "ablation=no_lnr: no such ablation"),
     ],

@@ -20,6 +20,7 @@ from alexnet2012 import evaluate as command
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, PrepareConfig
+from alexnet2012.config.validation import check_files
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.inference.evaluate import evaluate_in_detail
@@ -217,6 +218,15 @@ def test_a_list_of_labels_is_in_the_order_of_the_file_names(tmp_path: Path) -> N
     assert found.labels[:2].tolist() == [[0, 3], [2, 2]]
 
 
+def test_images_of_one_file_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    file, names = tmp_path / "labels.tsv", ("val/a/1.jpg", "val/b/1.jpg", "val/b/2.jpg")
+    file.write_text("1.jpg\tcat\nval/b/1.jpg\tdog\nval/b/2.jpg\t0\n")
+    config, labels = config_of(Path("run"), labels=str(file)), np.array([0, 1, 1])
+    found = label_space(config, MODEL, ("a", "b"), labels, names)
+    assert found.images.tolist() == [1, 2]
+    assert found.labels[1:].tolist() == [3, 0]
+
+
 @pytest.mark.parametrize(
     ("key", "text", "said"),
     [
@@ -313,9 +323,9 @@ def test_a_submission_has_five_numbers_of_the_kit_for_each_image(
         (["per_class=no/c.csv"], "per_class=no/c.csv: the folder no does not exist; create it"),
         (["out=no/o.json"], "out=no/o.json: the folder no does not exist; create it"),
         (["submission=s.txt"], "devkit=None: is required by submission=…"),
-        (["submission=s.txt", "devkit=no.tar"], "devkit=no.tar: does not exist; give a file"),
-        (["classes=no.json"], "classes=no.json: does not exist; use shared, index or a file"),
-        (["labels=no.json"], "labels=no.json: does not exist; give a file"),
+        (["submission=s.txt", "devkit=no.tar"], "devkit=no.tar: no such file; give a file"),
+        (["classes=no.json"], "classes=no.json: no such file; use shared, index or a file"),
+        (["labels=/dev/zero"], "labels=/dev/zero: no such file; give a file"),
         (["checkpoint=frist"], "checkpoint=frist: does not exist; `alexnet2012 runs` lists"),
         (["checkpoint=[.,frist]"], "checkpoint=frist: does not exist; `alexnet2012 runs` lists"),
     ],
@@ -324,8 +334,9 @@ def test_files_are_checked_before_anything_is_loaded(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    config, _ = compose_config("evaluate", EvaluateConfig, ["checkpoint=.", *words])
     with pytest.raises(ConfigError) as raised:
-        compose_config("evaluate", EvaluateConfig, ["checkpoint=.", *words])
+        check_files(config)
     assert str(raised.value).startswith(said)
 
 

@@ -225,7 +225,7 @@ def test_runs_with_other_settings_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path, BASELINE, 0, 40.0)
     schedule = {**SETTINGS[BASELINE]["schedule"], "epochs": 7}
     write_run(tmp_path, "no_lrn", 0, 41.0, schedule=schedule)
-    with pytest.raises(ConfigError, match=r"no_lrn/0 differs from none in `schedule.epochs`"):
+    with pytest.raises(ConfigError, match=r"no_lrn/0 differs from .* in `schedule.epochs`"):
         read_sweep(tmp_path)
 
 

@@ -22,6 +22,7 @@ from alexnet2012.cli.errors import MISTAKES, end_interrupted, exit_on_error, unk
 from alexnet2012.cli.help import usage
 from alexnet2012.config.compose import CONF, Schema, check_grammar, from_hydra, quoted_text
 from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.config.validation import check_files
 from alexnet2012.utils.interrupt import InterruptError
 
 
@@ -66,6 +67,7 @@ def hydra_main(
         run_dirs.append(run_dir)
         try:
             config = from_hydra(cfg, schema)
+            check_files(config)
             work(config, run_dir)
         except InterruptError as error:  # no further job of a sweep
             end_interrupted(error.number)

@@ -369,7 +369,7 @@ class TrainConfig:
     # of validation images: without augmentation and dropout. 0: none
     eval_train_images: int = ranged(0, low=0, role=Role.evaluation)
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
-    # from that checkpoint; null: require a new run directory
+    # from that checkpoint, or from the newest one of that run; null: require a new run directory
     resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})
     # pretrained weights: a checkpoint or run that initializes init_layers; null: random weights
     init_from: str | None = field(default=None, metadata={"role": Role.identity})

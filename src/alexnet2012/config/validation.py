@@ -46,14 +46,22 @@ def validate(config: object) -> None:
         _check_views("views", config.views)
         if config.checkpoint == []:
             raise ConfigError("checkpoint", "[]", "must name at least one checkpoint")
-        _check_exists("checkpoint", config.checkpoint, LIST_RUNS)
-        if isinstance(config, EvaluateConfig):
-            _check_files(config)
-    elif isinstance(config, (ExportConfig, FeaturesConfig)):
-        _check_exists("checkpoint", config.checkpoint, LIST_RUNS)
     elif isinstance(config, PlanConfig):
         check_recipe(config.recipe, config.model)
         _check_plan(config)
+
+
+def check_files(config: object) -> None:
+    """Check the files that a command reads and the folders that it writes to, without torch."""
+    if isinstance(
+        config, (EvaluateConfig, PredictConfig, ServeConfig, ExportConfig, FeaturesConfig)
+    ):
+        given = config.checkpoint
+        for path in given if isinstance(given, list) else [given]:
+            if not user_path("checkpoint", str(path)).exists():
+                raise ConfigError("checkpoint", path, f"does not exist; {LIST_RUNS}")
+    if isinstance(config, EvaluateConfig):
+        _check_files(config)
 
 
 def default_store(data: DataConfig) -> str:
@@ -194,20 +202,15 @@ def _check_drops(config: TrainConfig) -> None:
                 raise ConfigError(f"schedule.drops.{key}", f"{name}: {rate}", remedy)
 
 
-def _check_exists(key: str, given: Any, remedy: str) -> None:
-    """Check one or several paths at once: what reads them imports torch, which takes seconds."""
-    for path in given if isinstance(given, list) else [given]:
-        if not user_path(key, str(path)).exists():
-            raise ConfigError(key, path, f"does not exist; {remedy}")
-
-
 def _check_files(config: EvaluateConfig) -> None:
-    """Check the files of an evaluation before it, as it may take hours."""
-    if config.classes not in (None, "shared", "index"):
-        _check_exists("classes", config.classes, "use shared, index or a file")
-    for key in ("labels", "devkit"):
-        if (given := getattr(config, key)) is not None:
-            _check_exists(key, given, "give a file")
+    """An evaluation may take hours: what it writes is checked before."""
+    remedies = {"labels": "give a file", "devkit": "give a file"}
+    if config.classes not in ("shared", "index"):
+        remedies["classes"] = "use shared, index or a file"
+    for key, remedy in remedies.items():
+        given = getattr(config, key)
+        if given is not None and not user_path(key, given).is_file():
+            raise ConfigError(key, given, f"no such file; {remedy}")
     for key in ("out", "predictions", "per_class", "confusion", "submission"):
         given = getattr(config, key)
         if given is not None and not (folder := user_path(key, given).parent).is_dir():

@@ -54,7 +54,10 @@ class ImageResults:
     def errors_pct(self) -> dict[str, npt.NDArray[np.float64]]:
         """Errors of each image [N] in %, 0 or 100, or between them where classes tie, by name."""
         top5 = {"top5": self.errors.top5} if len(self.classes) > TOP_K else {}
-        return {k: v * (100 / UNITS) for k, v in {"top1": self.errors.top1, **top5}.items()}
+        return {
+            k: v.astype(float) * (100 / UNITS)
+            for k, v in {"top1": self.errors.top1, **top5}.items()
+        }
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -67,7 +70,7 @@ class ImageResults:
         images = np.bincount(self.labels, minlength=len(self.classes)).astype(float)
         with np.errstate(invalid="ignore"):
             errors = {
-                name: np.asarray(np.bincount(self.labels, pct, len(self.classes)) / images)
+                name: np.bincount(self.labels, pct, len(self.classes)) / images
                 for name, pct in self.errors_pct.items()
             }
         return {"images": images, **errors}
@@ -120,8 +123,13 @@ def submitted_numbers(config: EvaluateConfig, classes: Sequence[str]) -> list[in
 
 def write_files(config: EvaluateConfig, results: ImageResults, numbers: Sequence[int]) -> None:
     """Write the files that are set, each atomically."""
-    for key, text in _WRITERS.items():
-        if (given := getattr(config, key)) is not None:
+    for given, text in (
+        (config.predictions, _predictions),
+        (config.per_class, _per_class),
+        (config.confusion, _confusion),
+        (config.submission, _submission),
+    ):
+        if given is not None:
             path = Path(given).expanduser()
             replace_text(path, text(path, results, numbers))
 
@@ -167,11 +175,3 @@ def _csv(rows: Iterable[Sequence[object]]) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
-
-
-_WRITERS = {  # by setting
-    "predictions": _predictions,
-    "per_class": _per_class,
-    "confusion": _confusion,
-    "submission": _submission,
-}

@@ -96,15 +96,20 @@ def _model_classes(
 
 def _by_index(model_classes: Sequence[str], store_classes: Sequence[str]) -> list[list[int]]:
     """Numbered classes of the store are positions in the model's, or the other way round."""
-    if all(name.isdecimal() for name in store_classes):
-        found = [int(name) for name in store_classes]
-        return [[number] if number < len(model_classes) else [] for number in found]
-    if all(name.isdecimal() for name in model_classes):
-        by_number = {int(name): place for place, name in enumerate(model_classes)}
-        found = [by_number.get(number, -1) for number in range(len(store_classes))]
-        return [[place] if place >= 0 else [] for place in found]
-    remedy = "needs numbers as class names, of the store or of the model; use shared or a file"
-    raise ConfigError("classes", INDEX, remedy)
+    if _is_numbered(store_classes):
+        places = {str(place): place for place in range(len(model_classes))}
+        numbers = [name.lstrip("0") or "0" for name in store_classes]
+    elif _is_numbered(model_classes):
+        places = {name.lstrip("0") or "0": place for place, name in enumerate(model_classes)}
+        numbers = [str(place) for place in range(len(store_classes))]
+    else:
+        remedy = "needs numbers as class names, of the store or of the model; use shared or a file"
+        raise ConfigError("classes", INDEX, remedy)
+    return [[places[number]] if number in places else [] for number in numbers]
+
+
+def _is_numbered(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
 
 
 def _labels_of_images(
@@ -113,16 +118,17 @@ def _labels_of_images(
     """The right labels of each image; a list without names is in the order of the file names."""
     numbers = {name: number for number, name in enumerate(model_classes)}
     given = _read_mapping("labels", Path(file).expanduser())
-    base_names = [PurePosixPath(name).name for name in image_names]
+    file_names = [PurePosixPath(name).name for name in image_names]
+    if len({*file_names}) < len(file_names):  # such as a/1.jpg and b/1.jpg
+        file_names = list(image_names)
     if not isinstance(given, Mapping):
         if len(given) != len(image_names):
             remedy = f"has labels for {len(given):,} images, but the store has {len(image_names):,}"
             raise ConfigError("labels", file, f"{remedy}; use those of this store")
-        given = dict(zip(sorted(base_names), given, strict=True))
-    found = [
-        given.get(name, given.get(base)) for name, base in zip(image_names, base_names, strict=True)
-    ]
-    return [_numbers("labels", file, labels or [], numbers) for labels in found]
+        given = dict(zip(sorted(file_names), given, strict=True))
+    names = zip(image_names, file_names, strict=True)
+    found = [given.get(name, given.get(file_name, [])) for name, file_name in names]
+    return [_numbers("labels", file, labels, numbers) for labels in found]
 
 
 def _read_mapping(key: str, path: Path) -> Mapping[str, Any] | list[Any]:
@@ -145,10 +151,11 @@ def _read_mapping(key: str, path: Path) -> Mapping[str, Any] | list[Any]:
 
 def _numbers(key: str, file: str, given: Any, numbers: Numbers) -> list[int]:
     """Positions of classes given by name, or as numbers; one or a list of them."""
+    by_text = {str(number): number for number in range(len(numbers))} | numbers
     found = []
     for value in given if isinstance(given, list) else [given]:
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        number = value if is_number else numbers.get(value, -1) if isinstance(value, str) else -1
+        number = value if is_number else by_text.get(value, -1) if isinstance(value, str) else -1
         if not 0 <= number < len(numbers):
             remedy = f"names {str(value)[:60]!r}, which is no class of the model"
             raise ConfigError(key, file, f"{remedy}; use its names, or numbers from 0")
@@ -171,7 +178,3 @@ def _different_classes(
     else:
         remedy = f"{counts}; set store=…, or classes=FILE to say which are the same"
     return ConfigError("checkpoint", config.checkpoint, remedy)
-
-
-def _is_numbered(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() for name in names)
