@@ -444,9 +444,8 @@ def test_evaluate_prints_both_errors_with_their_intervals(trained: Path, tmp_pat
         low, high = error_interval_pct(count, VALIDATION_PICTURES)
         assert f"{100 * count / VALIDATION_PICTURES:.2f}" in ended.out
         assert f"{low:.2f} – {high:.2f}" in ended.out
-    loading, evaluating = ended.err.splitlines()
-    assert loading == "loading the model"
-    assert evaluating.startswith(f"evaluating {VALIDATION_PICTURES} images of ")
+    evaluating = f"evaluating {VALIDATION_PICTURES} images, 1 view each"
+    assert ended.err.splitlines() == ["loading the model", evaluating]
     assert list(tmp_path.iterdir()) == []  # an answer leaves no files
 
 

@@ -75,7 +75,7 @@ def evaluate_in_detail(config: EvaluateConfig, *, progress: bool = False) -> Eva
     batches = loader.batches()
     if progress:
         views = "1 view" if config.views == 1 else f"{config.views} views"
-        announce(f"evaluating {len(evaluated):,} images of {store.root}, {views} each")
+        announce(f"evaluating {len(evaluated):,} images, {views} each")
         batches = over_images(batches, lambda batch: len(batch.labels), len(evaluated))
     networks = [_Columns.of(trained, space) for trained in models]
     errors = evaluate(networks, batches, first.mesh, len(space.names), results.add)
