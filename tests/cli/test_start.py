@@ -94,6 +94,10 @@ def test_only_a_directory_without_a_run_is_removed(
     for folder in (used, locked):
         remove_unused(folder)
     assert list(tmp_path.iterdir()) == []
+    remove_unused(tmp_path / "never made")
+    (tmp_path / ".hydra").mkdir()
+    remove_unused(tmp_path)  # where the command was given
+    assert tmp_path.is_dir()
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback(tmp_path: Path) -> None:

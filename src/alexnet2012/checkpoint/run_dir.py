@@ -144,21 +144,20 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
 def remove_unused(run_dir: Path) -> None:
     """Remove the directory of a run or sweep that did not begin, and folders that it alone is in.
 
-    Only folders below the working directory are removed, and none that another process uses.
+    Of the folders around it, those below the working directory are removed. A directory that
+    another process uses is kept, and so is the working directory.
     """
-    if not run_dir.is_dir() or not _names(run_dir) <= {LOCK, *HYDRAS}:
-        return
-    with suppress(OSError), (run_dir / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(run_dir)
-        for folder in run_dir.absolute().parents:
-            if Path.cwd() not in folder.parents or _names(folder):
-                break
-            folder.rmdir()
-
-
-def _names(folder: Path) -> set[str]:
-    return {inner.name for inner in folder.iterdir()}
+    with suppress(OSError):
+        here, run_dir = Path.cwd(), run_dir.absolute()
+        unused = {file.name for file in run_dir.iterdir()} <= {LOCK, *HYDRAS}
+        if not unused or here.is_relative_to(run_dir):
+            return
+        with (run_dir / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(run_dir)
+        for folder in run_dir.parents:
+            if here in folder.parents:
+                folder.rmdir()  # an error ends the loop: it is not empty
 
 
 def _saved_settings(run_dir: Path) -> Any:

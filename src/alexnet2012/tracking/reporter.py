@@ -86,8 +86,9 @@ class Reporter:
         top1, top5 = errors.top1_error_pct, errors.top5_error_pct
         if self._tracker is not None:
             values = {"views": views, "pictures": errors.pictures, "loss": errors.loss}
-            values["classes"] = errors.classes
-            rates = {"top1_error_pct": top1, "top5_error_pct": top5}
+            rates = {"top1_error_pct": top1}
+            if errors.has_top5:
+                rates["top5_error_pct"] = top5
             self._tracker.metrics("validation", step, epoch=epoch, **values, **rates)
             self._tracker.timings("throughput", step, **timings)
         if self._display is not None:

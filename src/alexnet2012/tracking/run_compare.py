@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -24,7 +23,6 @@ from alexnet2012.tracking.run_index import (
     read_run,
 )
 from alexnet2012.utils.intervals import error_interval_pct
-from alexnet2012.utils.metrics import TOP_K
 from alexnet2012.utils.text import printable
 
 _CONDITIONS = {"commit": "commit", "device": "device", "world_size": "processes"}  # of a summary
@@ -152,7 +150,7 @@ def _measurements(folder: Path, summary: dict[str, Any]) -> dict[str, MeasuredVa
         if (value := records.get(kind, {}).get(key)) is not None:
             values[label] = MeasuredValue(value, f"{value:.{digits}f}")
     validation = records.get("validation", {})
-    for k in (1, 5) if validation.get("classes", math.inf) > TOP_K else (1,):
+    for k in (1, 5):
         error_pct = validation.get(f"top{k}_error_pct")
         if error_pct is not None:
             values[f"top-{k} error, %"] = _error(error_pct, validation.get("pictures"))

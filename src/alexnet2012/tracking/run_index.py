@@ -220,11 +220,12 @@ def _started(folder: Path) -> datetime | None:
 
 def _errors(record: dict[str, Any]) -> ValidationErrors | None:
     try:
-        top1, top5 = float(record["top1_error_pct"]), float(record["top5_error_pct"])
+        top1 = float(record["top1_error_pct"])
+        has_top5 = "top5_error_pct" in record and record.get("classes", math.inf) > TOP_K
+        top5 = float(record["top5_error_pct"]) if has_top5 else None
     except (KeyError, TypeError, ValueError):
         return None
-    has_top5 = record.get("classes", math.inf) > TOP_K
-    return ValidationErrors(top1, top5 if has_top5 else None, record.get("pictures"))
+    return ValidationErrors(top1, top5, record.get("pictures"))
 
 
 def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
