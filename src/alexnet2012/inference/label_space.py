@@ -21,7 +21,7 @@ import numpy.typing as npt
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 
 SHARED, INDEX = "shared", "index"
-Numbers = dict[str, int]  # positions of classes by name
+Positions = dict[str, int]  # of the model's classes, by name and by number
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def _model_classes(
     config: EvaluateConfig, model_classes: Sequence[str], store_classes: Sequence[str]
 ) -> list[list[int]]:
     """The model's classes that stand for each class of the store; none: its images are left out."""
-    numbers = {name: number for number, name in enumerate(model_classes)}
     if config.classes is None:
         if config.labels is None and tuple(model_classes) != tuple(store_classes):
             raise _different_classes(config, model_classes, store_classes)
         return [[number] for number in range(len(store_classes))]
     if config.classes == SHARED:
-        return [[numbers[name]] if name in numbers else [] for name in store_classes]
+        by_name = {name: number for number, name in enumerate(model_classes)}
+        return [[by_name[name]] if name in by_name else [] for name in store_classes]
     if config.classes == INDEX:
         return _by_index(model_classes, store_classes)
     given = _read_mapping("classes", Path(config.classes).expanduser())
@@ -91,7 +91,8 @@ def _model_classes(
     if unknown := [name for name in given if name not in store_classes]:
         remedy = f"names {unknown[0]!r}, which is no class of the store; remove it"
         raise ConfigError("classes", config.classes, remedy)
-    return [_numbers("classes", config.classes, given.get(n, []), numbers) for n in store_classes]
+    known = _positions(model_classes)
+    return [_numbers("classes", config.classes, given.get(n, []), known) for n in store_classes]
 
 
 def _by_index(model_classes: Sequence[str], store_classes: Sequence[str]) -> list[list[int]]:
@@ -116,7 +117,6 @@ def _labels_of_images(
     file: str, model_classes: Sequence[str], image_names: Sequence[str]
 ) -> list[list[int]]:
     """The right labels of each image; a list without names is in the order of the file names."""
-    numbers = {name: number for number, name in enumerate(model_classes)}
     given = _read_mapping("labels", Path(file).expanduser())
     file_names = [PurePosixPath(name).name for name in image_names]
     if len({*file_names}) < len(file_names):  # such as a/1.jpg and b/1.jpg
@@ -128,7 +128,8 @@ def _labels_of_images(
         given = dict(zip(sorted(file_names), given, strict=True))
     names = zip(image_names, file_names, strict=True)
     found = [given.get(name, given.get(file_name, [])) for name, file_name in names]
-    return [_numbers("labels", file, labels, numbers) for labels in found]
+    known = _positions(model_classes)
+    return [_numbers("labels", file, labels, known) for labels in found]
 
 
 def _read_mapping(key: str, path: Path) -> Mapping[str, Any] | list[Any]:
@@ -149,18 +150,19 @@ def _read_mapping(key: str, path: Path) -> Mapping[str, Any] | list[Any]:
         raise ConfigError(key, path, f"cannot be read ({reason})") from error
 
 
-def _numbers(key: str, file: str, given: Any, numbers: Numbers) -> list[int]:
+def _positions(model_classes: Sequence[str]) -> Positions:
+    numbers = {str(number): number for number in range(len(model_classes))}
+    return numbers | {name: number for number, name in enumerate(model_classes)}
+
+
+def _numbers(key: str, file: str, given: Any, known: Positions) -> list[int]:
     """Positions of classes given by name, or as numbers; one or a list of them."""
-    by_text = {str(number): number for number in range(len(numbers))} | numbers
-    found = []
-    for value in given if isinstance(given, list) else [given]:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        number = value if is_number else by_text.get(value, -1) if isinstance(value, str) else -1
-        if not 0 <= number < len(numbers):
+    values = given if isinstance(given, list) else [given]
+    for value in values:
+        if isinstance(value, bool) or str(value) not in known:
             remedy = f"names {str(value)[:60]!r}, which is no class of the model"
             raise ConfigError(key, file, f"{remedy}; use its names, or numbers from 0")
-        found.append(number)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(known[str(value)] for value in values))
 
 
 def _different_classes(
