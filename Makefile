@@ -2,12 +2,22 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# torch and DALI for CUDA 13 (NVIDIA driver 580 or newer), 12 (525 or newer), or torch without CUDA (cpu).
+# Remembered in .venv; an environment variable of this name is another's.
+CUDA   := $(shell cat $(VENV)/cuda 2>/dev/null || echo 13)
 DATA   ?= photos
 OUT    ?= reproduction
 ARGS   ?=
 
 .PHONY: reproduce test test-gpu setup lint format bench site lock clean
 .DEFAULT_GOAL := reproduce
+
+TORCH_12  := cu126
+TORCH_cpu := cpu
+INDEX     := $(TORCH_$(CUDA):%=--extra-index-url https://download.pytorch.org/whl/%)
+ifeq ($(filter $(CUDA),12 13 cpu),)
+$(error CUDA=$(CUDA): must be 12, 13 or cpu)
+endif
 
 reproduce: setup
 	$(BIN)/python -m alexnet2012.reproduce 'source="$(DATA)"' 'out="$(OUT)"' $(ARGS)
@@ -40,8 +50,10 @@ setup: $(VENV)/ready
 $(VENV)/ready: requirements.lock setup.cfg pyproject.toml setup.py $(wildcard src/alexnet2012/utils/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	sed 's/^\(nvidia-dali-cuda\)130/\1$(if $(filter 12,$(CUDA)),120,130)/' requirements.lock > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -r $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	echo $(CUDA) > $(VENV)/cuda
 	touch $@
 
 # New pins from setup.cfg's lower bounds. torch's CUDA libraries are left to torch's own pins, so

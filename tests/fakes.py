@@ -231,7 +231,7 @@ def _ilsvrc(
         _save_tar(folder / layout.images.format(split=split), members)
 
     data = f"{layout.devkit_top}/data"
-    meta = _meta_mat(year, {ids[wnid]: (wnid, words[wnid]) for wnid in wnids}, train_per_class)
+    meta = meta_mat(year, {ids[wnid]: (wnid, words[wnid]) for wnid in wnids}, train_per_class)
     kit: list[Member] = [
         (layout.devkit_top, None),
         (f"{layout.devkit_top}/readme.txt", b"A fake development kit.\n"),
@@ -255,7 +255,7 @@ def _ilsvrc(
     return contents
 
 
-def _meta_mat(year: int, leaves: dict[int, tuple[str, str]], train_per_class: int) -> bytes:
+def meta_mat(year: int, leaves: dict[int, tuple[str, str]], train_per_class: int) -> bytes:
     """The N×1 struct array ``synsets``, sorted by id; in 2010 also ``cost_matrix``."""
     last = len(leaves)
     # Height counts in all of WordNet, so a class may be above 0, though it is a leaf here.

@@ -1,22 +1,26 @@
-"""The tested faults, each with its error message and its test: the table of docs/faults.md.
+"""The tested faults and environments, each with its outcome and its test: tables of docs/faults.md.
 
-``python tests/faults.py`` writes the table; a test compares it with the page.
+``python tests/faults.py`` writes the tables; a test compares them with the page.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "faults.md"
-BEGIN, END = "<!-- made by tests/faults.py -->\n", "<!-- end -->\n"
+END = "<!-- end -->\n"
 
 FAULTS_TEST = "tests/distributed/test_faults.py"
 CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
 START, EVALUATE = "tests/cli/test_start.py", "tests/inference/test_evaluate.py"
+IMPORTERS, MODEL = "tests/inference/test_importers.py", "tests/nn/test_model.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
+HOSTILE, OUTPUT = "tests/project/test_hostile_files.py", "tests/utils/test_output.py"
+ARCHIVES, SERVE = "tests/data/test_archives.py", "tests/inference/test_serve.py"
 WAITS = "all-gather conv3 forward (step 3); rank 0 is waiting; "
 WAITS += "rank 1's last collective was reduce-scatter conv3 backward (step 2)"
 WAITS_IN_REPLAY = "all-gather fc7 forward (step 6); rank 0 is waiting; "
@@ -176,6 +180,56 @@ FAULTS = {
         TRAIN,
         is_message=False,
     ),
+    "code in a model file": Fault(
+        "a model file holds objects that would run code, beside its weights",
+        "the weights are imported, and nothing is run",
+        "test_code_beside_the_weights_is_not_run",
+        IMPORTERS,
+        is_message=False,
+    ),
+    "wrapped": Fault(
+        "weights are wrapped: other keys, prefixes, settings beside them, whole modules (40 kinds)",
+        "they are found, in files of torch.save (zip and older) and safetensors",
+        "test_weights_are_found_in_every_wrapping",
+        IMPORTERS,
+        is_message=False,
+    ),
+    "no model": Fault(
+        "a file given as a model is something else: a web page, a Git LFS pointer, a pickle, "
+        "an archive … (50 kinds)",
+        "one line says what it is and what to do; exit code 2",
+        "test_a_file_that_is_no_model_is_named_for_what_it_is",
+        IMPORTERS,
+        is_message=False,
+    ),
+    "not finite": Fault(
+        "a model has a parameter that is NaN or infinite",
+        "every command refuses to load it, and names the parameter",
+        "test_a_model_with_a_value_that_is_not_finite_is_not_loaded",
+        "tests/inference/test_not_finite.py",
+        is_message=False,
+    ),
+    "answer not finite": Fault(
+        "the outputs of a model are NaN or infinite",
+        "every command reports the model instead of a result",
+        "test_an_answer_that_is_not_finite_is_an_error",
+        "tests/inference/test_not_finite.py",
+        is_message=False,
+    ),
+    "scale": Fault(
+        "images are uint8, in 0–1 or of unit variance",
+        "one `UserWarning` names the scale and the expected one",
+        "test_images_of_another_scale_are_warned_of_once",
+        MODEL,
+        is_message=False,
+    ),
+    "replaced": Fault(
+        "a layer of the network is replaced (`net.fc8 = nn.Linear(…)`)",
+        "a `ConfigError` at the assignment names the layer and what to do instead",
+        "test_a_layer_cannot_be_replaced",
+        MODEL,
+        is_message=False,
+    ),
     "pickle": Fault(
         "a checkpoint's tensors are pickles that would run a command",
         "it is refused, and nothing is run",
@@ -194,13 +248,6 @@ FAULTS = {
         "a run or a sweep fails before it begins: a wrong setting, store or checkpoint",
         "one line; no directory is left",
         "test_a_failed_start_leaves_no_folder",
-        START,
-        is_message=False,
-    ),
-    "reader": Fault(
-        "the reader of a command's output ends first (`| head`)",
-        "the command ends without a traceback",
-        "test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback",
         START,
         is_message=False,
     ),
@@ -260,12 +307,337 @@ FAULTS = {
         "tests/ledger/test_effects.py",
         is_message=False,
     ),
+    "attack": Fault(
+        "somebody on the machine's network looks for the ports of a run",
+        "all ports are on loopback, and no key-value store of torch, which would unpickle what "
+        "it receives, listens on one",
+        "test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_an_attacker",
+        "tests/e2e/test_listening.py",
+        is_message=False,
+    ),
+    "any signal": Fault(
+        "SIGTERM or SIGINT at any moment, to any command",
+        "it ends within 10 s, with all its processes and without a traceback; what was done is "
+        "kept",
+        "test_a_command_ends_soon_with_all_its_processes",
+        "tests/e2e/test_interrupts.py",
+        is_message=False,
+    ),
+    "wish to end": Fault(
+        "SIGTERM during a part of a reproduction",
+        "the whole reproduction ends; the signal is not treated as a failure of that part",
+        "test_code_that_survives_failures_does_not_survive_a_wish_to_end",
+        OUTPUT,
+        is_message=False,
+    ),
+    "machine": Fault(
+        "ENOSPC, EDQUOT, EROFS, EMFILE, ENFILE, EFBIG or EIO, anywhere",
+        "one line with the place and a remedy; no file is left half written",
+        "test_an_error_of_the_machine_is_one_line_with_a_place_and_a_remedy",
+        OUTPUT,
+        is_message=False,
+    ),
+    "terminal": Fault(
+        "standard output goes to a full disk, or the program that reads it has exited",
+        "the command completes its work; on a full disk it reports at the end that output "
+        "was lost, and exits with 1",
+        "test_a_full_disk_behind_the_terminal_ends_no_command",
+        OUTPUT,
+        is_message=False,
+    ),
+    "temporary": Fault(
+        "`TMPDIR` is full",
+        "flight records are kept in memory; none is a sparse file, which would end the process "
+        "by SIGBUS",
+        "test_a_flight_record_for_which_the_disk_has_no_space_is_kept_in_memory",
+        OUTPUT,
+        is_message=False,
+    ),
+    "removed": Fault(
+        "the run directory is removed during the run",
+        "the run ends in one line and makes no new directory",
+        "test_a_run_directory_that_was_removed_is_not_made_again",
+        CHECKPOINTS,
+        is_message=False,
+    ),
+    "closing": Fault(
+        "a program calls `mesh.close()` and ends",
+        "the watchdog's thread has already ended",
+        "test_closing_a_mesh_ends_the_thread_of_its_watchdog",
+        "tests/distributed/test_launching.py",
+        is_message=False,
+    ),
+    "dripping": Fault(
+        "a server sends an image byte by byte",
+        "`predict` gives up on it after 120 s, and the command can exit without waiting for "
+        "the download",
+        "test_a_server_that_drips_is_given_up_and_not_waited_for",
+        "tests/inference/test_predict.py",
+        is_message=False,
+    ),
+    "slow download": Fault(
+        "a server sends a data set at less than 1 KiB/s",
+        "`prepare` gives it up after five minutes and keeps what was received",
+        "test_a_server_that_drips_is_given_up_and_what_it_sent_is_kept",
+        "tests/data/test_download.py",
+        is_message=False,
+    ),
+    "escapes": Fault(
+        "a name holds terminal escapes",
+        "every message shows them as text",
+        "test_every_way_to_the_terminal_escapes_names",
+        OUTPUT,
+        is_message=False,
+    ),
+    "names": Fault(
+        "a tar has a member with a name of 300 MB",
+        "it is refused before the name is read",
+        "test_a_name_of_300_mb_is_refused_before_it_is_read",
+        ARCHIVES,
+        is_message=False,
+    ),
+    "hidden": Fault(
+        "a tar has a hidden member that leaves the archive (`../../.x.jpg`)",
+        "the archive is refused",
+        "test_a_hostile_archive_is_refused_as_a_whole",
+        ARCHIVES,
+        is_message=False,
+    ),
+    "dots": Fault(
+        "a class folder is named `...`",
+        "it is a class",
+        "test_a_class_folder_of_three_dots_is_a_class",
+        "tests/data/test_sources.py",
+        is_message=False,
+    ),
+    "bomb": Fault(
+        "a small image file needs much memory",
+        "it is refused, from its header alone, if decoding would need more than 800 MB; "
+        "transparency does not add to this",
+        "test_the_limit_is_of_the_memory_that_a_format_needs",
+        "tests/data/test_decode.py",
+        is_message=False,
+    ),
+    "uploads": Fault(
+        "many images are sent to `serve` at once",
+        "at most eight uploads are held in memory and two are decoded at a time; further "
+        "uploads wait, and are refused with status 503 if they wait too long",
+        "test_more_uploads_than_are_held_in_memory_wait_and_are_refused_in_the_end",
+        SERVE,
+        is_message=False,
+    ),
+    "odd checkpoint": Fault(
+        "a file of a checkpoint is a pipe, `/dev/zero`, nested 100,000 times, of other types, "
+        "or claims 400 GB",
+        "the checkpoint is damaged; one line",
+        "test_a_checkpoint_with_such_a_file_is_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd export": Fault(
+        "an exported file is such a file",
+        "it is refused in one line",
+        "test_such_a_file_is_not_one_that_export_wrote",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd import": Fault(
+        "a file to import is such a file, or has sparse, quantised or shared tensors",
+        "it is refused in one line, and nothing is written",
+        "test_a_model_that_cannot_be_imported_is_refused",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd run": Fault(
+        "a file of a run directory is such a file",
+        "`runs` lists the run as damaged",
+        "test_a_run_with_such_a_file_is_listed_as_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd settings": Fault(
+        "`config.yaml` of a run is not a valid settings file",
+        "`resume=auto` refuses the directory in one line",
+        "test_a_run_whose_settings_are_damaged_is_not_resumed",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd records": Fault(
+        "the first line of `watched.jsonl` is broken",
+        "one line that names it",
+        "test_records_with_a_broken_first_line_are_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "almost": Fault(
+        "a folder is named `step-²`",
+        "it is no checkpoint",
+        "test_a_folder_that_is_named_almost_like_a_checkpoint_is_no_checkpoint",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd store": Fault(
+        "a file of a store is such a file",
+        "the store is damaged; one line",
+        "test_a_store_with_such_a_file_is_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd source": Fault(
+        "a source is a pipe or a device",
+        "it is refused in one line",
+        "test_a_source_that_is_no_file_is_refused",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd reproduction": Fault(
+        "`reproduction.json` is such a file, or holds other types",
+        "`report` refuses it in one line",
+        "test_a_reproduction_with_such_a_file_is_damaged",
+        HOSTILE,
+        is_message=False,
+    ),
 }
 
 
-def table() -> str:
-    lines = ["| fault | error message or outcome | test |", "|---|---|---|"]
-    for fault in FAULTS.values():
+ENVIRONMENT, APP = "tests/distributed/test_process_env.py", "tests/cli/test_app.py"
+LISTENING, TRACKING = "tests/e2e/test_listening.py", "tests/tracking/test_tracking.py"
+PATHS = "tests/config/test_paths.py"
+
+
+def _environment(name: str, outcome: str, test: str, file: str = ENVIRONMENT) -> Fault:
+    return Fault(name, outcome, test, file, is_message=False)
+
+
+OWN_PROCESSES = "test_a_run_in_a_container_of_a_job_starts_its_own_processes"
+ENVIRONMENTS = [
+    _environment(
+        "variables of Slurm, Open MPI, MPICH, Intel MPI, PMIx, MVAPICH, PBS, Grid Engine, LSF, "
+        "Kubeflow, SageMaker or Azure, or left over from torchrun",
+        "they do not make a process a rank",
+        "test_what_a_job_system_sets_makes_no_process_a_rank",
+    ),
+    _environment(
+        "all of these at once, with network interfaces that do not exist and `LC_ALL=C`, on one "
+        "process and on two",
+        "the run starts its own processes and finishes",
+        OWN_PROCESSES,
+    ),
+    _environment(
+        "`RANK=1` and a mistake in the command, for six commands",
+        "one line and exit code 2",
+        "test_every_command_prints_its_errors_in_a_container_of_a_job",
+    ),
+    _environment(
+        "a mistake in the command under torchrun",
+        "the first rank of each machine prints it; in commands that do not join, every rank",
+        "test_a_user_error_is_printed_once_per_machine",
+    ),
+    _environment(
+        "your own program with `init_mesh` and an old `MASTER_ADDR`",
+        "a `RunError` names the address, after at most 60 s",
+        "test_joining_ranks_that_do_not_exist_fails_soon",
+    ),
+    _environment(
+        "the same, and SIGTERM",
+        "it ends at once",
+        "test_a_process_that_waits_for_other_ranks_handles_signals",
+    ),
+    _environment(
+        "`WORLD_SIZE=four`, `RANK=-1`, an empty `LOCAL_RANK`",
+        "the error names the variable",
+        "test_a_rank_that_is_no_number_is_reported",
+    ),
+    _environment(
+        "the host name does not resolve, or to an old address in `/etc/hosts`",
+        "ranks meet on loopback",
+        "test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_an_attacker",
+        LISTENING,
+    ),
+    _environment(
+        "several runs or sweeps begin in one second",
+        "each has a directory of its own",
+        "test_runs_and_sweeps_that_begin_in_one_second_have_directories_of_their_own",
+        APP,
+    ),
+    _environment(
+        "`WANDB_PROJECT`, `_ENTITY`, `_NAME`, `_RUN_GROUP`, `_TAGS`, `_NOTES`, `_JOB_TYPE`, `_DIR`",
+        "they have the meaning that wandb gives them, except that wandb's files stay in the "
+        "run directory",
+        "test_wandbs_variables_are_heeded",
+        TRACKING,
+    ),
+    _environment(
+        "`WANDB_MODE` `dryrun` and `run`, wandb's former names",
+        "offline and online",
+        "test_the_environment_variable_overrides_the_setting_unless_it_is_disabled",
+        TRACKING,
+    ),
+    _environment(
+        "a project that wandb refuses",
+        "one line with wandb's reason",
+        "test_a_project_that_wandb_refuses_is_reported",
+        TRACKING,
+    ),
+    _environment(
+        "no `HOME`",
+        "the run directory is wandb's home",
+        "test_a_user_without_a_home_directory_gets_one_for_wandb",
+        TRACKING,
+    ),
+    _environment(
+        "a sweep with wandb",
+        "its runs share a group and are named by the settings that differ",
+        "test_jobs_of_a_sweep_share_a_group_and_are_named_by_what_differs",
+        APP,
+    ),
+    _environment(
+        "a sweeper that optimises, and a job that fails",
+        "jobs return the validation error; a failed one returns infinity",
+        "test_a_sweeper_gets_the_result_of_each_job_and_infinity_for_a_failed_one",
+        APP,
+    ),
+    _environment(
+        "a sweeper or launcher of Hydra that is not installed",
+        "the error names the package to install",
+        "test_a_missing_plugin_of_hydra_is_reported_with_its_package",
+        APP,
+    ),
+    _environment(
+        "`hydra.job.chdir=true`",
+        "relative paths start where the command was given",
+        "test_relative_paths_are_those_of_where_the_command_was_given",
+        APP,
+    ),
+    _environment(
+        "`~` in any path",
+        "the home directory; an unknown user is reported",
+        "test_a_tilde_is_the_home_directory_in_every_path_of_a_command",
+        PATHS,
+    ),
+    _environment(
+        "32 names with spaces, `=`, `#`, `( )`, `[ ]`, `{ }`, quotes or Chinese characters",
+        "read as written",
+        "test_text_is_read_as_it_is_written",
+        PATHS,
+    ),
+    _environment(
+        "NVIDIA drivers for CUDA 12, or no GPU",
+        "`make setup CUDA=12` and `CUDA=cpu` install other builds",
+        "test_set_up_installs_builds_for_cuda_12_or_without_cuda",
+        "tests/project/test_setup.py",
+    ),
+]
+
+TABLES = {  # by the line that begins each on the page
+    "<!-- made by tests/faults.py -->\n": ("fault", FAULTS.values()),
+    "<!-- made by tests/faults.py: environments -->\n": ("environment", ENVIRONMENTS),
+}
+
+
+def table(heading: str, rows: Iterable[Fault]) -> str:
+    lines = [f"| {heading} | error message or outcome | test |", "|---|---|---|"]
+    for fault in rows:
         outcome = f"`{fault.outcome}`" if fault.is_message else fault.outcome
         test = f"[{fault.test}](../{fault.file})"
         lines.append(f"| {fault.name} | {outcome} | {test} |")
@@ -277,11 +649,13 @@ def tests_of(file: str) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def with_table(page: str) -> str:
-    """The page with its table replaced by the current one."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+def with_tables(page: str) -> str:
+    """The page with its tables replaced by the current ones."""
+    for begin, (heading, rows) in TABLES.items():
+        before, rest = page.split(begin)
+        page = before + begin + table(heading, rows) + END + rest.split(END, 1)[1]
+    return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

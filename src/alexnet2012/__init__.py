@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,13 @@ if TYPE_CHECKING:
     from alexnet2012.nn.alexnet import AlexNet
 
 __all__ = ["AlexNet", "init_mesh"]
+
+if sys.argv[0] == "-m" and any(word.startswith("alexnet2012.") for word in sys.orig_argv):
+    # A command that is about to be imported: python -m alexnet2012.COMMAND.
+    from alexnet2012.utils.interrupt import end_at_once_on_sigint
+
+    end_at_once_on_sigint()
+
 _HOMES = {"AlexNet": "alexnet2012.nn.alexnet", "init_mesh": "alexnet2012.distributed.mesh"}
 
 

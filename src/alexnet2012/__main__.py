@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from importlib.metadata import version
 
 from alexnet2012.cli.args import closest
 from alexnet2012.cli.registry import COMMANDS
+from alexnet2012.utils.interrupt import end_at_once_on_sigint
 
 
 def listing() -> str:
@@ -27,11 +27,8 @@ def main() -> None:
         sys.stdout.write(f"alexnet2012 {version('alexnet2012')}\n")
     elif name in COMMANDS:
         sys.argv = [f"alexnet2012 {name}", *words]
-        try:
-            COMMANDS[name].main()
-        except KeyboardInterrupt:  # while the command was imported; it handles later ones itself
-            sys.stderr.write("alexnet2012: interrupted\n")
-            sys.exit(128 + signal.SIGINT)
+        end_at_once_on_sigint()  # while the command is imported; it handles later ones itself
+        COMMANDS[name].main()
     else:
         remedy = f"no such command{closest(name, COMMANDS)}; see alexnet2012 --help"
         sys.stderr.write(f"alexnet2012: {name}: {remedy}\n")

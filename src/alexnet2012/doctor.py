@@ -7,23 +7,25 @@ its own machine.
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
+from alexnet2012.config.validation import user_path
 from alexnet2012.distributed.devices import uses_gpus
 from alexnet2012.distributed.process_env import current_process, under_torchrun
 from alexnet2012.utils.logs import announce
+from alexnet2012.utils.text import printable
 
 
 def main() -> None:
-    exit_on_error(_main, TrainConfig)
+    exit_on_error(_main, TrainConfig, same_on_all_ranks=True)
 
 
 def _main() -> None:
@@ -45,9 +47,10 @@ def _main() -> None:
     torchrun, device = under_torchrun(), config.mesh.device
     if torchrun:
         mesh = init_mesh(config.mesh.towers, device=device)
+        os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
     else:  # the device that a run with these settings would use
         mesh = single_process(device if uses_gpus(device, config.mesh.processes) else Device.cpu)
-    checkpoint = Path(checkpoints[-1]) if checkpoints else None
+    checkpoint = user_path("checkpoint", checkpoints[-1]) if checkpoints else None
     local = machine_checks.check_machine(config, run_dir, mesh, checkpoint)
     if not torchrun:
         local += machine_checks.time_local_exchanges(device)
@@ -61,7 +64,7 @@ def _main() -> None:
         for finding in findings:
             rank = f"rank {finding.rank}, " if mesh.world_size > 1 else ""
             remedy = f"; {finding.remedy}" if finding.remedy else ""
-            line = escape(f"{rank}{finding.check}: {finding.message}{remedy}")
+            line = escape(printable(f"{rank}{finding.check}: {finding.message}{remedy}"))
             console.print(f"[{colours[finding.level]}]{finding.level.value:8}[/]{line}")
     mesh.close()
     sys.exit(any(finding.level is Severity.wrong for finding in findings))

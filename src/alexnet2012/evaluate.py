@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import EvaluateConfig
+from alexnet2012.utils.files import naming
 from alexnet2012.utils.logs import announce
 
 
@@ -37,7 +38,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
         result |= dict.fromkeys(("top5_errors", "top5_error_pct"))
     document = json.dumps(result, indent=1) + "\n"
     if config.out is not None:
-        Path(config.out).expanduser().write_text(document, encoding="utf-8")
+        out = Path(config.out)
+        with naming(out):
+            out.write_text(document, encoding="utf-8")
     if config.json:
         sys.stdout.write(document)
         return

@@ -13,6 +13,7 @@ from alexnet2012.cli.app import hydra_main
 from alexnet2012.cli.args import collect_images
 from alexnet2012.config.inference_schema import FeaturesConfig
 from alexnet2012.config.schema import RunError
+from alexnet2012.utils.text import say
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
@@ -24,13 +25,13 @@ def run(config: FeaturesConfig, run_dir: Path) -> None:
 
     reuse_memory()
     names = find_images(config.images)
-    checkpoint = Path(config.checkpoint).expanduser()
+    checkpoint = Path(config.checkpoint)
     checkpoint = (manifest.latest(checkpoint) or checkpoint).absolute()
     trained = load_trained(checkpoint, config.device)
     used, activations, rejected = compute_features(trained, names, config)
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     Features(activations.numpy(), used, str(checkpoint), digest(trained)).save(out)
-    print(f"{out}: {len(used)} images, {activations.shape[1]} activations each")
+    say(f"{out}: {len(used)} images, {activations.shape[1]} activations each")
     if rejected:
         raise RunError(f"{len(rejected)} of {len(names)} images could not be used")
 

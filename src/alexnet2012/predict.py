@@ -52,7 +52,7 @@ def run(config: PredictConfig, run_dir: Path) -> None:
     if config.json:
         print(json.dumps(to_json(results, rejected, config.views), indent=1))
     if config.sheet is not None:
-        write_sheet(results, rejected, config.views, Path(config.sheet).expanduser())
+        write_sheet(results, rejected, config.views, Path(config.sheet))
     if not results:
         raise ConfigError("images", config.images, "none of the images can be used")
     if rejected:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.utils.text import printable, say
 
 if TYPE_CHECKING:  # a mistake in the command is reported without torch
     from alexnet2012.ledger.results import Reproduction
@@ -39,13 +40,15 @@ def _report(words: Sequence[str]) -> None:
     arguments = parser.parse_args(words)
     reproduction = _load("DIR", arguments.directory)
     from alexnet2012.ledger.report.render import claims_table, summary_table, write_report
+    from alexnet2012.ledger.results import damaged_directory
 
-    if arguments.table:
-        print(summary_table(reproduction))
-    elif arguments.claims:
-        print(claims_table(reproduction))
-    else:
-        print(write_report(reproduction, arguments.directory))
+    with damaged_directory("DIR", arguments.directory):
+        if arguments.table:
+            say(summary_table(reproduction))
+        elif arguments.claims:
+            say(claims_table(reproduction))
+        else:
+            say(str(write_report(reproduction, arguments.directory)))
 
 
 def _compare(words: Sequence[str]) -> None:
@@ -67,7 +70,7 @@ def _compare(words: Sequence[str]) -> None:
         rows = [{**asdict(row), "outcome": row.outcome.value} for row in compare(first, second)]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    names = (escape(str(arguments.A)), escape(str(arguments.B)))
+    names = (escape(printable(str(arguments.A))), escape(printable(str(arguments.B))))
     for table in comparison_tables(names, first, second):
         Console().print(table)
 
@@ -76,9 +79,11 @@ def _load(name: str, directory: Path) -> Reproduction:
     if not (directory / "reproduction.json").exists():
         remedy = "contains no reproduction.json; `make reproduce` writes one"
         raise ConfigError(name, directory, remedy)
-    from alexnet2012.ledger.results import load_reproduction
+    from alexnet2012.ledger.results import damaged_directory, ledger_of, load_reproduction
 
-    return load_reproduction(directory)
+    with damaged_directory(name, directory):
+        ledger_of(reproduction := load_reproduction(directory))  # its claims can be read
+    return reproduction
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def run(config: ServeConfig, run_dir: Path) -> None:
 
     reuse_memory()
     with Server(config.host, config.port) as server:
-        trained = load_trained(Path(config.checkpoint).expanduser(), config.device)
+        trained = load_trained(Path(config.checkpoint), config.device)
         server.session = ModelSession(trained, config.views)
         print(f"Open {server.address} (press Ctrl-C to stop)", flush=True)
         try:

@@ -6,6 +6,7 @@ Starts two processes by itself; under torchrun it is one of the ranks (``launch/
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -16,6 +17,7 @@ from hydra.types import RunMode
 
 from alexnet2012.checkpoint.run_dir import (
     AUTO,
+    SUMMARY,
     check_run,
     check_start,
     is_finished,
@@ -30,26 +32,33 @@ from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.launch import exit_with_parent, launch, start_fork_server
 from alexnet2012.distributed.process_env import current_process, under_torchrun
 from alexnet2012.nn.map_sizes import map_sizes
+from alexnet2012.utils.text import say
 
 WORKER_MODULES = ("alexnet2012.training.worker",)
 FINISHED = "already finished, left unchanged"
 
 
-def run(config: TrainConfig, run_dir: Path) -> None:
-    """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes."""
+def run(config: TrainConfig, run_dir: Path) -> float:
+    """Prepare the store if it does not exist yet, then train in ``mesh.processes`` processes.
+
+    Returns the last top-1 validation error in %, which an optimising sweeper minimises.
+    """
     if config.resume == AUTO and is_finished(config, run_dir):
-        print(f"run directory: {run_dir}: {FINISHED}")
-        return
-    processes = config.mesh.processes
-    print(f"starting {processes} process{'es' if processes > 1 else ''} for {run_dir}", flush=True)
-    _check_and_prepare(config, run_dir)
-    launch(worker, processes, config, run_dir)
-    _print_end(config, run_dir)
+        say(f"run directory: {run_dir}: {FINISHED}")
+    else:
+        processes = config.mesh.processes
+        say(f"starting {processes} process{'es' if processes > 1 else ''} for {run_dir}")
+        sys.stdout.flush()
+        _check_and_prepare(config, run_dir)
+        launch(worker, processes, config, run_dir)
+        _say_end(config, run_dir)
+    summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    return float(summary["top1_error_pct"])
 
 
-def _print_end(config: TrainConfig, run_dir: Path) -> None:
-    print(f"run directory: {run_dir}")
-    print(f"next: {_next_command(config, run_dir)}")
+def _say_end(config: TrainConfig, run_dir: Path) -> None:
+    say(f"run directory: {run_dir}")
+    say(f"next: {_next_command(config, run_dir)}")
 
 
 def _next_command(config: TrainConfig, run_dir: Path) -> str:
@@ -94,7 +103,7 @@ def torchrun_worker() -> None:
         config, run_dir = chosen  # type: ignore[misc]
         if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
             if mesh.rank == 0:
-                print(f"run directory: {run_dir}: {FINISHED}")
+                say(f"run directory: {run_dir}: {FINISHED}")
         else:
             mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
             os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
@@ -104,7 +113,7 @@ def torchrun_worker() -> None:
                 if mesh.rank == 0:
                     remove_unused(run_dir)
             if mesh.rank == 0:
-                _print_end(config, run_dir)
+                _say_end(config, run_dir)
 
 
 def _check_restarts(overrides: list[str]) -> None:
@@ -150,7 +159,7 @@ def main() -> None:
     if sys.argv[1:2] == ["check"]:
         exit_on_error(lambda: check(sys.argv[2:]), TrainConfig)
     elif under_torchrun():
-        exit_on_error(torchrun_worker, TrainConfig)
+        exit_on_error(torchrun_worker, TrainConfig, same_on_all_ranks=True)
     else:
         hydra_main("train", TrainConfig, run, remove_unused)
 

@@ -28,7 +28,7 @@ from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.manager import CheckpointManager
 from alexnet2012.checkpoint.manifest import METADATA, Progress, config_of, read_progress, to_plain
-from alexnet2012.checkpoint.run_dir import check_compatible, check_start
+from alexnet2012.checkpoint.run_dir import check_compatible, check_start, lock_run_dir
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Shuffle
@@ -374,6 +374,21 @@ def load_from(folder: Path) -> dict[str, np.ndarray]:
 
 def saver(directory: Path, **settings: Any) -> CheckpointManager:
     return CheckpointManager(CheckpointConfig(**settings), directory, single_process(), 0)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_run_directory_that_was_removed_is_not_made_again(tmp_path: Path, replaced: bool) -> None:
+    run_dir = tmp_path / "run"
+    with lock_run_dir(run_dir):
+        writer = saver(run_dir)
+        model, optimizer = build(7, seed=0)
+        shutil.rmtree(run_dir)
+        if replaced:
+            lock_run_dir(run_dir).close()
+        writer.save(TrainingState.of(model, optimizer, PROGRESS, MEAN_IMAGE))
+        with pytest.raises(RunError, match="was removed or replaced during the run"):
+            writer.wait()
+    assert not (run_dir / "checkpoints").exists()
 
 
 def test_a_background_save_has_the_state_at_the_time_of_the_call(

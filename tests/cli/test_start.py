@@ -98,13 +98,3 @@ def test_only_a_directory_without_a_run_is_removed(
     (tmp_path / ".hydra").mkdir()
     remove_unused(tmp_path)  # where the command was given
     assert tmp_path.is_dir()
-
-
-def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
-    command = module("runs", str(tmp_path), "--json")
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as program:
-        assert program.stdout is not None and program.stderr is not None
-        program.stdout.close()
-        said = program.stderr.read()
-    assert (program.returncode, said) == (141, "")

@@ -153,7 +153,7 @@ def test_an_archive_of_class_folders_may_be_compressed_or_not(tmp_path: Path, su
         for entry in entries:
             decode_image(entry.read())
             assert (entry.data is None) == (suffix == "tar")
-    assert [Path(name).name for name in source.strays] == ["noisy_imagenette.csv"]
+    assert source.strays == ()  # noisy_imagenette.csv is beside the splits
 
 
 def plain_member(name: str) -> tarfile.TarInfo:
@@ -171,6 +171,8 @@ def link(name: str, kind: bytes, target: str) -> tarfile.TarInfo:
 HOSTILE: dict[str, Callable[[], tarfile.TarInfo]] = {
     "absolute": lambda: plain_member("/etc/cron.d/x.jpg"),
     "climbs out": lambda: plain_member("train/cat/../../../../x.jpg"),
+    "climbs out, hidden": lambda: plain_member("train/../../.x.jpg"),
+    "climbs out, not an image": lambda: plain_member("../../.bashrc"),
     "symbolic link": lambda: link("train/cat/x.jpg", tarfile.SYMTYPE, "/etc/passwd"),
     "hard link": lambda: link("train/cat/x.jpg", tarfile.LNKTYPE, "../../secret"),
     "device": lambda: link("train/cat/x.jpg", tarfile.CHRTYPE, ""),
@@ -200,12 +202,13 @@ def test_hostile_members_in_the_tars_of_ilsvrc_are_refused(tmp_path: Path) -> No
 
 
 def test_a_file_that_is_not_an_archive_is_refused_with_the_formats(tmp_path: Path) -> None:
-    (tmp_path / "pets.zip").write_bytes(b"PK")
+    (tmp_path / "pets.rar").write_bytes(b"Rar!")
     with pytest.raises(ConfigError, match=r"not one of \.tar, \.tar\.gz"):
-        open_source(tmp_path / "pets.zip")
-    (tmp_path / "pets.tgz").write_bytes(b"not packed at all")
-    with pytest.raises(ConfigError, match="download it again"):
-        open_source(tmp_path / "pets.tgz")
+        open_source(tmp_path / "pets.rar")
+    for name in ("pets.tgz", "pets.zip"):
+        (tmp_path / name).write_bytes(b"not packed at all")
+        with pytest.raises(ConfigError, match="download it again"):
+            open_source(tmp_path / name)
 
 
 def test_a_changed_archive_has_another_identity(tmp_path: Path) -> None:
@@ -449,3 +452,47 @@ def test_a_member_above_the_size_limit_is_a_reject(
     for entry in open_source(tmp_path / "pets.tgz").entries("train"):
         with pytest.raises(ValueError, match="exceeds the limit"):
             entry.read()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    ],
+)
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_name_of_300_mb_is_refused_before_it_is_read(
+    tmp_path: Path, kind: bytes, mode: str
+) -> None:
+    archive = tmp_path / "pets.tar"
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = kind, 300 << 20
+    with tarfile.open(archive, mode) as tar:
+        assert tar.fileobj is not None
+        tar.addfile(plain_member("train/cat/1.jpg"), io.BytesIO(b"abc"))
+        tar.fileobj.write(header.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(ConfigError, match="314,572,800 bytes for the name of one member") as caught:
+        open_source(archive)
+    assert len(str(caught.value)) < 500
+
+
+def test_extended_headers_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1
+    block = header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")
+    (tmp_path / "pets.tar").write_bytes(5000 * block + bytes(1024))
+    with pytest.raises(ConfigError, match="the archive is damaged") as caught:
+        open_source(tmp_path / "pets.tar")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_name_is_cut_in_the_message(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pets.tar", "w") as tar:
+        tar.addfile(plain_member("../" + "a" * 100_000), io.BytesIO(b"abc"))
+    with pytest.raises(ConfigError, match="has an unsafe path") as caught:
+        open_source(tmp_path / "pets.tar")
+    assert len(str(caught.value)) < 400

@@ -3,6 +3,8 @@
 import gzip
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from alexnet2012.data.preparation import decode
 from alexnet2012.data.preparation.decode import (
-    MAX_PIXELS,
+    MAX_BYTES,
     convert_to_stored,
     decode_image,
     square_jpeg,
@@ -105,7 +107,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
         with pytest.raises(ValueError, match=r"pixels|exceeds limit") as caught:
             decode_image(data)
         assert "\n" not in str(caught.value)
-    assert MAX_PIXELS < 12_000**2
+    assert MAX_BYTES < 8 * 12_000**2
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,8 @@ def test_the_stored_square_is_the_centre_of_the_image() -> None:
         ("JPEG", quadrants().convert("CMYK"), {"cmyk", "enlarged"}),
         ("PNG", quadrants(300, 300), {"png"}),
         ("GIF", quadrants(300, 300), {"gif"}),
+        ("AVIF", quadrants(300, 300), {"avif"}),
+        ("JPEG2000", quadrants(300, 300), {"jpeg2000"}),
         ("PNG", Image.new("LA", (300, 300), (9, 99)), {"png", "grey", "transparent"}),
     ],
 )
@@ -148,6 +152,21 @@ def test_unusual_properties_of_an_image_are_reported_as_traits(
     stored = convert_to_stored(encoded(image, kind), 256, 95)
     assert stored.traits == traits
     assert np.array_equal(stored.pixels, simplejpeg.decode_jpeg(stored.jpeg))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("AVIF", "AVIF"), ("JPEG2000", "JPEG 2000")])
+def test_a_format_that_pillow_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    data = encoded(quadrants(), kind)
+    assert np.abs(np.asarray(decode_image(data).image).astype(int) - quadrants()).mean() < 4
+    with pytest.raises(ValueError, match=r".") as caught:  # truncated
+        decode_image(data[: len(data) // 2])
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(decode, "_OTHER_FORMATS", ("PNG",))
+    monkeypatch.setattr(decode.features, "check", lambda feature: False)
+    with pytest.raises(ValueError, match=f"this build of Pillow cannot decode {name}"):
+        decode_image(data)
 
 
 def test_an_image_may_be_gzipped_once_but_not_twice() -> None:
@@ -170,8 +189,8 @@ def test_a_gzip_bomb_is_not_decompressed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_pixel_limit_is_exact(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
-    monkeypatch.setattr(decode, "MAX_PIXELS", 60 * 40 - more)
-    for kind in ("JPEG", "PNG"):
+    for kind, bytes_per_pixel in (("JPEG", 7), ("PNG", 8)):
+        monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * bytes_per_pixel - more)
         data = encoded(quadrants(60, 40), kind)
         if more:
             with pytest.raises(ValueError, match="60 × 40 pixels exceed the limit"):
@@ -218,3 +237,51 @@ def test_a_jpeg_with_too_many_scans_is_refused_before_it_is_decoded() -> None:
     bomb = progressive[:-2] + progressive[last:-2] * 200 + progressive[-2:]
     with pytest.raises(ValueError, match="more than 100 scans"):
         decode_image(bomb)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "bytes_per_pixel"),
+    [("JPEG", {}, 7), ("JPEG", {"progressive": True}, 13), ("PNG", {}, 8)],
+)
+def test_the_limit_is_of_the_memory_that_a_format_needs(
+    monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, bool], bytes_per_pixel: int
+) -> None:
+    data = encoded(quadrants(60, 40), kind, **options)
+    monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * bytes_per_pixel)
+    decode_image(data)
+    monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * bytes_per_pixel - 1)
+    with pytest.raises(ValueError, match="60 × 40 pixels exceed the limit of 2,399"):
+        decode_image(data)
+
+
+def test_a_large_transparent_image_takes_no_more_memory_than_announced() -> None:
+    """Measured in a process of its own, above what its imports take."""
+    code = """
+import io, resource, sys
+from PIL import Image
+from alexnet2012.data.preparation import decode
+file = io.BytesIO()
+Image.new("RGBA", (3000, 3000), (9, 9, 9, 9)).save(file, "PNG")
+decode.decode_image(file.getvalue())
+small = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+file = io.BytesIO()
+Image.new("P", (6000, 6000)).save(file, "PNG", transparency=0)
+decode.decode_image(file.getvalue())
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - small))
+"""
+    more = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert more < 8 * 6000**2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_strips_of_a_transparent_image_fit_together(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    image = quadrants().convert(mode)
+    options = {"transparency": 1} if mode == "P" else {}
+    if mode != "P":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    data = encoded(image, "PNG", **options)
+    whole = np.asarray(decode_image(data).image)
+    monkeypatch.setattr(decode, "_STRIP_PIXELS", 7 * 60)
+    assert np.array_equal(np.asarray(decode_image(data).image), whole)

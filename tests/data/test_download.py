@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +50,7 @@ class Answer:
     stop: int | None = None  # drop the connection after this many bytes
     reset: bool = False  # drop it with a reset
     stall: bool = False  # keep the connection open, but send nothing more
+    drip: bool = False  # send a byte at a time
     ranges: bool = True
     shift: int = 0  # offset between the range sent and the range requested
     announce: str = "length"  # or "chunks", or "nothing": the body ends with the connection
@@ -99,6 +100,12 @@ class Handler(BaseHTTPRequestHandler):
         if answer.announce == "chunks":
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        if answer.drip:
+            with suppress(OSError):
+                for at in range(len(body)):
+                    self.wfile.write(body[at : at + 1])
+                    time.sleep(0.01)
+            return
         self.send(body[: answer.stop], answer.announce == "chunks", answer.stop is None)
         if answer.stall:
             self.site.closing.wait()
@@ -176,6 +183,18 @@ def test_reset_and_stalled_connections_are_retried(
     with serving(bad, bad, Answer()) as site:
         assert fetch(site.published(), tmp_path).read_bytes() == CONTENT
         assert len(site.asked) == 3
+
+
+def test_a_server_that_drips_is_given_up_and_what_it_sent_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "SLOW_S", 0.05)
+    with serving(Answer(drip=True)) as site:
+        with pytest.raises(RunError, match=r"less than 61,440 bytes in 0 s.*run the same command"):
+            fetch(site.published(), tmp_path)
+        assert len(site.asked) == 1 + len(download.PAUSES_S)
+    kept = (tmp_path / "a.tgz.part").read_bytes()
+    assert kept and CONTENT.startswith(kept)
 
 
 def test_a_server_that_ignores_ranges_starts_over(tmp_path: Path) -> None:

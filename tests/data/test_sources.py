@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from alexnet2012.cli.app import hydra_main
-from alexnet2012.config.compose import compose_config, quoted_text
+from alexnet2012.config.compose import compose_config, hydra_overrides
 from alexnet2012.config.schema import (
     ConfigError,
     DataConfig,
@@ -60,10 +60,10 @@ def test_hidden_files_are_ignored_unless_named_like_images_and_strays_are_listed
     tmp_path: Path,
 ) -> None:
     put(tmp_path, *FOUR, "train/.DS_Store", "train/cat/.hidden.jpg", "train/.git/x.jpg")
-    put(tmp_path, "train/cat/notes.txt", "train/readme.md", "val/dog/more.jpg/1.jpg")
+    put(tmp_path, "train/cat/notes.txt", "train/readme.md", "__MACOSX/train/cat/._1.jpg")
     source = open_source(tmp_path)
     strays = ("train/cat/.hidden.jpg", "train/cat/notes.txt", "train/readme.md")
-    assert source.strays == (*strays, "val/dog/more.jpg")
+    assert source.strays == strays
     assert len(listed(source, "train")) == 2
 
 
@@ -71,15 +71,15 @@ def test_hidden_files_are_ignored_unless_named_like_images_and_strays_are_listed
     ("names", "message"),
     [
         ((), "empty"),
-        (("train/cat/1.jpg",), "no folder val/"),
-        (("val/cat/1.jpg",), "no folder train/"),
+        (("train/cat/1.jpg",), "has train/ but no folder val/; add it, or set source to train/"),
+        (("val/cat/1.jpg",), "has 1"),
         ((*FOUR, "train/cow/notes.txt"), "'cow' contains no images"),
         (("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"), "'dog' contains one image"),
-        (("readme.md",), "has 0"),
+        (("readme.md",), r"has no images: it holds level 1: 1 other files \(readme.md\); under"),
         ((*FOUR, "train/cow/1.jpg"), "cow is in train but not in val"),
         ((*FOUR, "val/cow/1.jpg"), "cow is in val but not in train"),
         (("train/cat/1.jpg", "val/cat/1.jpg"), "has 1"),
-        (("train/1.jpg", "val/1.jpg"), "has 0"),
+        (("train/1.jpg", "val/1.jpg"), "train/ has 1 images without labels and in no class fold"),
         ((*FOUR, "train/a\tb/1.jpg"), "unprintable"),
     ],
 )
@@ -244,14 +244,14 @@ def test_number_like_paths_stay_text_in_hydra_applications_and_sweeps(
     ],
 )
 def test_number_like_paths_in_lists_and_quotes_stay_text(written: str, read: object) -> None:
-    (override,) = quoted_text(EvaluateConfig, [written])
+    (override,) = hydra_overrides(EvaluateConfig, [written])
     assert OverridesParser.create().parse_override(override).value() == read
 
 
 def test_a_run_directory_named_with_digits_keeps_its_name() -> None:
     assert compose_config("train", TrainConfig, ["hydra.run.dir=2024_06"])[1].name == "2024_06"
-    assert quoted_text(TrainConfig, ["seed=range(1,3)"]) == ["seed=range(1,3)"]
-    assert quoted_text(TrainConfig, ["resume=choice(1,2)"]) == ["resume=choice('1','2')"]
+    assert hydra_overrides(TrainConfig, ["seed=range(1,3)"]) == ["seed=range(1,3)"]
+    assert hydra_overrides(TrainConfig, ["resume=choice(1,2)"]) == ['resume=choice("1","2")']
 
 
 def identity(path: Path, **settings: float) -> dict[str, object]:
@@ -277,3 +277,11 @@ def test_an_unknown_source_name_is_refused_with_the_known_names(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"photos, cifar10, imagenette") as caught:
         identity(tmp_path / "imagnet")
     assert caught.value.key == "data.source"
+
+
+def test_a_class_folder_of_three_dots_is_a_class(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("...", "cat"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.jpg").touch()
+    assert open_source(tmp_path).classes == ("...", "cat")

@@ -485,16 +485,16 @@ def test_images_that_change_during_the_preparation_are_refused(
 def test_a_source_folder_is_listed_only_twice(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexnet2012.data.sources import folders
+    from alexnet2012.data.sources import image_tree
 
-    listings: list[Path] = []
-    real = folders.ImageFolder.__init__
+    listings: list[object] = []
+    real = image_tree.ImageTree.__init__
 
-    def counted(folder: folders.ImageFolder, root: Path, *rule: float) -> None:
-        listings.append(root)
-        real(folder, root, *rule)
+    def counted(tree: image_tree.ImageTree, *rest: object) -> None:
+        listings.append(rest)
+        real(tree, *rest)
 
-    monkeypatch.setattr(folders.ImageFolder, "__init__", counted)
+    monkeypatch.setattr(image_tree.ImageTree, "__init__", counted)
     prepare(settings(source, tmp_path / "store"), progress=False)
     assert len(listings) == 2  # before and after the work
     prepare(settings(source, tmp_path / "store"), progress=False)

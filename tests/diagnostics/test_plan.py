@@ -30,7 +30,7 @@ from alexnet2012.diagnostics import plan_tables
 from alexnet2012.diagnostics.training_plan import plan_training
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.ledger.architecture import EXCHANGED_FLOATS
+from alexnet2012.ledger.measurements.architecture import EXCHANGED_FLOATS
 from alexnet2012.nn import cost_model
 from alexnet2012.nn.cost_model import (
     LayerCost,

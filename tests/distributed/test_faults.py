@@ -226,8 +226,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_the_docs_show_the_table_of_tested_faults() -> None:
+def test_the_docs_show_the_tables_of_tested_faults_and_environments() -> None:
     page = faults.PAGE.read_text(encoding="utf-8")
-    assert page == faults.with_table(page), "run: python tests/faults.py"
-    for fault in faults.FAULTS.values():
+    assert page == faults.with_tables(page), "run: python tests/faults.py"
+    for fault in (*faults.FAULTS.values(), *faults.ENVIRONMENTS):
         assert fault.test in faults.tests_of(fault.file), fault.test

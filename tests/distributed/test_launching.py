@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet2012 import init_mesh
 from alexnet2012.distributed.launch import launch
 
 
@@ -26,6 +28,35 @@ def test_processes_share_the_cores_between_them(tmp_path: Path) -> None:
     launch(count_threads, 2, tmp_path)
     each = max(1, len(os.sched_getaffinity(0)) // 2)
     assert [Path(tmp_path, str(rank)).read_text() for rank in range(2)] == [str(each)] * 2
+
+
+def close_mesh(folder: Path) -> None:
+    mesh = init_mesh(2, device="cpu")
+    store = mesh.watchdog._store
+    assert store is not None
+    check, within = type(store).check, threading.Event()
+
+    def slow(self: object, keys: list[str]) -> bool:
+        within.set()
+        time.sleep(0.5)
+        return check(self, keys)  # type: ignore[arg-type]
+
+    type(store).check = slow  # type: ignore[method-assign]
+    within.clear()
+    assert within.wait(20)  # the thread is in the store's code
+    watching = [thread.name for thread in threading.enumerate()]
+    mesh.close()
+    left = [thread.name for thread in threading.enumerate()]
+    Path(folder, os.environ["RANK"]).write_text(f"{watching.count('watchdog')} {left}")
+
+
+@pytest.mark.usefixtures("launched_soon")
+def test_closing_a_mesh_ends_the_thread_of_its_watchdog(tmp_path: Path) -> None:
+    """Within torch's C++ code at the interpreter's exit, it would abort the process."""
+    launch(close_mesh, 2, tmp_path)
+    for rank in range(2):
+        text = Path(tmp_path, str(rank)).read_text()
+        assert text.startswith("1 ") and "watchdog" not in text, text
 
 
 def test_a_launching_process_imports_neither_torch_nor_dali() -> None:

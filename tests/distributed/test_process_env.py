@@ -12,7 +12,7 @@ import pytest
 from programs import TINY, finish, module, run, start, succeed
 
 from alexnet2012 import init_mesh
-from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.store import Store
 from alexnet2012.distributed import rendezvous
@@ -35,11 +35,52 @@ JOB_ENV = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "1",  # no process listens on it
 }
+# What launchers and job systems set in the processes that they start, here the second of four.
+JOB_SYSTEMS = {
+    "any": JOB_ENV,
+    "Slurm": {
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "gone[1-2]",
+        "SLURM_STEP_ID": "0",
+    },
+    "Open MPI": {
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    },
+    "MPICH, Intel MPI": {
+        "PMI_RANK": "1",
+        "PMI_SIZE": "4",
+        "PMI_FD": "5",
+        "MPI_LOCALRANKID": "1",
+        "MPI_LOCALNRANKS": "4",
+    },
+    "PMIx": {"PMIX_RANK": "1", "PMIX_NAMESPACE": "7.0", "PMIX_SIZE": "4"},
+    "MVAPICH": {"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "4"},
+    "PBS": {"PBS_JOBID": "7", "PBS_NODENUM": "1", "PBS_TASKNUM": "2", "NCPUS": "1"},
+    "Grid Engine": {"JOB_ID": "7", "SGE_TASK_ID": "2", "NSLOTS": "1"},
+    "LSF": {"LSB_JOBID": "7", "LSF_PM_TASKID": "2", "LSB_HOSTS": "gone1 gone2"},
+    "Kubeflow": JOB_ENV | {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2"},
+    "SageMaker": JOB_ENV | {"SM_HOSTS": '["a","b"]', "SM_CURRENT_HOST": "b", "SM_NUM_GPUS": "2"},
+    "Azure": JOB_ENV | {"AZ_BATCHAI_TASK_INDEX": "1", "NODE_RANK": "1", "CROSS_RANK": "1"},
+    # Left over in a shell from torchrun, without the variable of the run.
+    "torchrun": JOB_ENV | {"GROUP_RANK": "0", "ROLE_RANK": "1", "TORCHELASTIC_MAX_RESTARTS": "3"},
+}
+# Of machines with several networks.
+ODD = "#1 (a=b) [数据]~"
+NETWORKS = {"GLOO_SOCKET_IFNAME": "gone0", "NCCL_SOCKET_IFNAME": "gone0", "LC_ALL": "C"}
 
 
 @pytest.fixture(autouse=True)
 def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in (*JOB_ENV, *rank_env(0, 2, ""), TORCHRUN):
+    systems = {key for variables in JOB_SYSTEMS.values() for key in variables}
+    for key in (*systems, *rank_env(0, 2, ""), TORCHRUN):
         monkeypatch.delenv(key, raising=False)
 
 
@@ -48,6 +89,16 @@ def job_env(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a job's container."""
     for key, value in JOB_ENV.items():
         monkeypatch.setenv(key, value)
+
+
+@pytest.mark.parametrize("name", JOB_SYSTEMS)
+def test_what_a_job_system_sets_makes_no_process_a_rank(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in JOB_SYSTEMS[name].items():
+        monkeypatch.setenv(key, value)
+    assert (launched_process(), current_process(), under_torchrun()) == (None, ProcessInfo(), False)
+    assert local_processes(2) == 2
 
 
 @pytest.mark.usefixtures("job_env")
@@ -72,25 +123,31 @@ def test_rank_variables_count_only_with_the_variable_of_a_launcher(
 
 
 @pytest.mark.parametrize(
-    ("launcher", "rank", "times"),
-    [({}, "1", 1), ({TORCHRUN: "i"}, "0", 1), ({TORCHRUN: "i"}, "1", 0)],
+    ("variables", "same", "times"),
+    [
+        ({}, True, 1),
+        ({TORCHRUN: "i", "LOCAL_RANK": "0"}, True, 1),  # of each machine
+        ({TORCHRUN: "i"}, True, 0),
+        ({TORCHRUN: "i"}, False, 1),  # a command that torchrun's ranks run each for itself
+        ({TORCHRUN: "i", EVERY_RANK_REPORTS: "1"}, True, 1),
+    ],
 )
-def test_a_user_error_is_printed_once(
-    launcher: dict[str, str],
-    rank: str,
+def test_a_user_error_is_printed_once_per_machine(
+    variables: dict[str, str],
+    same: bool,
     times: int,
     job_env: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for key, value in {**launcher, "RANK": rank}.items():
+    for key, value in variables.items():
         monkeypatch.setenv(key, value)
 
     def application() -> None:
         raise ConfigError("foo", "bar", "no such key")
 
     with pytest.raises(SystemExit) as ending:
-        exit_on_error(application)
+        exit_on_error(application, same_on_all_ranks=same)
     assert ending.value.code == 2
     assert capfd.readouterr().err == "alexnet2012: foo=bar: no such key\n" * times
 
@@ -106,18 +163,25 @@ def test_every_command_prints_its_errors_in_a_container_of_a_job(
     assert ended.err.startswith("alexnet2012: foo: no such key")
 
 
-@pytest.mark.usefixtures("job_env")
 @pytest.mark.parametrize("mesh", ["one_process", "two_towers"])
 def test_a_run_in_a_container_of_a_job_starts_its_own_processes(
     mesh: str, monkeypatch: pytest.MonkeyPatch, photos_store: Store, tmp_path: Path
 ) -> None:
+    """Paths with special characters, relative to where the command is given, are found."""
     monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
+    for variables in (*JOB_SYSTEMS.values(), NETWORKS):
+        for key, value in variables.items():
+            monkeypatch.setenv(key, value)
+    (tmp_path / f"store {ODD}").symlink_to(photos_store.root)
     overrides = (
         f"mesh={mesh}",
-        f"data.store={photos_store.root}",
-        f"hydra.run.dir={tmp_path / 'run'}",
+        f"data.store=store {ODD}",
+        f"hydra.run.dir=run {ODD}",
+        "hydra.job.chdir=true",
     )
-    succeed(module("train", *TINY, "max_steps=1", *overrides), tmp_path)
+    ended = succeed(module("train", *TINY, "max_steps=1", *overrides), tmp_path)
+    assert (tmp_path / f"run {ODD}" / "summary.json").is_file()
+    assert ended.out.endswith(f"run directory: {tmp_path}/run {ODD}\n")
 
 
 @pytest.mark.usefixtures("job_env")
@@ -135,6 +199,25 @@ def test_joining_ranks_that_do_not_exist_fails_soon(
         ConfigError, match="MASTER_ADDR=None: must be set together with WORLD_SIZE=4"
     ):
         init_mesh(2, device="cpu")
+
+
+@pytest.mark.usefixtures("job_env")
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("WORLD_SIZE", "four", "WORLD_SIZE=four: must be a number"),
+        ("RANK", "-1", "RANK=-1: must be a number"),
+        ("LOCAL_RANK", "", "LOCAL_RANK=None: must be set together with WORLD_SIZE=4"),
+    ],
+)
+def test_a_rank_that_is_no_number_is_reported(
+    key: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        init_mesh(2, device="cpu")
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert init_mesh(2, device="cpu").world_size == 1
 
 
 @pytest.mark.usefixtures("job_env")

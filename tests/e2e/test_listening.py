@@ -17,6 +17,13 @@ from alexnet2012.data.store import Store
 
 SOME_STEPS = (*TINY, "max_steps=12", "schedule.epochs=12")  # the attacker needs time
 WITHOUT_A_NAME = ["unshare", "-u", "bash", "-c", 'hostname no-such-host-xyz && exec "$@"', "-"]
+# The address of another machine, as after a machine has moved: it answers to nobody.
+OLD_ADDRESS = [
+    *("unshare", "-u", "-m", "bash", "-c"),
+    'hostname no-such-host-xyz && cat /etc/hosts - > hosts <<< "10.9.9.9 no-such-host-xyz" && '
+    'mount --bind hosts /etc/hosts && exec "$@"',
+    "-",
+]
 COMMANDS = {
     "train": module("train", *SOME_STEPS),
     "torchrun": [TORCHRUN_SCRIPT, *SOME_STEPS],
@@ -62,12 +69,12 @@ def test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_a
 ) -> None:
     """Its ranks do, connected by gloo; a TCP store of torch would unpickle what it receives.
 
-    The machine's own name does not resolve, where the user may set such a name.
+    The machine's own name does not resolve, or to an old address, where the user may set it.
     """
-    nameless = WITHOUT_A_NAME
-    if subprocess.run([*nameless, "true"], capture_output=True).returncode != 0:
-        nameless = []
-    sockets = listeners([*nameless, *command(name, photos_store, tmp_path / "run")], tmp_path)
+    renamed = OLD_ADDRESS if name in ("train", "torchrun") else WITHOUT_A_NAME
+    if subprocess.run([*renamed, "true"], cwd=tmp_path, capture_output=True).returncode != 0:
+        renamed = []
+    sockets = listeners([*renamed, *command(name, photos_store, tmp_path / "run")], tmp_path)
     assert len(sockets) >= 1  # the ranks: the test can see them
     assert all(ipaddress.ip_address(address).is_loopback for _, address, _ in sockets), sockets
     if name != "torchrun":

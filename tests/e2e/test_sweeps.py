@@ -24,23 +24,23 @@ from alexnet2012.config.schema import PrepareConfig, ReproduceConfig, TrainConfi
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.ledger.ablations import (
+from alexnet2012.ledger.claims import Scale
+from alexnet2012.ledger.evidence import Evidence, save_evidence
+from alexnet2012.ledger.measurements.ablations import (
     effect_measurements,
     effects,
     errors_of_baseline,
     read_claimed,
     read_sweep,
 )
-from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.ensembles import evaluate_seeds, seed_measurements
-from alexnet2012.ledger.evidence import Evidence, save_evidence
-from alexnet2012.ledger.nearest_neighbours import figure4, neighbours_measurements
-from alexnet2012.ledger.pretraining import pretrain_measurements, read_pretraining
+from alexnet2012.ledger.measurements.ensembles import evaluate_seeds, seed_measurements
+from alexnet2012.ledger.measurements.nearest_neighbours import figure4, neighbours_measurements
+from alexnet2012.ledger.measurements.pretraining import pretrain_measurements, read_pretraining
+from alexnet2012.ledger.measurements.tower_colour import colour_of_sweep
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.reproduction import Reproduce
 from alexnet2012.ledger.results import save_reproduction
 from alexnet2012.ledger.sweeps import Sweeps
-from alexnet2012.ledger.tower_colour import colour_of_sweep
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 from alexnet2012.ledger.verify import verify
 from alexnet2012.training.trainer import Trainer

@@ -43,7 +43,7 @@ from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.training.divergence import DivergedError
 from alexnet2012.training.trainer import Trainer
-from alexnet2012.utils.interrupt import InterruptError
+from alexnet2012.utils.interrupt import InterruptError, raise_signals
 from alexnet2012.utils.intervals import error_interval_pct
 
 STEPS_PER_EPOCH = 3  # 96 pictures in batches of 32
@@ -321,8 +321,14 @@ def test_a_run_without_checkpoints_saves_none_when_a_signal_ends_it(
     photos_store: Store, tmp_path: Path
 ) -> None:
     never = "checkpoint={every_epochs: null, every_minutes: null}"
-    with end_at(4, signal.SIGTERM), pytest.raises(InterruptError):
-        train_here(photos_store, tmp_path, never)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    raise_signals()  # as a command does: such a run ends at once, within a step
+    try:
+        with end_at(4, signal.SIGTERM), pytest.raises(InterruptError):
+            train_here(photos_store, tmp_path, never)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -6,8 +6,18 @@ conversion matters.
 
 from __future__ import annotations
 
+import argparse
+import gzip
+import io
+import math
+import os
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import caffe
 import numpy as np
@@ -19,15 +29,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alexnet2012.checkpoint import manifest
-from alexnet2012.config.enums import Device
-from alexnet2012.config.inference_schema import ImportConfig
+from alexnet2012.config.enums import Activation, Device, ExportFormat, LayerOp
+from alexnet2012.config.inference_schema import ExportConfig, ImportConfig
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.sources.photos import photograph
 from alexnet2012.distributed.mesh import Mesh
+from alexnet2012.export import run as export_run
 from alexnet2012.import_net import run
 from alexnet2012.inference.importers.caffe import read_caffemodel
 from alexnet2012.inference.importers.recipe_from_net import as_alexnet
+from alexnet2012.inference.importers.torchvision import (
+    from_state_dict,
+    read_state_dict,
+    to_state_dict,
+)
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.nn.alexnet import AlexNet
 
@@ -111,8 +127,8 @@ def _changed(index: int, **settings: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "contains no layers with weights"),
-        (b"a text that is no protocol buffer", "protocol buffer|a different type|is truncated"),
+        (b"\x0a\x01a", "contains no layers with weights"),
+        (b"\xffbytes of no protocol buffer", "protocol buffer|a different type|is truncated"),
         (_changed(1)[:-200], "is truncated"),
         (_changed(2, type="Concat"), "layer relu1: type 3 is not supported"),
         (_changed(2, relu_param={"negative_slope": 0.1}), "relu1: leaky ReLU is not supported"),
@@ -185,6 +201,384 @@ def test_an_imported_state_dict_reproduces_torchvisions_logits(suffix: str, tmp_
     assert relative(logits_of(net, pictures), expected) > 0.01
 
 
+def _exported(checkpoint: Path, out: Path) -> dict[str, Tensor]:
+    export_run(ExportConfig(str(checkpoint), ExportFormat.torchvision, str(out)), out.parent)
+    state: dict[str, Tensor] = torch.load(out, weights_only=True)
+    return state
+
+
+def test_an_imported_model_is_exported_under_torchvisions_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, source = _net().eval(), tmp_path / "alexnet.pth"
+    torch.save(theirs.state_dict(), source)
+    run(ImportConfig(str(source), str(tmp_path / "net")), tmp_path)
+    state = _exported(tmp_path / "net", tmp_path / "back.pth")
+    assert "input: normalised as by torchvision\n" in capsys.readouterr().out
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-6, atol=0)
+    again = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9)
+    again.load_state_dict(state)  # strictly: no other names
+    pictures = rgb_photos(224)
+    with torch.no_grad():
+        expected = torchvision_logits(theirs, pictures)
+        assert relative(torchvision_logits(again, pictures), expected) < RELATIVE
+    assert_same(read_state_dict(tmp_path / "back.pth"), again)
+
+
+def test_a_model_with_a_mean_image_of_its_own_is_exported_for_pixels_minus_that_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(_net().state_dict(), tmp_path / "alexnet.pth")
+    bgr_mean = np.random.default_rng(1).uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    mean, out = tmp_path / "mean.binaryproto", tmp_path / "net"
+    mean.write_bytes(caffe.binaryproto(bgr_mean))
+    run(ImportConfig(str(tmp_path / "alexnet.pth"), str(out), str(mean)), tmp_path)
+    state = _exported(out, tmp_path / "back.pth")
+    assert "input: RGB values 0-255 minus the model's mean image" in capsys.readouterr().out
+    theirs, net = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9), load_trained(out, Device.cpu)
+    theirs.load_state_dict(state)
+    pictures = rgb_photos(256)
+    with torch.no_grad():
+        x = theirs["features"](net.views(torch.from_numpy(pictures), 1)[:, 0])
+        logits = theirs["classifier"](x.flatten(1))
+    assert relative(logits, logits_of(net, pictures)) < RELATIVE
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"conv1.after": [LayerOp.activation, LayerOp.lrn, LayerOp.max_pool]},
+         "conv1 is followed by activation, lrn, max_pool, unlike torchvision's alexnet; use onnx"),
+        ({"conv1.padding": 0}, "the kernels of conv1 have another size, stride or padding"),
+        ({"conv5.present": False, "conv4.after": [LayerOp.activation, LayerOp.max_pool]},
+         "its layers are conv1, conv2, conv3, conv4, fc6, fc7, fc8"),
+        ({"conv2.reads_both_towers": False, "towers": 2}, "conv2 reads only the maps of its own"),
+        ({"pool.stride": 3}, "its pooling has size 3 and stride 3"),
+        ({"activation": Activation.tanh}, "its activation is tanh"),
+        ({"input_size": 227}, "its input has 227 pixels a side"),
+        ({"fc8_bottleneck.present": True}, "it has a layer fc8_bottleneck"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_model_that_torchvision_cannot_compute_is_not_exported_under_its_names(
+    change: dict[str, Any], words: str | None
+) -> None:
+    state = torchvision_alexnet((8, 8, 8, 8, 8), 8, 3).state_dict()
+    model = as_alexnet(from_state_dict(state), load_recipe("paper"), "torchvision")
+    for key, value in change.items():
+        group, _, name = key.rpartition(".")
+        target = model.config if key in ("activation", "input_size") else model.recipe
+        setattr(getattr(target, group) if group else target, name, value)
+    model.recipe.fc8_bottleneck.units = 2
+    changed = AlexNet(model.recipe, 3, model=model.config)
+    mean = np.zeros((256, 256, 3), np.float32)
+    if words is None:
+        assert to_state_dict(changed, mean).keys() == state.keys()
+        return
+    with pytest.raises(ValueError, match=words):
+        to_state_dict(changed, mean)
+
+
+def _net() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return torchvision_alexnet((6, 10, 8, 7, 5), 12, 9)
+
+
+def _prefixed(prefix: str, at: str = "") -> Callable[[nn.Module], dict[str, Tensor]]:
+    """A state dict whose names have a prefix, at the start or after the first part."""
+
+    def wrap(net: nn.Module) -> dict[str, Tensor]:
+        state = net.state_dict()
+        if not at:
+            return {prefix + name: value for name, value in state.items()}
+        return {name.replace(at, at + prefix, 1): value for name, value in state.items()}
+
+    return wrap
+
+
+def _below(*keys: str, prefix: str = "", **others: Any) -> Callable[[nn.Module], Any]:
+    """A state dict below several keys, with other things beside it."""
+
+    def wrap(net: nn.Module) -> Any:
+        inner: Any = _prefixed(prefix)(net)
+        for key in reversed(keys):
+            inner = {"epoch": 90, key: inner, **others}
+        return inner
+
+    return wrap
+
+
+def _averaged(net: nn.Module) -> Any:
+    """As torchvision's reference scripts save it: the averages differ from the last weights."""
+    average = {f"module.{name}": value for name, value in net.state_dict().items()}
+    last = {name: value + 1 for name, value in net.state_dict().items()}
+    return {"model": last, "model_ema": {"n_averaged": torch.tensor(7), **average}}
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    """As yacs, EasyDict and Lightning keep settings: a class of somebody's program."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Meter:
+    """Any object of a training script."""
+
+    def __init__(self) -> None:
+        self.values, self.kind = [1.0, 2.0], Path("a")
+
+
+class Losses(list):  # type: ignore[type-arg]
+    """A subclass of a list."""
+
+
+ARGS = argparse.Namespace(lr=0.01, data=Path("imagenet"), device=torch.device("cpu"))
+OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.01}]}
+WRAPPINGS: dict[str, Callable[[nn.Module], Any]] = {
+    "plain": nn.Module.state_dict,
+    "dict": lambda net: dict(net.state_dict()),
+    "parameters": lambda net: dict(net.named_parameters()),
+    "half": lambda net: net.half().float().half().state_dict(),
+    "PyTorch's ImageNet example": lambda net: {
+        "epoch": 90, "arch": "alexnet", "best_acc1": torch.tensor(56.5), "optimizer": OPTIMIZER,
+        "state_dict": _prefixed("module.", at="features.")(net),
+    },
+    "DataParallel": lambda net: nn.DataParallel(net).state_dict(),
+    "DataParallel of features": _prefixed("module.", at="features."),
+    "torch.compile": _prefixed("_orig_mod."),
+    "compiled features": _prefixed("_orig_mod.", at="features."),
+    "compiled DataParallel": _prefixed("_orig_mod.module."),
+    "DataParallel, compiled": _prefixed("module._orig_mod."),
+    "twice DataParallel": _prefixed("module.module."),
+    "FSDP": _prefixed("_fsdp_wrapped_module.", at="classifier."),
+    "checkpointed layers": _prefixed("_checkpoint_wrapped_module.", at="features."),
+    "model.": _prefixed("model."),
+    "net.": _prefixed("net."),
+    "net.module.": _prefixed("net.module."),
+    "model.net._orig_mod.": _prefixed("model.net._orig_mod."),
+    "backbone.": _prefixed("backbone."),
+    "in a Sequential": _prefixed("1."),
+    "state_dict": _below("state_dict", optimizer=OPTIMIZER),
+    "model_state_dict": _below("model_state_dict", optimizer_state_dict=OPTIMIZER, loss=0.5),
+    "model": _below("model", optimizer=OPTIMIZER, prefix="module."),
+    "state_dict_ema": _below("state_dict_ema"),
+    "net": _below("net", acc=56.5, prefix="module."),
+    "weights": _below("weights"),
+    "Lightning": _below("state_dict", prefix="model.", hyper_parameters=Settings(lr=0.1)),
+    "two keys": _below("checkpoint", "state_dict", prefix="module."),
+    "four keys": _below("a", "b", "c", "d"),
+    "in a list": lambda net: [{"epoch": 1}, net.state_dict()],
+    "in a tuple": lambda net: (net.state_dict(), 90),
+    "features and classifier": lambda net: {
+        name: child.state_dict() for name, child in net.named_children()
+    },
+    "reference scripts": _below("model", args=ARGS, lr_scheduler={"last_epoch": 3}),
+    "averaged weights": _averaged,
+    "NumPy's numbers": _below("state_dict", best=np.float64(56.5), curve=np.ones(3)),
+    "objects": _below("model", args=ARGS, meter=Meter(), losses=Losses([1]), c=Settings(a=1)),
+    "defaultdict": _below("model", history=defaultdict(list, loss=[1.0])),
+    "whole module": lambda net: net,
+    "whole DataParallel": nn.DataParallel,
+    "module in a dict": lambda net: {"net": net, "epoch": 3},
+}  # fmt: skip
+
+
+SOURCES_OF_MODULES = {"whole module", "whole DataParallel", "module in a dict"}  # in old files
+LEGACY = [(wrapping, True) for wrapping in WRAPPINGS if wrapping not in SOURCES_OF_MODULES]
+
+
+@pytest.mark.parametrize(("wrapping", "legacy"), [*((w, False) for w in WRAPPINGS), *LEGACY])
+def test_weights_are_found_in_every_wrapping(wrapping: str, legacy: bool, tmp_path: Path) -> None:
+    net, source = _net(), tmp_path / "alexnet.pth"
+    torch.save(WRAPPINGS[wrapping](net), source, _use_new_zipfile_serialization=not legacy)
+    assert_same(read_state_dict(source), net)
+
+
+def assert_same(state: Mapping[str, Tensor], net: nn.Module) -> None:
+    assert state.keys() == net.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.bin", "net.pth", "net"])
+def test_a_file_of_safetensors_is_known_by_its_content(name: str, tmp_path: Path) -> None:
+    net = _net()
+    save_file(_prefixed("model.")(net), tmp_path / name)
+    assert_same(read_state_dict(tmp_path / name), net)
+
+
+@pytest.mark.parametrize("wrapping", [
+    "half", "DataParallel", "DataParallel of features", "torch.compile", "compiled features",
+    "compiled DataParallel", "FSDP", "net.", "model.net._orig_mod.", "in a Sequential",
+])  # fmt: skip
+def test_safetensors_may_have_the_same_prefixes(wrapping: str, tmp_path: Path) -> None:
+    net, source = _net(), tmp_path / "net.safetensors"
+    save_file(WRAPPINGS[wrapping](net), source)
+    assert_same(read_state_dict(source), net)
+
+
+@pytest.mark.parametrize(("entry", "change"), [(None, 0), ("model_ema", 0), ("model", 1)])
+def test_of_two_networks_the_averaged_one_is_read_unless_another_is_selected(
+    entry: str | None, change: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, source = _net(), tmp_path / "model_90.pth"
+    torch.save(_averaged(net), source)
+    state = read_state_dict(source, entry)
+    bias = net.state_dict()["classifier.6.bias"]
+    torch.testing.assert_close(state["classifier.6.bias"], bias + change)
+    told = f"{source}: uses the weights at model_ema, not at model"
+    assert caplog.messages == ([told] if entry is None else [])
+
+
+def test_of_two_equal_networks_one_has_to_be_selected(tmp_path: Path) -> None:
+    net, source = _net(), tmp_path / "net.pth"
+    state = {"teacher": net.state_dict(), "student": _net().state_dict()}
+    torch.save(state, source)
+    with pytest.raises(ValueError, match="contains several networks: teacher, student; select one"):
+        read_state_dict(source)
+    with pytest.raises(ValueError, match="entry=tutor is not one of its entries: teacher, stud"):
+        read_state_dict(source, "tutor")
+    assert_same(read_state_dict(source, "student"), net)
+
+
+class Bomb:
+    """Unpickled it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.mark), "w")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_code_beside_the_weights_is_not_run(legacy: bool, tmp_path: Path) -> None:
+    net, source, mark = _net(), tmp_path / "net.pth", tmp_path / "code ran"
+    loaded = {"model": net.state_dict(), "args": Bomb(mark)}
+    torch.save(loaded, source, _use_new_zipfile_serialization=not legacy)
+    assert_same(read_state_dict(source), net)
+    assert not mark.exists()
+    torch.load(source, weights_only=False)["args"].close()
+    assert mark.exists()  # the bomb works
+
+
+def _zip(*names: str, compression: int = ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with ZipFile(buffer, "w", compression) as archive:
+        for name in names:
+            archive.writestr(name, b"content" * 100)
+    return buffer.getvalue()
+
+
+def _saved(value: Any, legacy: bool = False, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=not legacy, **options)
+    return buffer.getvalue()
+
+
+def _with(name: str, value: Tensor) -> bytes:
+    return _saved(_net().state_dict() | {name: value})
+
+
+STRETCHED = torch.ones(1).expand(10**10)  # would take 40 GB
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 244418560\n"
+NO_MODELS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "is empty; copy or download it again"),
+    "zeros": (bytes(10_000), "begins with zeros, as an interrupted download does"),
+    "page": (b"<!DOCTYPE html>\n<html><head>", r"is a web page \(HTML\)"),
+    "page after blanks": (b"\n\n  <html lang=en>\xc3\xa9", r"is a web page \(HTML\)"),
+    "page in another code": ("<html><title>café".encode("latin-1"), r"is a web page \(HTML\)"),
+    "one long line": ("é".encode() * 4000, "is a text"),
+    "blank": (b" \n\t\n", r"is a text \(\)"),
+    "one byte": (b"\x80", "is a plain pickle"),
+    "long page": (b"<html>" + "é\n".encode() * 9000, r"is a web page \(HTML\)"),
+    "error of a store": (b'<?xml version="1.0"?><Error>', "is an XML text, often the error mess"),
+    "error of an API": (b'{"error": "Not found"}', "is a JSON text"),
+    "answer": (b"Entry not found", r"is a text \(Entry not found\)"),
+    "escapes": ("\u202eNot\tfound".encode(), "not a file of torch.save, of safetensors or of C"),
+    "LFS pointer": (LFS, "is a Git LFS pointer, not the model itself; run git lfs pull"),
+    "annex pointer": (b"/annex/objects/MD5E-s1--0.pth\n", "is a git-annex pointer"),
+    "prototxt": (b'name: "AlexNet"\nlayer {\n  name: "conv1"\n', "is the text of a Caffe network"),
+    "pickle": (pickle.dumps({"a": 1}, protocol=2), "is a plain pickle, which could run any code"),
+    "newer pickle": (pickle.dumps(_net().state_dict()), "is a plain pickle"),
+    "gzip": (gzip.compress(b"a"), "is compressed with gzip; unpack it"),
+    "tar": (b"a" + bytes(256) + b"ustar" + bytes(250), "is a tar archive; unpack it"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as of Keras"),
+    "npy": (b"\x93NUMPY\x01\x00", "is a NumPy array"),
+    "npz": (_zip("a.npy", "b.npy"), "is an archive of NumPy arrays"),
+    "ONNX": (b"\x08\x08\x12\x07pytorch", "is an ONNX graph"),
+    "TFLite": (b"\x1c\0\0\0TFL3", "is a TensorFlow Lite model"),
+    "PNG": (b"\x89PNG\r\n", "is a PNG image"),
+    "zip": (_zip("a/net.pth", "a/\x1b[1mnotes"), "is a zip archive of 2 files, such as a/net.pth"),
+    "repacked": (_zip("a/data.pkl", compression=ZIP_DEFLATED), "was packed again by another prog"),
+    "TorchScript": (_zip("a/data.pkl", "a/constants.pkl"), "is a TorchScript program"),
+    "torch.export": (_zip("a/models/model.json"), "is a program of torch.export"),
+    "half a zip": (_saved(_net().state_dict())[:9000], "is a damaged or incomplete zip archive"),
+    "half an old file": (_saved(_net().state_dict(), legacy=True)[:9000], "is damaged or incompl"),
+    "no torch file": (_zip("a/data.pkl", "a/version"), "is damaged or incomplete"),
+    "half a safetensors": ((999).to_bytes(8, "little") + b'{"a"', "is an incomplete safetensors"),
+    "no safetensors": ((9).to_bytes(8, "little") + b'{"a": [1}', "is damaged or incomplete"),
+    "old module": (_saved(_net(), legacy=True), "Python objects that cannot be read without runni"),
+    "newer protocol": (_saved(_net().state_dict(), pickle_protocol=4), "contains Python objects"),
+    "class": (_saved(AlexNet), "contains no tensors"),
+    "list": (_saved([1]), "contains no tensors"),
+    "nothing": (_saved({}), "contains no tensors"),
+    "our names": (_saved({"conv1.weight": torch.ones(1), "fc8.bias": torch.ones(1)}),
+                  "has parameter names as in this package; load it with AlexNet.load_full_state"),
+    "another network": (_saved({"layer1.0.conv1.weight": torch.ones(1)}),
+                        r"contains 1 tensors \(layer1.0.conv1.weight, …\), but none of torchv"),
+    "escapes in names": (_saved({"\x1b[1mweight": torch.ones(1)}), r"\(\\x1b\[1mweight, …\)"),
+    "sparse": (_with("classifier.6.weight", torch.ones(9, 12).to_sparse()), "is not a dense float"),
+    "integers": (_with("classifier.6.bias", torch.ones(9, dtype=torch.int8)), "is not a dense flo"),
+    "meta": (_with("classifier.6.bias", torch.ones(9, device="meta")), r"tensor \(meta\)"),
+    "stretched": (_with("classifier.6.bias", STRETCHED), "is damaged or incomplete"),
+    "NaN": (_with("classifier.6.bias", torch.full((9,), math.nan)), "its fc8 contains numbers tha"),
+    "batch norm": (_with("features.1.running_mean", torch.ones(6)), "running_mean is unexpected"),
+    "batch norm in a module": (_saved(nn.ModuleDict({
+        "features": nn.Sequential(*_net()["features"], nn.BatchNorm2d(5)),
+        "classifier": _net()["classifier"]})), "features.13.* is unexpected"),
+    "incomplete": (_saved({"features.0.bias": torch.ones(6)}), "classifier.1.bias is missing"),
+}  # fmt: skip
+
+
+OTHER_SUFFIXES = [
+    (kind, suffix)
+    for kind in ("empty", "page", "LFS pointer", "half a zip", "class", "half a safetensors")
+    for suffix in (".safetensors", ".caffemodel")
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [*((k, ".pth") for k in NO_MODELS), *OTHER_SUFFIXES])
+def test_a_file_that_is_no_model_is_named_for_what_it_is(
+    kind: str, suffix: str, tmp_path: Path
+) -> None:
+    data, words = NO_MODELS[kind]
+    source = tmp_path / f"net{suffix}"
+    source.write_bytes(data)
+    with pytest.raises(ConfigError) as refusal:
+        run(ImportConfig(str(source), str(tmp_path / "out")), tmp_path)
+    message = str(refusal.value)
+    assert re.search(words, message), message
+    assert message.isprintable()  # one line, without terminal escapes
+    assert "weights_only" not in message
+    assert refusal.value.key == "source"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_regular_file_is_refused(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "net.pth"
+    if kind == "folder":
+        source.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(source)
+    else:
+        source.symlink_to("/dev/zero")
+    words = "is a folder" if kind == "folder" else "is not a regular file"
+    with pytest.raises(ConfigError, match=words):
+        run(ImportConfig(str(source), str(tmp_path / "out")), tmp_path)
+
+
 def _state(**changes: Tensor) -> dict[str, Tensor]:
     state = torchvision_alexnet((6, 10, 8, 7, 5), 12, 9).state_dict()
     return state | {name.replace("_", "."): value for name, value in changes.items()}
@@ -196,15 +590,9 @@ def _state(**changes: Tensor) -> dict[str, Tensor]:
         (_state(features_3_weight=torch.zeros(10, 3, 5, 5)),
          r"features.3.weight has shape \[10, 3, 5, 5\] and must .*6, 5, 5\].*two-tower"),
         (_state(classifier_1_weight=torch.zeros(12, 99)), r"must have \[rows, 180\]"),
-        (_state(features_1_running_mean=torch.zeros(3)), "features.1.running.mean is unexpected"),
-        ({}, "classifier.1.bias is missing"),
-        (AlexNet, "cannot be loaded as tensors"),  # a pickled class
-        ([1], "does not contain a state dict"),
     ],
 )  # fmt: skip
-def test_a_state_dict_with_other_names_or_shapes_is_refused(
-    state: Any, words: str, tmp_path: Path
-) -> None:
+def test_a_state_dict_with_other_shapes_is_refused(state: Any, words: str, tmp_path: Path) -> None:
     source = tmp_path / "net.pth"
     torch.save(state, source)
     with pytest.raises(ConfigError, match=words):
@@ -221,7 +609,8 @@ def test_an_import_overwrites_nothing_and_checks_its_settings(tmp_path: Path) ->
             ImportConfig(str(source), str(out), classes=str(text)),
             "lists 2 classes, but the model has",
         ),
-        (ImportConfig(str(source), str(out), mean=str(text)), "mean=.*classes.txt"),
+        (ImportConfig(str(source), str(out), mean=str(text)), "mean=.*classes.txt: is a text"),
+        (ImportConfig(str(source), str(out), classes=str(source)), "is not a text file in UTF-8"),
         (ImportConfig(str(source), str(out), picture_size=200), "picture_size=200: must be at"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,12 +25,13 @@ from programs import module, succeed
 
 from alexnet2012 import features, nearest, predict
 from alexnet2012.cli.args import collect_images
-from alexnet2012.config.compose import compose_config
+from alexnet2012.config.compose import compose_config, hydra_overrides
 from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
+from alexnet2012.inference import images
 from alexnet2012.inference.features import Features
 from alexnet2012.inference.images import find_images
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
@@ -202,6 +205,36 @@ def test_urls_are_downloaded_and_a_dead_url_is_reported(
     assert "not an image" in reasons[2]
 
 
+@pytest.mark.parametrize("dripping", ["headers", "body"])
+def test_a_server_that_drips_is_given_up_and_not_waited_for(
+    dripping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is of the whole download; no thread that waits for its server is joined."""
+    closing = threading.Event()
+
+    class Dripping(_Quiet):
+        def do_GET(self) -> None:
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+            if dripping == "body":
+                self.wfile.write(b"\r\n\r\n")
+            with suppress(OSError):
+                while not closing.wait(0.05):
+                    self.wfile.write(b"a")
+
+    monkeypatch.setattr(images, "DOWNLOAD_S", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.jpg"
+        started_s = time.monotonic()
+        (batch,) = images.decode_images([url, url], [72], 2, 2)
+        assert time.monotonic() - started_s < 5
+        closing.set()
+        server.shutdown()
+    assert batch.names == []
+    assert [r.reason for r in batch.rejected] == ["the download took longer than 0 s"] * 2
+
+
 @pytest.mark.parametrize(
     ("images", "words"),
     [
@@ -225,7 +258,8 @@ def test_a_mistake_in_the_image_names_is_reported(
 
 def read_back(words: list[str]) -> object:
     """The images as Hydra and OmegaConf parse them."""
-    (override,) = OverridesParser.create().parse_overrides(collect_images(words))
+    overrides = hydra_overrides(PredictConfig, collect_images(words))
+    (override,) = OverridesParser.create().parse_overrides(overrides)
     config = OmegaConf.create({"images": override.value()})
     return OmegaConf.to_container(config, resolve=True)["images"]  # type: ignore[index,call-overload]
 

@@ -7,12 +7,16 @@ import json
 import re
 import socket
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -266,3 +270,78 @@ def test_a_mistake_in_the_settings_is_reported_with_a_remedy(
 
     with pytest.raises(ConfigError, match=f"^{line}"):
         start()
+
+
+def test_an_image_that_takes_long_to_decode_does_not_keep_others_waiting(
+    server: Server, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, decoding = b"slow", threading.Event()
+
+    def decode(data: bytes, size: int) -> Any:
+        if data == slow:
+            assert decoding.wait(20)
+            raise ValueError("slow")
+        return stored_pixels(data, size)
+
+    monkeypatch.setattr(web_server, "stored_pixels", decode)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, server, slow)
+        assert post(server, picture).status_code == 200
+        decoding.set()
+        assert waiting.result().status_code == 422
+
+
+def test_more_uploads_than_are_held_in_memory_wait_and_are_refused_in_the_end(
+    server: Server, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "UPLOAD_S", 0.2)
+    for _ in range(web_server.MAX_UPLOADS):
+        assert server.uploads.acquire(blocking=False)
+    try:
+        answer = post(server, picture)
+    finally:
+        for _ in range(web_server.MAX_UPLOADS):
+            server.uploads.release()
+    assert (answer.status_code, answer.text) == (503, "Too many images at once; try again.\n")
+    assert post(server, picture).status_code == 200
+
+
+def test_an_upload_that_drips_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch, picture: bytes
+) -> None:
+    monkeypatch.setattr(web_server, "UPLOAD_S", 0.2)
+    head = f"POST /look HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+    head += f"Origin: {server.address.rstrip('/')}\r\nContent-Length: 100000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        sent = 0
+        with suppress(OSError):  # the server closes the connection
+            while sent < 100:
+                sent += connection.send(b"a")
+                time.sleep(0.05)
+        assert sent < 100
+    assert post(server, picture).status_code == 200
+
+
+def test_more_connections_than_are_served_are_closed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 0)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        assert connection.recv(1) == b""
+    monkeypatch.undo()
+    assert requests.get(server.address, timeout=10).status_code == 200
+
+
+def test_closing_does_not_wait_for_a_response_that_is_not_read(
+    net: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "CLOSING_S", 0.2)
+    monkeypatch.setattr(ModelSession, "page", lambda self, nonce: bytes(50_000_000))
+    with serving(net, views=1) as server:
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+        connection.recv(1)
+        started_s = time.monotonic()
+    assert time.monotonic() - started_s < 10
+    connection.close()

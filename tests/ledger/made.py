@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.evidence import Result, Sweep, result_of
+from alexnet2012.ledger.measurements.ablations import BASELINE
 from alexnet2012.training.image_errors import UNITS
 
 

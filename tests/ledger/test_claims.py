@@ -15,11 +15,6 @@ import pytest
 
 from alexnet2012.config.schema import EvaluateConfig, PrepareConfig, TrainConfig
 from alexnet2012.config.validation import load_recipe
-from alexnet2012.ledger.architecture import (
-    architecture_measurements,
-    layers_measurement,
-    memory_measurement,
-)
 from alexnet2012.ledger.claims import (
     Claim,
     Kind,
@@ -28,6 +23,11 @@ from alexnet2012.ledger.claims import (
     load_claims,
     load_differences,
     write_json,
+)
+from alexnet2012.ledger.measurements.architecture import (
+    architecture_measurements,
+    layers_measurement,
+    memory_measurement,
 )
 from alexnet2012.ledger.registry import Measure, all_measures, measure, measures
 from alexnet2012.ledger.statistics import Design, Estimate

@@ -17,7 +17,9 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger import command
-from alexnet2012.ledger.ablations import (
+from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
+from alexnet2012.ledger.evidence import Result
+from alexnet2012.ledger.measurements.ablations import (
     BASELINE,
     ablation_chart,
     describe,
@@ -28,8 +30,6 @@ from alexnet2012.ledger.ablations import (
     learning_curves,
     read_sweep,
 )
-from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
-from alexnet2012.ledger.evidence import Result
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 
 ABLATIONS = ablations_of("ablations")
@@ -225,7 +225,9 @@ def test_runs_with_other_settings_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path, BASELINE, 0, 40.0)
     schedule = {**SETTINGS[BASELINE]["schedule"], "epochs": 7}
     write_run(tmp_path, "no_lrn", 0, 41.0, schedule=schedule)
-    with pytest.raises(ConfigError, match=r"no_lrn/0 differs from .* in `schedule.epochs`"):
+    with pytest.raises(
+        ConfigError, match=r"no_lrn/0 differs from the baseline .* `schedule.epochs`"
+    ):
         read_sweep(tmp_path)
 
 

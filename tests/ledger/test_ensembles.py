@@ -10,14 +10,14 @@ import pytest
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.ensembles import (
+from alexnet2012.ledger.evidence import Result, result_of
+from alexnet2012.ledger.measurements.ensembles import (
     FILE,
     ensemble_measurement,
     groups,
     seed_measurements,
     views_measurement,
 )
-from alexnet2012.ledger.evidence import Result, result_of
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 from alexnet2012.utils.intervals import mean_interval
 

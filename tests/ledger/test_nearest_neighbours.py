@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alexnet2012.inference.nearest import BLOCK, nearest
 from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.nearest_neighbours import (
+from alexnet2012.ledger.measurements.nearest_neighbours import (
     FROM_SAMPLE,
     Neighbours,
     neighbours_measurements,

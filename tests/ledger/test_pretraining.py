@@ -6,7 +6,7 @@ import random
 
 from alexnet2012.ledger.claims import Scale
 from alexnet2012.ledger.evidence import Sweep, result_of
-from alexnet2012.ledger.pretraining import pretrain_measurements
+from alexnet2012.ledger.measurements.pretraining import pretrain_measurements
 from alexnet2012.ledger.verdicts import Verdict, verdicts
 
 HOW = (Scale.reduced, "…", "tiny")

@@ -12,7 +12,7 @@ from alexnet2012.config.schema import ConfigError, ReproduceConfig
 from alexnet2012.data.store import Store
 from alexnet2012.ledger import sweeps
 from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.relu_vs_tanh import (
+from alexnet2012.ledger.measurements.relu_vs_tanh import (
     THRESHOLDS_PCT,
     TRAINING,
     Errors,

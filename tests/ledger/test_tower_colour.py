@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import Scale
-from alexnet2012.ledger.tower_colour import (
+from alexnet2012.ledger.measurements.tower_colour import (
     FROM_SAMPLE,
     colour_measurement,
     colour_of_sweep,

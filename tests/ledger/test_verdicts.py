@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from made import made_sweep
 
-from alexnet2012.ledger.ablations import BASELINE, effect_measurements
 from alexnet2012.ledger.claims import Measurement, Scale, ablations_of, load_claims
 from alexnet2012.ledger.evidence import Sweep, result_of
+from alexnet2012.ledger.measurements.ablations import BASELINE, effect_measurements
 from alexnet2012.ledger.statistics import Design, Estimate, between_arms
 from alexnet2012.ledger.verdicts import Verdict, columns, ledger, verdicts
 

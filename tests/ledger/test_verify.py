@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from made import made_sweep
 
-from alexnet2012.ledger.ablations import effect_measurements
 from alexnet2012.ledger.claims import How, Measurement, Scale
 from alexnet2012.ledger.command import main
-from alexnet2012.ledger.ensembles import (
+from alexnet2012.ledger.evidence import Evidence, Sweep, load_evidence, save_evidence
+from alexnet2012.ledger.measurements.ablations import effect_measurements
+from alexnet2012.ledger.measurements.ensembles import (
     ENSEMBLE,
     ONE_VIEW,
     TEN_VIEWS,
     seed_measurements,
 )
-from alexnet2012.ledger.evidence import Evidence, Sweep, load_evidence, save_evidence
 from alexnet2012.ledger.registry import Measure
 from alexnet2012.ledger.results import save_reproduction
 from alexnet2012.ledger.verify import verify

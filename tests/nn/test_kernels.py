@@ -24,6 +24,7 @@ from alexnet2012 import AlexNet
 from alexnet2012.config.enums import LayerOp, Precision
 from alexnet2012.config.schema import ConvConfig, ModelConfig
 from alexnet2012.config.validation import load_recipe
+from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.kernels import launchers
@@ -334,6 +335,34 @@ def test_update_with_a_gradient_in_another_layout_is_the_same() -> None:
     optimizer.step()
     want = before - 0.1 * weight.grad - 0.1 * 0.0005 * before
     torch.testing.assert_close(weight.detach(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_kernels_available")
+def test_a_hook_on_a_fused_operation_sees_its_output() -> None:
+    model = AlexNet("paper", 10, model=ModelConfig(width=0.5, input_size=64))
+    images, state = 60 * numbers(1, 3, 64, 64).float(), model.random_state()
+    fused, outputs = model(images), []
+    for name in ("conv2_lrn", "fc7_dropout"):
+        handle = getattr(model, name).register_forward_hook(lambda m, x, y: outputs.append(y))
+        model.load_random_state(state)
+        torch.testing.assert_close(model(images), fused, rtol=1e-4, atol=1e-6)
+        handle.remove()
+    assert len(outputs) == 2
+    assert model._runs_kernels()
+    model.mesh = Mesh(torch.device("meta"))  # as after model.to(…) another device
+    assert not model._runs_kernels()
+
+
+@pytest.mark.usefixtures("_kernels_available")
+def test_a_replaced_operation_is_not_fused() -> None:
+    model = AlexNet("paper", 10, model=ModelConfig(width=0.5, input_size=64))
+    images = 60 * numbers(1, 3, 64, 64).float()
+    model.conv1_pool = torch.nn.AvgPool2d(3, 2, ceil_mode=True)
+    state, got = model.random_state(), model(images)
+    assert not model.fused
+    with torch.no_grad():
+        model.load_random_state(state)
+        torch.testing.assert_close(model(images), got)
 
 
 @pytest.mark.usefixtures("_kernels_available")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
+import pickle
+import re
+import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import alexnet2012
 from alexnet2012 import AlexNet, init_mesh
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Activation, Precision
-from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.config.enums import Activation, LayerOp, Precision
+from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, RunError, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.cost_model import LayerCounts, count_layers
@@ -246,6 +253,169 @@ def changed_channels(layer: str) -> set[str]:
     before, after = (output.chunk(2, 1) for output in outputs)
     halves = zip(("first half", "second half"), before, after, strict=True)
     return {name for name, old, new in halves if not torch.equal(old, new)}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("recipe", [*RECIPES, "code146", "code146_2011", "cifar4"])
+def test_every_operation_is_a_module_that_takes_hooks(recipe: str, training: bool) -> None:
+    size = 32 if recipe == "cifar4" else 64
+    model = AlexNet(recipe, 7, model=ModelConfig(width=0.25, input_size=size)).train(training)
+    outputs: dict[str, Tensor] = {}
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda m, x, y, name=name: outputs.__setitem__(name, y))
+    logits = model(images(2, size))
+    # In the order of the forward pass, which print() shows, each with its input from the last.
+    assert list(outputs) == [name for name, _ in model.named_children()]
+    assert torch.equal(outputs["conv1_relu"], F.relu(_before(outputs, "conv1_relu")))
+    assert torch.equal(outputs["conv1_pool"], F.max_pool2d(
+        _before(outputs, "conv1_pool"), 3, 2, ceil_mode=True))  # fmt: skip
+    assert torch.equal(outputs["fc8"], logits)
+    for name in model.recipe.hidden:
+        relu, dropped = outputs[f"{name}_relu"], outputs[f"{name}_dropout"]
+        kept = dropped != 0
+        assert torch.equal(dropped[kept], (relu if training else 0.5 * relu)[kept])
+
+
+def _before(outputs: dict[str, Tensor], name: str) -> Tensor:
+    names = list(outputs)
+    return outputs[names[names.index(name) - 1]]
+
+
+def test_a_hook_can_change_an_operations_output() -> None:
+    model, x = AlexNet("paper", 7, model=SMALL).eval(), images(2, 64)
+    handle = model.conv5_pool.register_forward_hook(lambda m, x, y: torch.zeros_like(y))
+    blank = model(x)
+    handle.remove()
+    assert torch.equal(blank[0], blank[1]) and not torch.equal(model(x), blank)
+
+
+def test_a_repeated_operation_has_modules_of_its_own() -> None:
+    recipe = load_recipe("paper")
+    recipe.conv1.after = [LayerOp.activation, LayerOp.lrn, LayerOp.activation]
+    recipe.conv2.after = [LayerOp.lrn, LayerOp.lrn]
+    names = [name for name, _ in AlexNet(recipe, 7, model=SMALL).named_children()]
+    assert names[:4] == ["conv1", "conv1_relu", "conv1_lrn", "conv1_relu_again"]
+    assert names[4:7] == ["conv2", "conv2_lrn", "conv2_lrn_again"]
+
+
+def test_print_shows_all_sizes(paper: AlexNet) -> None:
+    text = repr(paper)
+    for line in (
+        "recipe=paper, num_classes=1000, input_size=224, width=1, precision=fp32, towers=2 of 2",
+        "(conv2): ColumnParallelConv2d(96, 256, groups=2, kernel_size=5, stride=1, padding=2)",
+        "(conv2_lrn): ResponseNorm(size=5, scale=0.0001, beta=0.75, k=2, across maps, towers=2)",
+        "(conv2_pool): MaxPool2d(kernel_size=3, stride=2, padding=0, dilation=1, ceil_mode=True)",
+        "(fc6): ColumnParallelLinear(9216, 4096, groups=1)",
+        "(fc6_dropout): Dropout(rate=0.5)",
+    ):
+        assert f"  {line}\n" in text
+
+
+@pytest.mark.parametrize("save", ["torch.save", "pickle"])
+def test_a_saved_model_is_loaded_with_its_logits_and_dropout(save: str) -> None:
+    model, x = AlexNet("code145", 7, model=SMALL, precision="fp64"), images(2, 64)
+    model(x)  # advances the streams of dropout
+    buffer = io.BytesIO()
+    if save == "torch.save":
+        torch.save(model, buffer)
+    else:
+        pickle.dump(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False) if save == "torch.save" else pickle.load(buffer)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.random_state() == model.random_state()
+
+
+def test_one_ranks_part_of_a_model_is_not_pickled() -> None:
+    model = AlexNet("paper", 7, model=SMALL)
+    model.mesh = Mesh(torch.device("cpu"), towers=2)
+    with pytest.raises(RunError, match=r"on 2 ranks cannot be pickled .* save full_state_dict\(\)"):
+        torch.save(model, io.BytesIO())
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv5", "fc6", "fc8", "fc7_dropout"])
+@pytest.mark.parametrize("module", [torch.nn.Linear(8, 10), torch.nn.Identity(), None])
+def test_a_layer_cannot_be_replaced(name: str, module: torch.nn.Module | None) -> None:
+    model, x = AlexNet("paper", 7, model=SMALL).eval(), images(1, 64)
+    before = model(x)
+    with pytest.raises(ConfigError, match=f"{name}={type(module).__name__}: layers cannot be repl"):
+        setattr(model, name, module)
+    assert torch.equal(model(x), before)
+
+
+def test_an_operation_can_be_replaced_but_not_added() -> None:
+    model, x = AlexNet("paper", 7, model=SMALL).eval(), images(1, 64)
+    before = model(x)
+    model.conv1_relu = torch.nn.Tanh()
+    assert not torch.equal(model(x), before)
+    assert set(model.full_state_dict()) == set(SHAPES)
+    model.head = torch.nn.Linear(7, 2)
+    with pytest.raises(ConfigError, match=r"head\.weight: is not a layer of the recipe"):
+        model.full_state_dict()
+
+
+def test_other_classes_can_read_a_models_features() -> None:
+    """The remedy that the error of a replaced layer names."""
+    old, x = AlexNet("paper", 7, model=SMALL, seed=1).eval(), images(1, 64)
+    new = AlexNet(old.recipe, 10, model=old.config).eval()
+    layers = {k: v for k, v in old.full_state_dict().items() if not k.startswith("fc8.")}
+    new.load_full_state_dict(new.full_state_dict() | layers)
+    assert torch.equal(new.features(x), old.features(x))
+    assert new(x).shape == (1, 10)
+
+
+def test_the_examples_of_the_page_about_python_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(alexnet2012, "AlexNet", partial(AlexNet, model=ModelConfig(width=1 / 16)))
+    page = Path(__file__).parents[2] / "docs" / "python.md"
+    section = page.read_text(encoding="utf-8").partition("### As a module")[2].partition("\n## ")[0]
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, names)
+    assert names["maps"]["conv5"].dtype == names["logits"].dtype == torch.float64
+    assert torch.equal(names["other"].fc7.weight, names["net"].fc7.weight.float())
+    assert (tmp_path / "net.pth").exists()
+
+
+UNIT = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+SCALES = {
+    "0 to 1": (UNIT, "images lie between 0.00 and 1.00: AlexNet takes RGB values in 0-255 minus"),
+    "-1 to 1": (2 * UNIT - 1, "images lie between -1.00 and 1.00: "),
+    "unit variance": ((UNIT - 0.45) / 0.225, "images lie between -2.00 and 2.44: "),
+    "float16": (UNIT.half(), "images lie between 0.00 and 1.00: "),
+    "uint8": ((255 * UNIT).byte(), "images are torch.uint8: "),
+    "int64": ((255 * UNIT).long(), "images are torch.int64: "),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_images_of_another_scale_are_warned_of_once(scale: str) -> None:
+    x, words = SCALES[scale]
+    model = AlexNet("paper", 7, model=SMALL).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in (torch.zeros(1, 3, 64, 64), x, x):  # zeros tell nothing
+            model(batch)
+    (warning,) = caught
+    assert str(warning.message).startswith(words)
+
+
+@pytest.mark.parametrize("x", [255 * UNIT - 120, images(1, 64), torch.zeros(0, 3, 64, 64)])
+def test_images_of_the_right_scale_give_no_warning(x: Tensor) -> None:
+    model = AlexNet("paper", 7, model=SMALL).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+
+
+def test_only_rank_0_warns_of_the_scale() -> None:
+    model = AlexNet("paper", 7, model=SMALL).eval()
+    model.mesh = Mesh(torch.device("cpu"), replicas=2, replica=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(UNIT)
 
 
 def test_features_are_the_input_of_fc8() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-import yaml
 
 import alexnet2012
 from alexnet2012 import AlexNet
@@ -198,5 +197,5 @@ def test_a_run_directorys_yaml_makes_no_objects(tmp_path: Path, mark: Path) -> N
     (tmp_path / "summary.json").write_text("{}")
     call = f"!!python/object/apply:os.system ['touch \"{mark}\"']"
     (tmp_path / "config.yaml").write_text(f"seed: {call}\n")
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
         is_finished(TrainConfig(), tmp_path)

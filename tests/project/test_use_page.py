@@ -69,7 +69,7 @@ def test_every_command_of_the_page_works_as_printed(
 ) -> None:
     monkeypatch.chdir(folder)
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 19
+    assert len(commands) == 20
     monkeypatch.setattr(Server, "serve_forever", answered_once)
     outputs = {}
     for command in commands:
@@ -91,6 +91,7 @@ def test_every_command_of_the_page_works_as_printed(
         "net.safetensors",
         "net.onnx",
         "net.pt2",
+        "alexnet.pth",
         "features.npy.json",
     ):
         assert (folder / file).is_file()

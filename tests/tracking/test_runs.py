@@ -151,13 +151,13 @@ def test_an_incomplete_last_record_is_ignored(tmp_path: Path) -> None:
     ("file", "text", "problem"),
     [
         ("config.yaml", None, "has no config.yaml"),
-        ("config.yaml", "a: [", "config.yaml cannot be read (ParserError)"),
+        ("config.yaml", "a: [", "config.yaml cannot be read (while parsing"),
         ("config.yaml", "a: 1", "config.yaml does not belong to a training run"),
         ("config.yaml", "recipe: {towers: 2}", "config.yaml does not name a recipe"),
-        ("summary.json", "{", "summary.json cannot be read (JSONDecodeError)"),
+        ("summary.json", "{", "summary.json cannot be read (Expecting"),
         ("summary.json", "[]", "summary.json does not belong to a training run"),
-        ("metrics.jsonl", "?\n", "metrics.jsonl cannot be read (JSONDecodeError)"),
-        ("timings.jsonl", "[1]\n", "timings.jsonl cannot be read (TypeError)"),
+        ("metrics.jsonl", "?\n", "metrics.jsonl cannot be read (Expecting value"),
+        ("timings.jsonl", "[1]\n", "timings.jsonl cannot be read (list indices"),
     ],
 )
 def test_a_damaged_run_is_listed_with_its_problem_next_to_the_others(
@@ -170,7 +170,8 @@ def test_a_damaged_run_is_listed_with_its_problem_next_to_the_others(
         (bad / file).write_text(text)
     found = {Path(run["run"]).name: run for run in listed(say, tmp_path)}
     assert found["good"]["state"] == "finished"
-    assert (found["bad"]["state"], found["bad"]["problem"]) == ("damaged", problem)
+    assert found["bad"]["state"] == "damaged"
+    assert found["bad"]["problem"].startswith(problem)
     assert "1 finished, 1 damaged" in say(tmp_path)
 
 

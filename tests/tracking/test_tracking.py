@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from alexnet2012.config.enums import WandbMode
-from alexnet2012.config.schema import ConfigError, TrackingConfig
+from alexnet2012.config.schema import ConfigError, RunError, TrackingConfig
 from alexnet2012.tracking.backends import check_backends, set_home, wandb_mode
 from alexnet2012.tracking.tracker import Tracker, read_records
 
@@ -154,8 +155,8 @@ def shown_by_tensorboard(run_dir: Path) -> tuple[dict[str, list[tuple[int, float
     return scalars, {name: [e.step for e in events.Images(name)] for name in found["images"]}
 
 
-def shown_by_wandb(run_dir: Path) -> dict[str, list[tuple[int, Any]]]:
-    """The same of the offline run, of which there is one."""
+def wandb_records(run_dir: Path) -> list[Any]:
+    """The records of the offline run, of which there is one."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
@@ -167,8 +168,13 @@ def shown_by_wandb(run_dir: Path) -> dict[str, list[tuple[int, Any]]]:
             wandb_internal_pb2.Record.FromString(data)
             for data in log_entries(file.read_bytes()[7:], at=7)  # after wandb's header
         ]
+    return records
+
+
+def shown_by_wandb(run_dir: Path) -> dict[str, list[tuple[int, Any]]]:
+    """The same as by TensorBoard, of the offline run."""
     found: dict[str, list[tuple[int, Any]]] = {}
-    for record in records:
+    for record in wandb_records(run_dir):
         for item in record.history.item:
             name = item.key or "/".join(item.nested_key)
             value = json.loads(item.value_json)
@@ -344,6 +350,8 @@ def test_an_image_that_cannot_be_written_is_reported_and_records_are_still_writt
         (WandbMode.offline, None, WandbMode.offline),
         (WandbMode.offline, "", WandbMode.offline),
         (WandbMode.offline, "online", WandbMode.online),
+        (WandbMode.online, "dryrun", WandbMode.offline),  # wandb's former names
+        (WandbMode.offline, "run", WandbMode.online),
         (WandbMode.online, "offline", WandbMode.offline),
         (WandbMode.online, "disabled", WandbMode.disabled),
         (WandbMode.disabled, "online", WandbMode.disabled),
@@ -356,6 +364,47 @@ def test_the_environment_variable_overrides_the_setting_unless_it_is_disabled(
     if said is not None:
         monkeypatch.setenv("WANDB_MODE", said)
     assert wandb_mode(TrackingConfig(wandb=setting)) is mode
+
+
+WITH_WANDB = """
+import pathlib, sys
+from alexnet2012.config.schema import TrackingConfig
+from alexnet2012.tracking.tracker import Tracker
+Tracker(TrackingConfig(), pathlib.Path(sys.argv[1]), {}).__exit__(None, None, None)
+"""
+
+
+def test_wandbs_variables_are_heeded(tmp_path: Path) -> None:
+    """In a process of its own, because wandb reads them once."""
+    given = {
+        "WANDB_MODE": "dryrun",
+        "WANDB_PROJECT": "birds",
+        "WANDB_ENTITY": "a-team",
+        "WANDB_NAME": "first",
+        "WANDB_RUN_GROUP": "sweep",
+        "WANDB_TAGS": "paper,two towers",
+        "WANDB_NOTES": "a note",
+        "WANDB_JOB_TYPE": "train",
+        "WANDB_DIR": str(tmp_path / "elsewhere"),
+        "WANDB_RUN_ID": "notours",
+    }
+    words = [sys.executable, "-c", WITH_WANDB, str(tmp_path / "run")]
+    subprocess.run(words, check=True, timeout=60, env=os.environ | given)
+    (run,) = (
+        r.run for r in wandb_records(tmp_path / "run") if r.WhichOneof("record_type") == "run"
+    )
+    assert (run.project, run.entity, run.display_name) == ("birds", "a-team", "first")
+    assert (run.run_group, [*run.tags]) == ("sweep", ["paper", "two towers"])
+    assert (run.notes, run.job_type) == ("a note", "train")
+    assert run.run_id == (tmp_path / "run" / "wandb_id.txt").read_text()  # resumes by it
+
+
+def test_a_project_that_wandb_refuses_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    with pytest.raises(ConfigError, match=r"cannot start \(Invalid project name 'a/b'.*\)$"):
+        Tracker(TrackingConfig(), tmp_path, {})
 
 
 def test_an_unknown_mode_is_refused_with_the_valid_ones(
@@ -382,3 +431,14 @@ def test_a_missing_tensorboard_is_reported_with_a_remedy(monkeypatch: pytest.Mon
     monkeypatch.setattr("alexnet2012.tracking.backends.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'alexnet2012\[tensorboard\]'"):
         check_backends(settings(tensorboard=True))
+
+
+def test_records_of_a_run_directory_that_was_removed_are_not_written_elsewhere(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    tracker = Tracker(NO_WANDB, run_dir, {})
+    shutil.rmtree(run_dir)
+    with pytest.raises(RunError, match="was removed during the run"):
+        tracker.metrics("train", 1, loss=1.0)
+    assert not run_dir.exists()

@@ -7,19 +7,17 @@ the functions that need no tensors.
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -43,7 +41,8 @@ from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
-from alexnet2012.utils.files import checksum_lines, sync_folder, synced
+from alexnet2012.utils.files import array_bytes, checksum_lines, sync_folder, synced
+from alexnet2012.utils.untrusted import open_regular
 
 # At import: warnings.catch_warnings would change the filters of other threads, too.
 warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
@@ -73,6 +72,8 @@ def save(
     except (OSError, CheckpointException) as error:
         reason = first_line(_first_failure(error))
         run_on_rank_0(lambda: shutil.rmtree(writing, ignore_errors=True), mesh, group)
+        if isinstance(_first_failure(error), FileNotFoundError):
+            raise RunError(f"{folder}: its directory was removed during the run") from error
         raise RunError(
             f"{folder}: cannot be written ({reason}); earlier checkpoints are intact. "
             "Free disk space and run the same command again to resume from the last one"
@@ -88,7 +89,7 @@ def load(folder: Path, model: AlexNet, optimizer: PaperSGD | None = None) -> Pro
     progress = read_progress(folder)
     state = tensors_of(model, optimizer)
     streams = {key: tensor for key, tensor in state.items() if key.startswith("random.")}
-    saved = _saved_shapes(folder) if streams else {}
+    saved = saved_shapes(folder) if streams else {}
     if any(saved.get(key, tensor.shape) != tensor.shape for key, tensor in streams.items()):
         remedy = "has dropout random states from incompatible code; resume with that code"
         raise ConfigError("checkpoint", folder, f"{remedy} ({progress.code}), or use init_from")
@@ -106,7 +107,7 @@ def load_pretrained(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
     Raises:
         ConfigError: the checkpoint lacks a layer, or its shape differs.
     """
-    saved = _saved_shapes(folder)
+    saved = saved_shapes(folder)
     chosen = list(names) or [name for name in model.layers() if name != "fc8"]
     if unknown := [name for name in chosen if name not in model.layers()]:
         remedy = f"no such layer; use any of {', '.join(model.layers())}"
@@ -135,10 +136,8 @@ def _begin(writing: Path, snapshot: TrainingState) -> None:
     writing.mkdir(parents=True)
     with synced(writing / METADATA) as file:
         file.write(json.dumps(asdict(snapshot.progress), indent=1, sort_keys=True).encode())
-    buffer = io.BytesIO()  # NumPy's own error would not say why a file cannot be written
-    np.save(buffer, snapshot.mean_image)
     with synced(writing / MEAN_IMAGE) as file:
-        file.write(buffer.getvalue())
+        file.write(array_bytes(snapshot.mean_image))
 
 
 def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> None:
@@ -160,12 +159,21 @@ def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
         raise damaged_error(folder, _first_failure(error)) from error
 
 
-def _saved_shapes(folder: Path) -> dict[str, torch.Size]:
+def saved_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Shapes of a checkpoint's tensors, by name; ConfigError if its files are damaged."""
     try:
+        for file in folder.glob("*.safetensors"):
+            open_regular(file).close()
         entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # the reader trusts its files: junk raises anything
         raise damaged_error(folder, error) from error
-    return {k: e.size for k, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+    shapes = {}
+    for name, entry in entries.items():
+        if isinstance(entry, TensorStorageMetadata):
+            if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+                raise damaged_error(folder, ValueError(f"parts of {name} are missing"))
+            shapes[name] = entry.size
+    return shapes
 
 
 def _first_failure(error: BaseException) -> BaseException:

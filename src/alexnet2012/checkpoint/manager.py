@@ -10,8 +10,10 @@ import torch.distributed as dist
 
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
+from alexnet2012.checkpoint.run_dir import LOCK
 from alexnet2012.checkpoint.state import TrainingState
-from alexnet2012.config.schema import CheckpointConfig, ConfigError
+from alexnet2012.config.schema import CheckpointConfig, ConfigError, RunError
+from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.utils.threads import in_background
 
@@ -24,7 +26,8 @@ class CheckpointManager:
 
     def __init__(self, config: CheckpointConfig, run_dir: Path, mesh: Mesh, step: int) -> None:
         self._config, self._mesh = config, mesh
-        self._folder = run_dir / "checkpoints"
+        self._run_dir, self._folder = run_dir, run_dir / "checkpoints"
+        self._lock = _identity(run_dir / LOCK)
         self._group = dist.new_group(backend="gloo") if mesh.world_size > 1 else None
         self._writing: Future[None] | None = None
         self._last_due_s = time.monotonic()
@@ -61,9 +64,15 @@ class CheckpointManager:
             self._writing.result()
 
     def _write(self, folder: Path, snapshot: TrainingState) -> None:
+        run_on_rank_0(self._check_run_dir, self._mesh, self._group)
         checkpoint.save(folder, snapshot, self._mesh, self._group)
         if self._mesh.rank == 0:
             self._prune()
+
+    def _check_run_dir(self) -> None:
+        """RunError if the directory was removed: a new one would have no lock and no settings."""
+        if _identity(self._run_dir / LOCK) != self._lock:
+            raise RunError(f"{self._run_dir}: was removed or replaced during the run")
 
     def _prune(self) -> None:
         keep_last = self._config.keep_last
@@ -76,6 +85,14 @@ class CheckpointManager:
         for folder in folders:
             if folder not in kept:
                 manifest.remove(folder)
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _best(folders: list[Path]) -> list[Path]:

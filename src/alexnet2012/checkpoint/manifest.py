@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-from omegaconf import OmegaConf
 
-from alexnet2012.config.compose import literal
+from alexnet2012.config.compose import typed_config
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
 from alexnet2012.config.validation import LIST_RUNS
 from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.utils.files import checksum_lines
 from alexnet2012.utils.logs import log
+from alexnet2012.utils.untrusted import read_array, read_bytes, read_json_object
 
 if TYPE_CHECKING:  # launching a run does not import torch
     from alexnet2012.distributed.mesh import Mesh
 
+Value = TypeVar("Value")
 METADATA = "checkpoint.json"
 MEAN_IMAGE = "mean_image.npy"
 CHECKSUMS = "SHA256SUMS"
@@ -68,11 +69,8 @@ def without_retired(settings: Any) -> Any:
 
 
 def config_of(progress: Progress) -> TrainConfig:
-    """The training configuration of a checkpoint."""
-    settings = literal(progress.settings)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
-    assert isinstance(config, TrainConfig)
-    return config
+    """The training configuration of a checkpoint; ValueError if its settings are not one."""
+    return typed_config(TrainConfig, progress.settings)
 
 
 def verify(folder: Path, mesh: Mesh) -> None:
@@ -81,13 +79,10 @@ def verify(folder: Path, mesh: Mesh) -> None:
     def expected() -> str:
         if not (folder / METADATA).is_file() and not (folder / CHECKSUMS).is_file():
             raise missing_error(folder)
-        return (folder / CHECKSUMS).read_bytes().decode("ascii", "replace")
+        return _read(folder, CHECKSUMS, read_bytes).decode("ascii", "replace")
 
-    try:
-        expected_sums = run_on_rank_0(expected, mesh)
-        actual_sums = checksums(folder, mesh)
-    except OSError as error:
-        raise damaged_error(folder, error) from error
+    expected_sums = run_on_rank_0(expected, mesh)
+    actual_sums = checksums(folder, mesh)
     if actual_sums != expected_sums:
         actual, expected_lines = ({*sums.splitlines()} for sums in (actual_sums, expected_sums))
         changed = (*actual - expected_lines, *expected_lines - actual)
@@ -97,7 +92,7 @@ def verify(folder: Path, mesh: Mesh) -> None:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run directory, newest first."""
-    folders = [f for f in (run_dir / "checkpoints").glob("step-*") if f.name[5:].isdigit()]
+    folders = [f for f in (run_dir / "checkpoints").glob("step-*") if f.name[5:].isdecimal()]
     return sorted(folders, key=checkpoint_step, reverse=True)
 
 
@@ -147,32 +142,74 @@ def read_progress(folder: Path, key: str = "checkpoint") -> Progress:
     file = folder / METADATA
     if not file.is_file():
         raise missing_error(folder, key)
+    values = _read(folder, METADATA, read_json_object)
+    for name, kind in get_type_hints(Progress).items():
+        if name in values and not _is_of(values[name], kind):
+            raise damaged_error(folder, ValueError(f"{name} is not {kind} in {METADATA}"))
     try:
-        progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        progress = Progress(**values)
+    except TypeError as error:
         raise damaged_error(folder, error) from error
     progress.settings = without_retired(progress.settings)
     return progress
 
 
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file is of an annotated type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of(item, inner[1]) for item in value.values())
+    if inner:  # a union
+        return any(_is_of(value, alternative) for alternative in inner)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
 def read_mean_image(folder: Path) -> npt.NDArray[np.float32]:
     """Read the training-set mean image [P, P, 3]."""
-    try:
-        mean_image: npt.NDArray[np.float32] = np.load(folder / MEAN_IMAGE, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise damaged_error(folder, error) from error
+    mean_image = _read(folder, MEAN_IMAGE, read_array)
+    if (
+        mean_image.dtype != np.float32
+        or mean_image.ndim != 3
+        or mean_image.shape != (len(mean_image), len(mean_image), 3)
+        or not np.isfinite(mean_image).all()
+    ):
+        problem = f"{MEAN_IMAGE} is not a mean image: {mean_image.dtype} {mean_image.shape}"
+        raise damaged_error(folder, ValueError(problem))
     return mean_image
+
+
+def _read(folder: Path, name: str, reader: Callable[[Path], Value]) -> Value:
+    """A file of a checkpoint, or ConfigError."""
+    try:
+        return reader(folder / name)
+    except (OSError, ValueError) as error:
+        raise damaged_error(folder, ValueError(f"{name}: {first_line(error)}")) from error
 
 
 def checksums(folder: Path, mesh: Mesh) -> str:
     """Compute the contents of ``SHA256SUMS``; each rank reads a part of the files. Collective."""
 
     def names() -> list[str]:
-        files = (path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+        try:
+            files = [path.name for path in folder.iterdir() if path.name != CHECKSUMS]
+        except OSError as error:
+            raise damaged_error(folder, error) from error
         return sorted(name for name in files if not name.startswith("."))  # e.g. .nfs*
 
+    def sums(names_of_rank: list[str]) -> list[str]:
+        try:
+            return checksum_lines(folder, names_of_rank)
+        except (OSError, ValueError) as error:
+            raise damaged_error(folder, error) from error
+
     names_of_rank = run_on_rank_0(names, mesh)[mesh.rank :: mesh.world_size]
-    return sorted_lines(gather_results(lambda: checksum_lines(folder, names_of_rank), mesh))
+    return sorted_lines(gather_results(lambda: sums(names_of_rank), mesh))
 
 
 def sorted_lines(parts: Sequence[list[str]]) -> str:

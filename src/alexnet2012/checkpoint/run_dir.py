@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ from alexnet2012.distributed.devices import uses_gpus
 from alexnet2012.distributed.process_env import local_processes
 from alexnet2012.tracking.backends import check_backends
 from alexnet2012.utils.files import replace_text
+from alexnet2012.utils.untrusted import read_json_object, read_yaml
 
 if TYPE_CHECKING:  # launching a run does not import torch
     from alexnet2012.distributed.mesh import Mesh
@@ -75,6 +76,7 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     if store.size != data.store_size:
         remedy = f"contains images of {store.size} pixels; set data.store_size={store.size}"
         raise ConfigError("data.store", data.store, remedy)
+    store.require("train")
     newest = run_on_rank_0(lambda: manifest.latest(run_dir), mesh)
     if config.resume is None or (config.resume == AUTO and newest is None):
         return store, None
@@ -94,13 +96,14 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
 def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     """Whether the directory has a finished run with these settings on the current images."""
     file = run_dir / SUMMARY
-    if not file.is_file() or with_defaults(_saved_settings(run_dir)) != flatten(to_plain(config)):
+    settings = _saved_settings(run_dir)
+    if not file.exists() or with_defaults(settings) != flatten(to_plain(config)):
         return False
     store = Path(str(config.data.store))
     if not (store / "manifest.json").is_file():
         return True
     current = fingerprint(store)
-    summary = json.loads(file.read_text(encoding="utf-8"))
+    summary = _read(file, read_json_object)
     return bool(summary.get("store_fingerprint", current) == current)
 
 
@@ -163,7 +166,24 @@ def remove_unused(run_dir: Path) -> None:
 def _saved_settings(run_dir: Path) -> Any:
     """Settings of the last run in the directory, as JSON types; None without one."""
     file = run_dir / SETTINGS
-    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None
+    if not file.exists():
+        return None
+    settings = _read(file, read_yaml)
+    if not isinstance(settings, dict):
+        raise _damaged(file, ValueError("does not belong to a training run"))
+    return settings
+
+
+def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(file)
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> ConfigError:
+    remedy = f"{file.name} is damaged ({manifest.first_line(error)}); use another directory"
+    return ConfigError("hydra.run.dir", file.parent, remedy)
 
 
 def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: str) -> None:
@@ -182,7 +202,9 @@ def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: s
 def with_defaults(saved: Any) -> dict[str, Any]:
     """Saved settings by full key; settings added since then have their defaults."""
     settings = flatten(to_plain(TrainConfig())) | flatten(without_retired(saved))
-    drops = [asdict(DropConfig(**drop)) for drop in settings["schedule.drops"]]
+    drops = settings["schedule.drops"]
+    with suppress(TypeError):  # of a damaged file: they differ from any that a run can have
+        drops = [asdict(DropConfig(**drop)) for drop in drops]
     return settings | {"schedule.drops": drops}
 
 

@@ -13,10 +13,9 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from types import FrameType
+from errno import EPIPE
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -30,9 +29,13 @@ from alexnet2012.distributed.watchdog.failure_report import (
     EXIT_USER_ERROR,
     LostPeerError,
 )
-from alexnet2012.utils.interrupt import InterruptError
+from alexnet2012.utils.files import os_error_line
+from alexnet2012.utils.interrupt import InterruptError, raise_signals, received
+from alexnet2012.utils.terminal import outliving_terminal
+from alexnet2012.utils.text import printable_lines
 
 EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
+INTERRUPTED = "interrupted"
 # What other trainers call our settings.
 _OTHER_NAMES = {
     "precision": "amp dtype",
@@ -68,57 +71,82 @@ _OTHER_NAMES = {
     "mesh.processes": "world_size",
 }
 SYNONYMS = {name: keys.split() for keys, names in _OTHER_NAMES.items() for name in names.split()}
+# What pip installs for Hydra's own plugins, by the setting that selects one.
+_PLUGINS = {
+    "hydra/sweeper=optuna": "'alexnet2012[optuna]'",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "ray cloudpickle && pip install --no-deps hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 _HYDRAS_FLAG_ERRORS = ("Only one of --", "The --resolve flag")  # ValueErrors
 MISTAKES = (*_IN_SETTINGS, OSError)
 
 
-def exit_on_error(application: Callable[[], None], schema: type[Any] | None = None) -> None:
+def exit_on_error(
+    application: Callable[[], None],
+    schema: type[Any] | None = None,
+    *,
+    same_on_all_ranks: bool = False,
+) -> None:
     """Call ``application``; an exception becomes one line and an exit code.
 
-    Under torchrun all ranks raise the same errors, and only rank 0 prints them, until the ranks
-    have joined (:data:`EVERY_RANK_REPORTS` is set).
+    With ``same_on_all_ranks``, the ranks that torchrun started on one machine raise the same
+    errors, and only the first of them prints, until :data:`EVERY_RANK_REPORTS` is set.
     """
+
+    def end(line: str, code: int) -> NoReturn:
+        announced = same_on_all_ranks and EVERY_RANK_REPORTS not in os.environ
+        if announced and current_process().local_rank > 0:
+            sys.exit(code)
+        _end(line, code)
+
     atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_signal)  # so that cleanup code runs
-    try:
-        application()
-    except _IN_SETTINGS as error:
-        _end(explain(error, schema), EXIT_USER_ERROR)
-    except LostPeerError:  # already reported
+    raise_signals()  # so that cleanup code runs
+    with outliving_terminal() as output:
+        try:
+            application()
+        except InterruptError as error:
+            end(INTERRUPTED, 128 + error.number)
+        except KeyboardInterrupt:
+            end(INTERRUPTED, 128 + signal.SIGINT)
+        except Exception as error:
+            if received:  # an error of what the signal broke off, an import for example
+                end(INTERRUPTED, 128 + received[0])
+            _end_failed(error, schema, end)
+        output.flush()
+        if output.error is not None and output.error.errno != EPIPE:  # of `… | head`
+            reason = f"{output.error.strerror}; the work is done, but some of its output is lost"
+            _end(f"standard output: {reason}", EXIT_FAILURE)
+
+
+def _end_failed(
+    error: Exception, schema: type[Any] | None, end: Callable[[str, int], NoReturn]
+) -> NoReturn:
+    if isinstance(error, _IN_SETTINGS):
+        end(explain(error, schema), EXIT_USER_ERROR)
+    if isinstance(error, LostPeerError):  # already reported
         sys.exit(EXIT_FAILURE)
-    except RunError as error:
-        _end(str(error), EXIT_FAILURE)
-    except BrokenPipeError:  # a reader such as `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to write
-        sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _end(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
-    except ValueError as error:
-        if not str(error).startswith(_HYDRAS_FLAG_ERRORS):
-            raise
-        _end(str(error), EXIT_USER_ERROR)
-    except InterruptError as error:
-        end_interrupted(error.number)
-    except KeyboardInterrupt:
-        end_interrupted(signal.SIGINT)
-
-
-def _raise_signal(number: int, frame: FrameType | None) -> NoReturn:
-    raise InterruptError(number)
+    if isinstance(error, RunError):
+        end(str(error), EXIT_FAILURE)
+    if line := os_error_line(error):
+        end(line, EXIT_USER_ERROR)
+    if isinstance(error, ValueError) and str(error).startswith(_HYDRAS_FLAG_ERRORS):
+        end(str(error), EXIT_USER_ERROR)
+    raise error
 
 
 def end_interrupted(number: signal.Signals) -> NoReturn:
     """Exit with the code that a shell gives a program ended by a signal."""
-    _end("interrupted", 128 + number)
+    _end(INTERRUPTED, 128 + number)
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if current_process().rank == 0 or EVERY_RANK_REPORTS in os.environ:
-        print(f"alexnet2012: {line}", file=sys.stderr)
+    print(printable_lines(f"alexnet2012: {line}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -131,6 +159,8 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
         return f"{error.full_key}: required; set {error.full_key}=…"
     if match := re.search(r"Could not find '(.+)/(.*)'", text):
         group, choice = match.groups()
+        if package := _PLUGINS.get(f"{group}={choice}"):
+            return f"{group}={choice}: needs an extra package: pip install {package}"
         choices = re.findall(r"^\t([\w-]+)$", text, flags=re.MULTILINE)
         if not choices:  # Hydra does not list the choices of nested groups
             group, _, choice = f"{group}/{choice}".partition("/")

@@ -67,7 +67,9 @@ class Budget(Choice):
 
 
 # Sources that need no path: generated from an installed package, or downloaded.
-NAMED_SOURCES = ("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull")
+NAMED_SOURCES = (
+    *("photos", "cifar10", "imagenette", "imagenette160", "imagenettefull", "tinyimagenet"),
+)
 
 
 class Feed(Choice):
@@ -97,6 +99,7 @@ class ExportFormat(Choice):
     safetensors = "safetensors"
     onnx = "onnx"
     torch = "torch"
+    torchvision = "torchvision"
 
 
 class Device(Choice):

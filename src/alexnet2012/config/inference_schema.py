@@ -11,19 +11,21 @@ from typing import Any
 from omegaconf import MISSING
 
 from alexnet2012.config.enums import Device, ExportFormat
-from alexnet2012.config.schema import ranged
+from alexnet2012.config.schema import path_field, ranged
 
 
 @dataclass
 class PredictConfig:
     """Predictions of a model, or of an ensemble, for any images."""
 
-    checkpoint: Any = MISSING  # a run, a checkpoint or an exported .safetensors; or a list of them
+    # a run, a checkpoint or an exported .safetensors; or a list of them
+    checkpoint: Any = path_field()
     images: Any = MISSING  # a file, a folder or a URL; or a list of them
     views: int = 10  # crops averaged per image, 1 or 10
     guesses: int = ranged(5, low=1)  # predictions shown per image
     json: bool = False  # print JSON instead of a table
-    sheet: str | None = None  # HTML file to write, with the images and their predictions
+    # HTML file to write, with the images and their predictions
+    sheet: str | None = path_field(None)
     batch_size: int = ranged(64, low=1)  # views per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
     decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: one per core
@@ -33,7 +35,7 @@ class PredictConfig:
 class ServeConfig:
     """A web page that shows the predictions and activations of a model."""
 
-    checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
+    checkpoint: str = path_field()  # a run, a checkpoint or an exported .safetensors
     # address or host name to listen on; 0.0.0.0 accepts connections from other machines
     host: str = "127.0.0.1"
     port: int = ranged(8012, low=0, high=65535)  # TCP port; 0 selects a free one
@@ -45,9 +47,9 @@ class ServeConfig:
 class FeaturesConfig:
     """The last hidden activations of images, as a file."""
 
-    checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
+    checkpoint: str = path_field()  # a run, a checkpoint or an exported .safetensors
     images: Any = MISSING  # a file, a folder or a URL; or a list of them
-    out: str = MISSING  # .npy file to write; the file names of the images go to OUT.json
+    out: str = path_field()  # .npy file to write; the file names of the images go to OUT.json
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
     decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: one per core
@@ -57,9 +59,10 @@ class FeaturesConfig:
 class NearestConfig:
     """Nearest neighbours of images, among the images of a features file."""
 
-    features: str = MISSING  # .npy file written by `features`
+    features: str = path_field()  # .npy file written by `features`
     images: Any = MISSING  # query images: a file, a folder or a URL; or a list of them
-    checkpoint: str | None = None  # model for the query images; null: the one in the features file
+    # model for the query images; null: the one in the features file
+    checkpoint: str | None = path_field(None)
     count: int = ranged(6, low=1)  # neighbours per query image; 6 in paper fig. 4
     json: bool = False  # print JSON instead of a table
     batch_size: int = ranged(64, low=1)  # images per forward pass
@@ -71,19 +74,23 @@ class NearestConfig:
 class ExportConfig:
     """A trained model as one file."""
 
-    checkpoint: str = MISSING  # a run, a checkpoint or an exported .safetensors
-    format: ExportFormat = ExportFormat.safetensors  # tensors, or a graph for ONNX Runtime or torch
-    out: str = MISSING  # file to write
+    checkpoint: str = path_field()  # a run, a checkpoint or an exported .safetensors
+    # tensors; a graph for ONNX Runtime or torch; or tensors under torchvision's names
+    format: ExportFormat = ExportFormat.safetensors
+    out: str = path_field()  # file to write
 
 
 @dataclass
 class ImportConfig:
     """A checkpoint converted from a Caffe or torchvision model."""
 
-    source: str = MISSING  # a .caffemodel, or a torchvision state dict (.pth, .safetensors)
-    out: str = MISSING  # folder of the new checkpoint
+    source: str = path_field()  # a .caffemodel, or torchvision's weights (.pth, .safetensors)
+    out: str = path_field()  # folder of the new checkpoint
     # mean image of Caffe (.binaryproto); null: the one in the source, or ImageNet's mean colour
-    mean: str | None = None
-    classes: str | None = None  # text file of class names, one per line; null: class numbers
+    mean: str | None = path_field(None)
+    # text file of class names, one per line; null: class numbers
+    classes: str | None = path_field(None)
+    # which network of a file with several, as model or model_ema; null: the averaged weights if any
+    entry: str | None = None
     # side in pixels to which images are resized before cropping
     picture_size: int = ranged(256, low=1)

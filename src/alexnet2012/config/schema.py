@@ -76,6 +76,11 @@ def ranged(default: Any = MISSING, *, role: Role | None = None, **bounds: float)
     return field(default=default, metadata={"range": Range(**bounds), "role": role})
 
 
+def path_field(default: Any = MISSING, *, role: Role | None = None) -> Any:
+    """A field for a path, or a list of paths; a leading ``~`` in it is the home directory."""
+    return field(default=default, metadata={"path": True, "role": role})
+
+
 @dataclass
 class ConvConfig:
     """A convolution and the operations after it. Kernel counts are totals over both towers."""
@@ -272,9 +277,9 @@ class DataConfig:
     """The store of preprocessed images, and the source from which it is made if missing."""
 
     # images to make the store from, as in `prepare`; null: the store must exist
-    source: str | None = field(default=MISSING, metadata={"role": Role.input})
+    source: str | None = path_field(role=Role.input)
     # path of the store; null: next to the source, or in the user's cache for named sources
-    store: str | None = field(default=None, metadata={"role": Role.input})
+    store: str | None = path_field(None, role=Role.input)
     store_size: int = ranged(256, low=1, role=Role.identity)  # pixels per side of stored images
     # training images per step, over all replicas
     batch_size: int = ranged(128, low=1, role=Role.identity)
@@ -370,9 +375,9 @@ class TrainConfig:
     eval_train_images: int = ranged(0, low=0, role=Role.evaluation)
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
     # from that checkpoint, or from the newest one of that run; null: require a new run directory
-    resume: str | None = field(default="auto", metadata={"role": Role.checkpointing})
+    resume: str | None = path_field("auto", role=Role.checkpointing)
     # pretrained weights: a checkpoint or run that initializes init_layers; null: random weights
-    init_from: str | None = field(default=None, metadata={"role": Role.identity})
+    init_from: str | None = path_field(None, role=Role.identity)
     # layers that are initialized from init_from; empty: all but fc8
     init_layers: list[str] = field(default_factory=list, metadata={"role": Role.identity})
     # trace this many steps, after a warm-up, for ui.perfetto.dev; null: none
@@ -396,14 +401,17 @@ class TrainConfig:
 class PrepareConfig:
     """A store made from images."""
 
-    source: str = "photos"  # name of a data set, a folder, or an archive
-    store: str = MISSING  # folder to write
+    source: str = path_field("photos")  # name of a data set, a folder, or an archive
+    store: str = path_field()  # folder to write
     size: int = ranged(256, low=16, high=4096)  # pixels per side of the stored images
     quality: int = ranged(95, low=1, high=100)  # JPEG quality of the stored images
     workers: int | None = ranged(None, low=1, high=1024)  # processes; null: one per core
     on_reject: OnReject = OnReject.skip  # skip: list unusable images; fail: stop at one
     # validation images in % of each class, for folders without a split of their own
-    val_percent: float = ranged(10.0, above=0, below=100)
+    # 100: all, for a store to evaluate on
+    val_percent: float = ranged(10.0, above=0, high=100)
+    # list of image name and class, for images in no class folders; null: a known list beside them
+    labels: str | None = path_field(None)
     seed: int = ranged(0, low=0)  # seed of that split, and of the crops of `photos`
 
 
@@ -411,10 +419,10 @@ class PrepareConfig:
 class EvaluateConfig:
     """Errors of one checkpoint, or of several as an ensemble."""
 
-    checkpoint: Any = MISSING  # a run or a checkpoint; or a list of them, as an ensemble
-    store: str | None = None  # store to evaluate on; null: that of the training run
+    checkpoint: Any = path_field()  # a run or a checkpoint; or a list of them, as an ensemble
+    store: str | None = path_field(None)  # store to evaluate on; null: that of the training run
     views: int = 10  # crops averaged per image, 1 or 10
-    out: str | None = None  # JSON file for the result
+    out: str | None = path_field(None)  # JSON file for the result
     json: bool = False  # print the result as JSON
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
@@ -422,16 +430,19 @@ class EvaluateConfig:
     # which classes of the model those of the store are, where they differ. shared: classes of the
     # same name, leaving out the others; index: numbers are positions among the other's classes; or
     # a file (.json or tab-separated) with the model's class, or classes, for each of the store's
-    classes: str | None = None
+    classes: str | None = path_field(None)
     # file with the right labels of each image, which may be several, in place of the store's
-    labels: str | None = None
+    labels: str | None = path_field(None)
     # file to write with the five predictions and the errors of each image, .csv or .jsonl
-    predictions: str | None = None
-    per_class: str | None = None  # .csv file to write with the errors of each class
-    confusion: str | None = None  # .csv file to write with images by class and predicted class
+    predictions: str | None = path_field(None)
+    per_class: str | None = path_field(None)  # .csv file to write with the errors of each class
+    confusion: str | None = path_field(
+        None
+    )  # .csv file to write with images by class and predicted class
     # file to write in ILSVRC's format: five class numbers per image; it needs devkit
-    submission: str | None = None
-    devkit: str | None = None  # ILSVRC's development kit (.tar.gz), which numbers the classes
+    submission: str | None = path_field(None)
+    # ILSVRC's development kit (.tar.gz, or unpacked), which numbers the classes
+    devkit: str | None = path_field(None)
 
 
 @dataclass
@@ -466,8 +477,9 @@ class PlanConfig:
 class ReproduceConfig:
     """The whole reproduction, from images to the report."""
 
-    source: str = "photos"  # name of a data set, a folder, or an archive; as in `prepare`
-    out: str = "reproduction"  # folder to write
+    # name of a data set, a folder, or an archive; as in `prepare`
+    source: str = path_field("photos")
+    out: str = path_field("reproduction")  # folder to write
     # compute budget: minutes, hours on two cores, half an hour of a GPU, or the whole of ILSVRC
     budget: Budget = Budget.quick
     # parts to run; empty: those that the budget and the images are for. docs/ledger.md lists them

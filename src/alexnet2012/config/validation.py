@@ -34,12 +34,10 @@ LIST_RUNS = "`alexnet2012 runs` lists the runs in a folder"
 def validate(config: object) -> None:
     """Check a configuration; expand ``~`` in its paths and fill in the store's default path."""
     check_values(config)
+    expand_paths(config)
     if isinstance(config, TrainConfig):
         store = config.data.store or default_store(config.data)
-        config.data.store = str(user_path("data.store", store).absolute())  # checkpoints keep it
-        for key in ("resume", "init_from"):
-            if (path := getattr(config, key)) is not None:
-                setattr(config, key, str(user_path(key, path)))
+        config.data.store = str(Path(store).absolute())  # checkpoints keep it
         check_recipe(config.recipe, config.model)
         _check_train(config)
     elif isinstance(config, (EvaluateConfig, PredictConfig, ServeConfig)):
@@ -88,6 +86,20 @@ def user_path(key: str, path: str) -> Path:
     except RuntimeError:
         remedy = "no such home directory on this machine; give a path without ~"
         raise ConfigError(key, path, remedy) from None
+
+
+def expand_paths(config: Any, prefix: str = "") -> None:
+    """Expand a leading ``~`` in every path of a configuration, in place."""
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            expand_paths(value, f"{key}.")
+        elif item.metadata.get("path"):
+            paths = value if isinstance(value, list) else [value]
+            expanded = [
+                str(user_path(key, path)) if str(path).startswith("~") else path for path in paths
+            ]
+            setattr(config, item.name, expanded if isinstance(value, list) else expanded[0])
 
 
 def check_values(config: Any, prefix: str = "") -> None:

@@ -142,6 +142,7 @@ class TrainLoader:
         self._split, self._augment, self._seed, self._shuffle = split, augment, seed, shuffle
         self._steps = placement.steps(len(split.labels), batch_size)
         self._margin = store.size - input_size
+        assert store.mean_image is not None and store.rgb_covariance is not None
         self._basis = augmentation.lighting_basis(store.rgb_covariance, augment.lighting_scale)
         self._no_images = torch.empty((0, 3, input_size, input_size), device=placement.device)
         self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
@@ -272,6 +273,7 @@ class EvalLoader:
         self._steps = placement.steps(len(self.indices), batch_size)
         self._views = view_positions(views, store.size, input_size)
         self._augment = augment
+        assert store.mean_image is not None  # of the store, or put there from the network
         self._mean = torch.from_numpy(store.mean_image).to(placement.device)  # [P, P, 3]
         shape = (store.size, store.size, 3)
         self._no_images = torch.empty((0, *shape), dtype=torch.uint8, device=placement.device)

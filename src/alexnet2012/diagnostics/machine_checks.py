@@ -30,7 +30,7 @@ from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process
 from alexnet2012.nn.lrn import local_response_norm
 from alexnet2012.utils import native
-from alexnet2012.utils.environment import PACKAGE, cpu_name, running_commit
+from alexnet2012.utils.environment import PACKAGE, cpu_name, dali_package, running_commit
 
 GIB = 1 << 30
 LOCK = PACKAGE.parents[1] / "requirements.lock"  # exists in a checkout only
@@ -78,7 +78,7 @@ def check_machine(
         partial(disk, run_dir),
         shared_memory,
         open_files,
-        partial(store, Path(str(config.data.store)).expanduser()),
+        partial(store, Path(str(config.data.store))),
         commit,
     ]
     if checkpoint_path is not None:
@@ -136,7 +136,7 @@ def device(mesh: Mesh) -> Finding:
 
 
 def package_versions() -> list[Callable[[], Finding]]:
-    return [partial(package_version, name) for name in ("torch", "nvidia-dali-cuda130", "numpy")]
+    return [partial(package_version, name) for name in ("torch", dali_package(), "numpy")]
 
 
 def package_version(name: str) -> Finding:
@@ -159,7 +159,7 @@ def _version_in(lines: Iterable[str], prefix: str) -> str:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split("+")[0].split(".") if part.isdigit()]
+    return [int(part) for part in text.split("+")[0].split(".") if part.isdecimal()]
 
 
 def dali(mesh: Mesh) -> Finding:
@@ -251,7 +251,7 @@ def store(root: Path) -> Finding:
         if not intact:
             remedy = "the file was changed or deleted; remove the store and prepare it again"
             return Finding("store", Severity.wrong, f"{root / path} is corrupt", remedy)
-    counts = " and ".join(f"{len(opened.split(split).paths):,} {split}" for split in SPLITS)
+    counts = " and ".join(f"{len(opened.split(split).paths):,} {split}" for split in opened.splits)
     verified = f"{len(opened.classes)} classes; {len(sample)} files verified"
     return ok("store", f"{counts} images of {verified}")
 

@@ -19,7 +19,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
@@ -38,11 +37,13 @@ from alexnet2012.distributed.watchdog.failure_report import (
     PEER_EXIT_DELAY_S,
     RECORD,
     LostPeerError,
+    failure_text,
     read_failures,
     write_failure,
 )
 from alexnet2012.distributed.watchdog.flight_recorder import FlightRecord
 from alexnet2012.utils.interrupt import InterruptError
+from alexnet2012.utils.terminal import persistent_output
 
 STOP_TIMEOUT_S = 30.0  # for a rank to save its state after a signal
 MAX_SOCKET_FOLDER = 60  # the path of a fork server's socket has 107 characters at most
@@ -58,10 +59,10 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
     if processes == 1:
         try:
             worker(*args)
-        except (ConfigError, RunError, InterruptError):
+        except (ConfigError, RunError):
             raise
         except Exception as error:
-            raise RunError("".join(traceback.format_exception(error))) from None
+            raise RunError(failure_text(error)) from None
         return
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:  # mode 0700
         rendezvous_file = str(Path(folder, "rendezvous"))
@@ -150,9 +151,12 @@ def _guarded(environ: dict[str, str], folder: str, worker: Callable[..., None], 
     os.environ[FAILURES_DIR] = folder
     atexit.register(gc.freeze)  # as in exit_on_error
     exit_with_parent()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training has something to save
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked in the fork server
     name_process(f"rank {environ['RANK']}")
     set_threads(local_processes())
+    persistent_output()
     try:
         worker(*args)
     except InterruptError as error:  # the worker has saved its state
@@ -210,7 +214,8 @@ def _failure(codes: dict[int, int], folder: Path) -> ConfigError | RunError:
 def _diagnosis(folder: Path, failed: Sequence[int]) -> str:
     """Where the failed ranks were, from their flight records; empty if there are none yet."""
     files = sorted(folder.glob(f"*{RECORD}"), key=lambda file: int(file.stem))
-    records = [RankRecord(int(file.stem), FlightRecord(file.read_bytes())) for file in files]
+    found = [(int(file.stem), file.read_bytes()) for file in files]
+    records = [RankRecord(rank, FlightRecord(memory)) for rank, memory in found if memory]
     others = [record for record in records if record.rank not in failed]
     lost = [record for record in records if record.rank in failed and others]
     return "; ".join(exited(others[0], record).text for record in lost)

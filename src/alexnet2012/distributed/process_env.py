@@ -44,11 +44,7 @@ def current_process() -> ProcessInfo:
 
 def joining_process() -> ProcessInfo:
     """Rank of a process that joins explicitly: any launcher may have set the variables (mpirun)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ProcessInfo()
-    for key in ("RANK", "LOCAL_RANK"):
-        require_env(key)
-    return _from_env()
+    return ProcessInfo() if _number("WORLD_SIZE", "1") == 1 else _from_env()
 
 
 def require_env(key: str) -> str:
@@ -58,6 +54,13 @@ def require_env(key: str) -> str:
     size = os.environ.get("WORLD_SIZE")
     remedy = f"must be set together with WORLD_SIZE={size}; unset WORLD_SIZE to run one process"
     raise ConfigError(key, None, remedy)
+
+
+def _number(key: str, default: str | None = None) -> int:
+    text = os.environ.get(key) or default or require_env(key)
+    if not text.isdecimal():
+        raise ConfigError(key, text, "must be a number; unset WORLD_SIZE to run one process")
+    return int(text)
 
 
 def rank_env(rank: int, processes: int, rendezvous_file: str) -> dict[str, str]:
@@ -78,13 +81,13 @@ def local_processes(default: int = 1) -> int:
     """Processes of this run on this machine; ``default`` if they are not launched yet."""
     if (process := launched_process()) is not None:
         return process.local_world_size
-    return int(os.environ.get(LOCAL_PROCESSES, default))
+    return _number(LOCAL_PROCESSES, str(default))
 
 
 def _from_env() -> ProcessInfo:
     return ProcessInfo(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ["LOCAL_RANK"]),
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        _number("RANK"),
+        _number("WORLD_SIZE"),
+        _number("LOCAL_RANK"),
+        _number("LOCAL_WORLD_SIZE", "1"),
     )

@@ -188,7 +188,7 @@ def pack_inspection(inspection: Inspection) -> bytes:
     predictions = [
         {
             "name": printable(best.name),
-            "probability": best.probability if math.isfinite(best.probability) else None,
+            "probability": best.probability,
             "tower": tower,
         }
         for best, tower in zip(inspection.predictions, inspection.owners, strict=True)

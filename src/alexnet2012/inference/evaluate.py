@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
-from alexnet2012.data.loaders import EvalLoader
+from alexnet2012.data.loaders import Batch, EvalLoader
 from alexnet2012.data.store import Split, Store
 from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.distributed.launch import reuse_memory
 from alexnet2012.inference.evaluation_files import ImageResults, submitted_numbers, write_files
 from alexnet2012.inference.label_space import LabelSpace, label_space
-from alexnet2012.inference.trained_model import TrainedModel, load_ensemble
+from alexnet2012.inference.trained_model import TrainedModel, check_finite, load_ensemble
 from alexnet2012.tracking.progress_bar import over_images
 from alexnet2012.training.evaluation import evaluate
 from alexnet2012.training.image_errors import ImageErrors
@@ -77,8 +77,13 @@ def evaluate_in_detail(config: EvaluateConfig, *, progress: bool = False) -> Eva
         views = "1 view" if config.views == 1 else f"{config.views} views"
         announce(f"evaluating {len(evaluated):,} images, {views} each")
         batches = over_images(batches, lambda batch: len(batch.labels), len(evaluated))
+
+    def add(batch: Batch, predictions: Tensor) -> None:  # of all models
+        check_finite(predictions, "the output", config.checkpoint)
+        results.add(batch, predictions)
+
     networks = [_Columns.of(trained, space) for trained in models]
-    errors = evaluate(networks, batches, first.mesh, len(space.names), results.add)
+    errors = evaluate(networks, batches, first.mesh, len(space.names), add)
     write_files(config, results, numbers)
     return Evaluation(errors, results, len(names) - len(evaluated))
 

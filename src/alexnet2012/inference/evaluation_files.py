@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.data.loaders import Batch
-from alexnet2012.data.sources.ilsvrc import class_numbers
+from alexnet2012.data.sources.devkit import read_devkit
 from alexnet2012.training.image_errors import UNITS, ImageErrors
 from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.metrics import TOP_K
@@ -114,11 +114,11 @@ def submitted_numbers(config: EvaluateConfig, classes: Sequence[str]) -> list[in
     """
     if config.submission is None:
         return []
-    kit = class_numbers(Path(str(config.devkit)).expanduser())
+    kit, _ = read_devkit(Path(str(config.devkit)))
     if unknown := [name for name in classes if name not in kit]:
         remedy = f"has no class {unknown[0]!r}; a submission needs a model with ILSVRC's names"
         raise ConfigError("devkit", config.devkit, remedy)
-    return [kit[name] for name in classes]
+    return [kit[name].number for name in classes]
 
 
 def write_files(config: EvaluateConfig, results: ImageResults, numbers: Sequence[int]) -> None:
@@ -130,7 +130,7 @@ def write_files(config: EvaluateConfig, results: ImageResults, numbers: Sequence
         (config.submission, _submission),
     ):
         if given is not None:
-            path = Path(given).expanduser()
+            path = Path(given)
             replace_text(path, text(path, results, numbers))
 
 

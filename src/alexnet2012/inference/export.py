@@ -1,4 +1,4 @@
-"""Export a trained model as one file: safetensors, ONNX or ``torch.export``.
+"""Export a trained model as one file: safetensors, ONNX, ``torch.export``, torchvision's names.
 
 Every file is read back before it gets its name, and its logits are compared with the model's.
 
@@ -24,14 +24,22 @@ from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.preparation.decode import square_jpeg
 from alexnet2012.data.sources.photos import photograph
 from alexnet2012.data.ten_crop import centre_crop
+from alexnet2012.inference.importers.torchvision import (
+    STD,
+    alexnet_logits,
+    has_torchvisions_mean,
+    to_state_dict,
+)
 from alexnet2012.inference.trained_model import (
     MEAN_IMAGE,
     METADATA,
     TrainedModel,
+    check_finite,
     export_metadata,
     load_trained,
 )
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.files import replace_bytes
 from alexnet2012.utils.shard import Shard
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -70,6 +78,7 @@ def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
     try:
         logits = _WRITERS[kind](trained, temporary, images)
         expected = trained.model(trained.views(images, 1)[:, 0])
+        check_finite(expected, "the output", trained.path)
         difference = float((logits - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE:
             raise RunError(
@@ -83,7 +92,7 @@ def export(trained: TrainedModel, kind: ExportFormat, out: Path) -> float:
 
 def _write_safetensors(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     state = {**trained.model.full_state_dict(), MEAN_IMAGE: torch.from_numpy(trained.mean_image)}
-    path.write_bytes(save(state, {METADATA: export_metadata(trained), "format": "pt"}))
+    replace_bytes(path, save(state, {METADATA: export_metadata(trained), "format": "pt"}))
     loaded = load_trained(path, Device.cpu)
     logits: Tensor = loaded.model(loaded.views(images, 1)[:, 0])
     return logits
@@ -95,7 +104,7 @@ def _write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     from alexnet2012.inference.onnx_graph import onnx_model
 
     model = onnx_model(_float32_copy(trained), _mean(trained).numpy(), export_metadata(trained))
-    path.write_bytes(model.SerializeToString())
+    replace_bytes(path, model.SerializeToString())
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": _graph_input(trained, images).numpy()})
     return torch.from_numpy(logits)
@@ -108,15 +117,30 @@ def _write_torch(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
     program = torch.export.export(module, (pixels,), dynamic_shapes=dynamic_batch)
     buffer = io.BytesIO()  # given a path, torch warns about its suffix
     torch.export.save(program, buffer, extra_files={f"{METADATA}.json": export_metadata(trained)})
-    path.write_bytes(buffer.getvalue())
+    replace_bytes(path, buffer.getvalue())
     logits: Tensor = torch.export.load(buffer).module()(pixels)
     return logits
+
+
+def _write_torchvision(trained: TrainedModel, path: Path, images: Tensor) -> Tensor:
+    try:
+        state = to_state_dict(trained.model, trained.mean_image)
+    except ValueError as error:
+        raise ConfigError("format", "torchvision", str(error)) from error
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue())
+    views = trained.views(images, 1)[:, 0].float()
+    if has_torchvisions_mean(trained.mean_image):
+        views /= 255 * torch.tensor(STD)[:, None, None]
+    return alexnet_logits(torch.load(path, weights_only=True), views)
 
 
 _WRITERS = {
     ExportFormat.safetensors: _write_safetensors,
     ExportFormat.onnx: _write_onnx,
     ExportFormat.torch: _write_torch,
+    ExportFormat.torchvision: _write_torchvision,
 }
 
 

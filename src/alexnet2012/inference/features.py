@@ -23,8 +23,9 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.inference.images import RejectedImage, decode_images
 from alexnet2012.inference.trained_model import TrainedModel, last_hidden
 from alexnet2012.tracking.progress_bar import over_images
-from alexnet2012.utils.files import replace_text
+from alexnet2012.utils.files import replace_text, synced
 from alexnet2012.utils.text import printable
+from alexnet2012.utils.untrusted import open_regular, read_json_object
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class Features:
         """Write ``path`` (.npy) and ``path``.json, each atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.writing")
-        with temporary.open("wb") as file:
-            np.save(file, self.activations)
+        array = np.ascontiguousarray(self.activations)
+        header = np.lib.format.header_data_from_array_1_0(array)
+        with synced(temporary) as file:  # np.save would not say why a file cannot be written
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(array.data)
         os.replace(temporary, path)
         index = {"checkpoint": self.checkpoint, "net": self.model_digest, "files": self.files}
         replace_text(_index_path(path), json.dumps(index, indent=1) + "\n")
@@ -50,12 +54,15 @@ class Features:
     def load(cls, path: Path) -> Features:
         """Read both files back, and check that they match."""
         try:
-            index = json.loads(_index_path(path).read_text(encoding="utf-8"))
-            activations = np.load(path, allow_pickle=False)
+            index = read_json_object(_index_path(path))
+            with open_regular(path) as file:  # of any size
+                activations = np.load(file, allow_pickle=False)
             features = cls(activations, index["files"], index["checkpoint"], index["net"])
             if activations.ndim != 2 or len(activations) != len(features.files):
                 raise ValueError("the number of rows differs from the number of files listed")
-        except (OSError, EOFError, KeyError, ValueError, TypeError) as error:
+            if not np.isfinite(activations).all():
+                raise ValueError("some values are not finite")
+        except (OSError, EOFError, KeyError, MemoryError, ValueError, TypeError) as error:
             remedy = f"cannot be read ({error}); create it with python -m alexnet2012.features"
             raise ConfigError("features", path, remedy) from error
         return features

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.data.preparation.decode import convert_to_stored
 from alexnet2012.data.sources.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, Entry
 from alexnet2012.tracking.image_grids import data_uri
+from alexnet2012.utils.threads import in_background, map_in_background
 
 TIMEOUTS_S = (10.0, 30.0)  # to connect, and between two chunks
 DOWNLOAD_S = 120.0  # for a whole image
@@ -78,20 +79,21 @@ def decode_images(
     names: Sequence[str], sizes: Sequence[int], batch_size: int, threads: int | None
 ) -> Iterator[DecodedBatch]:
     """Decode images in batches, each image at every size P in ``sizes``."""
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        for start in range(0, len(names), batch_size):
-            batch = names[start : start + batch_size]
-            results = list(zip(batch, pool.map(partial(_decode, sizes=sizes), batch), strict=True))
-            decoded = [(name, pixels) for name, pixels in results if not isinstance(pixels, str)]
-            yield DecodedBatch(
-                [name for name, _ in decoded],
-                {
-                    size: torch.from_numpy(np.stack([pixels[size] for _, pixels in decoded]))
-                    for size in sizes
-                    if decoded
-                },
-                [RejectedImage(name, text) for name, text in results if isinstance(text, str)],
-            )
+    threads = threads or len(os.sched_getaffinity(0))
+    for start in range(0, len(names), batch_size):
+        batch = names[start : start + batch_size]
+        decoding = map_in_background(partial(_decode, sizes=sizes), batch, threads)
+        results = list(zip(batch, decoding, strict=True))
+        decoded = [(name, pixels) for name, pixels in results if not isinstance(pixels, str)]
+        yield DecodedBatch(
+            [name for name, _ in decoded],
+            {
+                size: torch.from_numpy(np.stack([pixels[size] for _, pixels in decoded]))
+                for size in sizes
+                if decoded
+            },
+            [RejectedImage(name, text) for name, text in results if isinstance(text, str)],
+        )
 
 
 def stored_pixels(data: bytes, size: int) -> npt.NDArray[np.uint8]:
@@ -123,6 +125,14 @@ def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
 
 
 def _download(url: str) -> bytes:
+    """The bytes at a URL; ValueError if all of it, redirects and headers too, takes too long."""
+    try:
+        return in_background(lambda: _received(url), "download").result(DOWNLOAD_S)
+    except FutureTimeout:
+        raise ValueError(f"the download took longer than {DOWNLOAD_S:.0f} s") from None
+
+
+def _received(url: str) -> bytes:
     deadline = time.monotonic() + DOWNLOAD_S
     with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
         if not response.ok:
@@ -132,6 +142,6 @@ def _download(url: str) -> bytes:
             data += chunk
             if len(data) > MAX_FILE_BYTES:
                 raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes")
-            if time.monotonic() > deadline:
-                raise ValueError(f"the download took longer than {DOWNLOAD_S:.0f} s")
+            if time.monotonic() > deadline:  # nobody waits for it any more
+                break
         return bytes(data)

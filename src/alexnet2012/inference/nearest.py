@@ -32,10 +32,10 @@ class Neighbours:
 
 def find_neighbours(config: NearestConfig) -> tuple[list[Neighbours], list[RejectedImage]]:
     """The nearest images of every usable image, and the rejected images."""
-    features = Features.load(Path(config.features).expanduser())
+    features = Features.load(Path(config.features))
     names = find_images(config.images)
     checkpoint = config.checkpoint or features.checkpoint
-    trained = load_trained(Path(checkpoint).expanduser(), config.device)
+    trained = load_trained(Path(checkpoint), config.device)
     if digest(trained) != features.model_digest:
         remedy = f"is not the model that computed {config.features}; compute the features again"
         raise ConfigError("checkpoint", checkpoint, remedy)

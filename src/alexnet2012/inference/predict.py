@@ -15,6 +15,7 @@ from alexnet2012.inference.trained_model import (
     probabilities,
     top_predictions,
 )
+from alexnet2012.utils.files import naming
 from alexnet2012.utils.templates import page_template
 from alexnet2012.utils.text import printable
 
@@ -74,4 +75,6 @@ def write_sheet(
     """Write a contact sheet: one HTML file without external resources, all names escaped."""
     page = page_template("alexnet2012.inference.web", "sheet.html.jinja", printable=printable)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.render(results=results, rejected=rejected, views=views), encoding="utf-8")
+    text = page.render(results=results, rejected=rejected, views=views)
+    with naming(path):
+        path.write_text(text, encoding="utf-8")

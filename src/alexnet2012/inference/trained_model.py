@@ -16,21 +16,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.manifest import config_of, to_plain
-from alexnet2012.config.compose import literal
+from alexnet2012.config.compose import typed_config
 from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
 from alexnet2012.data.ten_crop import extract_views, view_positions
-from alexnet2012.distributed.mesh import single_process
+from alexnet2012.distributed.mesh import Mesh, single_process
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.precision import allow_tf32
+from alexnet2012.utils.untrusted import open_regular, parse_json
 
 MEAN_IMAGE = "mean_image"  # tensor of an exported file, beside the parameters
 METADATA = "alexnet2012"  # metadata key of an exported file; its value is JSON
@@ -44,6 +43,7 @@ class TrainedModel:
     classes: tuple[str, ...]
     mean_image: npt.NDArray[np.float32]  # [P, P, 3], of the training images
     data: DataConfig | None  # the training data, if known
+    path: Path | None = None  # from which it was loaded
 
     def views(self, images: Tensor, count: int) -> Tensor:
         """Preprocessed crops of images: uint8 [N, P, P, 3] → [N, V, 3, S, S]."""
@@ -66,21 +66,46 @@ def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
     """Load a model from a run (its newest checkpoint), a checkpoint, or an exported file.
 
     Raises:
-        ConfigError: ``path`` is none of these.
+        ConfigError: ``path`` is none of these, or a parameter is not finite.
     """
-    if path.is_file():
-        return _load_exported(path, device)
+    is_file = path.exists() and not path.is_dir()
+    trained = (_load_exported if is_file else _load_checkpoint)(path, device)
+    for name, parameter in trained.model.named_parameters():
+        check_finite(parameter, name, path)
+    check_finite(torch.from_numpy(trained.mean_image), "the mean image", path)
+    return trained
+
+
+def check_finite(values: Tensor, name: str, checkpoint: Any) -> Tensor:
+    """Return ``values``, parameters or outputs of the model that was loaded from ``checkpoint``.
+
+    Raises:
+        ConfigError: some are NaN or infinite.
+    """
+    if not bool(values.isfinite().all()):
+        remedy = f"{name} has values that are not finite (NaN or infinity); use another model"
+        raise ConfigError("checkpoint", checkpoint, remedy)
+    return values
+
+
+def _load_checkpoint(path: Path, device: Device) -> TrainedModel:
     mesh = single_process(device)
     folder = manifest.find_valid(path, mesh)
     progress = manifest.read_progress(folder)
-    config = config_of(progress)
-    allow_tf32(config.precision)
     classes = tuple(progress.classes)
+    try:
+        config = config_of(progress)
+        saved = checkpoint.saved_shapes(folder)
+        parameters = {n.removeprefix("model."): s for n, s in saved.items() if "model." in n}
+        _check_shapes(parameters, config.recipe, len(classes), config.model)
+    except ValueError as error:
+        raise manifest.damaged_error(folder, error) from error
+    allow_tf32(config.precision)
     model = AlexNet(
         config.recipe, len(classes), model=config.model, mesh=mesh, precision=config.precision
     )
     checkpoint.load(folder, model)
-    return TrainedModel(model.eval(), classes, manifest.read_mean_image(folder), config.data)
+    return TrainedModel(model.eval(), classes, manifest.read_mean_image(folder), config.data, path)
 
 
 def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel]:
@@ -90,7 +115,7 @@ def load_ensemble(given: Any, device: Device = Device.auto) -> list[TrainedModel
         ConfigError: a path holds no model, or its classes differ from those of the first.
     """
     paths = given if isinstance(given, list) else [given]
-    models = [load_trained(Path(str(path)).expanduser(), device) for path in paths]
+    models = [load_trained(Path(str(path)), device) for path in paths]
     for path, trained in zip(paths, models, strict=True):
         if trained.classes != models[0].classes:
             remedy = f"has different classes than {paths[0]}; use models with the same classes"
@@ -106,11 +131,14 @@ def probabilities(
 
     Args:
         images: the same N images, uint8 [N, P, P, 3], at every stored size P of the models.
+
+    Raises:
+        ConfigError: an output is not finite.
     """
     means = []
     for trained in models:
         crops = trained.views(images[len(trained.mean_image)], views)  # [N, V, 3, S, S]
-        logits = trained.model(crops.flatten(0, 1))
+        logits = check_finite(trained.model(crops.flatten(0, 1)), "the output", trained.path)
         means.append(F.softmax(logits.double(), dim=1).unflatten(0, crops.shape[:2]).mean(1))
     return torch.stack(means).mean(0).cpu()
 
@@ -124,8 +152,13 @@ def top_predictions(classes: Sequence[str], row: Tensor, count: int) -> list[Pre
 
 @torch.no_grad()
 def last_hidden(trained: TrainedModel, images: Tensor) -> Tensor:
-    """Last hidden activations of the centre crop: uint8 [N, P, P, 3] → [N, U]."""
-    return trained.model.features(trained.views(images, 1)[:, 0]).cpu()
+    """Last hidden activations of the centre crop: uint8 [N, P, P, 3] → [N, U].
+
+    Raises:
+        ConfigError: an activation is not finite.
+    """
+    activations = trained.model.features(trained.views(images, 1)[:, 0])
+    return check_finite(activations, "the last hidden layer", trained.path).cpu()
 
 
 def export_metadata(trained: TrainedModel) -> str:
@@ -143,28 +176,37 @@ def export_metadata(trained: TrainedModel) -> str:
     )
 
 
+def _check_shapes(
+    saved: Mapping[str, Sequence[int]], recipe: RecipeConfig, classes: int, config: ModelConfig
+) -> None:
+    """ValueError unless a model has the saved shapes: built, a model can take any memory."""
+    with torch.device("meta"):
+        model = AlexNet(recipe, classes, model=config, mesh=Mesh(torch.device("meta")))
+    for name, shape in model.full_shapes().items():
+        if tuple(saved.get(name, ())) != tuple(shape):
+            found = f"has shape {tuple(saved[name])}" if name in saved else "is missing"
+            raise ValueError(f"{name} {found}; its settings need {tuple(shape)}")
+
+
 def _load_exported(path: Path, device: Device) -> TrainedModel:
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA])
+            metadata = parse_json((file.metadata() or {})[METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        recipe, config = (
-            OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(schema), literal(metadata[key]))
-            )
-            for schema, key in ((RecipeConfig, "recipe"), (ModelConfig, "model"))
-        )
-        assert isinstance(recipe, RecipeConfig) and isinstance(config, ModelConfig)
+        recipe = typed_config(RecipeConfig, metadata["recipe"])
+        config = typed_config(ModelConfig, metadata["model"])
         mean_image = state.pop(MEAN_IMAGE).numpy()
-        classes, precision = tuple(metadata["classes"]), Precision(metadata["precision"])
+        classes, precision = tuple(map(str, metadata["classes"])), Precision(metadata["precision"])
+        _check_shapes({n: t.shape for n, t in state.items()}, recipe, len(classes), config)
         allow_tf32(precision)
         mesh = single_process(device)
         model = AlexNet(recipe, len(classes), model=config, mesh=mesh, precision=precision)
         model.load_full_state_dict(state)
-        if mean_image.shape != (len(mean_image), len(mean_image), 3):
+        if mean_image.ndim != 3 or mean_image.shape != (len(mean_image), len(mean_image), 3):
             raise ValueError(f"the mean image has shape {mean_image.shape}")
-    except (SafetensorError, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = f"is not a safetensors file written by alexnet2012.export ({reason})"
         raise ConfigError("checkpoint", path, remedy) from error
-    return TrainedModel(model.eval(), classes, mean_image, None)
+    return TrainedModel(model.eval(), classes, mean_image, None, path)

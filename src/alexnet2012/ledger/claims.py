@@ -20,6 +20,7 @@ import numpy.typing as npt
 from omegaconf import OmegaConf
 
 from alexnet2012.ledger.statistics import Estimate
+from alexnet2012.utils.files import replace_text
 
 SOURCES = ("paper", "code", "article")
 
@@ -193,7 +194,7 @@ def ablations_of(sweep: str) -> tuple[str, ...]:
 def write_json(content: object, path: Path) -> None:
     """Write JSON with sorted keys, and null for NaN and infinities, which JSON does not have."""
     text = json.dumps(_finite(content), indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_text(path, text + "\n")
 
 
 def _claim(entry: dict[str, Any]) -> Claim:

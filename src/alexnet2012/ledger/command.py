@@ -13,6 +13,7 @@ from pathlib import Path
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.utils.text import say
 
 EPILOG = """\
 DIR is the directory of one sweep. Ablations and pretraining have run directories ABLATION/SEED; in
@@ -43,11 +44,13 @@ def _verify(words: Sequence[str]) -> None:
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="reproduction directory")
     directory = parser.parse_args(words).directory
+    from alexnet2012.ledger.results import damaged_directory
     from alexnet2012.ledger.verify import verify
 
-    found = verify(directory)
+    with damaged_directory("DIR", directory):
+        found = verify(directory)
     for difference in found.differences:
-        print(difference)
+        say(str(difference))
     if found.differences:
         count = len(found.differences)
         raise RunError(f"{directory}: {count} values differ from those that the evidence gives")

@@ -12,9 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.claims import Measurement, Scale, effect_claims
 from alexnet2012.ledger.evidence import Sweep, read_run
+from alexnet2012.ledger.measurements.ablations import BASELINE
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.statistics import (
     ENOUGH_POWER,

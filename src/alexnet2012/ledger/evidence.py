@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from omegaconf import OmegaConf
 
 from alexnet2012.checkpoint.run_dir import flatten
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.ledger.claims import write_json
+from alexnet2012.ledger.measurements.training_runs import read_summary
 from alexnet2012.ledger.statistics import Matrix
-from alexnet2012.ledger.training_runs import read_summary
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.training import image_errors
 from alexnet2012.training.image_errors import UNITS
+from alexnet2012.utils.untrusted import read_json_object, read_yaml
 
 RUNS, IMAGES = "evidence.json", "evidence.npz"
 # The sets of image errors that a metric is computed from: validation images, or training images
@@ -72,7 +72,7 @@ class Evidence:
 
 def read_run(run_dir: Path) -> Result:
     """The result of a finished run, from its directory."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    settings: Any = read_yaml(run_dir / "config.yaml")
     summary = read_summary(run_dir)
     epochs = [r for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "epoch"]
     names = ("top1_error_pct", "top5_error_pct", "train_eval_error_pct")
@@ -169,7 +169,7 @@ def load_evidence(directory: Path) -> Evidence:
         if not (directory / name).is_file():
             remedy = f"contains no {name}: its verdicts cannot be recomputed; reproduce them with "
             raise ConfigError("DIR", directory, remedy + "`alexnet2012 reproduce`, which keeps it")
-    content = json.loads((directory / RUNS).read_text(encoding="utf-8"))
+    content = read_json_object(directory / RUNS)
     with np.load(directory / IMAGES, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     sweeps: dict[str, Sweep] = {}

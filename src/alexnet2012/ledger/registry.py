@@ -13,7 +13,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from alexnet2012 import ledger
+from alexnet2012.ledger import measurements
 from alexnet2012.ledger.claims import How, Measurement, load_claims
 
 Function = Callable[..., Measurement | list[Measurement]]
@@ -64,8 +64,8 @@ def measures(
 
 def all_measures() -> list[Measure]:
     """Every declared function, in the order of claims.yaml."""
-    for module in iter_modules(ledger.__path__):
-        import_module(f"{ledger.__name__}.{module.name}")
+    for module in iter_modules(measurements.__path__):
+        import_module(f"{measurements.__name__}.{module.name}")
     order = [claim.id for claim in load_claims()]
     return sorted(
         _MEASURES.values(), key=lambda entry: min((order.index(c) for c in entry.claims), default=0)

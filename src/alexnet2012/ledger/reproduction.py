@@ -30,7 +30,9 @@ from alexnet2012.config.schema import ConfigError, EvaluateConfig, ReproduceConf
 from alexnet2012.distributed.launch import launch
 from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.inference.trained_model import load_trained
-from alexnet2012.ledger import (
+from alexnet2012.ledger.claims import Measurement, Scale
+from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
+from alexnet2012.ledger.measurements import (
     ablations,
     architecture,
     ensembles,
@@ -39,9 +41,7 @@ from alexnet2012.ledger import (
     relu_vs_tanh,
     training_runs,
 )
-from alexnet2012.ledger.claims import Measurement, Scale
-from alexnet2012.ledger.evidence import Evidence, Sweep, save_evidence
-from alexnet2012.ledger.nearest_neighbours import figure4
+from alexnet2012.ledger.measurements.nearest_neighbours import figure4
 from alexnet2012.ledger.registry import measure
 from alexnet2012.ledger.report.committed import committed_evidence
 from alexnet2012.ledger.report.render import write_report
@@ -49,7 +49,9 @@ from alexnet2012.ledger.results import Exactness, Provenance, Reproduction, save
 from alexnet2012.ledger.sweeps import PRETRAINING_ARMS, Sweeps, arms_of
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import count_layers
-from alexnet2012.utils.environment import cpu_name, running_commit
+from alexnet2012.utils.environment import cpu_name, dali_package, running_commit
+from alexnet2012.utils.files import os_error_line
+from alexnet2012.utils.text import printable_lines, say
 
 
 class Part(NamedTuple):
@@ -103,7 +105,7 @@ class Reproduce:
         folder = resources.files("alexnet2012.conf") / "ablation"
         if missing := [arm for arm in config.arms if not (folder / f"{arm}.yaml").is_file()]:
             raise ConfigError("arms", missing[0], "must be names of files in conf/ablation")
-        self.out = Path(config.out).expanduser().absolute()
+        self.out = Path(config.out).absolute()
         self.console = Console()
         self.command = command_of(config)
         self.measurements: list[Measurement] = []
@@ -135,8 +137,8 @@ class Reproduce:
         samples = {m.claim: m.sample for m in self.measurements if m.sample}
         save_evidence(Evidence(self.evidence, samples), self.out)
         report = write_report(self.results, self.out)
-        self.console.print(f"ledger: {self.out / 'ledger.json'}", soft_wrap=True)
-        self.console.print(f"report: {report}", soft_wrap=True)
+        say(f"ledger: {self.out / 'ledger.json'}")
+        say(f"report: {report}")
         self.console.print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
         return len(self.results["warnings"])
 
@@ -332,11 +334,14 @@ class Reproduce:
             if needed:
                 raise
             message = str(error)
-            if not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
+            if isinstance(error, OSError) and (line := os_error_line(error)):
+                message = line
+            elif not isinstance(error, (ConfigError, RunError, subprocess.CalledProcessError)):
                 traceback.print_exc()
                 message = f"{type(error).__name__}: {error}"
             self.results["warnings"].append(f"{title}: {message}")
-            self.console.print(f"failed: {message}", style="red", markup=False)
+            text = f"failed: {printable_lines(message)}"
+            self.console.print(text, style="red", markup=False)
         self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
 
 
@@ -356,7 +361,7 @@ def provenance(sweeps: Sweeps, command: str) -> Provenance:
         dirty=dirty,
         python=platform.python_version(),
         torch=torch.__version__,
-        dali=version("nvidia-dali-cuda130"),
+        dali=version(dali_package()),
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

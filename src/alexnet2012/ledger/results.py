@@ -6,15 +6,18 @@ Every key of :class:`Reproduction` may be missing. Its files are ``reproduction.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
-import numpy as np
 import torch
 
+from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.claims import Measurement, write_json
 from alexnet2012.ledger.verdicts import ledger
+from alexnet2012.utils.files import array_bytes, replace_bytes
+from alexnet2012.utils.untrusted import read_array, read_json_object
 
 
 class Provenance(TypedDict, total=False):
@@ -229,17 +232,32 @@ def save_reproduction(reproduction: Reproduction, directory: Path) -> None:
     for name in _ARRAYS:
         array = content.pop(name, None)
         if isinstance(array, torch.Tensor):
-            np.save(directory / f"{name}.npy", array.detach().cpu().numpy())
+            replace_bytes(directory / f"{name}.npy", array_bytes(array.detach().cpu().numpy()))
     write_json(content, directory / "reproduction.json")
     write_json(ledger_of(reproduction), directory / "ledger.json")
 
 
 def load_reproduction(directory: Path) -> Reproduction:
     """Read the files of :func:`save_reproduction`."""
-    text = (directory / "reproduction.json").read_text(encoding="utf-8")
-    reproduction: Reproduction = json.loads(text)
+    content = read_json_object(directory / "reproduction.json")
     for name in _ARRAYS:
         if (directory / f"{name}.npy").exists():
-            array = np.load(directory / f"{name}.npy", allow_pickle=False)
-            reproduction[name] = torch.from_numpy(array)
-    return reproduction
+            content[name] = torch.from_numpy(read_array(directory / f"{name}.npy"))
+    return cast(Reproduction, content)
+
+
+@contextmanager
+def damaged_directory(key: str, directory: Path) -> Iterator[None]:
+    """What reading a directory's files, or showing what they say, raises: one line that names it.
+
+    Its files are JSON of many keys: whoever changed them may have put anything anywhere.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        problem = " ".join(str(reason).split()) or type(error).__name__
+        remedy = f"is damaged ({type(error).__name__}: {problem}); reproduce it again"
+        raise ConfigError(key, directory, remedy) from error

@@ -260,7 +260,7 @@ def finished_runs(
     return {
         int(summary.parent.name): summary.parent
         for summary in sorted((directory / ablation).glob("*/summary.json"))
-        if summary.parent.name.isdigit() and (only is None or int(summary.parent.name) in only)
+        if summary.parent.name.isdecimal() and (only is None or int(summary.parent.name) in only)
     }
 
 

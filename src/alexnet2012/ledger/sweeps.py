@@ -26,9 +26,9 @@ from alexnet2012.config.schema import ConfigError, PrepareConfig, ReproduceConfi
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.ledger.claims import Measurement, Scale, ablations_of, load_claims
+from alexnet2012.ledger.measurements.training_runs import read_summary
 from alexnet2012.ledger.statistics import finished_runs
 from alexnet2012.ledger.training_pool import LOG, core_shares, run_all
-from alexnet2012.ledger.training_runs import read_summary
 
 CIFAR10_CLASSES = {
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -64,7 +64,7 @@ class Sweeps:
         size = store_size(experiment)
         name = source = self.config.source
         if source not in NAMED_SOURCES:  # directory names may repeat, so the path's hash follows
-            path = Path(source).expanduser().resolve()
+            path = Path(source).resolve()
             name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         store = self.out / "stores" / f"{name}-{size}"
         return prepare(PrepareConfig(source=source, store=str(store), size=size))
@@ -169,7 +169,7 @@ class Sweeps:
 
     def runs(self, experiment: str) -> list[Path]:
         """The numbered run directories of an experiment, in order."""
-        numbered = (path for path in self.directory(experiment).iterdir() if path.name.isdigit())
+        numbered = (path for path in self.directory(experiment).iterdir() if path.name.isdecimal())
         return sorted(numbered, key=lambda path: int(path.name))
 
     @property

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from alexnet2012.config.enums import Budget
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger import ablations, pretraining
 from alexnet2012.ledger.claims import Kind, Scale, load_claims
+from alexnet2012.ledger.measurements import ablations, pretraining
+from alexnet2012.ledger.measurements.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.registry import all_measures, measure
-from alexnet2012.ledger.relu_vs_tanh import Rates, read_runs, relu_table
 from alexnet2012.ledger.reproduction import PARTS
 from alexnet2012.ledger.verdicts import columns, ledger
 

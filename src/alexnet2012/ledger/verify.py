@@ -14,6 +14,7 @@ from alexnet2012.ledger.claims import Measurement
 from alexnet2012.ledger.evidence import RUNS, Evidence, load_evidence
 from alexnet2012.ledger.registry import all_measures
 from alexnet2012.ledger.verdicts import Verdict, ledger
+from alexnet2012.utils.untrusted import read_json_object
 
 TOLERANCE = 1e-9  # relative: another processor may add in another order
 # Verdicts that rest on trained networks.
@@ -52,7 +53,7 @@ def verify(directory: Path) -> Verified:
     file = directory / "ledger.json"
     if not file.is_file():
         raise ConfigError("DIR", directory, "contains no ledger.json; `make reproduce` writes one")
-    recorded = json.loads(file.read_text(encoding="utf-8"))
+    recorded = read_json_object(file)
     evidence = load_evidence(directory)
     measurements = {
         row["id"]: Measurement.from_json({"claim": row["id"], **row["measured"]})
@@ -100,7 +101,7 @@ def _measured_again(
 
 def _differences_of_runs(directory: Path, evidence: Evidence) -> Iterator[Difference]:
     """Errors that evidence.json records for a run but its images do not give."""
-    recorded = json.loads((directory / RUNS).read_text(encoding="utf-8"))["sweeps"]
+    recorded = read_json_object(directory / RUNS)["sweeps"]
     for sweep, arms in evidence.sweeps.items():
         for arm, by_seed in arms.items():
             for seed, run in by_seed.items():

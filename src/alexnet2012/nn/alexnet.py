@@ -7,20 +7,15 @@ process, K classes, k of them in this tower.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet2012.config.enums import Activation, LayerOp, Precision
-from alexnet2012.config.schema import (
-    ConfigError,
-    ModelConfig,
-    RecipeConfig,
-)
+from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, RunError
 from alexnet2012.config.validation import check_recipe, load_recipe, scaled
 from alexnet2012.distributed.collectives import (
     all_gather_to_replicated,
@@ -32,16 +27,23 @@ from alexnet2012.nn.dropout import Dropout
 from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.kernels.epilogue import Epilogue, norm_params, split_epilogues, supported
 from alexnet2012.nn.layers import ColumnParallel, ColumnParallelConv2d, ColumnParallelLinear
-from alexnet2012.nn.lrn import response_norm
+from alexnet2012.nn.lrn import ResponseNorm
 from alexnet2012.nn.map_sizes import map_sizes
 from alexnet2012.nn.precision import DTYPES, DTypes
 from alexnet2012.utils.rng import stream_seed
 from alexnet2012.utils.shard import Shard, shard_of
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    Activation.relu: F.relu,
-    Activation.tanh: torch.tanh,
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    Activation.relu: nn.ReLU,
+    Activation.tanh: nn.Tanh,
 }
+_STEP_NAMES = {  # the activation is conv1_relu or conv1_tanh, the others conv1_lrn, conv1_pool
+    LayerOp.lrn: "lrn",
+    LayerOp.spatial_norm: "spatial_norm",
+    LayerOp.max_pool: "pool",
+    LayerOp.average_pool: "pool",
+}
+MAX_NORMALISED = 3.0  # pixels scaled to unit variance lie between -2.2 and 2.7
 
 
 class AlexNet(nn.Module):
@@ -52,7 +54,9 @@ class AlexNet(nn.Module):
     ``loss.backward()`` on every rank give each parameter its full gradient.
 
     ``.double()``, ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` work as on any module:
-    activations follow the dtype of the parameters.
+    activations follow the dtype of the parameters. Every operation is a submodule that takes
+    hooks, in the order of ``print(model)``: ``conv1``, ``conv1_relu``, ``conv1_lrn``,
+    ``conv1_pool`` … ``fc6``, ``fc6_relu``, ``fc6_dropout`` … ``fc8``. Layers cannot be replaced.
 
     Args:
         recipe: ``paper``, ``code145``, or your own :class:`RecipeConfig`.
@@ -98,9 +102,9 @@ class AlexNet(nn.Module):
             raise ConfigError("recipe.lrn_across_towers", "true", remedy)
         self.local_towers = self.recipe.towers // self.mesh.towers
         self.comm = communicator_of(self.mesh)
-        self.activation = ACTIVATIONS[self.config.activation]
         self._convs, self._hidden = self.recipe.convs, self.recipe.hidden
-        self._steps = self._steps_after_convs()
+        self._steps: dict[str, list[tuple[LayerOp, str]]] = {}  # modules after a layer
+        self._scale_checked = False
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
         self.fused = (  # whether training uses the fused GPU kernels
@@ -150,14 +154,16 @@ class AlexNet(nn.Module):
         side = self.config.input_size
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
+        if not self._scale_checked and not torch.compiler.is_compiling():
+            self._check_scale(images)
         if self._runs_kernels() and not images.requires_grad:
             return self._fused_conv_features(images).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
             comm = self.comm if conv.reads_both_towers else None
             x = self.get_submodule(name)(x, comm=comm, name=name)
-            for step in conv.after:
-                x = self._steps[step](x)
+            for _, step in self._steps[name]:
+                x = self.get_submodule(step)(x)
         return x.flatten(1)
 
     def hidden_features(self, x: Tensor, rows: Shard | None = None) -> Tensor:
@@ -175,13 +181,31 @@ class AlexNet(nn.Module):
             comm = self.comm if linear.reads_both_towers else None
             x = self.get_submodule(name)(x, comm=comm, name=name)
             dropout = self.dropouts[name]
-            assert isinstance(dropout, Dropout)
-            x = dropout.after_relu(x, rows) if fuses_relu else dropout(self.activation(x), rows)
+            if fuses_relu:
+                x = dropout.after_relu(x, rows)
+            else:
+                x = dropout(self.get_submodule(self._steps[name][0][1])(x), rows)
         return x
 
     def _runs_kernels(self) -> bool:
-        """The kernels compute in the dtypes of ``precision``, so only for parameters not cast."""
-        return self.fused and self.training and self.types == DTYPES[self.precision]
+        """The kernels compute in the dtypes of ``precision``, so only for parameters not cast.
+
+        They skip the modules whose operations they fuse, so not if one of these has hooks.
+        """
+        return (
+            self.fused
+            and self.training
+            and self.types == DTYPES[self.precision]
+            and self.fc8.weight.device.type == self.mesh.device.type  # not moved
+            and not any(
+                module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+                for module in self.children()
+                if not isinstance(module, ColumnParallel)
+            )
+        )
 
     def layers(self) -> dict[str, ColumnParallel]:
         """All layers with parameters, by name, from conv1 to fc8."""
@@ -225,25 +249,34 @@ class AlexNet(nn.Module):
 
     def _shards(self) -> list[tuple[str, nn.Parameter, Shard]]:
         """Each parameter with its name and its rows of the full parameter."""
-        layers = self.layers()
-        return [(n, p, layers[n.split(".")[0]].rows) for n, p in self.named_parameters()]
+        layers, shards = self.layers(), []
+        for name, parameter in self.named_parameters():
+            layer = layers.get(name.partition(".")[0])
+            if layer is None:
+                remedy = "is not a layer of the recipe; add modules around an AlexNet, not to it"
+                raise ConfigError("state_dict", name, remedy)
+            shards.append((name, parameter, layer.rows))
+        return shards
 
     def random_state(self) -> dict[str, Tensor]:
         """State of each dropout layer's random stream, on the CPU; the same on every rank."""
-        return {name: dropout.state.to("cpu", copy=True) for name, dropout in self._dropouts()}
+        return {name: drop.state.to("cpu", copy=True) for name, drop in self.dropouts.items()}
 
     def load_random_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`random_state` returned."""
-        for name, dropout in self._dropouts():
+        for name, dropout in self.dropouts.items():
             dropout.state.copy_(state[name])
 
     def rewind_dropout(self, rows: Shard) -> None:
         """Undo one training pass over ``rows``: the next draws masks of the same global batch."""
-        for _, dropout in self._dropouts():
+        for dropout in self.dropouts.values():
             dropout.rewind(rows)
 
-    def _dropouts(self) -> list[tuple[str, Dropout]]:
-        return [(n, m) for n, m in self.dropouts.named_children() if isinstance(m, Dropout)]
+    @property
+    def dropouts(self) -> dict[str, Dropout]:
+        """The dropout after each hidden layer, by the name of the layer."""
+        modules = {name: getattr(self, f"{name}_dropout") for name in self._hidden}
+        return {name: module for name, module in modules.items() if isinstance(module, Dropout)}
 
     def _fused_conv_features(self, images: Tensor) -> Tensor:
         """:meth:`conv_features` on a GPU: each convolution is followed by its fused epilogue.
@@ -276,28 +309,58 @@ class AlexNet(nn.Module):
                     bias = layer.bias if i == 0 else None
                     maps = kernels.fused_epilogue(maps, bias, step, towers, separate=split)
                 else:
-                    maps = (self._steps[step](*maps),)
+                    module = next(module for op, module in self._steps[name] if op is step)
+                    maps = (self.get_submodule(module)(*maps),)
             if separate and len(maps) == 1:
                 by_tower = maps[0].chunk(towers, 1)
                 maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
         return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 
-    def _steps_after_convs(self) -> dict[LayerOp, Callable[[Tensor], Tensor]]:
-        recipe = self.recipe
-        towers = 1 if recipe.lrn_across_towers else self.local_towers
-        # ceil_mode keeps a last window that extends beyond the edge, as the 2012 code does. At 224
-        # pixels, size 3 and stride 2 every window fits, so that it makes no difference.
-        size, stride, spatial = recipe.pool.size, recipe.pool.stride, recipe.spatial_norm
-        pool: dict[str, Any] = {"kernel_size": size, "stride": stride, "ceil_mode": True}
-        return {
-            LayerOp.activation: self.activation,
-            LayerOp.lrn: partial(response_norm, norm=norm_params(recipe.lrn), towers=towers),
-            LayerOp.spatial_norm: partial(
-                response_norm, norm=norm_params(spatial, spatial.size**2), towers=None
-            ),
-            LayerOp.max_pool: partial(F.max_pool2d, **pool),
-            LayerOp.average_pool: partial(F.avg_pool2d, **pool),
-        }
+    def _check_scale(self, images: Tensor) -> None:
+        """Warn once if the images cannot be RGB values in 0-255 minus the mean image."""
+        has_values = type(images) is Tensor and not images.is_meta and images.numel() > 0
+        if not has_values or (images.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        low, high = (float(x) for x in images.detach().float().aminmax())
+        largest = max(-low, high)
+        self._scale_checked = largest > 0
+        if not self._scale_checked or self.mesh.rank > 0:
+            return
+        expected = "AlexNet takes RGB values in 0-255 minus the training-set mean image"
+        if not images.is_floating_point():
+            warnings.warn(f"images are {images.dtype}: {expected}", stacklevel=3)
+        elif largest <= MAX_NORMALISED:
+            found = f"images lie between {low:.2f} and {high:.2f}"
+            warnings.warn(f"{found}: {expected}, without any other scaling", stacklevel=3)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        replaced = self.__dict__.get("_modules", {}).get(name)
+        if isinstance(replaced, ColumnParallel | Dropout) and not isinstance(value, type(replaced)):
+            remedy = (
+                "layers cannot be replaced; for another number of classes build "
+                "AlexNet(num_classes=…) and load the other layers; model.features(images) gives "
+                "activations, and recipe.dropout_rate sets the dropout"
+            )
+            raise ConfigError(name, type(value).__name__, remedy)
+        if replaced is not None and value is not replaced:
+            self.fused = False  # the kernels would compute the recipe's operation
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.mesh.world_size > 1:
+            remedy = "cannot be pickled or copied: it holds a part of the network on this rank; "
+            raise RunError(
+                f"AlexNet on {self.mesh.world_size} ranks {remedy}save full_state_dict()"
+            )
+        return self.__dict__
+
+    def extra_repr(self) -> str:
+        size, width = self.config.input_size, self.config.width
+        towers = f"{self.local_towers} of {self.recipe.towers}"
+        return (
+            f"recipe={self.recipe.name}, num_classes={self.num_classes}, input_size={size}, "
+            f"width={width:g}, precision={self.precision.value}, towers={towers}"
+        )
 
     def _build(self, seed: int) -> None:
         recipe, width = self.recipe, self.config.width
@@ -311,10 +374,10 @@ class AlexNet(nn.Module):
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
             layer = ColumnParallelConv2d(conv, rows, read, groups)
             self._add(name, layer, std, conv.init_bias, seed)
+            self._add_steps(name, conv.after)
             channels = rows.total
         unscaled_size = map_sizes(recipe, recipe.input_size)[name]
         inputs, unscaled_inputs = channels * sizes[name] ** 2, conv.kernels * unscaled_size**2
-        self.dropouts = nn.ModuleDict()
         for name, linear in recipe.hidden.items():
             rows = self._shard(scaled(linear.units, width, recipe.towers))
             read, groups = self._split_input(inputs, linear.reads_both_towers)
@@ -322,7 +385,9 @@ class AlexNet(nn.Module):
             fc = ColumnParallelLinear(rows, (read,), groups)
             self._add(name, fc, std, linear.init_bias, seed)
             stream = stream_seed(seed, "dropout", name)
-            self.dropouts[name] = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
+            self._add_steps(name, [LayerOp.activation])
+            dropout = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
+            self.add_module(f"{name}_dropout", dropout)
             inputs, unscaled_inputs = rows.total, linear.units
         if recipe.fc8_bottleneck.present:
             bottleneck = recipe.fc8_bottleneck
@@ -334,6 +399,31 @@ class AlexNet(nn.Module):
         fc8 = ColumnParallelLinear(self._shard(self.num_classes), (inputs,), groups=1)
         std = recipe.fc8.init_std * math.sqrt(unscaled_inputs / inputs)
         self._add("fc8", fc8, std, recipe.fc8.init_bias, seed)
+
+    def _add_steps(self, layer: str, ops: Sequence[LayerOp]) -> None:
+        """Add the modules of the operations after a layer."""
+        self._steps[layer] = []
+        for op in ops:
+            name = f"{layer}_{_STEP_NAMES.get(op, self.config.activation.value)}"
+            while name in self._modules:  # a recipe may repeat an operation
+                name += "_again"
+            self.add_module(name, self._step(op))
+            self._steps[layer].append((op, name))
+
+    def _step(self, op: LayerOp) -> nn.Module:
+        recipe = self.recipe
+        if op is LayerOp.activation:
+            return ACTIVATIONS[self.config.activation]()
+        if op is LayerOp.lrn:
+            towers = 1 if recipe.lrn_across_towers else self.local_towers
+            return ResponseNorm(norm_params(recipe.lrn), towers)
+        if op is LayerOp.spatial_norm:
+            norm = recipe.spatial_norm
+            return ResponseNorm(norm_params(norm, norm.size**2), None)
+        # ceil_mode keeps a last window that extends beyond the edge, as the 2012 code does. At 224
+        # pixels, size 3 and stride 2 every window fits, so that it makes no difference.
+        pool = nn.MaxPool2d if op is LayerOp.max_pool else nn.AvgPool2d
+        return pool(recipe.pool.size, recipe.pool.stride, ceil_mode=True)
 
     def _split_input(self, size: int, full_input: bool) -> tuple[int, int]:
         """Channels or units that a row of a layer reads, and the layer's groups."""

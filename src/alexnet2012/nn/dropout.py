@@ -48,6 +48,9 @@ class Dropout(nn.Module):
         self._advance(rows)
         return x
 
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
     def rewind(self, rows: Shard) -> None:
         """Undo the advance of one forward pass: the next pass draws for the same global batch."""
         self._advance(rows, passes=-1)

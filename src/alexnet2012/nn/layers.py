@@ -68,6 +68,12 @@ class ColumnParallel(nn.Module, ABC):
             x = all_gather_to_sharded(x, comm, name)
         return self.compute(x, weight, bias)
 
+    def extra_repr(self) -> str:
+        shard = "" if self.rows.size == self.rows.total else f", rows={self.rows}"
+        return (
+            f"{self.weight.shape[1] * self.groups}, {self.rows.size}, groups={self.groups}{shard}"
+        )
+
     @abstractmethod
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution or the matrix product."""
@@ -94,6 +100,10 @@ class ColumnParallelConv2d(ColumnParallel):
             weight = weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
             return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last))
         return super().forward(x, *others, **options)
+
+    def extra_repr(self) -> str:
+        window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"{super().extra_repr()}, {window}"
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         groups = x.shape[1] // weight.shape[1]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexnet2012.config.schema import NormConfig
 from alexnet2012.nn.kernels import autograd as kernels
@@ -122,6 +122,22 @@ def spatial_norm(x: Tensor, norm: NormConfig) -> Tensor:
     Source: 2012 code.
     """
     return response_norm(x, norm_params(norm, norm.size**2), None)
+
+
+class ResponseNorm(nn.Module):
+    """:func:`response_norm` as a module: [N, C, H, W] → [N, C, H, W]."""
+
+    def __init__(self, norm: NormParams, towers: int | None) -> None:
+        super().__init__()
+        self.norm, self.towers = norm, towers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return response_norm(x, self.norm, self.towers)
+
+    def extra_repr(self) -> str:
+        size, scale, beta, k = self.norm
+        over = "pixels" if self.towers is None else f"maps, towers={self.towers}"
+        return f"size={size}, scale={scale:g}, beta={beta:g}, k={k:g}, across {over}"
 
 
 def response_norm(x: Tensor, norm: NormParams, towers: int | None) -> Tensor:

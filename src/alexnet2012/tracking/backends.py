@@ -22,6 +22,7 @@ from alexnet2012.config.schema import ConfigError, TrackingConfig
 from alexnet2012.utils.files import replace_text
 
 WANDB_MODE, WANDB_ID = "WANDB_MODE", "wandb_id.txt"
+FORMER_MODES = {"dryrun": WandbMode.offline, "run": WandbMode.online}  # wandb accepts them, too
 
 
 class Backend(Protocol):
@@ -42,7 +43,7 @@ def wandb_mode(config: TrackingConfig) -> WandbMode:
     if config.wandb is WandbMode.disabled or not mode:
         return config.wandb
     try:
-        return WandbMode(mode)
+        return FORMER_MODES.get(mode) or WandbMode(mode)
     except ValueError:
         remedy = f"use one of {', '.join(map(str, WandbMode))}, or unset it"
         raise ConfigError(WANDB_MODE, mode, remedy) from None
@@ -90,23 +91,27 @@ class Wandb:
         set_home(run_dir / "wandb")
         import wandb  # takes a second, so only if needed
 
+        variables = os.environ.get
         mode, run_id = wandb_mode(config), _wandb_id(run_dir / WANDB_ID, new=not resumed)
         online = mode is WandbMode.online
         for folder in (run_dir / "wandb").glob(f"offline-run-*-{run_id}"):
             shutil.rmtree(folder, ignore_errors=True)  # first: the new one may have the same name
         try:
             self._run = wandb.init(
-                project=config.project,
+                project=variables("WANDB_PROJECT") or config.project,
                 mode=mode.value,
                 dir=run_dir,
                 id=run_id,
                 resume="allow" if online else None,
-                name=run_dir.name,
+                # wandb itself reads its variables only once, but jobs of a sweep share a process.
+                name=variables("WANDB_NAME") or run_dir.name,
+                group=variables("WANDB_RUN_GROUP"),
                 config=dict(settings),
                 settings=wandb.Settings(console="off", silent=True, disable_git=True),
             )
         except wandb.errors.Error as error:
-            remedy = f"cannot start ({' '.join(str(error).split())}); log in, or use offline"
+            remedy = f"cannot start ({' '.join(str(error).split())})"
+            remedy += "; log in, or use offline" if online else ""
             raise ConfigError("tracking.wandb", mode, remedy) from error
         self._to_image = wandb.Image
         self._first_step = self._run.starting_step if online else 0  # the server has earlier steps

@@ -6,7 +6,6 @@ A directory that cannot be read is listed with the reason.
 from __future__ import annotations
 
 import fcntl
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -17,18 +16,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexnet2012.checkpoint.manifest import to_plain
+from alexnet2012.checkpoint.manifest import first_line, to_plain
 from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, with_defaults
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import TrainConfig
 from alexnet2012.utils.metrics import TOP_K
+from alexnet2012.utils.untrusted import (
+    open_regular,
+    parse_json,
+    read_json,
+    read_text,
+    read_yaml,
+)
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+MAX_LINE_BYTES = 1 << 16  # of the record of a start
 # Settings that say where and how a run executes, not what it trains; not listed as changes.
 _NOT_LISTED = (Role.input, Role.placement, Role.world_size, Role.checkpointing, Role.logging)
 
@@ -167,39 +173,34 @@ def last_records(file: Path, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
     if not file.exists():
         return records
     try:
-        lines = file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        lines = read_text(file).rpartition("\n")[0].splitlines()
         while lines and missing:
-            record = json.loads(lines.pop())
+            record = parse_json(lines.pop())
             if (kind := record["kind"]) in missing:
                 records[kind] = record
                 missing.remove(kind)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
+        raise DamagedRunError(f"{file.name} cannot be read ({first_line(error)})") from error
     return records
 
 
 def _loaded(file: Path) -> Any:
     try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            return json.loads(text)
-        if yaml.__with_libyaml__:  # five times as fast
-            return yaml.load(text, Loader=yaml.CSafeLoader)
-        return yaml.safe_load(text)
+        return read_json(file) if file.suffix == ".json" else read_yaml(file)
     except FileNotFoundError:
         raise DamagedRunError(f"has no {file.name}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DamagedRunError(f"{file.name} cannot be read ({type(error).__name__})") from error
+    except (OSError, ValueError) as error:
+        raise DamagedRunError(f"{file.name} cannot be read ({first_line(error)})") from error
 
 
 def _is_locked(folder: Path) -> bool:
     """Whether a process is training in the directory."""
     try:
-        with open(folder / LOCK, "rb") as file:
+        with open_regular(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no such file, or the file system does not support locks
+    except (OSError, ValueError):  # no such file, or the file system does not support locks
         return False
     return False
 
@@ -207,15 +208,15 @@ def _is_locked(folder: Path) -> bool:
 def _started(folder: Path) -> datetime | None:
     """Time of the first start; without its record, the oldest modification time of a file."""
     try:
-        with open(folder / TIMINGS, encoding="utf-8") as file:
-            first = json.loads(file.readline())
-        seconds = float(first["unix_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(folder / TIMINGS) as file:
+            first = parse_json(file.readline(MAX_LINE_BYTES).decode())
+        started = datetime.fromtimestamp(float(first["unix_s"])).astimezone()
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         times = [f.stat().st_mtime for f in (folder / LOCK, folder / SETTINGS) if f.exists()]
         if not times:
             return None
-        seconds = min(times)
-    return datetime.fromtimestamp(seconds).astimezone()
+        started = datetime.fromtimestamp(min(times)).astimezone()
+    return started
 
 
 def _errors(record: dict[str, Any]) -> ValidationErrors | None:

@@ -13,10 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from alexnet2012.config.schema import TrackingConfig
+from alexnet2012.checkpoint.manifest import first_line
+from alexnet2012.config.schema import RunError, TrackingConfig
 from alexnet2012.tracking.backends import Backend, open_backends
-from alexnet2012.utils.files import replace_text
+from alexnet2012.utils.files import naming, replace_text
 from alexnet2012.utils.logs import log
+from alexnet2012.utils.untrusted import read_json_lines, read_text
 
 Record = dict[str, Any]
 Lines = Mapping[str, int] | None  # by file, at the checkpoint from which a run resumes
@@ -82,8 +84,12 @@ class Tracker(AbstractContextManager["Tracker"]):
         return dict(self.lines)
 
     def _write(self, name: str, kind: str, step: int, values: Mapping[str, float]) -> None:
-        with open(self.run_dir / name, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        path = self.run_dir / name
+        try:
+            with naming(path), open(path, "a", encoding="utf-8") as out:
+                out.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        except FileNotFoundError:
+            raise RunError(f"{self.run_dir}: was removed during the run") from None
         self.lines[name] += 1
         if kind != _STARTED:
             named = {f"{kind}/{key}": value for key, value in values.items()}
@@ -133,10 +139,21 @@ class Tracker(AbstractContextManager["Tracker"]):
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a .jsonl file, oldest first; empty if the file does not exist."""
+    """The records of a .jsonl file, oldest first; empty if the file does not exist.
+
+    Raises:
+        RunError: a line is no record; the message names it.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        records = read_json_lines(path)
+        if any(type(r.get("kind")) is not str or type(r.get("step")) is not int for r in records):
+            raise ValueError("a record has no kind or step")
+    except (OSError, ValueError) as error:
+        remedy = "resume with tracking off, or use another directory"
+        raise RunError(f"{path}: is damaged ({first_line(error)}); {remedy}") from error
+    return records
 
 
 def _saved_images(folder: Path) -> list[tuple[int, str, Path]]:
@@ -149,7 +166,10 @@ def _truncate(path: Path, count: int) -> int:
     """Keep the first ``count`` lines, those up to the checkpoint; returns how many there are."""
     if not path.exists() and not count and path.name == "watched.jsonl":  # made when first written
         return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    try:
+        lines = read_text(path).splitlines(keepends=True) if path.exists() else []
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged ({error}); use another directory") from error
     kept = [line for line in lines[:count] if line.endswith("\n")]
     if len(kept) < count:
         log.warning("%s: %d of %d records were lost", path, count - len(kept), count)

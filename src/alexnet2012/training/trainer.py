@@ -181,7 +181,8 @@ class Trainer:
         self._train_stats.enabled = self._reporter.log_stats
         trace = trace_steps(self.config.profile, self.run_dir, self.mesh)
         self._end_traced_step = stack.enter_context(trace)
-        stack.enter_context(self._signals)
+        if self.config.checkpoint.wanted:  # else nothing is lost if the process ends at once
+            stack.enter_context(self._signals)
 
     @property
     def total_steps(self) -> int:
@@ -334,6 +335,7 @@ class Trainer:
         self.progress.records = self._reporter.sync()
         self._checkpoint_requested = False
         self._checkpoints.wait()  # at most one copy of the state in memory
+        assert self.store.mean_image is not None
         state = TrainingState.of(self.model, self.optimizer, self.progress, self.store.mean_image)
         self._checkpoints.save(state)
 

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -36,8 +36,18 @@ def versions() -> dict[str, str]:
     code = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         code.update(file.read_bytes())
-    libraries = {name: version(name) for name in ("torch", "numpy", "nvidia-dali-cuda130")}
+    libraries = {name: version(name) for name in ("torch", "numpy", dali_package())}
     return {"python": platform.python_version(), **libraries, "code": code.hexdigest()[:12]}
+
+
+def dali_package() -> str:
+    """The installed package of DALI: that of CUDA 13, unless only that of CUDA 12 is there."""
+    cuda_13, cuda_12 = "nvidia-dali-cuda130", "nvidia-dali-cuda120"
+    try:
+        version(cuda_13)
+    except PackageNotFoundError:
+        return cuda_12
+    return cuda_13
 
 
 def cpu_name() -> str:

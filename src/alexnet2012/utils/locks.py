@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from alexnet2012.utils.text import printable_lines
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
@@ -22,7 +24,9 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        sys.stderr.write(f"waiting for another process that holds the lock {path}\n")
+        sys.stderr.write(
+            printable_lines(f"waiting for another process that holds the lock {path}\n")
+        )
         sys.stderr.flush()
         lock.acquire()
     try:

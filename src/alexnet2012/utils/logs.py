@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 
+from alexnet2012.utils.text import printable_lines
+
 log = logging.getLogger("alexnet2012")
 
 
 def announce(text: str) -> None:
     """Say on standard error what a command is about to do, which may take long in silence."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -19,6 +21,9 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))  # messages may hold names of files
 
 
 def setup_logging(rank: int) -> None:

@@ -9,6 +9,7 @@ Shapes: P is the side of a stored image in pixels.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zlib
 from itertools import combinations_with_replacement
@@ -17,13 +18,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
-# Far above the photographs of the usual data sets; a small file can claim billions.
-MAX_PIXELS = 100_000_000
-_OTHER_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Memory to decode one image; a small file can claim any number of pixels.
+MAX_BYTES = 800_000_000
+# Per pixel. JPEG: decoded, and 4 as Pillow keeps RGB; progressive ones keep coefficients, and CMYK
+# has four inks. Others: as loaded, and as RGB.
+_JPEG_BYTES, _LARGE_JPEG_BYTES, _OTHER_BYTES = 7, 13, 8
+_STRIP_PIXELS = 1 << 20  # of a transparent image, whose colours are blended strip by strip
+_OTHER_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+# Formats that not every build of Pillow decodes: a pattern of the first bytes, Pillow's feature.
+_OPTIONAL_FORMATS = {
+    "AVIF": (re.compile(rb"....ftypavi[fs]", re.DOTALL), "avif"),
+    "JPEG 2000": (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "jpg_2000"),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
+}
 _MAX_ASPECT = 4  # the centre square of a longer image shows little of it
 _JPEG, _SCAN, _END, _APP2 = b"\xff\xd8", b"\xff\xda", b"\xff\xd9", b"\xff\xe2"
+_PROGRESSIVE = b"\xff\xc2"
 _MAX_SCANS = 100  # progressive JPEGs have about ten; each is a pass over the whole image
 _GZIP = b"\x1f\x8b"
 _MAX_DECOMPRESSED_BYTES = 64 * 2**20
@@ -67,6 +79,9 @@ def decode_image(data: bytes) -> DecodedImage:
             return DecodedImage(image, traits | {"gzip"})
         return _decode_jpeg(data) if data.startswith(_JPEG) else _decode_other(data)
     except UnidentifiedImageError:
+        for kind, (start, feature) in _OPTIONAL_FORMATS.items():
+            if start.match(data) and not features.check(feature):
+                raise ValueError(f"this build of Pillow cannot decode {kind}") from None
         raise ValueError("not an image in a supported format") from None
     except MemoryError:  # a failure of the machine, not of the image
         raise
@@ -135,13 +150,14 @@ def _decode_jpeg(data: bytes) -> DecodedImage:
             raise
         data = _without_profile(data)  # the profile is not used, and the rest may be intact
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-    _check_pixels(width, height)
+    is_large = colorspace in ("CMYK", "YCCK") or _PROGRESSIVE in data
+    _check_memory(width, height, _LARGE_JPEG_BYTES if is_large else _JPEG_BYTES)
     traits = set()
     if colorspace in ("CMYK", "YCCK"):
         traits.add("cmyk")
         inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
         # Photoshop, the usual writer of CMYK JPEGs, inverts the inks.
-        image = Image.frombuffer("CMYK", (width, height), inks.tobytes(), "raw", "CMYK;I", 0, 1)
+        image = Image.frombuffer("CMYK", (width, height), inks.data, "raw", "CMYK;I", 0, 1)
         image = image.convert("RGB")
     else:
         if colorspace == "Gray":
@@ -152,9 +168,9 @@ def _decode_jpeg(data: bytes) -> DecodedImage:
 
 def _decode_other(data: bytes) -> DecodedImage:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large images: _check_pixels rejects them
+        warnings.simplefilter("ignore")  # about large images: _check_memory rejects them
         opened = Image.open(io.BytesIO(data), formats=_OTHER_FORMATS)
-        _check_pixels(*opened.size)
+        _check_memory(*opened.size, _OTHER_BYTES)
         orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
         opened.load()
     image: Image.Image = opened
@@ -167,14 +183,25 @@ def _decode_other(data: bytes) -> DecodedImage:
         raise ValueError(f"pixels of type {image.mode} have no known value range")
     if image.has_transparency_data:
         traits.add("transparent")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = _on_white(image)
     return _apply_orientation(image.convert("RGB"), orientation, traits)
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} × {height} pixels exceed the limit of {MAX_PIXELS:,}")
+def _on_white(image: Image.Image) -> Image.Image:
+    """Replace transparency by white: a strip at a time needs no further copies of the image."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip), box)
+    return result
+
+
+def _check_memory(width: int, height: int, bytes_per_pixel: int) -> None:
+    if width * height * bytes_per_pixel > MAX_BYTES:
+        limit = MAX_BYTES // bytes_per_pixel
+        raise ValueError(f"{width} × {height} pixels exceed the limit of {limit:,}")
 
 
 def _exif_orientation(jpeg: bytes) -> int:

@@ -34,8 +34,10 @@ from alexnet2012.data.preparation.progress import ImageOutcome, StoreBuilder, un
 from alexnet2012.data.preparation.workers import ordered_map
 from alexnet2012.data.sources.base import Entry, ImageSource
 from alexnet2012.data.sources.registry import locate, source_is_missing
-from alexnet2012.data.store import FORMAT, SPLITS, Store
+from alexnet2012.data.store import FORMAT, Store
+from alexnet2012.utils.files import naming
 from alexnet2012.utils.locks import locked
+from alexnet2012.utils.text import say
 
 _IMAGES_PER_JOB = 64
 _USER_SETTINGS = ("source", "size", "quality", "seed", "val_percent")  # the rest follows from files
@@ -89,6 +91,8 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         _check_unfinished(work, root, settings)
         try:
             with handle.open(work / "photos", progress) as source:
+                for note in source.notes:
+                    print(f"{source.where}: {note}")
                 summary = _build_store(work, source, config, settings, handle.dates, progress)
         except ConfigError:
             if unfinished_settings(work) is None:
@@ -101,8 +105,8 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Store:
         os.sync()  # the work of hours should survive a power failure
         os.replace(work / "store", root)
         shutil.rmtree(work, ignore_errors=True)
-    print(f"store {root}")
-    print(textwrap.fill(summary, 78, initial_indent="  ", subsequent_indent="  "))
+    say(f"store {root}")
+    say(textwrap.fill(summary, 78, initial_indent="  ", subsequent_indent="  "))
     return Store.open(root)
 
 
@@ -141,7 +145,9 @@ def _run_job(
             reason = error.strerror if isinstance(error, OSError) else error
             outcomes.append(ImageOutcome(reason=str(reason)))
             continue
-        (job.root / job.target(index)).write_bytes(stored.jpeg)
+        target = job.root / job.target(index)
+        with naming(target):
+            target.write_bytes(stored.jpeg)
         sha256 = hashlib.sha256(stored.jpeg).hexdigest()
         outcomes.append(ImageOutcome(job.target(index), sha256, sorted(stored.traits)))
         if job.split == "train":
@@ -177,9 +183,9 @@ def _build_store(
     builder = StoreBuilder.resumed(work, source, settings, dates)
     if builder is None:
         if unfinished_settings(work) is not None:
-            print(f"starting over: images or libraries changed since the unfinished work in {work}")
+            say(f"starting over: images or libraries changed since the unfinished work in {work}")
         builder = StoreBuilder.new(work, source, settings, dates)
-    for split in SPLITS:
+    for split in source.splits:
         for name in source.classes:
             (builder.root / split / name).mkdir(parents=True, exist_ok=True)
     jobs = islice(_jobs(builder.root, source, config), builder.state.jobs, None)
@@ -211,7 +217,7 @@ def _build_store(
 
 
 def _jobs(root: Path, source: ImageSource, config: PrepareConfig) -> Iterator[_Job]:
-    for split in SPLITS:
+    for split in source.splits:
         entries, first = source.entries(split), 0
         while chunk := list(islice(entries, _IMAGES_PER_JOB)):
             yield _Job(root, split, first, chunk, source.classes, config.size, config.quality)

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.data.sources.base import Entry, ImageSource
-from alexnet2012.data.store import MEAN_IMAGE, SPLITS, fingerprint, manifest_digest
+from alexnet2012.data.store import MEAN_IMAGE, fingerprint, manifest_digest
+from alexnet2012.utils.files import array_bytes, naming, replace_bytes, replace_text
 
 _LISTS = ("train.tsv", "val.tsv", "rejects.jsonl")
 _STATE = "state.npz"
@@ -82,7 +83,7 @@ class StoreBuilder:
         shutil.rmtree(work / "store", ignore_errors=True)
         (work / _STATE).unlink(missing_ok=True)
         (work / "store").mkdir(parents=True)
-        counts = {split: dict.fromkeys(source.classes, 0) for split in SPLITS}
+        counts = {split: dict.fromkeys(source.classes, 0) for split in source.splits}
         sums = np.zeros((settings["size"], settings["size"], 3), dtype=np.int64)
         state = PrepareState(settings, dates, _versions(), counts)
         return cls(work, source, state, sums, np.zeros((3, 3), dtype=np.int64))
@@ -137,7 +138,8 @@ class StoreBuilder:
         os.sync()  # or after a power failure the state could refer to images that were lost
         text = np.frombuffer(json.dumps(asdict(self.state)).encode(), np.uint8)
         temporary = self._work / f"writing-{_STATE}"
-        np.savez(temporary, state=text, sums=self._sums, products=self._products)
+        with naming(temporary), temporary.open("wb") as state:
+            np.savez(state, state=text, sums=self._sums, products=self._products)
         os.replace(temporary, self._work / _STATE)
         self._saved_at = time.monotonic()
         save_s = self._saved_at - start
@@ -145,9 +147,12 @@ class StoreBuilder:
 
     def finish(self) -> str:
         """Write the mean image and the manifest; returns a summary of one line."""
-        for split in SPLITS:
-            for name, count in self.state.counts[split].items():
-                if count == 0:
+        stored = {split: sum(counts.values()) for split, counts in self.state.counts.items()}
+        has_train = "train" in stored
+        for split, counts in self.state.counts.items():
+            for name, count in counts.items():
+                # A list may have classes of which there are no validation images.
+                if count == 0 and (has_train or stored[split] == 0):
                     reject = self.state.first_rejects.get(f"{split}/{name}", "it has no images")
                     problem = f"no usable images in {split}/{name} ({reject})"
                     remedy = f"{problem}; add images or remove the class"
@@ -155,9 +160,12 @@ class StoreBuilder:
         for stray in self._source.strays:
             self._reject(stray, "", "not recognised as an image by its name or location")
         self.close()
-        train, val = (sum(self.state.counts[split].values()) for split in SPLITS)
-        assert train + val + self.state.rejected == self.state.listed, self.state
-        np.save(self.root / MEAN_IMAGE, (self._sums / train).astype(np.float32))
+        assert sum(stored.values()) + self.state.rejected == self.state.listed, self.state
+        covariance = None
+        if has_train:
+            mean = (self._sums / stored["train"]).astype(np.float32)
+            replace_bytes(self.root / MEAN_IMAGE, array_bytes(mean))
+            covariance = _covariance(self._sums, self._products, stored["train"])
         strays = len(self._source.strays)
         manifest: dict[str, Any] = {
             "settings": self.state.settings,
@@ -168,15 +176,16 @@ class StoreBuilder:
             "pictures": self.state.counts,
             "rejected": {"unusable": self.state.rejected, "strays": strays},
             "traits": dict(sorted(self.state.traits.items())),
-            "rgb_covariance": _covariance(self._sums, self._products, train),
+            "rgb_covariance": covariance,
             "fingerprint": fingerprint(self.root),
             "versions": self.state.versions,
         }
         manifest["sha256"] = manifest_digest(manifest, self.root)
         text = json.dumps(manifest, indent=1) + "\n"
-        (self.root / "manifest.json").write_text(text, encoding="utf-8")
+        replace_text(self.root / "manifest.json", text)
         classes = len(self._source.classes)
-        summary = f"{train:,} training and {val:,} validation images in {classes:,} classes"
+        training = f"{stored['train']:,} training and " if has_train else ""
+        summary = f"{training}{stored['val']:,} validation images in {classes:,} classes"
         traits = ", ".join(f"{count:,} {trait}" for trait, count in manifest["traits"].items())
         summary += f" ({traits})" if traits else ""
         rejects = self.state.rejected + strays

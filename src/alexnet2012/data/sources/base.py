@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.data.store import SPLITS
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif"),
     *(".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".avif", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
 )
+# Folders and files that programs leave beside images.
+_LITTER = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
 MAX_FILE_BYTES = 256 * 2**20  # a larger file is no image, and could exhaust a worker's memory
 _MAX_NAME_BYTES = 255  # limit of common file systems
 
@@ -57,11 +61,18 @@ class ImageSource:
     description: str  # one sentence, including what these images are no evidence for
     titles: tuple[str, ...] = ()  # class names in words, if known
     strays: tuple[str, ...] = ()  # files among the images that are not images by name or location
+    splits: tuple[str, ...] = SPLITS  # only ("val",) if there are no training images
+    notes: tuple[str, ...] = ()  # what a user should know before relying on these images
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or is left by a program; a name of dots alone is not."""
+    return name in _LITTER or (name.startswith(".") and name.strip(".") != "")
 
 
 def has_image_suffix(name: str) -> bool:
     """Whether a file is named like an image; its content is only checked when it is read."""
-    return Path(name.lstrip(".")).suffix.lower() in IMAGE_SUFFIXES
+    return name.lstrip(".").lower().endswith(IMAGE_SUFFIXES)
 
 
 def source_error(where: Path | str, remedy: str) -> ConfigError:

@@ -25,6 +25,7 @@ from alexnet2012.utils.locks import locked
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between attempts without progress; one more is the last
 TIMEOUTS_S = (10.0, 30.0)  # to connect, to wait for data
+SLOW_S, SLOW_BYTES = 60.0, 60 << 10  # a slower transfer is given up
 _CHUNK_BYTES = 1 << 16
 
 
@@ -56,6 +57,12 @@ REMOTE_FILES = {
     ),
     "imagenettefull": RemoteFile(
         f"{_FASTAI}/imagenette2.tgz", "md5", "fe2fc210e6bb7c5664d602c3cd71e612"
+    ),
+    "tinyimagenet": RemoteFile(
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "md5",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        248_100_043,
     ),
 }
 
@@ -96,6 +103,10 @@ class _TransferError(Exception):
     """A failed transfer that is worth another attempt."""
 
 
+class _SlowError(_TransferError):
+    """A server that sends almost nothing, which is no progress."""
+
+
 def _download(file: RemoteFile, part: Path, progress: bool) -> None:
     """Download to ``part``, with as many attempts as needed while each makes progress."""
     console = Console(stderr=True)
@@ -112,7 +123,8 @@ def _download(file: RemoteFile, part: Path, progress: bool) -> None:
             except (requests.RequestException, HTTPError, _TransferError) as error:
                 # Progress is a new maximum: a server that always starts over makes none.
                 have = _size_bytes(part)
-                failures = 0 if have > furthest else failures + 1
+                advanced = have > furthest and not isinstance(error, _SlowError)
+                failures = 0 if advanced else failures + 1
                 furthest = max(furthest, have)
                 if failures > len(PAUSES_S):
                     raise RunError(_failure_message(file, part, total, error)) from error
@@ -141,9 +153,10 @@ def _receive(file: RemoteFile, part: Path) -> Iterator[tuple[int, int | None]]:
             have, length = 0, response.headers.get("Content-Length", "")
         else:
             raise RunError(f"{file.url}: the server responded {status} {response.reason}")
-        total = int(length) if length.isdigit() else file.size
+        total = int(length) if length.isdecimal() else file.size
         if file.size not in (None, total):
             raise RunError(f"{file.url}: the file has {total} bytes, expected {file.size}")
+        since_s, since_bytes = time.monotonic(), have
         with part.open("ab" if have else "wb") as out:
             yield have, total
             # read1, not read: keeps the data received before a connection reset.
@@ -153,6 +166,10 @@ def _receive(file: RemoteFile, part: Path) -> Iterator[tuple[int, int | None]]:
                 yield have, total
                 if have == total:
                     return
+                if time.monotonic() - since_s > SLOW_S:
+                    if have - since_bytes < SLOW_BYTES:
+                        raise _SlowError(f"less than {SLOW_BYTES:,} bytes in {SLOW_S:.0f} s")
+                    since_s, since_bytes = time.monotonic(), have
     if total is not None and have < total:
         raise _TransferError("the connection was closed early")
 

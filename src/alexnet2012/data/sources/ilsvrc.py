@@ -6,13 +6,11 @@ A class's label is its index in the sorted WordNet IDs, as usual; the kits use a
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tarfile import TarInfo
-from typing import NamedTuple
 
 from alexnet2012.data.sources.archives import (
     DOWNLOAD_AGAIN,
@@ -21,9 +19,9 @@ from alexnet2012.data.sources.archives import (
     iter_members,
     make_entry,
     open_tar,
-    read_member,
 )
 from alexnet2012.data.sources.base import Entry, ImageSource, check_classes, source_error
+from alexnet2012.data.sources.devkit import KitClass, read_devkit
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,11 @@ def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
     for name in (release.train, release.val, release.devkit):
         if not (folder / name).is_file():
             remedy = f"contains {release.train} but not {name}; add it to the folder"
+            if name == release.val:
+                remedy += f", or unpack {release.train} into train/ if the others are unpacked"
             raise source_error(folder, remedy)
     train, val = folder / release.train, folder / release.val
-    kit, val_wnids = _read_devkit(folder / release.devkit)
+    kit, val_wnids = read_devkit(folder / release.devkit)
     class_tars = _class_tars(train)
     check_classes(train, set(class_tars), set(kit), "class tars")
     classes = tuple(sorted(class_tars))
@@ -88,58 +88,6 @@ def open_ilsvrc(folder: Path, release: Release) -> ImageSource:
     )
 
 
-def class_numbers(devkit: Path) -> dict[str, int]:
-    """The numbers that submissions name classes by, from 1, by WordNet ID."""
-    kit, _ = _read_devkit(devkit)
-    return {wnid: synset.number for wnid, synset in kit.items()}
-
-
-class _Class(NamedTuple):
-    wnid: str
-    words: str
-    images: int  # for training
-    number: int  # the kit's own
-
-
-def _read_devkit(path: Path) -> tuple[dict[str, _Class], list[str]]:
-    """The classes by WordNet ID, and the WordNet IDs of validation images 1, 2, …."""
-    content: dict[str, bytes] = {}
-    with archive_errors(path), open_tar(path) as tar:
-        for member in iter_members(tar, path):
-            name = PurePosixPath(member.name).name
-            if name == "meta.mat" or name.endswith("validation_ground_truth.txt"):
-                content[name] = read_member(tar, member)
-    if "meta.mat" not in content or len(content) != 2:
-        remedy = "has no data/meta.mat or no validation ground truth"
-        raise source_error(path, f"{remedy}; {DOWNLOAD_AGAIN}")
-    try:
-        classes = _read_meta(content.pop("meta.mat"))
-        (ground_truth,) = content.values()
-        val_wnids = [classes[int(line)].wnid for line in ground_truth.split()]
-    except Exception as error:  # loadmat raises almost anything on corrupt data
-        remedy = f"cannot be parsed ({error!r}); {DOWNLOAD_AGAIN}"
-        raise source_error(path, remedy) from error
-    return {synset.wnid: synset for synset in classes.values()}, val_wnids
-
-
-def _read_meta(mat: bytes) -> dict[int, _Class]:
-    """The classes that have images, by the kit's own numbers."""
-    from scipy.io import loadmat  # slow to import, and only ILSVRC needs it
-
-    synsets = loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
-    number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
-    return {
-        int(synset[number]): _Class(
-            str(synset["WNID"]),
-            str(synset["words"]),
-            int(synset["num_train_images"]),
-            int(synset[number]),
-        )
-        for synset in synsets
-        if int(synset["num_children"]) == 0  # the others are groups of classes
-    }
-
-
 def _class_tars(train: Path) -> dict[str, TarInfo]:
     """Each class's tar, a member of the training tar."""
     class_tars: dict[str, TarInfo] = {}
@@ -156,7 +104,7 @@ def _class_tars(train: Path) -> dict[str, TarInfo]:
 
 
 def _train_entries(
-    path: Path, class_tars: dict[str, TarInfo], kit: dict[str, _Class]
+    path: Path, class_tars: dict[str, TarInfo], kit: dict[str, KitClass]
 ) -> Iterator[Entry]:
     with archive_errors(path), open_tar(path) as train:
         for label, (wnid, class_tar) in enumerate(sorted(class_tars.items())):

@@ -11,8 +11,6 @@ Nothing is downloaded.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet2012.data.augmentation import random_stream
+from alexnet2012.utils.threads import map_in_background
 
 DESCRIPTION = (
     "Crops of 16 photographs from the scikit-image wheel, one class per photograph: real images, "
@@ -58,9 +57,12 @@ def make_photos(
 ) -> None:
     """Write ``train/CLASS/0000.jpg …`` and ``val/CLASS/…``; the same seed gives the same bytes."""
     sizes = {"train": train_per_class, "val": val_per_class}
+
+    def make(number: int, name: str) -> None:
+        _make_class(folder, sizes, seed, number, name)
+
     # Threads, as Pillow releases Python's global lock.
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(partial(_make_class, folder, sizes, seed), range(len(CLASSES)), CLASSES))
+    list(map_in_background(lambda job: make(*job), list(enumerate(CLASSES)), 2))
 
 
 def photograph(name: str) -> Image.Image:

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from alexnet2012.config.enums import NAMED_SOURCES
-from alexnet2012.config.schema import PrepareConfig
+from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.config.validation import home, user_path
 from alexnet2012.data.sources import photos
-from alexnet2012.data.sources.archives import (
-    ARCHIVE_SUFFIXES,
-    CIFAR10_FILES,
-    open_archive,
-    open_cifar10,
-)
+from alexnet2012.data.sources.archives import ARCHIVE_SUFFIXES
 from alexnet2012.data.sources.base import ImageSource, source_error
+from alexnet2012.data.sources.cifar10 import CIFAR10_FILES, open_cifar10
 from alexnet2012.data.sources.download import REMOTE_FILES, fetch
-from alexnet2012.data.sources.folders import LAYOUT, ImageFolder
+from alexnet2012.data.sources.files import ArchiveFiles, FolderFiles, archive_stem
 from alexnet2012.data.sources.ilsvrc import RELEASES, open_ilsvrc
+from alexnet2012.data.sources.image_tree import ImageTree
+from alexnet2012.data.sources.layouts import folders_above
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ class SourceHandle:
 def locate(config: PrepareConfig) -> SourceHandle:
     """The source named by a configuration, without decoding an image.
 
-    One of ``photos``, ``cifar10``, ``imagenette`` (downloaded and verified), a folder of class
-    folders, a folder with ILSVRC's tars or CIFAR-10's batches, or a tar of class folders.
+    One of ``photos``, ``cifar10``, ``imagenette``, ``tinyimagenet`` (downloaded and verified), a
+    folder, tar or zip in a layout of :mod:`.layouts`, or a folder with ILSVRC's tars or CIFAR-10's
+    batches.
 
     Raises:
         ConfigError: the source does not exist, or is none of these.
@@ -54,19 +53,28 @@ def locate(config: PrepareConfig) -> SourceHandle:
     if name in REMOTE_FILES:
         file = REMOTE_FILES[name]
         identity: dict[str, Any] = {"source": name, file.algorithm: file.digest}
-        return SourceHandle(identity, partial(_open_download, name))
+        return SourceHandle(identity, partial(_open_download, config))
     path = user_path("data.source", name)
-    usage = f"set it to a folder with {LAYOUT}, or one of {', '.join(NAMED_SOURCES)}"
+    usage = "set it to a folder, tar or zip with train/CLASS/*.jpg and val/CLASS/*.jpg, or one of "
+    usage += ", ".join(NAMED_SOURCES)
     if not path.exists():
         raise source_error(path, f"does not exist; {usage}")
-    basename = {"source": path.resolve().name}
+    if not (path.is_file() or path.is_dir()):
+        raise source_error(path, f"is neither a file nor a folder; {usage}")
+    basename: dict[str, Any] = {"source": path.resolve().name}
     if path.is_file():
-        if not path.name.endswith(ARCHIVE_SUFFIXES):
+        if (stem := archive_stem(path.name)) is None:
             kinds = ", ".join(ARCHIVE_SUFFIXES)
             raise source_error(path, f"is a file, but not one of {kinds}; {usage}")
-        open_file = open_cifar10 if path.name == REMOTE_FILES["cifar10"].name else open_archive
         identity = {**basename, "bytes": path.stat().st_size}
-        return SourceHandle(identity, partial(_open, partial(open_file, path)), _dates([path]))
+        open_file: Callable[[], ImageSource] = partial(open_archive, path, config)
+        if path.name == REMOTE_FILES["cifar10"].name:
+            open_file = partial(open_cifar10, path)
+        elif (above := folders_above(path.with_name(stem))) or _has_rules(config):
+            # The archive's size does not tell how it is split, nor what labels are outside.
+            tree = ImageTree(ArchiveFiles(path), stem, config, above)
+            open_file, identity = tree.source, identity | tree.rules
+        return SourceHandle(identity, partial(_open, open_file), _dates([path]))
     release = next((r for r in RELEASES if (path / r.train).is_file()), None)
     if release is not None or (path / CIFAR10_FILES[0]).is_file():
         names = CIFAR10_FILES if release is None else release.files
@@ -74,15 +82,26 @@ def locate(config: PrepareConfig) -> SourceHandle:
         open_files = partial(open_cifar10, path)
         if release is not None:
             open_files = partial(open_ilsvrc, path, release)
+        if config.labels is not None:
+            raise ConfigError("labels", config.labels, "is not used by this source; remove it")
         identity = {**basename, **{file.name: file.stat().st_size for file in files}}
         return SourceHandle(identity, partial(_open, open_files), _dates(files))
-    folder = ImageFolder(path, config.val_percent, config.seed)
+    whole = path.resolve()
+    tree = ImageTree(FolderFiles(path), whole.name, config, folders_above(whole))
     return SourceHandle(
-        {**basename, **folder.identity()},
-        partial(_open, folder.source),
-        folder.dates,
-        tuple(folder.folders.values()) or (path,),
+        {**basename, **tree.identity}, partial(_open, tree.source), tree.dates, tree.folders
     )
+
+
+def open_archive(path: Path, config: PrepareConfig) -> ImageSource:
+    """The images of a tar or zip."""
+    return ImageTree(ArchiveFiles(path), archive_stem(path.name) or path.name, config).source()
+
+
+def _has_rules(config: PrepareConfig) -> bool:
+    usual = PrepareConfig()
+    keys = ("labels", "val_percent", "seed")
+    return any(getattr(config, key) != getattr(usual, key) for key in keys)
 
 
 def source_is_missing(config: PrepareConfig) -> bool:
@@ -98,12 +117,13 @@ def _open(
 
 
 @contextmanager
-def _open_download(name: str, scratch: Path, progress: bool) -> Iterator[ImageSource]:
+def _open_download(config: PrepareConfig, scratch: Path, progress: bool) -> Iterator[ImageSource]:
+    name = config.source
     archive = fetch(REMOTE_FILES[name], home() / "downloads", progress)
     if name == "cifar10":
         yield open_cifar10(archive)
     else:
-        yield replace(open_archive(archive), description=_DESCRIPTIONS[name])
+        yield replace(open_archive(archive, config), description=_DESCRIPTIONS[name])
 
 
 @contextmanager
@@ -111,8 +131,8 @@ def _open_photos(config: PrepareConfig, scratch: Path, progress: bool) -> Iterat
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
         photos.make_photos(scratch, seed=config.seed)
-        folder = ImageFolder(scratch, config.val_percent, config.seed)
-        yield replace(folder.source(), description=photos.DESCRIPTION)
+        tree = ImageTree(FolderFiles(scratch), "photos", config)
+        yield replace(tree.source(), description=photos.DESCRIPTION)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -126,4 +146,5 @@ _DESCRIPTIONS = {
     "imagenette": "Imagenette, ten of ImageNet's 1,000 classes: no evidence about the rest.",
     "imagenette160": "Imagenette at 160 pixels, ten classes: no evidence about ImageNet.",
     "imagenettefull": "Imagenette, ten of ImageNet's 1,000 classes: no evidence about the rest.",
+    "tinyimagenet": "Tiny ImageNet, 200 classes at 64 pixels: no evidence about ImageNet.",
 }

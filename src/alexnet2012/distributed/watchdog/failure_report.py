@@ -11,6 +11,8 @@ from pathlib import Path
 
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.distributed.process_env import current_process
+from alexnet2012.utils.files import os_error_line
+from alexnet2012.utils.text import printable_lines
 
 FAILURES_DIR = "ALEXNET2012_FAILURES_DIR"  # the folder where our launcher reads the reports
 RECORD = ".flight"  # suffix of a rank's flight record in that folder
@@ -39,23 +41,38 @@ class Failure:
     lost: list[int] | None = None  # ranks at fault, if this rank did not fail by itself
 
 
+def failure_text(error: BaseException) -> str:
+    """A line for users where there is one, else the traceback."""
+    if isinstance(error, RunError):
+        return str(error)
+    return os_error_line(error) or "".join(traceback.format_exception(error))
+
+
 def write_failure(error: BaseException, rank: int | None = None) -> int:
     """Write this process's failure report; returns its exit code."""
     rank = current_process().rank if rank is None else rank
-    text = str(error) if isinstance(error, RunError) else "".join(traceback.format_exception(error))
-    failure = Failure(rank, text.strip())
+    failure = Failure(rank, failure_text(error).strip())
     if isinstance(error, ConfigError):
         failure.config_error = [error.key, str(error.value), error.remedy]
     elif isinstance(error, LostPeerError):
         failure.lost = error.ranks
-    if folder := os.environ.get(FAILURES_DIR):
-        path = Path(folder, f"{rank}.json")
-        path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
-        path.with_suffix(".writing").replace(path)
-    else:
-        sys.stderr.write(f"alexnet2012: {failure.text}\n")
+    if not _handed_over(failure):
+        sys.stderr.write(printable_lines(f"alexnet2012: {failure.text}\n"))
         sys.stderr.flush()
     return EXIT_USER_ERROR if failure.config_error else EXIT_FAILURE
+
+
+def _handed_over(failure: Failure) -> bool:
+    """Write the report for our launcher; False if there is none, or its folder's disk is full."""
+    if not (folder := os.environ.get(FAILURES_DIR)):
+        return False
+    path = Path(folder, f"{failure.rank}.json")
+    try:
+        path.with_suffix(".writing").write_text(json.dumps(asdict(failure)), encoding="utf-8")
+        path.with_suffix(".writing").replace(path)
+    except OSError:
+        return False
+    return True
 
 
 def read_failures(folder: Path) -> list[Failure]:

@@ -48,6 +48,7 @@ from alexnet2012.distributed.watchdog.peers import BEAT_INTERVAL_S, Peer, addres
 STORE_TIMEOUT_S = 2.0  # the store may be on the rank that has stopped
 DIAGNOSE_WITHIN_S = 5.0  # after a collective has failed, the cause shows up within this time
 LATE_FRACTION = 0.95  # of timeout_s: before NCCL ends the process without naming the late rank
+CLOSING_S = 2 * STORE_TIMEOUT_S + BEAT_INTERVAL_S  # for the thread to leave the store
 GRACE_S = 10.0  # for a rank to exit by itself once it has raised the diagnosis
 VERDICT = "verdict"  # key in the store
 RECORDS = "flight.json"  # in the run directory
@@ -65,6 +66,7 @@ class Watchdog:
         self._stall_s, self._timeout_s = 0.0, math.inf
         self._capturing: Callable[[str, str, int], None] | None = None
         self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self._reporting = threading.Lock()
         self._reported: LostPeerError | None = None
 
@@ -81,11 +83,7 @@ class Watchdog:
         """Find the other ranks through ``store`` and start watching them. Collective."""
         self = cls(rank)
         self._store, self._stall_s, self._timeout_s = store, stall_s, timeout_s
-        if folder := os.environ.get(FAILURES_DIR):  # our launcher reads the record there
-            fd = os.open(Path(folder, f"{rank}{RECORD}"), os.O_RDWR | os.O_CREAT, 0o600)
-        else:
-            fd = os.memfd_create("alexnet2012")
-        os.ftruncate(fd, SIZE)
+        fd = _record_file(rank)
         self.this_rank.record.memory = mmap.mmap(fd, SIZE)
         store.set(f"rank{rank}", json.dumps(address(fd)))
         for peer_rank in (r for r in range(world_size) if r != rank):
@@ -93,12 +91,16 @@ class Watchdog:
             peer_address = json.loads(store.get(f"rank{peer_rank}"))
             self.peers.append(Peer.at(peer_address, peer_rank, same_replica=same_replica))
         store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
         atexit.register(self.close)  # a process that exits without closing counts as killed
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watchdog:
         return self  # a copy of a model lives in the same process
+
+    def __reduce__(self) -> tuple[type[Watchdog], tuple[int]]:
+        return type(self), (self.this_rank.rank,)  # a pickled one may be read by another process
 
     @contextmanager
     def exchange(self, layer: str, direction: str, sent_bytes: int = 0) -> Iterator[None]:
@@ -182,6 +184,9 @@ class Watchdog:
             self.this_rank.record.close(failed=failed)
             with suppress(RuntimeError):
                 self._send()
+            # In the store's C++ code it would abort the interpreter's exit.
+            if self._thread is not None and not failed:
+                self._thread.join(CLOSING_S)
 
     def _watch(self) -> None:
         checked_at = time.monotonic()
@@ -292,3 +297,20 @@ class Watchdog:
         text = json.dumps(records, indent=1)
         with suppress(OSError):
             (self.folder / RECORDS).write_text(text + "\n", encoding="utf-8")
+
+
+def _record_file(rank: int) -> int:
+    """A file for the flight record: where our launcher reads it, else in memory."""
+    if folder := os.environ.get(FAILURES_DIR):
+        file = Path(folder, f"{rank}{RECORD}")
+        fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:  # writing to a mapped sparse file on a full disk would end the process
+            os.posix_fallocate(fd, 0, SIZE)
+        except OSError:
+            os.close(fd)
+            file.unlink()
+        else:
+            return fd
+    fd = os.memfd_create("alexnet2012")
+    os.ftruncate(fd, SIZE)
+    return fd

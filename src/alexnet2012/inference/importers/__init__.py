@@ -1,1 +1,1 @@
-"""Readers of the model files of Caffe and torchvision."""
+"""The model files of Caffe and torchvision."""

@@ -157,7 +157,7 @@ def _convolution(layer: CaffeLayer, first: bool) -> ImportedConv:
 def _weight_and_bias(layer: CaffeLayer, rows: int, kernel: tuple[int, ...]) -> tuple[Blob, Blob]:
     blobs = layer.blobs()
     size = rows * int(np.prod(kernel))  # of one input channel
-    if not blobs or size == 0 or len(blobs[0]) % size:
+    if not blobs or size == 0 or len(blobs[0]) == 0 or len(blobs[0]) % size:
         raise layer.error(f"its weights do not fit {rows} outputs")
     bias = blobs[1] if len(blobs) > 1 else np.zeros(rows, np.float32)
     if len(bias) != rows:

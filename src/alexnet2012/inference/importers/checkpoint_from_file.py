@@ -15,21 +15,27 @@ from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import ConfigError, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.inference.importers.caffe import read_caffemodel, read_mean_image
+from alexnet2012.inference.importers.file_kinds import FileKind, file_kind
 from alexnet2012.inference.importers.recipe_from_net import IMAGENET_MEAN, ImportedModel, as_alexnet
 from alexnet2012.inference.importers.torchvision import from_state_dict, read_state_dict
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.untrusted import open_regular
 
 
 def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     """Convert ``config.source`` to a checkpoint in the folder ``out``; returns the model."""
     if out.exists():
         raise ConfigError("out", out, "already exists; remove it, or choose another folder")
-    source = Path(config.source).expanduser()
+    source = Path(config.source)
+    for key in ("source", "mean", "classes"):
+        if (given := getattr(config, key)) is not None:
+            _check_regular(key, Path(given))
     try:
-        if source.suffix == ".caffemodel":
+        if source.suffix == ".caffemodel" and file_kind(source) is FileKind.other:
             imported, name = read_caffemodel(source.read_bytes()), "caffe"
         else:
-            imported, name = from_state_dict(read_state_dict(source)), "torchvision"
+            state = read_state_dict(source, config.entry)
+            imported, name = from_state_dict(state), "torchvision"
         model = as_alexnet(imported, load_recipe("paper"), name)
     except ValueError as error:
         raise ConfigError("source", source, str(error)) from error
@@ -48,11 +54,19 @@ def import_checkpoint(config: ImportConfig, out: Path) -> AlexNet:
     return model
 
 
+def _check_regular(key: str, path: Path) -> None:
+    try:
+        open_regular(path).close()
+    except ValueError as error:
+        raise ConfigError(key, path, str(error)) from error
+
+
 def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np.float32]:
     """The mean image of ``config.mean``, or one filled with the model's mean colour: [P, P, 3]."""
     if config.mean is not None:
-        path = Path(config.mean).expanduser()
+        path = Path(config.mean)
         try:
+            file_kind(path)
             return read_mean_image(path.read_bytes())
         except ValueError as error:
             raise ConfigError("mean", path, str(error)) from error
@@ -63,8 +77,11 @@ def _mean_image(config: ImportConfig, imported: ImportedModel) -> npt.NDArray[np
 def _classes(config: ImportConfig, count: int) -> list[str]:
     if config.classes is None:
         return [str(number) for number in range(count)]
-    path = Path(config.classes).expanduser()
-    lines = path.read_text(encoding="utf-8").splitlines()
+    path = Path(config.classes)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError("classes", path, "is not a text file in UTF-8") from error
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
         remedy = f"lists {len(names)} classes, but the model has {count}"

@@ -119,6 +119,9 @@ def _state(imported: ImportedModel, convs: Sequence[str]) -> dict[str, Tensor]:
         # In this package dropout scales activations down at test and leaves training alone, so
         # weights that read dropped-out activations are larger: by two at a rate of 0.5, exactly.
         parameters[name] = (weight if name == "fc6" else weight / keep_probability, bias)
+    for name, pair in parameters.items():
+        if not all(np.isfinite(values).all() for values in pair):
+            raise ValueError(f"its {name} contains numbers that are not finite (NaN or infinity)")
     return {
         f"{name}.{part}": torch.from_numpy(np.array(values))
         for name, pair in parameters.items()

@@ -238,9 +238,9 @@ function show(buffer, name, seconds) {
 function predictionItem({ name, probability, tower }) {
   const [item, label, value, bar] = ["li", "span", "b", "i"].map((tag) => document.createElement(tag));
   label.textContent = name;
-  value.textContent = probability === null ? "NaN" : `${(100 * probability).toFixed(1)}%`;
+  value.textContent = `${(100 * probability).toFixed(1)}%`;
   bar.className = `tower-${tower % 4}`;
-  bar.style.width = `${100 * (probability ?? 0)}%`;
+  bar.style.width = `${100 * probability}%`;
   item.append(label, value, bar);
   return item;
 }

@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -34,7 +35,12 @@ from alexnet2012.utils.templates import page_template
 from alexnet2012.utils.text import printable
 
 MAX_UPLOAD_BYTES = 64 * 2**20
+MAX_CONNECTIONS = 64  # more are closed at once
+MAX_UPLOADS = 8  # at a time, each in memory; more wait
+MAX_DECODING = 2
+UPLOAD_S = 60.0  # for a whole upload, and for its turn
 MAX_DISCARDED_BYTES = 4 * MAX_UPLOAD_BYTES  # read and discarded of a refused upload
+CLOSING_S = 5.0
 TIMEOUT_S = 30.0  # for the rest of a request, and for the next request of a connection
 _PHOTO, _PHOTO_FORMAT = "/photos/", (256, 95)  # pixels a side, JPEG quality: a store's defaults
 _SECURITY_HEADERS = {
@@ -51,7 +57,9 @@ class ModelSession:
 
     def __init__(self, trained: TrainedModel, views: int) -> None:
         self.trained, self.views = trained, views
-        self.lock = threading.Lock()  # one image at a time, which bounds the memory
+        # These bound the memory. An image that takes long to decode does not keep others waiting.
+        self.decoding = threading.BoundedSemaphore(MAX_DECODING)
+        self.lock = threading.Lock()  # of the model
         self.description = describe_model(trained, views) | {"max_upload_bytes": MAX_UPLOAD_BYTES}
         self.photos = {name: square_jpeg(photograph(name), *_PHOTO_FORMAT) for name in CLASSES}
         self.template = page_template("alexnet2012.inference.web", "serve.html.jinja")
@@ -67,8 +75,9 @@ class ModelSession:
 
     def inspect(self, data: bytes) -> bytes:
         """The packed :class:`Inspection` of an image file."""
-        with self.lock:
+        with self.decoding:
             pixels = stored_pixels(data, len(self.trained.mean_image))
+        with self.lock:
             return pack_inspection(inspect_image(self.trained, pixels, self.views))
 
 
@@ -81,6 +90,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
+        self.uploads = threading.BoundedSemaphore(MAX_UPLOADS)
         self._connections: set[Any] = set()
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -116,6 +126,9 @@ class Server(ThreadingHTTPServer):
             return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            self.shutdown_request(request)
+            return
         self._connections.add(request)
         super().process_request(request, client_address)
 
@@ -124,10 +137,17 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Stop reading from all connections, finish the current responses, and close."""
-        for connection in list(self._connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
+        """Stop reading from all connections, finish the current responses, and close.
+
+        Responses that are not read within ``CLOSING_S`` are cut off.
+        """
+        deadline = time.monotonic() + CLOSING_S
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            for connection in list(self._connections):
+                with suppress(OSError):
+                    connection.shutdown(how)
+            while self._connections and time.monotonic() < deadline:
+                time.sleep(0.02)
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -176,16 +196,34 @@ class Handler(BaseHTTPRequestHandler):
             message = f"{self.unread_bytes:,} bytes exceed the limit of {MAX_UPLOAD_BYTES:,}"
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         else:
-            size, self.unread_bytes = self.unread_bytes, 0
-            data = self.rfile.read(size)
-            if len(data) == size:
-                self._inspect(data)
-            else:
+            self._receive()
+
+    def _receive(self) -> None:
+        """Read the upload when it is its turn, and answer it."""
+        if not self.server.uploads.acquire(timeout=UPLOAD_S):
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "Too many images at once; try again")
+            return
+        try:
+            deadline, data = time.monotonic() + UPLOAD_S, bytearray()
+            while self.unread_bytes and time.monotonic() < deadline:
+                chunk = self.rfile.read1(min(self.unread_bytes, 1 << 20))
+                if not chunk:
+                    break
+                data += chunk
+                self.unread_bytes -= len(chunk)
+            if self.unread_bytes:
+                self.unread_bytes = 0
                 self.send_error(HTTPStatus.BAD_REQUEST, "The upload is incomplete")
+            else:
+                self._inspect(bytes(data))
+        finally:
+            self.server.uploads.release()
 
     def _inspect(self, data: bytes) -> None:
         try:
             response = self.server.session.inspect(data)
+        except ConfigError as error:
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, printable(str(error)))
         except ValueError as error:
             message = f"The image cannot be used: {printable(str(error))}"
             self.send_error(HTTPStatus.UNPROCESSABLE_ENTITY, message)

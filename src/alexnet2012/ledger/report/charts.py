@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from alexnet2012.inference.images import jpeg_data_uri
-from alexnet2012.ledger.ablations import BASELINE, METRICS, seeds_text
+from alexnet2012.ledger.measurements.ablations import BASELINE, METRICS, seeds_text
 from alexnet2012.ledger.report import svg
 from alexnet2012.ledger.results import Ablation, Effect, EpochRatio, Reproduction, TrainingRuns
 from alexnet2012.tracking.image_grids import kernel_pictures

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from alexnet2012.ledger.results import Provenance, Reproduction, ledger_of
 from alexnet2012.tracking.run_compare import Comparison, of_intervals, two_tables
+from alexnet2012.utils.text import printable
 
 # Two reproductions are comparable if these are equal.
 _CONDITIONS = {
@@ -60,10 +61,10 @@ def comparison_tables(
     conditions, claims = two_tables(names)
     provenances = (side.get("provenance", {}) for side in (first, second))
     for condition in different_conditions(*provenances):
-        conditions.add_row(*map(escape, condition))
+        conditions.add_row(*(escape(printable(text)) for text in condition))
     for row in compare(first, second):
         if row.outcome is not Comparison.neither:
-            values = escape(_value(row.first)), escape(_value(row.second))
+            values = (escape(printable(_value(side))) for side in (row.first, row.second))
             claims.add_row(row.claim, *values, row.outcome.value)
     return [conditions, claims] if conditions.row_count else [claims]
 

@@ -12,6 +12,7 @@ from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.report import context
 from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of
 from alexnet2012.ledger.verdicts import columns
+from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.templates import page_template
 
 
@@ -27,7 +28,7 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
     )
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "report.html"
-    path.write_text(template.render(context.view(reproduction)), encoding="utf-8")
+    replace_text(path, template.render(context.view(reproduction)))
     return path
 
 

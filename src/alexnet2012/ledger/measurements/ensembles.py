@@ -18,10 +18,14 @@ import numpy.typing as npt
 
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.inference.evaluate import evaluate_images
-from alexnet2012.ledger.ablations import BASELINE
 from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.evidence import Result, Sweep, image_matrices, result_of
-from alexnet2012.ledger.nearest_neighbours import FROM_SAMPLE, figure4, neighbours_measurements
+from alexnet2012.ledger.measurements.ablations import BASELINE
+from alexnet2012.ledger.measurements.nearest_neighbours import (
+    FROM_SAMPLE,
+    figure4,
+    neighbours_measurements,
+)
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import (
     Estimate,

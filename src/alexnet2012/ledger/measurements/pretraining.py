@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from alexnet2012.config.schema import ConfigError
-from alexnet2012.ledger.ablations import estimate
 from alexnet2012.ledger.claims import How, Measurement, stand_in
 from alexnet2012.ledger.evidence import Sweep, read_run
+from alexnet2012.ledger.measurements.ablations import estimate
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.statistics import SeedMean, finished_runs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
+from alexnet2012.config.schema import RunError
 from alexnet2012.data.store import Store
 from alexnet2012.ledger.claims import How, Measurement, stand_in
-from alexnet2012.ledger.nearest_neighbours import FROM_SAMPLE, Neighbours, neighbours_measurements
+from alexnet2012.ledger.measurements.nearest_neighbours import (
+    FROM_SAMPLE,
+    Neighbours,
+    neighbours_measurements,
+)
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Evaluation, TrainingRun
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.utils.intervals import error_interval_pct
 from alexnet2012.utils.metrics import ErrorCounts
+from alexnet2012.utils.untrusted import read_json_object
 
 PAPER_TRAINING_IMAGES = 1_200_000  # sec. 2
 PAPER_EPOCHS = 90  # sec. 5
@@ -62,7 +67,12 @@ def read_run(run_dir: Path, label: str, config: str, command: str, classes: int)
 
 
 def read_summary(run_dir: Path) -> Any:
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    file = run_dir / "summary.json"
+    try:
+        return read_json_object(file)
+    except ValueError as error:
+        remedy = "remove this run and repeat the command"
+        raise RunError(f"{file}: is damaged ({error}); {remedy}") from error
 
 
 def chance_error_pct(classes: int, k: int) -> float:

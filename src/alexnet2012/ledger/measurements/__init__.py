@@ -1,0 +1,1 @@
+"""What measures the claims, one module a subject; each function declares its claims."""
