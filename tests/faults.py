@@ -16,6 +16,7 @@ END = "<!-- end -->\n"
 
 FAULTS_TEST = "tests/distributed/test_faults.py"
 CHECKPOINTS = "tests/checkpoint/test_checkpoint.py"
+START, EVALUATE = "tests/cli/test_start.py", "tests/inference/test_evaluate.py"
 IMPORTERS, MODEL = "tests/inference/test_importers.py", "tests/nn/test_model.py"
 TRAIN, CHAOS = "tests/e2e/test_train.py", "tests/e2e/test_chaos.py"
 HOSTILE, OUTPUT = "tests/project/test_hostile_files.py", "tests/utils/test_output.py"
@@ -234,6 +235,76 @@ FAULTS = {
         "it is refused, and nothing is run",
         "test_tensors_of_a_checkpoint_that_are_pickles_are_refused",
         "tests/project/test_security.py",
+        is_message=False,
+    ),
+    "slip": Fault(
+        "a misspelt setting or flag of any command",
+        "one line, before torch or DALI is imported; `--help` does not need them either",
+        "test_help_and_mistakes_need_neither_torch_nor_dali",
+        START,
+        is_message=False,
+    ),
+    "failed start": Fault(
+        "a run or a sweep fails before it begins: a wrong setting, store or checkpoint",
+        "one line; no directory is left",
+        "test_a_failed_start_leaves_no_folder",
+        START,
+        is_message=False,
+    ),
+    "checkpoint": Fault(
+        "`checkpoint=`, `resume=` or `init_from=` names something else than a run or a checkpoint",
+        "one line that says what it is: nothing, a run without checkpoints, or another folder",
+        "test_a_folder_without_a_checkpoint_is_named_for_what_it_is",
+        CHECKPOINTS,
+        is_message=False,
+    ),
+    "layers": Fault(
+        "`init_from=` with a network of other layers",
+        "one line with the layers that fit, as a setting",
+        "test_layers_that_do_not_match_are_refused_by_name",
+        CHECKPOINTS,
+        is_message=False,
+    ),
+    "classes": Fault(
+        "`evaluate` on images whose classes are not those of the model",
+        "one line with the setting that matches them",
+        "test_different_classes_are_answered_with_the_way_to_compare_them",
+        EVALUATE,
+        is_message=False,
+    ),
+    "labels": Fault(
+        "a file of classes or labels that is malformed or does not fit",
+        "one line that names the first wrong entry",
+        "test_a_file_of_labels_that_cannot_be_used_is_answered_in_one_line",
+        EVALUATE,
+        is_message=False,
+    ),
+    "outputs": Fault(
+        "a file to write is in a folder that does not exist",
+        "one line, before a model is loaded",
+        "test_files_are_checked_before_anything_is_loaded",
+        EVALUATE,
+        is_message=False,
+    ),
+    "few classes": Fault(
+        "a top-5 error of fewer than six classes, which any network would have as 0",
+        "it is not shown",
+        "test_there_is_no_top5_error_of_fewer_than_six_classes",
+        EVALUATE,
+        is_message=False,
+    ),
+    "few seeds": Fault(
+        "an ablation with fewer than three seeds",
+        "its differences are printed with a warning",
+        "test_differences_of_too_few_seeds_are_printed_with_a_warning",
+        "tests/ledger/test_effects.py",
+        is_message=False,
+    ),
+    "stopped early": Fault(
+        "an ablation whose runs were stopped before their schedule ended",
+        "the caption says after how many steps",
+        "test_a_caption_says_how_long_the_runs_were_trained",
+        "tests/ledger/test_effects.py",
         is_message=False,
     ),
     "attack": Fault(

@@ -67,10 +67,11 @@ def main() -> None:
         sys.stdout.write(script())
     elif len(words) == 2:
         sys.stdout.writelines(f"{word}\n" for word in completions(*words))
+    elif {"-h", "--help"} & {*words}:
+        sys.stdout.write(f"{__doc__}")
     else:
-        asked = bool({"-h", "--help"} & {*words})
-        (sys.stdout if asked else sys.stderr).write(f"{__doc__}")
-        sys.exit(0 if asked else 2)
+        sys.stderr.write(f"alexnet2012: {' '.join(words)}: completion takes no words; see --help\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

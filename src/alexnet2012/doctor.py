@@ -18,14 +18,10 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig
 from alexnet2012.config.validation import user_path
-from alexnet2012.diagnostics import machine_checks
-from alexnet2012.diagnostics.machine_checks import Severity
 from alexnet2012.distributed.devices import uses_gpus
-from alexnet2012.distributed.mesh import init_mesh, single_process
-from alexnet2012.distributed.process_env import under_torchrun
+from alexnet2012.distributed.process_env import current_process, under_torchrun
+from alexnet2012.utils.logs import announce
 from alexnet2012.utils.text import printable
-
-COLOURS = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}
 
 
 def main() -> None:
@@ -40,6 +36,14 @@ def _main() -> None:
     checkpoints = [word.partition("=")[2] for word in words if word.startswith("checkpoint=")]
     overrides = [word for word in words if word != "--json" and not word.startswith("checkpoint=")]
     config, run_dir = compose_config("train", TrainConfig, overrides)
+    if current_process().rank == 0:
+        announce("checking this machine")
+    # After the settings, in which a mistake is reported without torch.
+    from alexnet2012.diagnostics import machine_checks
+    from alexnet2012.diagnostics.machine_checks import Severity
+    from alexnet2012.distributed.mesh import init_mesh, single_process
+
+    colours = {Severity.ok: "green", Severity.warning: "yellow", Severity.wrong: "red"}
     torchrun, device = under_torchrun(), config.mesh.device
     if torchrun:
         mesh = init_mesh(config.mesh.towers, device=device)
@@ -61,7 +65,7 @@ def _main() -> None:
             rank = f"rank {finding.rank}, " if mesh.world_size > 1 else ""
             remedy = f"; {finding.remedy}" if finding.remedy else ""
             line = escape(printable(f"{rank}{finding.check}: {finding.message}{remedy}"))
-            console.print(f"[{COLOURS[finding.level]}]{finding.level.value:8}[/]{line}")
+            console.print(f"[{colours[finding.level]}]{finding.level.value:8}[/]{line}")
     mesh.close()
     sys.exit(any(finding.level is Severity.wrong for finding in findings))
 

@@ -10,19 +10,32 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import EvaluateConfig
-from alexnet2012.inference.evaluate import evaluate_checkpoints
 from alexnet2012.utils.files import naming
-from alexnet2012.utils.intervals import error_interval_pct
+from alexnet2012.utils.logs import announce
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> None:
-    errors = evaluate_checkpoints(config)
-    result = {"checkpoint": config.checkpoint, "views": config.views, **errors.summary()}
+    announce("loading the model")
+    from rich.console import Console
+    from rich.table import Table
+
+    from alexnet2012.inference.evaluate import evaluate_in_detail
+    from alexnet2012.utils.intervals import error_interval_pct
+
+    found = evaluate_in_detail(config, progress=True)
+    errors, by_class = found.errors, found.results.mean_class_errors_pct()
+    result = {
+        "checkpoint": config.checkpoint,
+        "views": config.views,
+        **errors.summary(),
+        "mean_class_top1_error_pct": by_class["top1"],
+        "mean_class_top5_error_pct": by_class.get("top5"),
+        "images_left_out": found.images_left_out,
+    }
+    if not errors.has_top5:
+        result |= dict.fromkeys(("top5_errors", "top5_error_pct"))
     document = json.dumps(result, indent=1) + "\n"
     if config.out is not None:
         out = Path(config.out)
@@ -31,15 +44,22 @@ def run(config: EvaluateConfig, run_dir: Path) -> None:
     if config.json:
         sys.stdout.write(document)
         return
-    views = "1 view" if config.views == 1 else f"average of {config.views} views"
     table = Table()
     for heading in ("", "error (%)", "95% interval"):
         table.add_column(heading, justify="right")
-    for name, count in (("top-1", errors.top1_errors), ("top-5", errors.top5_errors)):
+    counts = {"top-1": errors.top1_errors} | (
+        {"top-5": errors.top5_errors} if errors.has_top5 else {}
+    )
+    for name, count in counts.items():
         low, high = error_interval_pct(count, errors.pictures)
         table.add_row(name, f"{100 * count / errors.pictures:.2f}", f"{low:.2f} – {high:.2f}")
+    for name, pct in zip(counts, by_class.values(), strict=True):
+        table.add_row(f"{name}, mean over classes", f"{pct:.2f}", "")
+    views = "1 view" if config.views == 1 else f"average of {config.views} views"
+    left_out = found.images_left_out
+    others = f"; {left_out:,} images of other classes left out" if left_out else ""
     console = Console()
-    console.print(f"{errors.pictures:,} validation images, {views}", highlight=False)
+    console.print(f"{errors.pictures:,} validation images, {views}{others}", highlight=False)
     console.print(table)
 
 

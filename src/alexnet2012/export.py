@@ -12,13 +12,14 @@ from pathlib import Path
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.enums import Device, ExportFormat
 from alexnet2012.config.inference_schema import ExportConfig
-from alexnet2012.inference.export import TEST_PHOTOS, export
-from alexnet2012.inference.importers.torchvision import has_torchvisions_mean
-from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.utils.text import say
 
 
 def run(config: ExportConfig, run_dir: Path) -> None:
+    from alexnet2012.inference.export import TEST_PHOTOS, export
+    from alexnet2012.inference.importers.torchvision import has_torchvisions_mean
+    from alexnet2012.inference.trained_model import load_trained
+
     trained = load_trained(Path(config.checkpoint), Device.cpu)
     out = Path(config.out)
     difference = export(trained, config.format, out)

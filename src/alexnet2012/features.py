@@ -9,18 +9,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from alexnet2012.checkpoint import manifest
 from alexnet2012.cli.app import hydra_main
+from alexnet2012.cli.args import collect_images
 from alexnet2012.config.inference_schema import FeaturesConfig
 from alexnet2012.config.schema import RunError
-from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.features import Features, compute_features, digest
-from alexnet2012.inference.images import collect_images, find_images
-from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.utils.text import say
 
 
 def run(config: FeaturesConfig, run_dir: Path) -> None:
+    from alexnet2012.checkpoint import manifest
+    from alexnet2012.distributed.launch import reuse_memory
+    from alexnet2012.inference.features import Features, compute_features, digest
+    from alexnet2012.inference.images import find_images
+    from alexnet2012.inference.trained_model import load_trained
+
     reuse_memory()
     names = find_images(config.images)
     checkpoint = Path(config.checkpoint)

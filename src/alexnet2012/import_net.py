@@ -11,11 +11,12 @@ from pathlib import Path
 
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import ImportConfig
-from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
 from alexnet2012.utils.text import say
 
 
 def run(config: ImportConfig, run_dir: Path) -> None:
+    from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
+
     out = Path(config.out)
     model = import_checkpoint(config, out)
     shapes = model.full_shapes().items()

@@ -10,21 +10,26 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from alexnet2012.cli.app import hydra_main
+from alexnet2012.cli.args import collect_images
 from alexnet2012.config.inference_schema import NearestConfig
 from alexnet2012.config.schema import RunError
-from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.images import collect_images
-from alexnet2012.inference.nearest import Neighbours, find_neighbours
 from alexnet2012.utils.text import printable
+
+if TYPE_CHECKING:  # a mistake in the command is reported without torch
+    from alexnet2012.inference.nearest import Neighbours
 
 
 def run(config: NearestConfig, run_dir: Path) -> None:
+    from alexnet2012.distributed.launch import reuse_memory
+    from alexnet2012.inference.nearest import find_neighbours
+
     reuse_memory()
     results, rejected = find_neighbours(config)
     if config.json:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import PlanConfig
-from alexnet2012.diagnostics.plan_tables import print_plan
-from alexnet2012.diagnostics.training_plan import plan_training
+from alexnet2012.utils.logs import announce
 
 
 def run(config: PlanConfig, run_dir: Path) -> None:
+    announce("counting the operations of the model")
+    from rich.console import Console
+
+    from alexnet2012.diagnostics.plan_tables import print_plan
+    from alexnet2012.diagnostics.training_plan import plan_training
+
     plan = plan_training(config)
     if config.json:
         print(json.dumps(plan, indent=1))

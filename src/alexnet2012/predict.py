@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.bar import Bar
 from rich.console import Console
@@ -16,18 +17,24 @@ from rich.table import Table
 from rich.text import Text
 
 from alexnet2012.cli.app import hydra_main
+from alexnet2012.cli.args import collect_images
 from alexnet2012.config.inference_schema import PredictConfig
 from alexnet2012.config.schema import ConfigError, RunError
-from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.images import RejectedImage, collect_images, find_images
-from alexnet2012.inference.predict import ImagePredictions, predict_images, to_json, write_sheet
-from alexnet2012.inference.trained_model import load_ensemble
 from alexnet2012.utils.text import printable
+
+if TYPE_CHECKING:  # a mistake in the command is reported without torch
+    from alexnet2012.inference.images import RejectedImage
+    from alexnet2012.inference.predict import ImagePredictions
 
 BAR_COLUMNS = 30
 
 
 def run(config: PredictConfig, run_dir: Path) -> None:
+    from alexnet2012.distributed.launch import reuse_memory
+    from alexnet2012.inference.images import find_images
+    from alexnet2012.inference.predict import ImagePredictions, predict_images, to_json, write_sheet
+    from alexnet2012.inference.trained_model import load_ensemble
+
     reuse_memory()
     names = find_images(config.images)
     models = load_ensemble(config.checkpoint, config.device)
@@ -35,7 +42,7 @@ def run(config: PredictConfig, run_dir: Path) -> None:
     rejected: list[RejectedImage] = []
     console = Console()
     for result in predict_images(config, models, names):
-        if isinstance(result, RejectedImage):
+        if not isinstance(result, ImagePredictions):
             rejected.append(result)
             print(printable(f"alexnet2012: {result.image}: {result.reason}"), file=sys.stderr)
             continue

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.schema import ReproduceConfig, RunError
-from alexnet2012.ledger.reproduction import Reproduce
 
 
 def run(config: ReproduceConfig, run_dir: Path) -> None:
+    from alexnet2012.ledger.reproduction import Reproduce
+
     failed = Reproduce(config).run()
     if failed:
         raise RunError(f"{failed} part(s) failed; see the warnings in the report")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,29 +36,70 @@ SORTS: dict[str, Callable[[RunInfo], Any]] = {
 }
 
 
-def runs_table(runs: Iterable[RunInfo]) -> Table:
-    """A row per run: directory, recipe and changed settings; start; state; errors; speed."""
-    table = Table(show_lines=True)
-    table.add_column("run, recipe, changes", overflow="fold", ratio=1)
-    table.add_column("started", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("error, %\ntop-1\ntop-5", justify="right", no_wrap=True)
-    table.add_column("images/s", justify="right", no_wrap=True)
+def runs_table(runs: Sequence[RunInfo]) -> tuple[str, Table]:
+    """What all runs have in common, and a table with a line per run: what differs, and errors.
+
+    Paths are relative to the common folder. A setting that every run has in its path, as a sweep of
+    ablations has, is not repeated.
+    """
+    parents = [run.path.absolute().parent for run in runs]
+    root = Path(os.path.commonpath(parents))
+    settings = {run.path: _settings(run) for run in runs if run.problem is None}
+    keys = list(dict.fromkeys(key for values in settings.values() for key in values))
+    shared = {} if len(runs) == 1 else _shared(keys, list(settings.values()))
+    paths = {run.path: run.path.absolute().relative_to(root) for run in runs}
+    in_paths = {
+        key
+        for key in keys
+        if all(values.get(key) in paths[path].parts for path, values in settings.items())
+    }
+    hidden = {*shared, *in_paths}
+    details = {
+        run.path: run.problem
+        or " ".join(f"{k}={v}" for k, v in settings[run.path].items() if k not in hidden)
+        for run in runs
+    }
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    named = [key for key in keys if key in in_paths and key not in shared]
+    table.add_column(f"run ({', '.join(named)})" if named else "run", overflow="fold")
+    table.add_column("what differs" if any(details.values()) else "", overflow="fold")
+    for heading in ("started", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("top-1 %", "top-5 %", "images/s"):
+        table.add_column(heading, no_wrap=True, justify="right")
     for run in runs:
-        table.add_row(*_cells(run))
-    return table
+        name_and_details = (str(paths[run.path]), details[run.path])
+        table.add_row(*(Text(printable(text)) for text in name_and_details), *_cells(run))
+    common = " ".join(f"{key}={value}" for key, value in shared.items())
+    return printable(f"in {_shown(root)}{': ' if common else ''}{common}"), table
+
+
+def _settings(run: RunInfo) -> dict[str, str]:
+    """The recipe of a run and its changes, by key."""
+    changes = (change.partition("=") for change in run.changed)
+    return {"recipe": run.recipe, **{key: value for key, _, value in changes}}
+
+
+def _shared(keys: Iterable[str], settings: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The settings that have the same value in all runs."""
+    values = ((key, {run.get(key) for run in settings}) for key in keys)
+    return {key: str(found.pop()) for key, found in values if len(found) == 1}
+
+
+def _shown(folder: Path) -> Path:
+    """Relative to the working directory, if it is below it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _cells(run: RunInfo) -> Iterator[Text]:
-    details = " ".join([run.recipe, *run.changed]) if run.problem is None else run.problem
-    yield Text(printable(str(run.path))).append(f"\n{printable(details)}", style="dim")
-    yield Text("" if run.started is None else f"{run.started:%Y-%m-%d\n%H:%M}")
+    yield Text("" if run.started is None else f"{run.started:%m-%d %H:%M}")
     state = run.state.value
-    if run.state in (RunState.running, RunState.interrupted):
-        state += f"\n{run.step} of {'?' if run.total_steps is None else run.total_steps}"
+    if run.state in (RunState.running, RunState.interrupted) and run.total_steps:
+        state += f" {100 * run.step // run.total_steps}%"
     yield Text(state)
     errors = run.errors
-    yield Text("" if errors is None else f"{errors.top1_pct:.2f}\n{errors.top5_pct:.2f}")
+    yield Text("" if errors is None else f"{errors.top1_pct:.2f}")
+    yield Text("" if errors is None or errors.top5_pct is None else f"{errors.top5_pct:.2f}")
     yield Text("" if run.images_per_s is None else f"{run.images_per_s:,.0f}")
 
 
@@ -92,7 +134,9 @@ def _list(words: Sequence[str]) -> None:
         return
     console = Console()
     if runs:
-        console.print(runs_table(runs))
+        common, table = runs_table(runs)
+        console.print(Text(common))
+        console.print(table)
     for line in _last_lines(runs, others):
         console.print(Text(line), soft_wrap=True)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.config.inference_schema import ServeConfig
-from alexnet2012.distributed.launch import reuse_memory
-from alexnet2012.inference.trained_model import load_trained
-from alexnet2012.inference.web.server import ModelSession, Server
 
 
 def run(config: ServeConfig, run_dir: Path) -> None:
+    from alexnet2012.distributed.launch import reuse_memory
+    from alexnet2012.inference.trained_model import load_trained
+    from alexnet2012.inference.web.server import ModelSession, Server
+
     reuse_memory()
     with Server(config.host, config.port) as server:
         trained = load_trained(Path(config.checkpoint), config.device)

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
-from alexnet2012.checkpoint.run_dir import AUTO, SUMMARY, check_run, check_start, is_finished
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from alexnet2012.checkpoint.run_dir import (
+    AUTO,
+    SUMMARY,
+    check_run,
+    check_start,
+    is_finished,
+    remove_unused,
+)
 from alexnet2012.cli.app import hydra_main
 from alexnet2012.cli.errors import EVERY_RANK_REPORTS, exit_on_error
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, PrepareConfig, TrainConfig
-from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.launch import exit_with_parent, launch, start_fork_server
 from alexnet2012.distributed.process_env import current_process, under_torchrun
@@ -25,6 +35,7 @@ from alexnet2012.nn.map_sizes import map_sizes
 from alexnet2012.utils.text import say
 
 WORKER_MODULES = ("alexnet2012.training.worker",)
+FINISHED = "already finished, left unchanged"
 
 
 def run(config: TrainConfig, run_dir: Path) -> float:
@@ -33,13 +44,36 @@ def run(config: TrainConfig, run_dir: Path) -> float:
     Returns the last top-1 validation error in %, which an optimising sweeper minimises.
     """
     if config.resume == AUTO and is_finished(config, run_dir):
-        say(f"run directory: {run_dir}: already finished, left unchanged")
+        say(f"run directory: {run_dir}: {FINISHED}")
     else:
+        processes = config.mesh.processes
+        say(f"starting {processes} process{'es' if processes > 1 else ''} for {run_dir}")
+        sys.stdout.flush()
         _check_and_prepare(config, run_dir)
-        launch(worker, config.mesh.processes, config, run_dir)
-        say(f"run directory: {run_dir}")
+        launch(worker, processes, config, run_dir)
+        _say_end(config, run_dir)
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     return float(summary["top1_error_pct"])
+
+
+def _say_end(config: TrainConfig, run_dir: Path) -> None:
+    say(f"run directory: {run_dir}")
+    say(f"next: {_next_command(config, run_dir)}")
+
+
+def _next_command(config: TrainConfig, run_dir: Path) -> str:
+    """What a user may want to do after a run, as a command."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return f"alexnet2012 runs {_quoted(Path(HydraConfig.get().sweep.dir))}"
+    if config.checkpoint.wanted:
+        return f"alexnet2012 evaluate checkpoint={_quoted(run_dir)}"
+    return f"alexnet2012 runs {_quoted(run_dir)}"
+
+
+def _quoted(path: Path) -> str:
+    """A path for a shell, relative if it is below the working directory."""
+    below = path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if below else path))
 
 
 def worker(config: TrainConfig, run_dir: Path) -> None:
@@ -67,15 +101,19 @@ def torchrun_worker() -> None:
         mesh.check_same("command", given, remedy, within_replica=False)
         chosen = mesh.broadcast_object((config, run_dir), "configuration")
         config, run_dir = chosen  # type: ignore[misc]
-        finished = ""
         if run_on_rank_0(lambda: config.resume == AUTO and is_finished(config, run_dir), mesh):
-            finished = ": already finished, left unchanged"
+            if mesh.rank == 0:
+                say(f"run directory: {run_dir}: {FINISHED}")
         else:
             mesh.watchdog.first_on_rank_0(lambda: _check_and_prepare(config, run_dir))
             os.environ[EVERY_RANK_REPORTS] = "1"  # an error may now occur on one rank only
-            worker.train(config, run_dir, mesh)
-        if mesh.rank == 0:
-            say(f"run directory: {run_dir}{finished}")
+            try:
+                worker.train(config, run_dir, mesh)
+            finally:
+                if mesh.rank == 0:
+                    remove_unused(run_dir)
+            if mesh.rank == 0:
+                _say_end(config, run_dir)
 
 
 def _check_restarts(overrides: list[str]) -> None:
@@ -99,6 +137,8 @@ def _check_and_prepare(config: TrainConfig, run_dir: Path) -> None:
         start_fork_server(WORKER_MODULES)
     data = config.data
     if data.source is not None:
+        from alexnet2012.data.preparation.prepare import prepare
+
         assert data.store is not None
         prepare(PrepareConfig(source=data.source, store=data.store, size=data.store_size))
 
@@ -121,7 +161,7 @@ def main() -> None:
     elif under_torchrun():
         exit_on_error(torchrun_worker, TrainConfig, same_on_all_ranks=True)
     else:
-        hydra_main("train", TrainConfig, run)
+        hydra_main("train", TrainConfig, run, remove_unused)
 
 
 if __name__ == "__main__":

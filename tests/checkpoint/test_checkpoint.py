@@ -28,7 +28,7 @@ from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.manager import CheckpointManager
 from alexnet2012.checkpoint.manifest import METADATA, Progress, config_of, read_progress, to_plain
-from alexnet2012.checkpoint.run_dir import check_compatible, lock_run_dir
+from alexnet2012.checkpoint.run_dir import check_compatible, check_start, lock_run_dir
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Shuffle
@@ -160,9 +160,41 @@ def test_layers_that_do_not_match_are_refused_by_name(tmp_path: Path) -> None:
     ):
         checkpoint.load_pretrained(folder, model, ["fc8"])
     wider = AlexNet("code146", 3, model=SMALL)
-    with pytest.raises(ConfigError, match=r"conv6.weight is missing in the checkpoint"):
+    with pytest.raises(ConfigError, match=r"conv6.weight is missing in the checkpoint") as error:
         checkpoint.load_pretrained(folder, wider, [])
-    checkpoint.load_pretrained(folder, wider, ["conv1", "conv2", "conv3", "conv4", "conv5"])
+    advised = str(error.value).partition("set init_layers=[")[2].removesuffix("]").split(",")
+    assert advised[:5] == ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    checkpoint.load_pretrained(folder, wider, advised)
+    with pytest.raises(ConfigError, match=r"set init_layers=\[conv2\]$"):
+        checkpoint.load_pretrained(folder, wider, ["conv2", "conv6"])
+    with pytest.raises(ConfigError, match="no layer that was asked for fits; use another"):
+        checkpoint.load_pretrained(folder, wider, ["conv6"])
+
+
+def test_a_folder_without_a_checkpoint_is_named_for_what_it_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    for folder, said in (
+        ("frist", "does not exist; `alexnet2012 runs` lists the runs in a folder"),
+        ("run", "is a run without checkpoints; use another run"),
+        (".", "contains no checkpoint (checkpoint.json is missing); use a run, or a directory"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            manifest.read_progress(tmp_path / folder, "resume")
+        assert str(error.value).startswith(f"resume={tmp_path / folder}: {said}")
+
+
+def test_a_run_can_be_resumed_by_its_directory(tmp_path: Path) -> None:
+    """As it can be evaluated: its newest checkpoint is meant."""
+    run = tmp_path / "run"
+    train_and_save(str(run / "checkpoints" / "step-0000002"), 7)
+    words = [f"resume={run}", "data=store", "data.store=x", "mesh=one_process"]
+    config, _ = compose_config("train", TrainConfig, words)
+    check_start(config, tmp_path / "new")
+    config.resume = str(run / "checkpoints")
+    with pytest.raises(ConfigError, match=r"resume=.*contains no checkpoint"):
+        check_start(config, tmp_path / "new")
 
 
 def test_dropout_streams_of_incompatible_code_are_refused_with_its_commit(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Returned(Callback):
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
     """Start `prepare` with other work, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of other commands' sweeps in here
     for key in LABELS:
         monkeypatch.delenv(key, raising=False)
 

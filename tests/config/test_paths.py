@@ -25,6 +25,7 @@ NAMES = (
 PATHS = {
     *("source", "store", "resume", "init_from", "checkpoint", "out"),
     *("features", "sheet", "mean", "classes", "labels"),
+    *("predictions", "per_class", "confusion", "submission", "devkit"),
 }
 
 

@@ -206,7 +206,8 @@ def test_the_doctor_reports_every_check_and_exits_with_1_on_a_fault(
     places["checkpoint=RUN"] = f"checkpoint={tmp_path}"
     words = [places.get(word, word) for word in command]
     ended = run([*words, "mesh.device=cpu", "--json"], tmp_path)
-    assert (ended.code, ended.err, ended.left) == (1, "", [])
+    said = "checking this machine\n"
+    assert (ended.code, ended.err, ended.left) == (1, said, [])
     by_check = {row["check"]: row for row in json.loads(ended.out)}
     wrong = [name for name, row in by_check.items() if row["level"] == "wrong"]
     assert wrong == ["checkpoint"]

@@ -26,6 +26,7 @@ from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import LayerOp, Precision
 from alexnet2012.config.schema import ConfigError, ModelConfig, PlanConfig
 from alexnet2012.config.validation import load_recipe
+from alexnet2012.diagnostics import plan_tables
 from alexnet2012.diagnostics.training_plan import plan_training
 from alexnet2012.distributed.grad_sync import GradientSync
 from alexnet2012.distributed.mesh import Mesh
@@ -54,6 +55,7 @@ from alexnet2012.nn.lr_schedule import LearningRates
 from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import DTYPES
 from alexnet2012.plan import run
+from alexnet2012.utils.cards import CARDS, find_card
 from alexnet2012.utils.shard import Shard, padded_shard_size
 
 CLASSES, ROWS = 11, 2  # classes that two towers cannot share evenly
@@ -349,6 +351,34 @@ def test_two_of_the_papers_gpus_hold_the_model_and_need_at_most_the_papers_time(
     assert {speed["source"] for speed in result["speeds"]} == {"data sheet", "not given"}
 
 
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ("h200", "h200"),
+        ("H100 SXM", "h100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("h100-pcie", None),
+        ("rtx4090", "rtx4090"),
+        ("RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("4090", "rtx4090"),
+        ("A100-SXM4-80GB", "a100"),
+        ("GTX 580", "gtx580"),
+        ("", None),
+    ],
+)
+def test_a_card_is_known_by_the_names_that_people_type(given: str, key: str | None) -> None:
+    assert find_card(given) is (None if key is None else CARDS[key])
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [(1.78, "42.7 hours"), (2.0, "2.00 days"), (0.0267, "38.4 minutes"), (1e-5, "0.864 seconds")],
+)
+def test_a_duration_is_in_a_readable_unit(days: float, text: str) -> None:
+    assert plan_tables._duration(days) == text
+
+
 def test_micro_batches_save_memory_and_send_more_messages() -> None:
     rates = ("tflops=2", "node_link_gbps=8", "link_latency_us=3", "batch=100", *TINY)
     whole, parts = (
@@ -455,7 +485,9 @@ def test_a_measured_plan_prints_in_80_columns_and_as_json(
     monkeypatch.setenv("COLUMNS", "80")
     overrides = ("mesh=one_process", "mesh.towers=1", "batch=4", "mesh.device=cpu", *TINY)
     run(config_of(*overrides), tmp_path)
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert "timing training steps on this machine" in err
+    lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any("measured on this machine" in line for line in lines)
     assert not any("overlap the backward" in line for line in lines)  # nothing is summed

@@ -181,7 +181,7 @@ def test_a_run_in_a_container_of_a_job_starts_its_own_processes(
     )
     ended = succeed(module("train", *TINY, "max_steps=1", *overrides), tmp_path)
     assert (tmp_path / f"run {ODD}" / "summary.json").is_file()
-    assert ended.out.endswith(f"run directory: {tmp_path}/run {ODD}\n")
+    assert f"run directory: {tmp_path}/run {ODD}\n" in ended.out
 
 
 @pytest.mark.usefixtures("job_env")

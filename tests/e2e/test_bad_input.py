@@ -102,8 +102,8 @@ def test_a_store_of_another_size_is_refused_before_training(
     ("override", "words"),
     [
         ("resume=null", ("hydra.run.dir", "already contains a run", "resume=auto")),
-        ("resume=nowhere", ("nowhere", "no checkpoint")),
-        ("init_from=nowhere", ("nowhere", "no checkpoint")),
+        ("resume=nowhere", ("resume=nowhere", "does not exist")),
+        ("init_from=nowhere", ("init_from=nowhere", "does not exist")),
         ("data.decoder=gpu", ("data.decoder=gpu", "use auto or cpu")),
         ("precision=tf32", ("precision=tf32", "use fp32 or bf16")),
         ("model.input_size=20", ("model.input_size=20", "too small", "64")),
@@ -166,7 +166,7 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
     refuse(*where, f"resume={folder}", "recipe=code145", words=words)
     words = (f"resume={folder}", "seed=0", "seed=1")
     refuse(*where, f"resume={folder}", "seed=1", words=words)
-    words = (f"{tmp_path}/nowhere", "no checkpoint", "step-0001000")
+    words = (f"resume={tmp_path}/nowhere", "does not exist")
     refuse(*where, f"resume={tmp_path}/nowhere", words=words)
     shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)  # and by itself
     refuse(
@@ -179,7 +179,8 @@ def test_going_on_from_another_recipe_or_from_nothing_is_refused(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["checkpoint=nowhere"], ("checkpoint=nowhere", "no checkpoint", "step-0001000")),
+        (["checkpoint=nowhere"], ("checkpoint=nowhere", "does not exist")),
+        (["checkpoint=."], ("checkpoint=.", "contains no checkpoint", "step-0001000")),
         ([], ("checkpoint: required", "set checkpoint=")),
         (["checkpoint=TRAINED", "views=3"], ("views=3", "1", "10")),
         (["checkpoint=TRAINED", "views=0"], ("views=0", "1", "10")),
@@ -201,6 +202,7 @@ def test_evaluate_refuses_what_it_cannot_evaluate(
         exit_on_error(application, EvaluateConfig)
     out, err = capfd.readouterr()
     assert isinstance(ending.value.code, int)
+    err = err.removeprefix("loading the model\n")
     the_line(Ended(ending.value.code, out, err, []), *words)
 
 
@@ -219,26 +221,24 @@ def test_the_program_refuses_a_wrong_override(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("main", "arguments", "words", "left"),
+    ("main", "arguments", "words"),
     [
-        (train_main, ["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4"), "runs"),
-        (train_main, ["+new=1"], ("new=1", "no such key", "remove it"), "runs"),
+        (train_main, ["mesh.processes=3"], ("mesh.processes=3", "mesh.towers=2", "2 or 4")),
+        (train_main, ["+new=1"], ("new=1", "no such key", "remove it")),
         (
             prepare_main,
             ["source=nowhere", "store=store"],
             ("alexnet2012: source=nowhere", "does not exist"),
-            "",
         ),
     ],
 )
-def test_entry_points_refuse_others_and_leave_no_store_or_metrics(
+def test_entry_points_refuse_others_and_leave_nothing(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     main: Callable[[], None],
     arguments: list[str],
     words: tuple[str, ...],
-    left: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the entry point sets
@@ -248,7 +248,7 @@ def test_entry_points_refuse_others_and_leave_no_store_or_metrics(
     out, err = capfd.readouterr()
     assert isinstance(ending.value.code, int)
     the_line(Ended(ending.value.code, out, err, []), *words)
-    assert "".join(path.name for path in tmp_path.iterdir()) == left
+    assert list(tmp_path.iterdir()) == []
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

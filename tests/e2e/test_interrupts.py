@@ -81,7 +81,7 @@ def moments() -> Iterator[tuple[str, signal.Signals, float]]:
             yield name, SIGNALS[number % 2], draws.uniform(0.1, span)
 
 
-@pytest.mark.parametrize(("name", "number", "moment_s"), moments())
+@pytest.mark.parametrize(("name", "number", "moment_s"), list(moments()))
 def test_a_command_ends_soon_with_all_its_processes(
     photos_store: Store,
     saved_run: Path,

@@ -96,7 +96,10 @@ def trained(photos_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Pa
     given = ("schedule=", "data.batch_size=", "mesh.device=")  # in the script
     words = [w for w in overrides(photos_store, run_dir) if not w.startswith(given)]
     ended = succeed([str(REPOSITORY / script), *words, "schedule.epochs=2"], run_dir.parent)
-    assert f"run directory: {run_dir}" in ended.out
+    first, *_, directory, last = ended.out.splitlines()
+    assert first == f"starting 2 processes for {run_dir}"
+    assert directory == f"run directory: {run_dir}"
+    assert last == "next: alexnet2012 evaluate checkpoint=run"
     assert ended.err == ""
     return run_dir
 
@@ -447,7 +450,8 @@ def test_evaluate_prints_both_errors_with_their_intervals(trained: Path, tmp_pat
         low, high = error_interval_pct(count, VALIDATION_PICTURES)
         assert f"{100 * count / VALIDATION_PICTURES:.2f}" in ended.out
         assert f"{low:.2f} – {high:.2f}" in ended.out
-    assert ended.err == ""
+    evaluating = f"evaluating {VALIDATION_PICTURES} images, 1 view each"
+    assert ended.err.splitlines() == ["loading the model", evaluating]
     assert list(tmp_path.iterdir()) == []  # an answer leaves no files
 
 

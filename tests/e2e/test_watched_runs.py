@@ -119,12 +119,14 @@ def test_training_in_a_terminal_fits_80_columns_without_warnings(
     assert max(map(len, lines)) <= 80
     assert any("validating" in line for line in lines)
     assert any(line.strip().startswith("epoch 1: validation error ") for line in lines)
-    assert lines[-1].strip() == "run directory: /run"
+    assert lines[-2].strip() == "run directory: /run"
+    assert lines[-1].strip() == "next: alexnet2012 evaluate checkpoint=run"
     text = " ".join(lines).lower()
     assert [word for word in ("warn", "deprecat", "error:", "traceback") if word in text] == []
     evaluation = module("evaluate", f"checkpoint={tmp_path / 'run'}", "views=10", "device=cpu")
     lines = lines_of(in_terminal(evaluation, tmp_path), tmp_path)
-    assert lines[0] == "48 validation images, average of 10 views"
+    assert lines[0] == "loading the model"
+    assert "48 validation images, average of 10 views" in lines
     assert max(map(len, lines)) <= 80
     assert "warn" not in " ".join(lines).lower()
 

@@ -75,7 +75,7 @@ def test_it_trains_elsewhere_by_odd_names_without_a_home_and_from_what_cannot_be
     assert run([*as_others, "touch", str(store / "new")], folder).code != 0
     python = [*as_others, *ON_ONE_CORE, sys.executable, "-c", WHERE_AND_TRAIN]
     ended = succeed([*python, *words, "hydra.run.dir=runs/${now:%Y}/erster"], folder)
-    file, conf, *_, last = ended.out.splitlines()
+    file, conf, *_, last, _ = ended.out.splitlines()
     assert (file, conf) == (f"{site}/alexnet2012/train.py", f"{site}/alexnet2012/conf")
     assert ended.err == ""
     (summary,) = folder.glob("runs/*/erster/summary.json")

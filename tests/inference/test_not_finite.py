@@ -26,6 +26,7 @@ from alexnet2012.config.inference_schema import (
 from alexnet2012.config.schema import ConfigError, EvaluateConfig
 from alexnet2012.data.store import Store
 from alexnet2012.inference.export import export as export_model
+from alexnet2012.inference.features import digest
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.inference.web.server import ModelSession
 
@@ -81,7 +82,7 @@ def run_with(
 
 def _digest(path: Path) -> str:
     try:
-        return features.digest(load_trained(path, CPU))
+        return digest(load_trained(path, CPU))
     except ConfigError:
         return ""
 

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from programs import module, succeed
 
 from alexnet2012 import features, nearest, predict
+from alexnet2012.cli.args import collect_images
 from alexnet2012.config.compose import compose_config, hydra_overrides
 from alexnet2012.config.enums import Device
 from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig, PredictConfig
@@ -32,7 +33,7 @@ from alexnet2012.data.loaders import EvalLoader
 from alexnet2012.data.store import Store
 from alexnet2012.inference import images
 from alexnet2012.inference.features import Features
-from alexnet2012.inference.images import collect_images, find_images
+from alexnet2012.inference.images import find_images
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.utils.text import printable
 

@@ -16,11 +16,13 @@ from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConfigError, TrainConfig
+from alexnet2012.ledger import command
 from alexnet2012.ledger.claims import Scale, ablations_of, effect_claims
 from alexnet2012.ledger.evidence import Result
 from alexnet2012.ledger.measurements.ablations import (
     BASELINE,
     ablation_chart,
+    describe,
     effect_measurements,
     effect_table,
     effects,
@@ -183,6 +185,40 @@ def test_arms_that_were_evaluated_on_other_images_are_not_compared() -> None:
              runs["no_lrn"].items()}  # fmt: skip
     with pytest.raises(ConfigError, match="no_lrn and none: were evaluated on different images"):
         effects({BASELINE: runs[BASELINE], "no_lrn": other})
+
+
+@pytest.mark.parametrize(
+    ("ended", "caption"),
+    [
+        ({"steps": 60, "epochs": 6}, "6 epochs"),
+        ({}, "6 epochs"),  # runs of earlier versions
+        ({"steps": 3, "epochs": 0}, "stopped after 3 steps, with 0 of 6 epochs finished"),
+        ({"steps": 20, "epochs": 2}, "stopped after 20 steps, with 2 of 6 epochs finished"),
+    ],
+)
+def test_a_caption_says_how_long_the_runs_were_trained(
+    tmp_path: Path, ended: dict[str, int], caption: str
+) -> None:
+    write_run(tmp_path, BASELINE, 0, 40.0)
+    file = tmp_path / BASELINE / "0" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | ended))
+    assert describe(read_sweep(tmp_path)).endswith(f", 64 pixels, {caption}")
+
+
+def test_differences_of_too_few_seeds_are_printed_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, BASELINE, 0, 40.0)
+    write_run(tmp_path, "no_lrn", 0, 42.0)
+    command.main([str(tmp_path), "--no-evaluation"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "+2.00" in printed
+    assert "warning: fewer than 3 seeds of no_lrn, none: no interval can be given" in printed
+    for seed in (1, 2):
+        write_run(tmp_path, BASELINE, seed, 40.0)
+        write_run(tmp_path, "no_lrn", seed, 42.0)
+    command.main([str(tmp_path), "--no-evaluation"])
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_runs_with_other_settings_are_not_compared(tmp_path: Path) -> None:

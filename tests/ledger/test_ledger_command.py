@@ -9,8 +9,9 @@ import pytest
 import test_relu
 from test_effects import write_run
 
-from alexnet2012.ledger.command import claims_table, find_sweep, main
+from alexnet2012.ledger.command import main
 from alexnet2012.ledger.registry import all_measures
+from alexnet2012.ledger.tables import claims_table, find_sweep
 
 
 @pytest.fixture
@@ -92,12 +93,18 @@ def test_every_claim_is_in_the_table() -> None:
     ("words", "message"),
     [
         ([], "DIR=: is missing; give the directory of a sweep"),
-        (["nowhere"], "DIR=nowhere: contains no finished runs; give a sweep's directory"),
+        (["nowhere"], "DIR=nowhere: does not exist; give a sweep's directory"),
+        (["."], "DIR=.: contains no finished runs; give a sweep's directory"),
     ],
 )
 def test_a_directory_without_runs_is_answered_in_one_line(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2

@@ -189,7 +189,7 @@ def test_a_failed_check_shows_as_failed() -> None:
 def test_saved_files_render_the_same_page(tmp_path: Path) -> None:
     save_reproduction(small(), tmp_path)
     before = write_report(small(), tmp_path / "before").read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "alexnet2012.ledger.report.render", str(tmp_path)]
+    command = [sys.executable, "-m", "alexnet2012.report", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

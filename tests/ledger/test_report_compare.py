@@ -9,8 +9,8 @@ from programs import REPOSITORY
 
 from alexnet2012.ledger.claims import Measurement, Scale, load_claims
 from alexnet2012.ledger.report.compare import compare, comparison_tables, different_conditions
-from alexnet2012.ledger.report.render import main
 from alexnet2012.ledger.results import Reproduction, save_reproduction
+from alexnet2012.report import main
 from alexnet2012.tracking.run_compare import Comparison
 
 

@@ -18,7 +18,7 @@ from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import compose_config
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_USER_ERROR
 from alexnet2012.ledger.authors_runs import authors_table
-from alexnet2012.ledger.command import claims_table
+from alexnet2012.ledger.tables import claims_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -36,7 +36,7 @@ from alexnet2012.inference.features import Features
 from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.ledger.command import main as ledger_main
-from alexnet2012.ledger.report.render import main as report_main
+from alexnet2012.report import main as report_main
 from alexnet2012.tracking.run_index import RunState, read_run
 from alexnet2012.tracking.tracker import read_records
 

@@ -12,7 +12,7 @@ from programs import in_terminal
 from rich.console import Console
 
 from alexnet2012.tracking import progress_bar
-from alexnet2012.tracking.progress_bar import LINE_INTERVAL_S, TrainProgress, is_live
+from alexnet2012.tracking.progress_bar import LINE_INTERVAL_S, TrainProgress, is_live, over_images
 
 
 class Clock:
@@ -37,6 +37,26 @@ def printed_lines(
         display.validating()
         display.validation(0, 99.94, 98.5)
     return capsys.readouterr().out.splitlines()
+
+
+def test_progress_over_images_is_a_line_every_10_seconds_on_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    for batch in over_images([[0] * 64] * 5, len, 320, clock):
+        assert len(batch) == 64
+        clock.now_s += 6
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "128 of 320 images, 0:18 left\n256 of 320 images, 0:06 left\n"
+
+
+def test_there_is_no_top5_error_of_fewer_than_six_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with TrainProgress(1, 0, Clock()) as display:
+        display.validation(0, 50.0, None)
+    assert "epoch 0: validation error 50.0% top-1\n" in capsys.readouterr().out
 
 
 def test_a_log_file_gets_a_line_every_30_seconds(

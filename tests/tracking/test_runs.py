@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_the_states_of_runs_are_listed(tmp_path: Path, say: Say) -> None:
         states = {run["run"][-1]: (run["state"], run["step"]) for run in listed(say, tmp_path)}
         assert states == {"a": ("finished", 6), "b": ("interrupted", 4), "c": ("running", 4)}
         table = say(tmp_path)
-    assert table.count("4 of 6") == 2
+    assert {"running 66%", "interrupted 66%"} <= {*re.findall(r"\w+ \d+%", table)}
     assert "3 runs: 1 running, 1 interrupted, 1 finished" in table
     assert read_run(c).state is RunState.interrupted
     with run_dir.lock_run_dir(c):  # listing a run does not lock it
@@ -212,12 +213,56 @@ def test_the_table_fits_80_columns_for_any_run_name(tmp_path: Path, say: Say) ->
     odd = make_run(tmp_path / "odd[/red]\x1b[31m", ["seed=1"], step=4, finished=False)
     assert odd.is_dir()
     said = say(long, odd)
-    rows = [line for line in said.splitlines() if line.startswith("│")]
-    assert max(map(len, said.splitlines()[: len(rows)])) <= 80
+    assert max(map(len, said.splitlines())) <= 80
     assert "\x1b" not in said
-    text = "".join(re.findall(r"│ (\S*)", said))
-    assert "odd[/red]\\x1b[31m" in text
+    folded = "".join(line.split(" ")[0] for line in said.splitlines())
+    assert "odd[/red]\\x1b[31m" in folded
     assert "1,234,567" in said
+
+
+def make_sweep(folder: Path, ablations: Sequence[str], seeds: int, numbered: bool) -> list[Path]:
+    runs = []
+    for number, (ablation, seed) in enumerate(product(ablations, range(seeds))):
+        path = str(number) if numbered else f"{ablation}/{seed}"
+        words = ["experiment=ablations/quick", f"ablation={ablation}", f"seed={seed}"]
+        runs.append(make_run(folder / path, words))
+    return runs
+
+
+@pytest.mark.parametrize("numbered", [False, True], ids=["by name", "numbered"])
+def test_a_sweep_is_a_line_per_run_with_what_differs(
+    tmp_path: Path, say: Say, numbered: bool
+) -> None:
+    """41 runs in at most 60 lines of 80 columns."""
+    runs = make_sweep(tmp_path, ("none", "no_crosslinks_wide", "no_lrn"), 2, numbered)
+    said = say(tmp_path, "--sort", "run").splitlines()
+    assert max(map(len, said)) <= 80
+    head = said.index(next(line for line in said if line.startswith("run")))
+    assert " ".join(said[:head]).split()[-2:] == ["recipe=code145", "experiment=ablations/quick"]
+    rows = said[head + 1 : -1]
+    assert len(rows) - len(runs) <= (2 if numbered else 0)  # the longest name takes two lines
+    assert head + 1 + len(rows) / len(runs) * 41 + 1 <= 60
+    if numbered:
+        assert [row.split()[:3] for row in rows if "no_lrn" in row] == [
+            ["4", "ablation=no_lrn", "seed=0"],
+            ["5", "ablation=no_lrn", "seed=1"],
+        ]
+    else:
+        assert said[head].startswith("run (ablation, seed) ")
+        names = [f"{name}/{seed}" for name in ("no_crosslinks_wide", "no_lrn", "none")
+                 for seed in (0, 1)]  # fmt: skip
+        assert [row.split()[0] for row in rows] == names
+        assert [row.split()[-3:] for row in rows] == [["62.50", "12.50", "100"]] * 6
+
+
+def test_there_is_no_top5_error_of_fewer_than_six_classes(tmp_path: Path, say: Say) -> None:
+    folder = make_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "12.50" in say(tmp_path)
+    (folder / "summary.json").write_text(json.dumps(summary | {"classes": 5}))
+    assert "12.50" not in say(tmp_path)
+    (found,) = listed(say, tmp_path)
+    assert (found["top1_error_pct"], found["top5_error_pct"]) == (62.5, None)
 
 
 def test_a_missing_folder_is_an_error(

@@ -112,12 +112,20 @@ def load_pretrained(folder: Path, model: AlexNet, names: Sequence[str]) -> None:
     if unknown := [name for name in chosen if name not in model.layers()]:
         remedy = f"no such layer; use any of {', '.join(model.layers())}"
         raise ConfigError("init_layers", unknown[0], remedy)
-    for name, shape in model.full_shapes().items():
-        saved_shape = saved.get(f"model.{name}")
-        if name.split(".")[0] in chosen and saved_shape != shape:
+    shapes = model.full_shapes().items()
+    differing = {n: shape for n, shape in shapes if saved.get(f"model.{n}") != shape}
+    unequal = {name.split(".")[0] for name in differing}
+    for name, shape in differing.items():
+        if name.split(".")[0] in chosen:
+            saved_shape = saved.get(f"model.{name}")
             of_checkpoint = "is missing" if saved_shape is None else f"is {tuple(saved_shape)}"
             remedy = f"{name} {of_checkpoint} in the checkpoint, {tuple(shape)} in this model; "
-            remedy += "leave its layer out of init_layers"
+            equal = ",".join(layer for layer in chosen if layer not in unequal)
+            remedy += (
+                f"set init_layers=[{equal}]"
+                if equal
+                else "no layer that was asked for fits; use another"
+            )
             raise ConfigError("init_from", folder, remedy)
     state = {k: v for k, v in tensors_of(model, None).items() if k.split(".")[1] in chosen}
     _load(state, folder, model)

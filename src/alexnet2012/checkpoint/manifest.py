@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from alexnet2012.config.compose import typed_config
 from alexnet2012.config.schema import ConfigError, ModelConfig, RecipeConfig, TrainConfig
+from alexnet2012.config.validation import LIST_RUNS
 from alexnet2012.distributed.consensus import gather_results, run_on_rank_0
 from alexnet2012.utils.files import checksum_lines
 from alexnet2012.utils.logs import log
@@ -133,11 +134,14 @@ def remove_incomplete(run_dir: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_progress(folder: Path) -> Progress:
-    """Read the metadata of a checkpoint; ConfigError if there is none, or it is damaged."""
+def read_progress(folder: Path, key: str = "checkpoint") -> Progress:
+    """Read the metadata of a checkpoint; ConfigError if there is none, or it is damaged.
+
+    ``key`` is the setting that names the folder.
+    """
     file = folder / METADATA
     if not file.is_file():
-        raise missing_error(folder)
+        raise missing_error(folder, key)
     values = _read(folder, METADATA, read_json_object)
     for name, kind in get_type_hints(Progress).items():
         if name in values and not _is_of(values[name], kind):
@@ -213,10 +217,15 @@ def sorted_lines(parts: Sequence[list[str]]) -> str:
     return "".join(sorted((line for part in parts for line in part), key=lambda line: line[66:]))
 
 
-def missing_error(folder: Path) -> ConfigError:
-    example = "use a directory such as RUN/checkpoints/step-0001000"
-    remedy = f"contains no checkpoint ({METADATA} is missing); {example}"
-    return ConfigError("checkpoint", folder, remedy)
+def missing_error(folder: Path, key: str = "checkpoint") -> ConfigError:
+    """The error for a folder that is no checkpoint and contains none."""
+    if not folder.exists():
+        return ConfigError(key, folder, f"does not exist; {LIST_RUNS}")
+    if (folder / "config.yaml").is_file():
+        remedy = "is a run without checkpoints; use another run"
+        return ConfigError(key, folder, remedy)
+    example = "use a run, or a directory such as RUN/checkpoints/step-0001000"
+    return ConfigError(key, folder, f"contains no checkpoint ({METADATA} is missing); {example}")
 
 
 def damaged_error(folder: Path, error: BaseException) -> ConfigError:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # launching a run does not import torch
 
 AUTO = "auto"
 SUMMARY, SETTINGS, LOCK = "summary.json", "config.yaml", ".lock"
+HYDRAS = (".hydra", "multirun.yaml")  # what Hydra writes into the folders of a run and a sweep
 DAMAGED = ".damaged"  # suffix of a checkpoint that was skipped
 LOCK_TIMEOUT_S = 5.0  # for a previous process that is exiting
 _MUST_MATCH = (Role.variant, Role.identity)  # on resume
@@ -50,13 +51,14 @@ def check_start(config: TrainConfig, run_dir: Path) -> None:
             remedy = "contains a finished run without checkpoints; use another directory"
             raise ConfigError("hydra.run.dir", run_dir, remedy)
     if config.resume not in (None, AUTO):
-        manifest.read_progress(Path(str(config.resume)))
+        path = Path(str(config.resume))
+        manifest.read_progress(manifest.latest(path) or path, "resume")
     if config.init_from is not None:
         path = Path(config.init_from)
         if (path / SETTINGS).is_file() and not (path / SUMMARY).is_file():
             remedy = "is an unfinished run; finish it first, or use one of its checkpoints"
             raise ConfigError("init_from", path, remedy)
-        manifest.read_progress(manifest.latest(path) or path)
+        manifest.read_progress(manifest.latest(path) or path, "init_from")
     on_gpu = uses_gpus(config.mesh.device, local_processes(config.mesh.processes))
     if config.data.decoder is Decoder.gpu and not on_gpu:
         raise ConfigError("data.decoder", "gpu", "this run is on the CPU; use auto or cpu")
@@ -140,6 +142,25 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
             return file
         else:
             return file
+
+
+def remove_unused(run_dir: Path) -> None:
+    """Remove the directory of a run or sweep that did not begin, and folders that it alone is in.
+
+    Of the folders around it, those below the working directory are removed. A directory that
+    another process uses is kept, and so is the working directory.
+    """
+    with suppress(OSError):
+        here, run_dir = Path.cwd(), run_dir.absolute()
+        unused = {file.name for file in run_dir.iterdir()} <= {LOCK, *HYDRAS}
+        if not unused or here.is_relative_to(run_dir):
+            return
+        with (run_dir / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(run_dir)
+        for folder in run_dir.parents:
+            if here in folder.parents:
+                folder.rmdir()  # an error ends the loop: it is not empty
 
 
 def _saved_settings(run_dir: Path) -> Any:

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from alexnet2012.cli.args import expand_json_flag
 from alexnet2012.cli.errors import MISTAKES, exit_on_error, unknown_flag
@@ -30,6 +32,7 @@ from alexnet2012.config.compose import (
     keys_of_fixed,
 )
 from alexnet2012.config.schema import ConfigError, RunError
+from alexnet2012.config.validation import check_files
 
 GROUP_PARTS = 2  # such as runs/ablations-full, or the date and time of a sweep
 
@@ -42,6 +45,15 @@ def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         return parser.parse_known_intermixed_args(words)
     except argparse.ArgumentError as error:
         raise ConfigError("arguments", " ".join(words), f"{error}; see --hydra-help") from None
+
+
+class SweepDirs(Callback):
+    """Records the directories of sweeps; Hydra creates them before it checks the jobs."""
+
+    found: ClassVar[list[Path]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.found.append(Path(config.hydra.sweep.dir))
 
 
 @contextmanager
@@ -66,16 +78,23 @@ def wandb_labels(job: Any, fixed: Collection[str]) -> Iterator[None]:
             del os.environ[key]
 
 
-def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], object]) -> None:
+def hydra_main(
+    name: str,
+    schema: type[Schema],
+    work: Callable[[Schema, Path], object],
+    discard: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Run a command as a Hydra application: ``work(config, run_dir)`` for each job.
 
     In a sweep a failed job does not keep the others from running; the first error ends the command
     after the last job. A sweeper that minimises gets what ``work`` returns, or infinity for a job
     that failed. Relative paths are those of the directory where the command was given, also with
-    ``hydra.job.chdir=true``.
+    ``hydra.job.chdir=true``. At the end, ``discard`` is called with the directory of each job and
+    sweep.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     failures: list[Exception] = []
+    run_dirs: list[Path] = []
     fixed: list[str] = []  # keys that have the same value in all jobs of a sweep
     launcher_pid = os.getpid()
 
@@ -84,10 +103,13 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], o
         job = HydraConfig.get()
         if job.job.chdir:
             os.chdir(job.runtime.cwd)
+        run_dir = Path(job.runtime.output_dir)
+        run_dirs.append(run_dir)
         try:
             config = from_hydra(cfg, schema)
+            check_files(config)
             with wandb_labels(job, fixed):
-                return work(config, Path(job.runtime.output_dir))
+                return work(config, run_dir)
         except (*MISTAKES, RunError) as error:
             if os.getpid() != launcher_pid:  # a cluster's launcher must see its job fail
                 raise
@@ -107,7 +129,11 @@ def hydra_main(name: str, schema: type[Schema], work: Callable[[Schema, Path], o
         flags = [word for word in words if word not in given.overrides]
         fixed.extend(keys_of_fixed(overrides))
         sys.argv[1:] = [*overrides, *flags]  # what Hydra reads; it takes no settings after a flag
-        application()
+        try:
+            application()
+        finally:
+            for folder in (*run_dirs, *SweepDirs.found):
+                discard(folder)
         if failures:
             raise failures[0]
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import NoReturn
 
+from hydra._internal.utils import get_args_parser
+
+from alexnet2012.config.compose import quoted
 from alexnet2012.config.schema import ConfigError
 
 JSON_FLAG = "--json"
@@ -38,3 +42,21 @@ def closest(word: str, known: Iterable[str]) -> str:
     """`` ; did you mean X?``, or nothing where no known word is close."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def collect_images(words: Sequence[str]) -> list[str]:
+    """Turn bare file names on the command line into ``images=[…]``, and ``--json`` into a setting.
+
+    A shell's ``*.jpg`` then works for any file name: Hydra alone would read some as overrides.
+    """
+    words = ["json=true" if word == "--json" else word for word in words]
+    overrides = get_args_parser().parse_known_args(words)[0].overrides
+    # os.path and not Path.exists, which raises if a word is longer than a file name may be.
+    exists = os.path.exists
+    images = [word for word in overrides if "=" not in word or is_url(word) or exists(word)]
+    others = [word for word in words if word not in images]
+    return [*others, f"images=[{','.join(map(quoted, images))}]"] if images else others
+
+
+def is_url(word: str) -> bool:
+    return word.lower().startswith(("http://", "https://"))

@@ -374,7 +374,7 @@ class TrainConfig:
     # of validation images: without augmentation and dropout. 0: none
     eval_train_images: int = ranged(0, low=0, role=Role.evaluation)
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
-    # from that checkpoint; null: require a new run directory
+    # from that checkpoint, or from the newest one of that run; null: require a new run directory
     resume: str | None = path_field("auto", role=Role.checkpointing)
     # pretrained weights: a checkpoint or run that initializes init_layers; null: random weights
     init_from: str | None = path_field(None, role=Role.identity)
@@ -427,6 +427,22 @@ class EvaluateConfig:
     batch_size: int = ranged(64, low=1)  # images per forward pass
     device: Device = Device.auto  # where the model runs; auto selects CUDA if available
     decode_threads: int | None = ranged(None, low=1)  # decoder threads; null: as in training
+    # which classes of the model those of the store are, where they differ. shared: classes of the
+    # same name, leaving out the others; index: numbers are positions among the other's classes; or
+    # a file (.json or tab-separated) with the model's class, or classes, for each of the store's
+    classes: str | None = path_field(None)
+    # file with the right labels of each image, which may be several, in place of the store's
+    labels: str | None = path_field(None)
+    # file to write with the five predictions and the errors of each image, .csv or .jsonl
+    predictions: str | None = path_field(None)
+    per_class: str | None = path_field(None)  # .csv file to write with the errors of each class
+    confusion: str | None = path_field(
+        None
+    )  # .csv file to write with images by class and predicted class
+    # file to write in ILSVRC's format: five class numbers per image; it needs devkit
+    submission: str | None = path_field(None)
+    # ILSVRC's development kit (.tar.gz, or unpacked), which numbers the classes
+    devkit: str | None = path_field(None)
 
 
 @dataclass

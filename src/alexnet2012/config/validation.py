@@ -12,7 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet2012.config.enums import NAMED_SOURCES, ScheduleKind
-from alexnet2012.config.inference_schema import PredictConfig, ServeConfig
+from alexnet2012.config.inference_schema import (
+    ExportConfig,
+    FeaturesConfig,
+    PredictConfig,
+    ServeConfig,
+)
 from alexnet2012.config.schema import (
     ConfigError,
     DataConfig,
@@ -22,6 +27,8 @@ from alexnet2012.config.schema import (
     RecipeConfig,
     TrainConfig,
 )
+
+LIST_RUNS = "`alexnet2012 runs` lists the runs in a folder"
 
 
 def validate(config: object) -> None:
@@ -40,6 +47,19 @@ def validate(config: object) -> None:
     elif isinstance(config, PlanConfig):
         check_recipe(config.recipe, config.model)
         _check_plan(config)
+
+
+def check_files(config: object) -> None:
+    """Check the files that a command reads and the folders that it writes to, without torch."""
+    if isinstance(
+        config, (EvaluateConfig, PredictConfig, ServeConfig, ExportConfig, FeaturesConfig)
+    ):
+        given = config.checkpoint
+        for path in given if isinstance(given, list) else [given]:
+            if not user_path("checkpoint", str(path)).exists():
+                raise ConfigError("checkpoint", path, f"does not exist; {LIST_RUNS}")
+    if isinstance(config, EvaluateConfig):
+        _check_files(config)
 
 
 def default_store(data: DataConfig) -> str:
@@ -192,6 +212,26 @@ def _check_drops(config: TrainConfig) -> None:
             if name not in layers or not rate >= 0:
                 remedy = f"must be a learning rate of at least 0 for one of {', '.join(layers)}"
                 raise ConfigError(f"schedule.drops.{key}", f"{name}: {rate}", remedy)
+
+
+def _check_files(config: EvaluateConfig) -> None:
+    """An evaluation may take hours: what it writes is checked before."""
+    remedies = {"labels": "give a file", "devkit": "give a file"}
+    if config.classes not in ("shared", "index"):
+        remedies["classes"] = "use shared, index or a file"
+    for key, remedy in remedies.items():
+        given = getattr(config, key)
+        if given is not None and not user_path(key, given).is_file():
+            raise ConfigError(key, given, f"no such file; {remedy}")
+    for key in ("out", "predictions", "per_class", "confusion", "submission"):
+        given = getattr(config, key)
+        if given is not None and not (folder := user_path(key, given).parent).is_dir():
+            raise ConfigError(key, given, f"the folder {folder} does not exist; create it")
+    if config.predictions is not None and not config.predictions.endswith((".csv", ".jsonl")):
+        raise ConfigError("predictions", config.predictions, "must end in .csv or .jsonl")
+    if config.submission is not None and config.devkit is None:
+        remedy = "is required by submission=…; give ILSVRC2012_devkit_t12.tar.gz"
+        raise ConfigError("devkit", None, remedy)
 
 
 def _check_views(key: str, views: int) -> None:

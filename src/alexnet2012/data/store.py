@@ -161,6 +161,12 @@ class Store:
         rows = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
         return Split(tuple(paths), np.array(labels, dtype=np.int64), rows)
 
+    def source_names(self, split: str) -> dict[str, str]:
+        """The name that each image of a split had in the source, by its absolute path."""
+        lines = (self.root / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+        fields = (line.split("\t") for line in lines)
+        return {f"{self.root}/{path}": json.loads(name) for path, _, _, name in fields}
+
 
 def fingerprint(root: Path) -> str:
     """SHA-256 of the lists of a store, which contain that of every image file."""

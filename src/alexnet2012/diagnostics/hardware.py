@@ -20,7 +20,7 @@ from alexnet2012.nn.cost_model import (
     bounded_work,
     step_flops,
 )
-from alexnet2012.utils.cards import CARDS, Card, peak_flops
+from alexnet2012.utils.cards import CARDS, Card, find_card, peak_flops
 
 GBPS = 1e9 / 8  # bytes per second
 MEASURED, GIVEN, DATA_SHEET = "measured on this machine", "given", "data sheet"
@@ -49,9 +49,10 @@ class Speeds:
 
 def check_speeds(config: PlanConfig) -> Card | None:
     """Check that every speed is given, on the card's data sheet, or measurable; return the card."""
-    if config.card is not None and config.card not in CARDS:
-        raise ConfigError("card", config.card, f"unknown card; use one of {', '.join(CARDS)}")
-    card = CARDS[config.card] if config.card is not None else None
+    card = find_card(config.card) if config.card is not None else None
+    if config.card is not None and card is None:
+        remedy = f"unknown card; use one of {', '.join(CARDS)}, or set tflops=…"
+        raise ConfigError("card", config.card, remedy)
     is_measured = config.tflops is None and card is None
     if card is not None and config.tflops is None and str(config.precision) not in card.tflops:
         remedy = f"the data sheet of {card.name} lists no rate for it; set tflops=… or use one of "

@@ -101,8 +101,8 @@ def _step(plan: dict[str, Any]) -> Table:
         table.add_row("MFU (model FLOP utilisation)", f"{plan['mfu_pct']:.1f}%", "")
         if has_sums:
             table.add_row(OVERLAPPED, f"{overlapped['mfu_pct']:.1f}%", "")
-    days = _short(plan["days_for_90_epochs_of_1_2_m"])
-    table.add_row("days for 90 epochs of 1.2 M images", days, "")
+    duration = _duration(plan["days_for_90_epochs_of_1_2_m"])
+    table.add_row("90 epochs of 1.2 M images", duration, "")
     table.add_row("efficiency relative to one process", f"{plan['efficiency_pct']:.1f}%", "")
     table.add_row("MB of gradients sent per process", f"{plan['gradient_bytes'] / 1e6:,.1f}", "")
     return table
@@ -113,6 +113,13 @@ def _speeds(plan: dict[str, Any]) -> Table:
     for speed in plan["speeds"]:
         table.add_row(speed["name"], _short(speed["value"]) or "0", speed["unit"], speed["source"])
     return table
+
+
+def _duration(days: float) -> str:
+    """In the largest unit of which there are at least two, such as ``38 minutes``."""
+    units = {"days": 1.0, "hours": 24.0, "minutes": 1440.0, "seconds": 86_400.0}
+    unit = next((unit for unit, per_day in units.items() if days * per_day >= 2), "seconds")
+    return f"{_short(days * units[unit])} {unit}"
 
 
 def _short(number: float) -> str:

@@ -36,6 +36,7 @@ from alexnet2012.nn.optim import PaperSGD
 from alexnet2012.nn.precision import allow_tf32
 from alexnet2012.training.cuda_graph import cudnn_benchmark
 from alexnet2012.training.train_step import keep_gradients_in_bf16
+from alexnet2012.utils.logs import announce
 
 MAX_IMAGES, MAX_GPU_IMAGES, STEPS = 64, 1024, 3
 PAUSE_CYCLES = 2 * 10**8  # about 0.1 s on a GPU, longer than it takes to queue a step
@@ -51,6 +52,7 @@ def measure(config: PlanConfig, layout: Layout) -> tuple[Work, Link | None]:
     """
     rows = min(MAX_GPU_IMAGES if _on_gpu(config) else MAX_IMAGES, layout.rows)
     processes = local_processes(config)
+    announce("timing training steps on this machine; card=… or tflops=… needs no timing")
     with tempfile.TemporaryDirectory(prefix="alexnet2012-") as folder:
         output = Path(folder, "seconds.json")
         launch(worker, processes, config, processes, rows, output)

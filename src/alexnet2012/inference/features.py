@@ -22,6 +22,7 @@ from alexnet2012.config.inference_schema import FeaturesConfig, NearestConfig
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.inference.images import RejectedImage, decode_images
 from alexnet2012.inference.trained_model import TrainedModel, last_hidden
+from alexnet2012.tracking.progress_bar import over_images
 from alexnet2012.utils.files import replace_text, synced
 from alexnet2012.utils.text import printable
 from alexnet2012.utils.untrusted import open_regular, read_json_object
@@ -75,7 +76,8 @@ def compute_features(
     used: list[str] = []
     rows: list[Tensor] = []
     rejected: list[RejectedImage] = []
-    for batch in decode_images(names, [size], config.batch_size, config.decode_threads):
+    batches = decode_images(names, [size], config.batch_size, config.decode_threads)
+    for batch in over_images(batches, lambda b: len(b.names) + len(b.rejected), len(names)):
         for image, reason in batch.rejected:
             print(printable(f"alexnet2012: {image}: {reason}"), file=sys.stderr)
         rejected += batch.rejected

@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import requests
 import torch
-from hydra._internal.utils import get_args_parser
 from PIL import Image
 from torch import Tensor
 
-from alexnet2012.config.compose import quoted
+from alexnet2012.cli.args import is_url
 from alexnet2012.config.schema import ConfigError, PrepareConfig
 from alexnet2012.data.preparation.decode import convert_to_stored
 from alexnet2012.data.sources.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, Entry
@@ -47,27 +46,13 @@ class DecodedBatch(NamedTuple):
     rejected: list[RejectedImage]
 
 
-def collect_images(words: Sequence[str]) -> list[str]:
-    """Turn bare file names on the command line into ``images=[…]``, and ``--json`` into a setting.
-
-    A shell's ``*.jpg`` then works for any file name: Hydra alone would read some as overrides.
-    """
-    words = ["json=true" if word == "--json" else word for word in words]
-    overrides = get_args_parser().parse_known_args(words)[0].overrides
-    # os.path and not Path.exists, which raises if a word is longer than a file name may be.
-    exists = os.path.exists
-    images = [word for word in overrides if "=" not in word or _is_url(word) or exists(word)]
-    others = [word for word in words if word not in images]
-    return [*others, f"images=[{','.join(map(quoted, images))}]"] if images else others
-
-
 def find_images(images: Any) -> list[str]:
     """The names of all images: files, image files at any depth of folders, and URLs."""
     names: list[str] = []
     for given in images if isinstance(images, list) else [images]:
         # os.path and not Path.expanduser, which raises if a leading ~ names no user.
         name, path = str(given), Path(os.path.expanduser(str(given)))  # noqa: PTH111
-        if _is_url(name):
+        if is_url(name):
             names.append(name)
         elif path.is_dir():
             files = [
@@ -125,7 +110,7 @@ def jpeg_data_uri(pixels: Tensor, side: int = 96) -> str:
 def _decode(name: str, sizes: Sequence[int]) -> dict[int, Any] | str:
     """The pixels by size, or the reason why the image is rejected."""
     try:
-        data = _download(name) if _is_url(name) else Entry(name, 0, name).read()
+        data = _download(name) if is_url(name) else Entry(name, 0, name).read()
         return {size: stored_pixels(data, size) for size in sizes}
     except requests.Timeout:
         return "the server did not respond in time"
@@ -160,7 +145,3 @@ def _received(url: str) -> bytes:
             if time.monotonic() > deadline:  # nobody waits for it any more
                 break
         return bytes(data)
-
-
-def _is_url(word: str) -> bool:
-    return word.lower().startswith(("http://", "https://"))

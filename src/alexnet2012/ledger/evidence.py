@@ -57,6 +57,8 @@ class Result:
     settings_digest: str = ""  # of all that changes a result, but the seed
     images: dict[str, Errors] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)  # digest by set of images
+    steps: int | None = None  # as trained; None: not recorded
+    epochs: int | None = None  # finished
 
 
 Sweep = dict[str, dict[int, Result]]  # by arm and seed
@@ -95,6 +97,8 @@ def read_run(run_dir: Path) -> Result:
         dirty=summary.get("dirty"),
         settings_digest=_digest(settings),
         labels=labels,
+        steps=summary.get("steps"),
+        epochs=summary.get("epochs"),
     )
 
 

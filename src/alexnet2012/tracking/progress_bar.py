@@ -1,26 +1,57 @@
-"""Progress of training: a live bar in a terminal, a line every 30 s in log files."""
+"""Progress of long work: a live bar in a terminal, lines in log files."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from rich import progress
 from rich.console import Console
 
-LINE_INTERVAL_S = 30.0  # between two lines in a log file
+from alexnet2012.utils.logs import announce
+
+LINE_INTERVAL_S = 30.0  # between two lines in a log file, in training
+IMAGES_INTERVAL_S = 10.0  # and over images
 SPEED_WINDOW_S = 30.0  # over which images/s is averaged
 # Set for processes started in a notebook's cell, whose output cannot redraw a line.
 NOTEBOOKS = ("JPY_PARENT_PID", "COLAB_RELEASE_TAG")
+
+Batch = TypeVar("Batch")
 
 
 def is_live(console: Console) -> bool:
     """Whether the console can redraw a line; log files and notebooks cannot."""
     notebook = console.is_jupyter or any(name in os.environ for name in NOTEBOOKS)
     return console.is_terminal and not console.is_dumb_terminal and not notebook
+
+
+def over_images(
+    batches: Iterable[Batch],
+    count: Callable[[Batch], int],
+    total: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Batch]:
+    """The batches, with progress on standard error; ``count`` is the number of images of one."""
+    console = Console(stderr=True)
+    live, done = is_live(console), 0
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("images"))
+    start_s = last_s = clock()
+    with progress.Progress(
+        *columns, progress.TimeRemainingColumn(), console=console, disable=not live, transient=True
+    ) as bar:
+        task = bar.add_task("", total=total)
+        for batch in batches:
+            yield batch
+            done += count(batch)
+            bar.update(task, completed=done)
+            if not live and clock() >= last_s + IMAGES_INTERVAL_S:
+                last_s = clock()
+                left = _duration((total - done) * (last_s - start_s) / done)
+                announce(f"{done:,} of {total:,} images, {left} left")
 
 
 class TrainProgress(AbstractContextManager["TrainProgress"]):
@@ -72,9 +103,11 @@ class TrainProgress(AbstractContextManager["TrainProgress"]):
     def validating(self) -> None:
         self._bar.update(self._steps, state="validating", speed="", refresh=True)
 
-    def validation(self, epoch: int, top1_error_pct: float, top5_error_pct: float) -> None:
+    def validation(self, epoch: int, top1_error_pct: float, top5_error_pct: float | None) -> None:
         self._bar.update(self._steps, state="")
-        errors = f"{top1_error_pct:.1f}% top-1, {top5_error_pct:.1f}% top-5"
+        errors = f"{top1_error_pct:.1f}% top-1"
+        if top5_error_pct is not None:
+            errors += f", {top5_error_pct:.1f}% top-5"
         self._print(f"epoch {epoch}: validation error {errors}")
 
     def _print(self, line: str) -> None:

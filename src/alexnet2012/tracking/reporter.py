@@ -86,11 +86,13 @@ class Reporter:
         top1, top5 = errors.top1_error_pct, errors.top5_error_pct
         if self._tracker is not None:
             values = {"views": views, "pictures": errors.pictures, "loss": errors.loss}
-            rates = {"top1_error_pct": top1, "top5_error_pct": top5}
+            rates = {"top1_error_pct": top1}
+            if errors.has_top5:
+                rates["top5_error_pct"] = top5
             self._tracker.metrics("validation", step, epoch=epoch, **values, **rates)
             self._tracker.timings("throughput", step, **timings)
         if self._display is not None:
-            self._display.validation(epoch, top1, top5)
+            self._display.validation(epoch, top1, top5 if errors.has_top5 else None)
 
     def images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self._tracker is not None:

@@ -6,6 +6,7 @@ A directory that cannot be read is listed with the reason.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from alexnet2012.checkpoint.manifest import first_line, to_plain
 from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, with_defaults
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import TrainConfig
+from alexnet2012.utils.metrics import TOP_K
 from alexnet2012.utils.untrusted import (
     open_regular,
     parse_json,
@@ -44,10 +49,13 @@ class RunState(Enum):
 
 
 class ValidationErrors(NamedTuple):
-    """Errors of a validation in %, and its number of images if known."""
+    """Errors of a validation in %, and its number of images if known.
+
+    There is no top-5 error of fewer than six classes, which would be 0 for any network.
+    """
 
     top1_pct: float
-    top5_pct: float
+    top5_pct: float | None
     pictures: int | None
 
 
@@ -213,7 +221,9 @@ def _started(folder: Path) -> datetime | None:
 
 def _errors(record: dict[str, Any]) -> ValidationErrors | None:
     try:
-        top1, top5 = float(record["top1_error_pct"]), float(record["top5_error_pct"])
+        top1 = float(record["top1_error_pct"])
+        has_top5 = "top5_error_pct" in record and record.get("classes", math.inf) > TOP_K
+        top5 = float(record["top5_error_pct"]) if has_top5 else None
     except (KeyError, TypeError, ValueError):
         return None
     return ValidationErrors(top1, top5, record.get("pictures"))
@@ -222,13 +232,14 @@ def _errors(record: dict[str, Any]) -> ValidationErrors | None:
 def _changed(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
     """The overrides of the command if they gave these settings, else each changed value."""
     try:
-        composed = _loaded(folder / ".hydra" / "config.yaml")
+        composed = OmegaConf.create(_loaded(folder / ".hydra" / "config.yaml"))
+        resolved = OmegaConf.to_container(composed, resolve=True)
         overrides = _loaded(folder / ".hydra" / "overrides.yaml")
-        same = _listed(flatten(composed)) == _listed(flatten(settings))
+        same = _listed(with_defaults(resolved)) == _listed(with_defaults(settings))
         if same and isinstance(overrides, list):
             keys = ((text, text.partition("=")[0]) for text in map(str, overrides))
             return tuple(text for text, key in keys if key != "recipe" and _is_listed(key))
-    except DamagedRunError:
+    except (DamagedRunError, OmegaConfBaseException, ValueError, TypeError):
         pass  # no such files: under torchrun Hydra does not write them
     values, defaults = _listed(with_defaults(settings)), _defaults(str(settings["recipe"]["name"]))
     changed = {key: value for key, value in values.items() if value != defaults.get(key)}

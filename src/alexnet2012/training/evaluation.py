@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexnet2012.data.loaders import Batch
 from alexnet2012.distributed.mesh import Mesh
-from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.metrics import ErrorCounts, topk_errors
+from alexnet2012.utils.metrics import TOP_K, ErrorCounts, label_scores, topk_errors
 
 
 @torch.no_grad()
 def evaluate(
-    models: Sequence[AlexNet],
+    models: Sequence[nn.Module],
     batches: Iterable[Batch],
     mesh: Mesh,
+    classes: int,
     on_batch: Callable[[Batch, Tensor], None] | None = None,
 ) -> ErrorCounts:
     """Errors of the probabilities averaged over views and models. Collective.
@@ -42,8 +42,9 @@ def evaluate(
             F.softmax(model(images), dim=1).unflatten(0, (count, views)).mean(1) for model in models
         ]
         probabilities = torch.stack(predictions).mean(0)
-        errors = topk_errors(probabilities, batch.labels, ks=(1, min(5, probabilities.shape[1])))
-        loss = F.nll_loss(probabilities.clamp_min(1e-30).log(), batch.labels, reduction="sum")
+        errors = topk_errors(probabilities, batch.labels, ks=(1, min(TOP_K, classes)))
+        of_label = label_scores(probabilities, batch.labels)
+        loss = -of_label.clamp_min(1e-30).log().sum()
         counts = (count, errors[1], errors[max(errors)], float(loss))
         totals += torch.tensor(counts, dtype=torch.float64)
         if on_batch is not None:
@@ -53,4 +54,4 @@ def evaluate(
     totals = totals.to(mesh.device)
     mesh.sum_over_replicas([totals], "errors")
     num_images, top1, top5, total_loss = totals.tolist()
-    return ErrorCounts(int(num_images), top1, top5, total_loss / num_images)
+    return ErrorCounts(int(num_images), top1, top5, total_loss / num_images, classes)

@@ -288,7 +288,8 @@ class Trainer:
             also(batch, probabilities)
 
         batches = self._with_flag_sync(loader.batches())
-        return evaluate([self.model], batches, self.mesh, on_batch), of_images
+        classes = len(self.store.classes)
+        return evaluate([self.model], batches, self.mesh, classes, on_batch), of_images
 
     def _finish_evaluation(self, of_images: ImageErrors) -> dict[str, float]:
         """Keep each image's error; evaluate training images if asked to. Collective."""

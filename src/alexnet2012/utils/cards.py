@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -36,7 +37,27 @@ CARDS = {
     "h100": Card("H100 80GB SXM", "NVIDIA H100 80GB HBM3", 80, 3350, 3600, HOPPER_TFLOPS),
     # NVIDIA H200 SXM data sheet, 2024.
     "h200": Card("H200 141GB SXM", "NVIDIA H200", 141, 4800, 3600, HOPPER_TFLOPS),
+    # NVIDIA Ada GPU architecture whitepaper, 2022 (bf16 with float32 sums); PCIe 4.0.
+    "rtx4090": Card(
+        "RTX 4090, 24 GB",
+        "NVIDIA GeForce RTX 4090",
+        24,
+        1008,
+        256,
+        {"fp64": 1.29, "fp32": 82.6, "tf32": 82.6, "bf16": 165.2},
+    ),
 }
+_VENDOR = re.compile(r"nvidia|geforce|rtx|gtx|sxm\d?|[^a-z0-9]|\d+gb")
+
+
+def find_card(given: str) -> Card | None:
+    """A card by name, such as ``h100``, ``H100 SXM`` or ``NVIDIA RTX 4090``; None if unknown."""
+
+    def short(name: str) -> str:
+        return _VENDOR.sub("", name.lower())
+
+    names = {short(name): card for key, card in CARDS.items() for name in (key, card.device_name)}
+    return names.get(short(given))
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

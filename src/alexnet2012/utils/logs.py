@@ -10,6 +10,11 @@ from alexnet2012.utils.text import printable_lines
 log = logging.getLogger("alexnet2012")
 
 
+def announce(text: str) -> None:
+    """Say on standard error what a command is about to do, which may take long in silence."""
+    print(printable_lines(text), file=sys.stderr, flush=True)
+
+
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Logs to the current ``sys.stderr``, which a progress bar may have replaced meanwhile."""
 

@@ -20,6 +20,7 @@ class KitClass(NamedTuple):
     wnid: str
     words: str
     images: int  # for training
+    number: int  # the kit's own, from 1
 
 
 def read_devkit(path: Path) -> tuple[dict[str, KitClass], list[str]]:
@@ -66,7 +67,10 @@ def _read_meta(mat: bytes) -> dict[int, KitClass]:
     number = next(name for name in synsets.dtype.names if name.endswith("_ID") and name != "WNID")
     return {
         int(synset[number]): KitClass(
-            str(synset["WNID"]), str(synset["words"]), int(synset["num_train_images"])
+            str(synset["WNID"]),
+            str(synset["words"]),
+            int(synset["num_train_images"]),
+            int(synset[number]),
         )
         for synset in synsets
         if int(synset["num_children"]) == 0  # the others are groups of classes

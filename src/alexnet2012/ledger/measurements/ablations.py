@@ -28,9 +28,10 @@ from alexnet2012.ledger.claims import (
 from alexnet2012.ledger.evidence import Result, Sweep, image_matrices, read_run
 from alexnet2012.ledger.registry import measures
 from alexnet2012.ledger.results import Ablation, Arm, Effect
-from alexnet2012.ledger.statistics import Estimate, between_arms
+from alexnet2012.ledger.statistics import MIN_SEEDS, Estimate, between_arms
 
 BASELINE = "none"
+MAX_NAMED = 5  # ablations in a warning
 METRICS = {  # and their names in tables
     "top1_error_pct": "top-1",
     "top5_error_pct": "top-5",
@@ -185,9 +186,35 @@ def effect_measurements(runs: Sweep, *how: *How) -> list[Measurement]:
 def describe(runs: Sweep) -> str:
     """The network and its training in one line."""
     settings = next(iter(runs[BASELINE].values())).settings
-    model, epochs = settings["model"], settings["schedule"]["epochs"]
+    model = settings["model"]
     network = f"recipe {settings['recipe']['name']}, width {model['width']:g}"
-    return f"{network}, {model['input_size']} pixels, {epochs} epochs"
+    return f"{network}, {model['input_size']} pixels, {_length(runs)}"
+
+
+def _length(runs: Sweep) -> str:
+    """How long the baseline trained: its epochs, or where it was stopped before their end."""
+    baseline = list(runs[BASELINE].values())
+    schedule = baseline[0].settings["schedule"]
+    planned = schedule["epochs"] * schedule.get("epochs_factor", 1)
+    early = [run for run in baseline if run.epochs is not None and run.epochs < planned]
+    if not early:
+        return f"{planned} epochs"
+    first, last = (f(run.steps or 0 for run in early) for f in (min, max))
+    steps = f"{first}" if first == last else f"{first} to {last}"
+    done = max(run.epochs or 0 for run in early)
+    return f"stopped after {steps} steps, with {done} of {planned} epochs finished"
+
+
+def few_seeds_warning(runs: Sweep) -> str:
+    """A warning if an ablation has too few seeds for an interval; empty otherwise."""
+    few = sorted(name for name, by_seed in runs.items() if len(by_seed) < MIN_SEEDS)
+    if not few:
+        return ""
+    shown = ", ".join(few[:MAX_NAMED]) + (", …" if len(few) > MAX_NAMED else "")
+    return (
+        f"warning: fewer than {MIN_SEEDS} seeds of {shown}: no interval can be given, and a "
+        "difference may be the chance of a seed"
+    )
 
 
 def effect_table(rows: Sequence[Effect]) -> Table:
@@ -195,7 +222,8 @@ def effect_table(rows: Sequence[Effect]) -> Table:
     table = Table(
         title=f"ablation minus {BASELINE}, points (95% interval over seeds and images)",
     )
-    for heading in ("ablation", "seeds", *METRICS.values()):
+    table.add_column("ablation", no_wrap=True)
+    for heading in ("seeds", *METRICS.values()):
         table.add_column(heading, justify="right")
     for ablation in dict.fromkeys(effect["arm"] for effect in rows):
         by_metric = {effect["metric"]: effect for effect in rows if effect["arm"] == ablation}

@@ -27,6 +27,7 @@ from alexnet2012.utils.untrusted import read_json_object
 PAPER_TRAINING_IMAGES = 1_200_000  # sec. 2
 PAPER_EPOCHS = 90  # sec. 5
 PAPER_DAYS = 5, 6  # sec. 5
+_VALIDATION = ("epoch", "step", "loss", "top1_error_pct", "top5_error_pct")  # if recorded
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read_run(run_dir: Path, label: str, config: str, command: str, classes: int)
         steps=[r["step"] for r in train],
         loss=[r["loss"] for r in train],
         val=[
-            {key: r[key] for key in ("epoch", "step", "loss", "top1_error_pct", "top5_error_pct")}  # type: ignore[misc]
+            {key: r[key] for key in _VALIDATION if key in r}  # type: ignore[misc]
             for r in records
             if r["kind"] == "validation"
         ],

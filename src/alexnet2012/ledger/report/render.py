@@ -6,31 +6,14 @@ without data are left out.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
-from alexnet2012.cli.args import ArgumentParser
-from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
 from alexnet2012.ledger.report import context
-from alexnet2012.ledger.report.compare import compare, comparison_tables
-from alexnet2012.ledger.results import (
-    Evaluation,
-    Reproduction,
-    damaged_directory,
-    ledger_of,
-    load_reproduction,
-)
+from alexnet2012.ledger.results import Evaluation, Reproduction, ledger_of
 from alexnet2012.ledger.verdicts import columns
 from alexnet2012.utils.files import replace_text
 from alexnet2012.utils.templates import page_template
-from alexnet2012.utils.text import printable, say
 
 
 def write_report(reproduction: Reproduction, directory: Path) -> Path:
@@ -115,62 +98,3 @@ def claims_table(reproduction: Reproduction) -> str:
 def _with_interval(row: Evaluation) -> str:
     low, high = row["top1_interval_pct"]
     return f"{row['top1_error_pct']:.1f}% ({low:.1f} – {high:.1f})"
-
-
-def main() -> None:
-    words = sys.argv[1:]
-    exit_on_error(lambda: _compare(words[1:]) if words[:1] == ["compare"] else _report(words))
-
-
-def _report(words: Sequence[str]) -> None:
-    parser = ArgumentParser(
-        prog="alexnet2012 report",
-        description="Render DIR/report.html again, or print its tables.",
-        epilog="alexnet2012 report compare A B compares two reproductions.",
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="reproduction directory")
-    parser.add_argument("--table", action="store_true", help="print the main results as Markdown")
-    parser.add_argument(
-        "--claims", action="store_true", help="print the verdicts over several seeds as Markdown"
-    )
-    arguments = parser.parse_args(words)
-    reproduction = _load("DIR", arguments.directory)
-    with damaged_directory("DIR", arguments.directory):
-        if arguments.table:
-            say(summary_table(reproduction))
-        elif arguments.claims:
-            say(claims_table(reproduction))
-        else:
-            say(str(write_report(reproduction, arguments.directory)))
-
-
-def _compare(words: Sequence[str]) -> None:
-    parser = ArgumentParser(
-        prog="alexnet2012 report compare",
-        description="Compare two reproductions claim by claim.",
-    )
-    for name in ("A", "B"):
-        parser.add_argument(name, type=Path, help="a directory with a reproduction.json")
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
-    arguments = parser.parse_args(words)
-    first, second = _load("A", arguments.A), _load("B", arguments.B)
-    if arguments.json:
-        rows = [{**asdict(row), "outcome": row.outcome.value} for row in compare(first, second)]
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    names = (escape(printable(str(arguments.A))), escape(printable(str(arguments.B))))
-    for table in comparison_tables(names, first, second):
-        Console().print(table)
-
-
-def _load(name: str, directory: Path) -> Reproduction:
-    if not (directory / "reproduction.json").exists():
-        remedy = "contains no reproduction.json; `make reproduce` writes one"
-        raise ConfigError(name, directory, remedy)
-    with damaged_directory(name, directory):
-        ledger_of(reproduction := load_reproduction(directory))  # its claims can be read
-    return reproduction
-
-
-if __name__ == "__main__":
-    main()
