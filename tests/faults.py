@@ -624,8 +624,8 @@ ENVIRONMENTS = [
     ),
     _environment(
         "NVIDIA drivers for CUDA 12, or no GPU",
-        "`make setup CUDA=12` and `CUDA=cpu` install other builds",
-        "test_set_up_installs_builds_for_cuda_12_or_without_cuda",
+        "`make setup CUDA=12` and `CUDA=cpu` install other builds; without a driver, cpu is the default",
+        "test_set_up_installs_builds_for_this_machine_or_the_cuda_that_is_named",
         "tests/project/test_setup.py",
     ),
 ]

@@ -86,7 +86,8 @@ def imagenette_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def what_make_runs(words: list[str]) -> list[str]:
-    ready = ["-o", ".venv/ready"]  # as if it were: nothing is set up here
+    # As if they were: nothing is set up here.
+    ready = ["-o", ".venv/ready", "-o", ".venv/ready-dev"]
     python, *found = shlex.split(make([*words, "-n", *ready]))
     assert python == ".venv/bin/python"
     return ["python", *found]

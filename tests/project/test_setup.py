@@ -22,22 +22,50 @@ def set_up(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "index", "dali"),
     [
-        (["make", "setup"], "", "130"),
+        (["make", "setup", "DRIVER=yes"], "", "130"),
+        (["make", "setup", "DRIVER="], "whl/cpu", "130"),
         (printed("make setup CUDA=12"), "whl/cu126", "120"),
         (printed("make setup CUDA=cpu"), "whl/cpu", "130"),
     ],
 )
-def test_set_up_installs_builds_for_cuda_12_or_without_cuda(
+def test_set_up_installs_builds_for_this_machine_or_the_cuda_that_is_named(
     words: list[str], index: str, dali: str, tmp_path: Path
 ) -> None:
     lines = set_up(tmp_path, *words[2:]).stdout.splitlines()
     (sed,) = (line for line in lines if line.startswith("sed"))
     (install,) = (line for line in lines if " -r " in line)
     edited = subprocess.run(["sh", "-c", sed.split(">")[0]], cwd=ROOT, capture_output=True)
-    lock = (ROOT / "requirements.lock").read_text()
-    assert edited.stdout.decode() == lock.replace("nvidia-dali-cuda130", f"nvidia-dali-cuda{dali}")
+    needed, _ = (ROOT / "requirements.lock").read_text().split("# Development\n")
+    assert edited.stdout.decode() == needed.replace(
+        "nvidia-dali-cuda130", f"nvidia-dali-cuda{dali}"
+    )
     assert ("download.pytorch.org" in install) == bool(index)
     assert index in install
+
+
+def test_an_index_that_does_not_answer_is_named_and_not_asked_for_each_package(
+    tmp_path: Path,
+) -> None:
+    nowhere = "http://127.0.0.1:9/whl"
+    lines = set_up(tmp_path, "CUDA=cpu", f"TORCH={nowhere}").stdout.splitlines()
+    (install,) = (line for line in lines if " -r " in line)
+    command = f"echo {install[install.index('$(') : install.index(' -r ')]}"
+    asked = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert asked.stdout.strip() == ""
+    assert f"{nowhere}/cpu does not answer" in asked.stderr
+
+
+def test_what_only_development_needs_is_installed_for_tests_only(tmp_path: Path) -> None:
+    _, development = (ROOT / "requirements.lock").read_text().split("# Development\n")
+    assert {"pytest", "ruff", "mypy", "triton", "playwright", "mkdocs-material"} <= {
+        line.split("==")[0] for line in development.splitlines()
+    }
+    command = ["make", "-n", "test", f"VENV={tmp_path}/none"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    (sed,) = (line for line in lines if line.startswith("sed '1,"))
+    edited = subprocess.run(["sh", "-c", sed.split(">")[0]], cwd=ROOT, capture_output=True)
+    assert edited.stdout.decode() == development
+    assert "requirements-dev" not in set_up(tmp_path).stdout
 
 
 def test_another_version_of_cuda_is_refused(tmp_path: Path) -> None:
