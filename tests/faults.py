@@ -624,7 +624,7 @@ ENVIRONMENTS = [
     ),
     _environment(
         "NVIDIA drivers for CUDA 12, or no GPU",
-        "`make setup CUDA=12` and `CUDA=cpu` install other builds; without a driver, cpu is the default",
+        "`make setup CUDA=12` or `CUDA=cpu` installs other builds; cpu where there is no driver",
         "test_set_up_installs_builds_for_this_machine_or_the_cuda_that_is_named",
         "tests/project/test_setup.py",
     ),
