@@ -163,7 +163,7 @@ def _add_stand_in(stand_ins: dict[str, type], message: str) -> bool:
 
 def _unreadable(error: Exception) -> str:
     """What is wrong with a file of the right format, never in torch's words."""
-    if str(error).startswith(_NEWER_PROTOCOL):
+    if _NEWER_PROTOCOL in str(error):
         return _SAVE_AS_2
     return _RUNS_CODE if isinstance(error, pickle.UnpicklingError) else _DAMAGED
 
