@@ -21,7 +21,7 @@ from pathlib import Path
 from record import given, keep, show
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from chaos import KILLABLE, METRICS, state_of, train_through_kills
+from killed_runs import KILLABLE, METRICS, state_of, train_through_kills
 from programs import TINY, module, succeed
 
 from alexnet2012.config.schema import PrepareConfig

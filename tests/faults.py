@@ -435,21 +435,22 @@ FAULTS = {
         is_message=False,
     ),
     "odd export": Fault(
-        "an exported file is such a file",
+        "an exported file is a pipe, a device or otherwise hostile",
         "it is refused in one line",
         "test_such_a_file_is_not_one_that_export_wrote",
         HOSTILE,
         is_message=False,
     ),
     "odd import": Fault(
-        "a file to import is such a file, or has sparse, quantised or shared tensors",
+        "a file to import is a pipe, a device or otherwise hostile, or has sparse, quantised or "
+        "shared tensors",
         "it is refused in one line, and nothing is written",
         "test_a_model_that_cannot_be_imported_is_refused",
         HOSTILE,
         is_message=False,
     ),
     "odd run": Fault(
-        "a file of a run directory is such a file",
+        "a file of a run directory is a pipe, a device or otherwise hostile",
         "`runs` lists the run as damaged",
         "test_a_run_with_such_a_file_is_listed_as_damaged",
         HOSTILE,
@@ -477,7 +478,7 @@ FAULTS = {
         is_message=False,
     ),
     "odd store": Fault(
-        "a file of a store is such a file",
+        "a file of a store is a pipe, a device or otherwise hostile",
         "the store is damaged; one line",
         "test_a_store_with_such_a_file_is_damaged",
         HOSTILE,
@@ -491,7 +492,7 @@ FAULTS = {
         is_message=False,
     ),
     "odd reproduction": Fault(
-        "`reproduction.json` is such a file, or holds other types",
+        "`reproduction.json` is a pipe, a device or otherwise hostile, or holds other types",
         "`report` refuses it in one line",
         "test_a_reproduction_with_such_a_file_is_damaged",
         HOSTILE,

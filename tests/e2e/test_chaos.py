@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chaos import state_of, train_through_kills
+from killed_runs import state_of, train_through_kills
 from test_train import overrides, train_ranks
 
 from alexnet2012.data.store import Store

@@ -124,7 +124,7 @@ def test_exit_codes_are_those_of_the_code() -> None:
     (section,) = re.findall(r"## Exit codes\n(.*?)\n## ", text, re.DOTALL)
     codes = {int(code): words for code, words in re.findall(r"^\| (\d+) \|(.*)", section, re.M)}
     assert set(codes) == {0, EXIT_FAILURE, EXIT_USER_ERROR, 128 + SIGINT, 128 + SIGTERM}
-    assert "mistake" in codes[EXIT_USER_ERROR]
+    assert "user can change" in codes[EXIT_USER_ERROR]
     assert "Ctrl-C" in codes[128 + SIGINT]
 
 

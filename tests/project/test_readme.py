@@ -175,4 +175,5 @@ def test_the_readme_is_as_fast_as_was_measured() -> None:
             )
             assert f"at {ratio:.1f} times the images/s of {peer}" in words
             assert f"at {ratio_bf16:.1f} times in bf16" in words
-    assert f"{fp32['of_limit_pct']:.0f}% and {bf16['of_limit_pct']:.0f}% of the rate" in words
+    fp32_pct, bf16_pct = fp32["of_limit_pct"], bf16["of_limit_pct"]
+    assert f"{fp32_pct:.0f}% (float32) and {bf16_pct:.0f}% (bf16) of the rate" in words

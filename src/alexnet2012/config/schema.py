@@ -91,7 +91,7 @@ class ConvConfig:
     stride: int = ranged(1, low=1)  # pixels
     padding: int = ranged(0, low=0)  # pixels of zeros on each side
     overhang: bool = False  # the last window may extend past the right and bottom edges
-    reads_both_towers: bool = False  # read the maps of both towers; false: only of its tower
+    reads_both_towers: bool = False  # read the maps of both towers, or only those of its own tower
     after: list[LayerOp] = field(default_factory=lambda: [LayerOp.activation])  # in order
     init_std: float = MISSING  # standard deviation of the initial weights
     init_bias: float = MISSING  # initial bias
@@ -103,7 +103,7 @@ class LinearConfig:
 
     present: bool = True  # false removes the layer
     units: int = MISSING  # outputs
-    reads_both_towers: bool = True  # read the units of both towers; false: only of its tower
+    reads_both_towers: bool = True  # read the units of both towers, or only those of its own tower
     init_std: float = MISSING  # standard deviation of the initial weights
     init_bias: float = MISSING  # initial bias
 
@@ -370,8 +370,8 @@ class TrainConfig:
     # crops averaged per validation image, 1 or 10
     eval_views: int = field(default=1, metadata={"role": Role.evaluation})
     eval_every_epochs: int = ranged(1, low=1, role=Role.evaluation)  # epochs between validations
-    # at the end, also evaluate this many training images, evenly spaced over the split, in the way
-    # of validation images: without augmentation and dropout. 0: none
+    # at the end, evaluate this many training images (every k-th of the split), without augmentation
+    # and dropout, as validation images are. 0: none
     eval_train_images: int = ranged(0, low=0, role=Role.evaluation)
     # auto: resume from the newest valid checkpoint of the run directory, if any; a path: resume
     # from that checkpoint, or from the newest one of that run; null: require a new run directory
@@ -482,7 +482,7 @@ class ReproduceConfig:
     out: str = path_field("reproduction")  # folder to write
     # compute budget: minutes, hours on two cores, half an hour of a GPU, or the whole of ILSVRC
     budget: Budget = Budget.quick
-    # parts to run; empty: those that the budget and the images are for. docs/ledger.md lists them
+    # parts to run (docs/ledger.md lists them); empty: those that suit the budget and the images
     parts: list[str] = field(default_factory=list)
     # ablations of the sweeps; empty: all that the claims and their controls need
     arms: list[str] = field(default_factory=list)

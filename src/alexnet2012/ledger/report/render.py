@@ -6,6 +6,7 @@ without data are left out.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from alexnet2012.config.schema import ConfigError
@@ -50,7 +51,8 @@ def summary_table(reproduction: Reproduction) -> str:
         ("neurons", f"{audit['totals']['neurons']:,}", "650,000"),
         ("two processes compared with one: largest relative difference", f"{largest:.1e}", ""),
         (
-            "bytes exchanged between the towers per image, forward and backward",
+            "bytes exchanged between the towers per image, forward and backward "
+            f"({round(math.exp(code['chance_loss']))} classes)",
             f"{exchanges['counted']:,.0f}, {as_computed}",
             "",
         ),
