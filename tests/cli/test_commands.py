@@ -100,11 +100,14 @@ def test_the_words_of_other_trainers_lead_to_ours(word: str, meant: str) -> None
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("checkpoint=RUN", "checkpoint=RUN: is a group of settings, such as checkpoint.every_epochs; "
-                           "to start from a run, set resume=RUN or init_from=RUN"),
+        (
+            "checkpoint=RUN",
+            "checkpoint=RUN: is a group of settings, such as checkpoint.every_epochs; to start "
+            "from a run, set resume=RUN or init_from=RUN",
+        ),
         ("schedule.epochs=many", "schedule.epochs=many: Value 'many'"),
     ],
-)  # fmt: skip
+)
 def test_a_value_of_another_type_is_answered_with_what_the_setting_is(word: str, said: str) -> None:
     with pytest.raises(Exception, match=r"Error merging") as raised:
         compose_config("train", TrainConfig, [word])

@@ -32,7 +32,7 @@ from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
 
-TORCHRUN_0 = {key: "0" for key in TORCHRUN_KEYS} | {"WORLD_SIZE": "2"}
+TORCHRUN_0 = dict.fromkeys(TORCHRUN_KEYS, "0") | {"WORLD_SIZE": "2"}
 Usage = namedtuple("Usage", "total used free")
 
 

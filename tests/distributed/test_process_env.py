@@ -74,7 +74,7 @@ JOB_SYSTEMS = {
     "torchrun without its run": JOB_ENV | {"GROUP_RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "3"},
     "torchrun's run alone": JOB_ENV | {TORCHRUN: "gone"},
 }
-AS_TORCHRUN = {key: "0" for key in TORCHRUN_KEYS} | JOB_ENV
+AS_TORCHRUN = dict.fromkeys(TORCHRUN_KEYS, "0") | JOB_ENV
 # Of machines with several networks.
 ODD = "#1 (a=b) [数据]~"
 NETWORKS = {"GLOO_SOCKET_IFNAME": "gone0", "NCCL_SOCKET_IFNAME": "gone0", "LC_ALL": "C"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from programs import TINY
+from test_importers import torchvision_alexnet
 
 from alexnet2012.checkpoint.run_dir import check_run
 from alexnet2012.config.compose import compose_config
@@ -64,17 +64,9 @@ def test_its_errors_are_those_of_the_same_images_in_a_whole_store(
 
 def write_torchvision(file: Path) -> None:
     """A small network under torchvision's names, of 16 classes, as its example scripts save it."""
-    shapes = {
-        **{"features.0": (6, 3, 11, 11), "features.3": (8, 6, 5, 5), "features.6": (8, 8, 3, 3)},
-        **{"features.8": (8, 8, 3, 3), "features.10": (8, 8, 3, 3)},
-        **{"classifier.1": (10, 288), "classifier.4": (10, 10), "classifier.6": (16, 10)},
-    }
-    draws = torch.Generator().manual_seed(0)
-    state = {}
-    for layer, shape in shapes.items():
-        weight = torch.randn(shape, generator=draws) / math.sqrt(math.prod(shape[1:]))
-        state[f"module.{layer}.weight"] = weight
-        state[f"module.{layer}.bias"] = torch.randn(shape[0], generator=draws)
+    torch.manual_seed(0)
+    theirs = torchvision_alexnet((6, 10, 8, 7, 5), 12, 16)
+    state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 90}, file)
 
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from errno import EPIPE
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -184,7 +185,9 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
         return f"{key}: no such key{_did_you_mean(key, schema)}"
     if match := re.search(r"Error merging override (.+)", text):
         if (key := match[1].partition("=")[0]) in (groups := _groups(schema)):
-            return f"{match[1]}: is a group of settings, such as {groups[key]}{_OF_RUNS.get(key, '')}"
+            return (
+                f"{match[1]}: is a group of settings, such as {groups[key]}{_OF_RUNS.get(key, '')}"
+            )
         return f"{match[1]}: {str(cause).splitlines()[0]}"
     if match := re.search(r"^\w+Exception: (.+)", text):  # from the parser
         return f"{match[1].strip()}: cannot be parsed as KEY=VALUE; quote special characters"
@@ -231,8 +234,7 @@ def _did_you_mean(key: str, schema: type[Any] | None) -> str:
 def _groups(schema: type[Any] | None) -> dict[str, str]:
     """The groups of a schema, each with the key of its first setting."""
     keys = _keys(schema()) if schema is not None else []
-    pairs = zip(keys, keys[1:], strict=False)
-    return {group: first for group, first in pairs if first.startswith(f"{group}.")}
+    return {group: first for group, first in pairwise(keys) if first.startswith(f"{group}.")}
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

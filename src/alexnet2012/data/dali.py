@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
@@ -272,7 +273,7 @@ def _split_first(source: InputCallback) -> tuple[InputCallback, InputCallback]:
 def _check_is_file(path: str) -> None:
     """ConfigError for a pipe or a device in the place of an image: DALI would read it for ever."""
     try:
-        regular = S_ISREG(os.stat(path).st_mode)
+        regular = S_ISREG(Path(path).stat().st_mode)
     except OSError as error:
         raise _image_error(path, f"cannot be read ({error})") from error
     if not regular:

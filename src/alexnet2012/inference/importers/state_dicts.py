@@ -137,7 +137,9 @@ def _load(path: Path) -> Any:
         except OSError:
             raise
         except Exception as error:  # a damaged pickle can raise anything
-            if not (isinstance(error, pickle.UnpicklingError) and _add_stand_in(stand_ins, str(error))):
+            if not (
+                isinstance(error, pickle.UnpicklingError) and _add_stand_in(stand_ins, str(error))
+            ):
                 raise ValueError(_unreadable(error)) from error
     raise ValueError(f"refers to more than {_MAX_STAND_INS} classes; save its state_dict alone")
 

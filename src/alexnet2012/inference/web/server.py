@@ -159,14 +159,16 @@ class Server(ThreadingHTTPServer):
 class _Reader(socket.SocketIO):
     """Reads from a connection until ``deadline``; a socket's timeout begins anew at every byte."""
 
-    deadline = 0.0
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, "rb")
+        self.connection, self.deadline = connection, 0.0
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(max(0.001, self.deadline - time.monotonic()))
+        self.connection.settimeout(max(0.001, self.deadline - time.monotonic()))
         try:
             return super().readinto(buffer)
         finally:
-            self._sock.settimeout(TIMEOUT_S)
+            self.connection.settimeout(TIMEOUT_S)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -179,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.reader = _Reader(self.connection, "rb")
+        self.reader = _Reader(self.connection)
         self.rfile = io.BufferedReader(self.reader)
 
     def handle_one_request(self) -> None:
