@@ -345,6 +345,13 @@ FAULTS = {
         OUTPUT,
         is_message=False,
     ),
+    "few files": Fault(
+        "a low limit on open files (`ulimit -n 12`)",
+        "commands raise the soft limit; a hard limit below 64 is reported in one line",
+        "test_the_limit_on_open_files_is_raised_or_reported",
+        OUTPUT,
+        is_message=False,
+    ),
     "temporary": Fault(
         "`TMPDIR` is full",
         "flight records are kept in memory; none is a sparse file, which would end the process "
@@ -373,6 +380,13 @@ FAULTS = {
         "the download",
         "test_a_server_that_drips_is_given_up_and_not_waited_for",
         "tests/inference/test_predict.py",
+        is_message=False,
+    ),
+    "slow request": Fault(
+        "a client of `serve` sends its request byte by byte",
+        "it is disconnected after 30 s; during an upload after 60 s",
+        "test_a_request_that_drips_is_given_up",
+        SERVE,
         is_message=False,
     ),
     "slow download": Fault(
@@ -484,6 +498,13 @@ FAULTS = {
         HOSTILE,
         is_message=False,
     ),
+    "pipe for an image": Fault(
+        "an image of a store is a pipe, missing, truncated or another image",
+        "one line that names it, when it is first read",
+        "test_a_missing_or_damaged_image_is_named",
+        "tests/data/test_loaders.py",
+        is_message=False,
+    ),
     "odd source": Fault(
         "a source is a pipe or a device",
         "it is refused in one line",
@@ -506,123 +527,123 @@ LISTENING, TRACKING = "tests/e2e/test_listening.py", "tests/tracking/test_tracki
 PATHS = "tests/config/test_paths.py"
 
 
-def _environment(name: str, outcome: str, test: str, file: str = ENVIRONMENT) -> Fault:
+def _row(name: str, outcome: str, test: str, file: str = ENVIRONMENT) -> Fault:
     return Fault(name, outcome, test, file, is_message=False)
 
 
 OWN_PROCESSES = "test_a_run_in_a_container_of_a_job_starts_its_own_processes"
 ENVIRONMENTS = [
-    _environment(
+    _row(
         "variables of Slurm, Open MPI, MPICH, Intel MPI, PMIx, MVAPICH, PBS, Grid Engine, LSF, "
         "Kubeflow, SageMaker or Azure, or left over from torchrun",
         "they do not make a process a rank",
         "test_what_a_job_system_sets_makes_no_process_a_rank",
     ),
-    _environment(
+    _row(
         "all of these at once, with network interfaces that do not exist and `LC_ALL=C`, on one "
         "process and on two",
         "the run starts its own processes and finishes",
         OWN_PROCESSES,
     ),
-    _environment(
+    _row(
         "`RANK=1` and a mistake in the command, for six commands",
         "one line and exit code 2",
         "test_every_command_prints_its_errors_in_a_container_of_a_job",
     ),
-    _environment(
+    _row(
         "a mistake in the command under torchrun",
         "the first rank of each machine prints it; in commands that do not join, every rank",
         "test_a_user_error_is_printed_once_per_machine",
     ),
-    _environment(
+    _row(
         "your own program with `init_mesh` and an old `MASTER_ADDR`",
         "a `RunError` names the address, after at most 60 s",
         "test_joining_ranks_that_do_not_exist_fails_soon",
     ),
-    _environment(
+    _row(
         "the same, and SIGTERM",
         "it ends at once",
         "test_a_process_that_waits_for_other_ranks_handles_signals",
     ),
-    _environment(
+    _row(
         "`WORLD_SIZE=four`, `RANK=-1`, an empty `LOCAL_RANK`",
         "the error names the variable",
         "test_a_rank_that_is_no_number_is_reported",
     ),
-    _environment(
+    _row(
         "the host name does not resolve, or to an old address in `/etc/hosts`",
         "ranks meet on loopback",
         "test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_an_attacker",
         LISTENING,
     ),
-    _environment(
+    _row(
         "several runs or sweeps begin in one second",
         "each has a directory of its own",
         "test_runs_and_sweeps_that_begin_in_one_second_have_directories_of_their_own",
         APP,
     ),
-    _environment(
+    _row(
         "`WANDB_PROJECT`, `_ENTITY`, `_NAME`, `_RUN_GROUP`, `_TAGS`, `_NOTES`, `_JOB_TYPE`, `_DIR`",
         "they have the meaning that wandb gives them, except that wandb's files stay in the "
         "run directory",
         "test_wandbs_variables_are_heeded",
         TRACKING,
     ),
-    _environment(
+    _row(
         "`WANDB_MODE` `dryrun` and `run`, wandb's former names",
         "offline and online",
         "test_the_environment_variable_overrides_the_setting_unless_it_is_disabled",
         TRACKING,
     ),
-    _environment(
+    _row(
         "a project that wandb refuses",
         "one line with wandb's reason",
         "test_a_project_that_wandb_refuses_is_reported",
         TRACKING,
     ),
-    _environment(
+    _row(
         "no `HOME`",
         "the run directory is wandb's home",
         "test_a_user_without_a_home_directory_gets_one_for_wandb",
         TRACKING,
     ),
-    _environment(
+    _row(
         "a sweep with wandb",
         "its runs share a group and are named by the settings that differ",
         "test_jobs_of_a_sweep_share_a_group_and_are_named_by_what_differs",
         APP,
     ),
-    _environment(
+    _row(
         "a sweeper that optimises, and a job that fails",
         "jobs return the validation error; a failed one returns infinity",
         "test_a_sweeper_gets_the_result_of_each_job_and_infinity_for_a_failed_one",
         APP,
     ),
-    _environment(
+    _row(
         "a sweeper or launcher of Hydra that is not installed",
         "the error names the package to install",
         "test_a_missing_plugin_of_hydra_is_reported_with_its_package",
         APP,
     ),
-    _environment(
+    _row(
         "`hydra.job.chdir=true`",
         "relative paths start where the command was given",
         "test_relative_paths_are_those_of_where_the_command_was_given",
         APP,
     ),
-    _environment(
+    _row(
         "`~` in any path",
         "the home directory; an unknown user is reported",
         "test_a_tilde_is_the_home_directory_in_every_path_of_a_command",
         PATHS,
     ),
-    _environment(
+    _row(
         "32 names with spaces, `=`, `#`, `( )`, `[ ]`, `{ }`, quotes or Chinese characters",
         "read as written",
         "test_text_is_read_as_it_is_written",
         PATHS,
     ),
-    _environment(
+    _row(
         "NVIDIA drivers for CUDA 12, or no GPU",
         "`make setup CUDA=12` or `CUDA=cpu` installs other builds; cpu where there is no driver",
         "test_set_up_installs_builds_for_this_machine_or_the_cuda_that_is_named",
@@ -630,9 +651,135 @@ ENVIRONMENTS = [
     ),
 ]
 
+VALIDATION, LAYOUTS = "tests/inference/test_validation_store.py", "tests/data/test_layouts.py"
+COMMANDS, PLAN = "tests/cli/test_commands.py", "tests/diagnostics/test_plan.py"
+ATTEMPTS = [
+    _row(
+        "a setting under the name that other trainers use (`lr`, `batch_size`, `--lr`)",
+        "the error names ours",
+        "test_the_words_of_other_trainers_lead_to_ours",
+        COMMANDS,
+    ),
+    _row(
+        "`train checkpoint=RUN`, a value for a group of settings",
+        "the error names a setting of the group, and those that take a run",
+        "test_a_value_of_another_type_is_answered_with_what_the_setting_is",
+        COMMANDS,
+    ),
+    _row(
+        "`resume=RUN`, a run directory",
+        "its newest checkpoint",
+        "test_a_run_can_be_resumed_by_its_directory",
+        CHECKPOINTS,
+    ),
+    _row(
+        "`--help` of any command, `completion` included",
+        "every setting with its meaning and bounds",
+        "test_every_setting_has_a_meaning",
+        "tests/cli/test_help.py",
+    ),
+    _row(
+        "a training run in a terminal",
+        "lines of 80 columns; the last one is the next command",
+        "test_training_in_a_terminal_fits_80_columns_without_warnings",
+        "tests/e2e/test_watched_runs.py",
+    ),
+    _row(
+        "`evaluate` in a pipe",
+        "a line of progress every 10 s, on standard error",
+        "test_progress_over_images_is_a_line_every_10_seconds_on_standard_error",
+        "tests/tracking/test_progress_bar.py",
+    ),
+    _row(
+        "`runs` of a sweep",
+        "a line per run with what differs: 41 runs in 60 lines",
+        "test_a_sweep_is_a_line_per_run_with_what_differs",
+        "tests/tracking/test_runs.py",
+    ),
+    _row(
+        "`plan card=` with a name such as `H100 SXM` or `RTX 4090`",
+        "it is known",
+        "test_a_card_is_known_by_the_names_that_people_type",
+        PLAN,
+    ),
+    _row(
+        "a plan of minutes or of years",
+        "durations are in a readable unit",
+        "test_a_duration_is_in_a_readable_unit",
+        PLAN,
+    ),
+    _row(
+        "a network of somebody else and the validation images alone",
+        "errors with 1 and 10 views; the file by image agrees",
+        "test_an_imported_network_is_evaluated_on_it_and_the_file_by_image_agrees",
+        VALIDATION,
+    ),
+    _row(
+        "ImageNet-A, ImageNet-V2: some of the classes, or numbers in place of names",
+        "classes are matched by name or number",
+        "test_classes_are_matched_by_name_or_by_number",
+        EVALUATE,
+    ),
+    _row(
+        "ReaL: several right labels of an image",
+        "each counts as right",
+        "test_several_labels_of_an_image_are_all_right",
+        EVALUATE,
+    ),
+    _row(
+        "classes named 0 to 11",
+        "a warning: they are sorted as text",
+        "test_numbered_classes_that_are_sorted_as_text_are_warned_about",
+        LAYOUTS,
+    ),
+    _row(
+        "AVIF or JPEG 2000, and a Pillow without it",
+        "the reason names the format",
+        "test_a_format_that_pillow_lacks_is_named",
+        "tests/data/test_decode.py",
+    ),
+    _row(
+        "a model that is wanted back in torchvision",
+        "`export format=torchvision` writes its names, or says which layer it lacks",
+        "test_an_imported_model_is_exported_under_torchvisions_names",
+        IMPORTERS,
+    ),
+    _row(
+        "`net.double()`, `.half()`, `.bfloat16()`",
+        "every layer computes in that type",
+        "test_every_layer_computes_in_the_dtype_that_the_model_was_cast_to",
+        MODEL,
+    ),
+    _row(
+        "`print(net)`",
+        "all layers and operations with their sizes",
+        "test_print_shows_all_sizes",
+        MODEL,
+    ),
+    _row(
+        "a hook on an activation, a normalisation or a pooling",
+        "it is called",
+        "test_every_operation_is_a_module_that_takes_hooks",
+        MODEL,
+    ),
+    _row(
+        "`torch.save(net)`",
+        "it works in one process",
+        "test_a_saved_model_is_loaded_with_its_logits_and_dropout",
+        MODEL,
+    ),
+    _row(
+        "a trained network in Python, or as ONNX, by the examples of docs/use.md",
+        "the classes are those of `predict`",
+        "test_every_command_of_the_page_works_as_printed",
+        "tests/project/test_use_page.py",
+    ),
+]
+
 TABLES = {  # by the line that begins each on the page
     "<!-- made by tests/faults.py -->\n": ("fault", FAULTS.values()),
     "<!-- made by tests/faults.py: environments -->\n": ("environment", ENVIRONMENTS),
+    "<!-- made by tests/faults.py: attempts -->\n": ("attempt", ATTEMPTS),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -167,3 +168,18 @@ def test_runs_and_sweeps_that_begin_in_one_second_have_directories_of_their_own(
     assert len(set(directories)) == 5
     text = (Path(train.__file__).parents[2] / "conf" / "run_dirs.yaml").read_text()
     assert text.count("%H-%M-%S-%f") == text.count("%H-%M-%S") == 2  # the sweep's, too
+
+
+def test_a_full_disk_at_the_start_of_a_run_is_reported_with_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hydra.core.utils._save_config", full)
+    monkeypatch.setattr("sys.argv", ["train", f"hydra.run.dir={tmp_path}/run"])
+    with pytest.raises(SystemExit) as ending:
+        train.main()
+    assert ending.value.code == 2
+    line = f"alexnet2012: {tmp_path}/run: No space left on device; free disk space, or choose"
+    assert capsys.readouterr().err.startswith(line)

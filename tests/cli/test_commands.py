@@ -16,7 +16,7 @@ from alexnet2012.cli.args import ArgumentParser, expand_json_flag
 from alexnet2012.cli.errors import explain, unknown_flag
 from alexnet2012.cli.registry import COMMANDS, Command
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.schema import ConfigError, TrainConfig
+from alexnet2012.config.schema import ConfigError, EvaluateConfig, TrainConfig
 
 PROGRAM = Path(sys.executable).with_name("alexnet2012")
 
@@ -95,6 +95,29 @@ def test_the_words_of_other_trainers_lead_to_ours(word: str, meant: str) -> None
     text = explain(raised.value, TrainConfig)
     assert f"did you mean {meant}" in text
     assert text.startswith(f"{word.partition('=')[0]}: no such key")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "checkpoint=RUN",
+            "checkpoint=RUN: is a group of settings, such as checkpoint.every_epochs; to start "
+            "from a run, set resume=RUN or init_from=RUN",
+        ),
+        ("schedule.epochs=many", "schedule.epochs=many: Value 'many'"),
+    ],
+)
+def test_a_value_of_another_type_is_answered_with_what_the_setting_is(word: str, said: str) -> None:
+    with pytest.raises(Exception, match=r"Error merging") as raised:
+        compose_config("train", TrainConfig, [word])
+    assert explain(raised.value, TrainConfig).startswith(said)
+
+
+def test_a_run_to_evaluate_is_called_checkpoint() -> None:
+    with pytest.raises(Exception, match=r"Could not override") as raised:
+        compose_config("evaluate", EvaluateConfig, ["resume=RUN"])
+    assert explain(raised.value, EvaluateConfig) == "resume: no such key; did you mean checkpoint?"
 
 
 def test_a_flag_in_place_of_a_setting_is_answered_with_the_setting() -> None:

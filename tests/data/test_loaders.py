@@ -5,6 +5,7 @@ transform of libjpeg alone, which its builds compute alike to the bit: one test 
 the others rely on it. What remains are three float32 roundings of values below 512, of 3e-5 each.
 """
 
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -384,23 +385,26 @@ def test_an_input_as_large_as_the_store_has_one_position(
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "another image"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "another image", "pipe"])
 def test_a_missing_or_damaged_image_is_named(store: Store, tmp_path: Path, damage: str) -> None:
     shutil.copytree(store.root, tmp_path / "store")
     broken = Store.open(tmp_path / "store")
     path = Path(broken.split("train").paths[17])
     whole = path.read_bytes()
-    if damage == "missing":
+    if damage in ("missing", "pipe"):
         path.unlink()
-    else:
+    if damage == "pipe":
+        os.mkfifo(path)  # which waits for a writer
+    elif damage != "missing":
         another = Path(broken.split("train").paths[16]).read_bytes()  # a valid JPEG
         damaged = {"truncated": whole[:600], "text": b"not an image", "another image": another}
         path.write_bytes(damaged[damage])
     used = loader(broken)
-    message = f"{path}: (cannot be read .*|does not match its checksum); .*prepare it again"
+    message = f"{path}: (cannot be read .*|does not match its checksum|is not a regular file)"
     with pytest.raises(ConfigError, match=message) as caught:
         list(used.epoch(0))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "prepare it again" in str(caught.value)
+    path.unlink(missing_ok=True)
     path.write_bytes(whole)
     assert torch.equal(together(list(used.epoch(1))), together(list(loader(store).epoch(1))))
 

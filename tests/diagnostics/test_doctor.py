@@ -27,12 +27,12 @@ from alexnet2012.diagnostics.machine_checks import GIB, Finding, Severity
 from alexnet2012.distributed import devices
 from alexnet2012.distributed.devices import _warn_on_cpu, uses_gpus
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.distributed.process_env import TORCHRUN, rank_env
+from alexnet2012.distributed.process_env import TORCHRUN_KEYS, rank_env
 from alexnet2012.distributed.watchdog.failure_report import FAILURES_DIR
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.optim import PaperSGD
 
-TORCHRUN_0 = {TORCHRUN: "id", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+TORCHRUN_0 = dict.fromkeys(TORCHRUN_KEYS, "0") | {"WORLD_SIZE": "2"}
 Usage = namedtuple("Usage", "total used free")
 
 

@@ -19,6 +19,7 @@ from alexnet2012.distributed import rendezvous
 from alexnet2012.distributed.process_env import (
     LOCAL_PROCESSES,
     TORCHRUN,
+    TORCHRUN_KEYS,
     ProcessInfo,
     current_process,
     launched_process,
@@ -69,9 +70,11 @@ JOB_SYSTEMS = {
     "Kubeflow": JOB_ENV | {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2"},
     "SageMaker": JOB_ENV | {"SM_HOSTS": '["a","b"]', "SM_CURRENT_HOST": "b", "SM_NUM_GPUS": "2"},
     "Azure": JOB_ENV | {"AZ_BATCHAI_TASK_INDEX": "1", "NODE_RANK": "1", "CROSS_RANK": "1"},
-    # Left over in a shell from torchrun, without the variable of the run.
-    "torchrun": JOB_ENV | {"GROUP_RANK": "0", "ROLE_RANK": "1", "TORCHELASTIC_MAX_RESTARTS": "3"},
+    # Left over in a shell from torchrun.
+    "torchrun without its run": JOB_ENV | {"GROUP_RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "3"},
+    "torchrun's run alone": JOB_ENV | {TORCHRUN: "gone"},
 }
+AS_TORCHRUN = dict.fromkeys(TORCHRUN_KEYS, "0") | JOB_ENV
 # Of machines with several networks.
 ODD = "#1 (a=b) [数据]~"
 NETWORKS = {"GLOO_SOCKET_IFNAME": "gone0", "NCCL_SOCKET_IFNAME": "gone0", "LC_ALL": "C"}
@@ -80,7 +83,7 @@ NETWORKS = {"GLOO_SOCKET_IFNAME": "gone0", "NCCL_SOCKET_IFNAME": "gone0", "LC_AL
 @pytest.fixture(autouse=True)
 def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     systems = {key for variables in JOB_SYSTEMS.values() for key in variables}
-    for key in (*systems, *rank_env(0, 2, ""), TORCHRUN):
+    for key in (*systems, *rank_env(0, 2, ""), *TORCHRUN_KEYS):
         monkeypatch.delenv(key, raising=False)
 
 
@@ -110,7 +113,8 @@ def test_rank_variables_count_only_with_the_variable_of_a_launcher(
     monkeypatch.setenv(LOCAL_PROCESSES, "3")
     assert local_processes(2) == 3
     with monkeypatch.context() as patch:
-        patch.setenv(TORCHRUN, "id")
+        for key, value in AS_TORCHRUN.items():
+            patch.setenv(key, value)
         assert current_process() == ProcessInfo(
             rank=1, world_size=4, local_rank=1, local_world_size=4
         )
@@ -126,10 +130,10 @@ def test_rank_variables_count_only_with_the_variable_of_a_launcher(
     ("variables", "same", "times"),
     [
         ({}, True, 1),
-        ({TORCHRUN: "i", "LOCAL_RANK": "0"}, True, 1),  # of each machine
-        ({TORCHRUN: "i"}, True, 0),
-        ({TORCHRUN: "i"}, False, 1),  # a command that torchrun's ranks run each for itself
-        ({TORCHRUN: "i", EVERY_RANK_REPORTS: "1"}, True, 1),
+        (AS_TORCHRUN | {"LOCAL_RANK": "0"}, True, 1),  # of each machine
+        (AS_TORCHRUN, True, 0),
+        (AS_TORCHRUN, False, 1),  # a command that torchrun's ranks run each for itself
+        (AS_TORCHRUN | {EVERY_RANK_REPORTS: "1"}, True, 1),
     ],
 )
 def test_a_user_error_is_printed_once_per_machine(

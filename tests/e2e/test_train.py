@@ -317,15 +317,26 @@ def test_checkpoints_are_saved_by_the_clock(photos_store: Store, tmp_path: Path)
     assert {3, 6} < set(found)
 
 
-def test_a_run_without_checkpoints_saves_none_when_a_signal_ends_it(
-    photos_store: Store, tmp_path: Path
+@pytest.mark.parametrize(
+    ("where", "setting"),
+    [
+        ("_after_step", "checkpoint={every_epochs: null, every_minutes: null}"),
+        ("_before_step", "seed=0"),  # the first step
+    ],
+)
+def test_a_run_with_nothing_to_save_ends_at_once_on_a_signal(
+    photos_store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    setting: str,
 ) -> None:
-    never = "checkpoint={every_epochs: null, every_minutes: null}"
+    monkeypatch.setattr(Trainer, where, lambda *_: signal.raise_signal(signal.SIGTERM))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    raise_signals()  # as a command does: such a run ends at once, within a step
+    raise_signals()  # as a command does
     try:
-        with end_at(4, signal.SIGTERM), pytest.raises(InterruptError):
-            train_here(photos_store, tmp_path, never)
+        with pytest.raises(InterruptError):
+            train_here(photos_store, tmp_path, setting)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -261,7 +261,7 @@ def test_a_file_of_labels_that_cannot_be_used_is_answered_in_one_line(
         (("dog", "gnu"), MODEL, "its 4 classes are not the 2 of the store; set classes=shared"),
         (("0", "1"), MODEL, "set classes=index if the numbers of the store are positions"),
         (("x", "y"), ("0", "1"), "set classes=index if the numbers of the model are positions"),
-        (("x", "y"), MODEL, "set store=…, or classes=FILE to say which are the same"),
+        (("x", "y"), MODEL, "; set classes=FILE to say which are the same, or use another store"),
     ],
 )
 def test_different_classes_are_answered_with_the_way_to_compare_them(

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from alexnet2012.checkpoint import manifest
 from alexnet2012.config.enums import Activation, Device, ExportFormat, LayerOp
 from alexnet2012.config.inference_schema import ExportConfig, ImportConfig
-from alexnet2012.config.schema import ConfigError
+from alexnet2012.config.schema import ConfigError, ModelConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.sources.photos import photograph
 from alexnet2012.distributed.mesh import Mesh
@@ -519,12 +519,16 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
     "half a safetensors": ((999).to_bytes(8, "little") + b'{"a"', "is an incomplete safetensors"),
     "no safetensors": ((9).to_bytes(8, "little") + b'{"a": [1}', "is damaged or incomplete"),
     "old module": (_saved(_net(), legacy=True), "Python objects that cannot be read without runni"),
-    "newer protocol": (_saved(_net().state_dict(), pickle_protocol=4), "contains Python objects"),
+    "protocol 4": (_saved(_net().state_dict(), pickle_protocol=4), "saved with pickle_protocol=4"),
+    "protocol 5 before torch 1.6": (_saved(_net().state_dict(), legacy=True, pickle_protocol=5),
+                                    "is a plain pickle"),
     "class": (_saved(AlexNet), "contains no tensors"),
     "list": (_saved([1]), "contains no tensors"),
     "nothing": (_saved({}), "contains no tensors"),
     "our names": (_saved({"conv1.weight": torch.ones(1), "fc8.bias": torch.ones(1)}),
                   "has parameter names as in this package; load it with AlexNet.load_full_state"),
+    "our module": (_saved(AlexNet("paper", 2, model=ModelConfig(width=1 / 24, input_size=64))),
+                   "has parameter names as in this package"),
     "another network": (_saved({"layer1.0.conv1.weight": torch.ones(1)}),
                         r"contains 1 tensors \(layer1.0.conv1.weight, …\), but none of torchv"),
     "escapes in names": (_saved({"\x1b[1mweight": torch.ones(1)}), r"\(\\x1b\[1mweight, …\)"),

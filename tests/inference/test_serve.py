@@ -306,12 +306,21 @@ def test_more_uploads_than_are_held_in_memory_wait_and_are_refused_in_the_end(
     assert post(server, picture).status_code == 200
 
 
-def test_an_upload_that_drips_is_given_up(
-    server: Server, monkeypatch: pytest.MonkeyPatch, picture: bytes
+@pytest.mark.parametrize(
+    ("limit", "head"),
+    [
+        ("TIMEOUT_S", ""),
+        ("TIMEOUT_S", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: "),
+        ("UPLOAD_S", "POST /look HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
+                     "Content-Length: 100000\r\n\r\n"),
+        ("UPLOAD_S", "POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"),
+    ],
+    ids=["request line", "header", "upload", "refused upload"],
+)  # fmt: skip
+def test_a_request_that_drips_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch, picture: bytes, limit: str, head: str
 ) -> None:
-    monkeypatch.setattr(web_server, "UPLOAD_S", 0.2)
-    head = f"POST /look HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
-    head += f"Origin: {server.address.rstrip('/')}\r\nContent-Length: 100000\r\n\r\n"
+    monkeypatch.setattr(web_server, limit, 0.2)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(head.encode())
         sent = 0
@@ -320,6 +329,7 @@ def test_an_upload_that_drips_is_given_up(
                 sent += connection.send(b"a")
                 time.sleep(0.05)
         assert sent < 100
+    monkeypatch.undo()
     assert post(server, picture).status_code == 200
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import caffe
 import numpy as np
 import pytest
+import torch
 from programs import TINY
+from test_importers import torchvision_alexnet
 
 from alexnet2012.checkpoint.run_dir import check_run
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
-from alexnet2012.config.inference_schema import FeaturesConfig
+from alexnet2012.config.inference_schema import FeaturesConfig, ImportConfig
 from alexnet2012.config.schema import ConfigError, EvaluateConfig, PrepareConfig, TrainConfig
 from alexnet2012.data.preparation.prepare import prepare
 from alexnet2012.data.store import Store
 from alexnet2012.diagnostics import machine_checks
 from alexnet2012.distributed.mesh import single_process
-from alexnet2012.inference.evaluate import evaluate_images
+from alexnet2012.inference.evaluate import evaluate_images, evaluate_in_detail
 from alexnet2012.inference.features import compute_features
 from alexnet2012.inference.images import find_images
+from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
 from alexnet2012.inference.trained_model import TrainedModel
 
 
@@ -54,6 +60,47 @@ def test_its_errors_are_those_of_the_same_images_in_a_whole_store(
         for store in (val_store, photos_store)
     ]
     assert counts[0] == counts[1]
+
+
+def write_torchvision(file: Path) -> None:
+    """A small network under torchvision's names, of 16 classes, as its example scripts save it."""
+    torch.manual_seed(0)
+    theirs = torchvision_alexnet((6, 10, 8, 7, 5), 12, 16)
+    state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 90}, file)
+
+
+def write_caffe(file: Path) -> None:
+    layers = caffe.alexnet_layers(np.random.default_rng(1), classes=16)
+    for blob in layers[-2]["blobs"]:
+        blob /= 1000  # otherwise most classes have probability 0, and tie
+    file.write_bytes(caffe.caffemodel(layers, old=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("net.pth", write_torchvision), ("net.caffemodel", write_caffe)]
+)
+def test_an_imported_network_is_evaluated_on_it_and_the_file_by_image_agrees(
+    photos_folder: Path, val_store: Store, tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("\n".join(val_store.classes))
+    net, root, file = (str(tmp_path / path) for path in ("net", "store", "images.csv"))
+    classes = str(tmp_path / "classes.txt")
+    import_checkpoint(ImportConfig(str(tmp_path / name), net, classes=classes), Path(net))
+    prepare(PrepareConfig(str(photos_folder / "val"), root, workers=1), progress=False)
+    predictions = []
+    for views in (1, 10):
+        config = EvaluateConfig(net, root, views, device=Device.cpu, predictions=file)
+        errors = evaluate_in_detail(config).errors
+        rows = list(csv.DictReader(Path(file).read_text().splitlines()))
+        assert len(rows) == errors.pictures == 48
+        for k in (1, 5):
+            total = sum(float(row[f"top{k}_error"]) for row in rows)
+            assert total == pytest.approx(getattr(errors, f"top{k}_errors")) and total > 0
+        assert [row["label"] for row in rows] == [c for c in val_store.classes for _ in range(3)]
+        predictions.append([row["probability_1"] for row in rows])
+    assert predictions[0] != predictions[1]
 
 
 def test_its_images_have_features(val_store: Store, net: TrainedModel) -> None:

@@ -10,6 +10,7 @@ import threading
 from http.server import ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import caffe
 import numpy as np
@@ -99,7 +100,13 @@ def test_every_command_of_the_page_works_as_printed(
     # The folder contains a copy of the image.
     assert neighbours.splitlines()[1].split(maxsplit=1) == ["0.00", "a folder/cats/0001.jpg"]
 
-    (example,) = blocks("python")
-    namespace: dict[str, object] = {}
-    exec(example, namespace)
-    assert np.shape(namespace["logits"]) == (1, 16)  # type: ignore[arg-type]
+    of_model: dict[str, Any] = {}
+    of_file: dict[str, Any] = {}
+    for example, names in zip(blocks("python"), (of_model, of_file), strict=True):
+        exec(example, names)
+    printed = capsys.readouterr().out.splitlines()
+    (predicted,) = (out for command, out in outputs.items() if command.endswith('"a folder"'))
+    assert len(printed) == 6 and all(line.split()[1] in predicted for line in printed[:5])
+    logits = of_model["logits"].detach().numpy()
+    assert abs(of_file["logits"] - logits).max() < 0.02 * abs(logits).max()  # JPEG's rounding
+    assert printed[5] == of_model["trained"].classes[logits[0].argmax()]

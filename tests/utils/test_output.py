@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -98,6 +99,28 @@ def test_an_error_of_the_machine_in_the_words_of_a_library_is_one_line() -> None
 
     with pytest.raises(RunError, match=r"^this process: Too many open files; raise the limit"):
         launch(worker, 1)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised"), [(12, 100, 100), (12, 10**6, 4096), (12, 12, None), (-1, -1, -1)]
+)
+def test_the_limit_on_open_files_is_raised_or_reported(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    soft: int,
+    hard: int,
+    raised: int | None,
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    if raised is None:
+        assert ended(raising(AssertionError())) == 2
+        line = "alexnet2012: ulimit -n=12: at least 64 open files are needed; raise the hard limit"
+        assert capfd.readouterr().err == line + "\n"
+        return
+    exit_on_error(lambda: None)
+    assert limits[-1] == (raised, hard)
 
 
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(

@@ -73,6 +73,7 @@ def check_run(config: TrainConfig, run_dir: Path, mesh: Mesh) -> tuple[Store, Pa
     data = config.data
     assert data.store is not None
     store = Store.open(Path(data.store)).narrowed(data.first_classes, data.skip_classes)
+    store.require("train")
     if store.size != data.store_size:
         remedy = f"contains images of {store.size} pixels; set data.store_size={store.size}"
         raise ConfigError("data.store", data.store, remedy)

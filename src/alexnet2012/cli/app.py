@@ -47,10 +47,13 @@ def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ConfigError("arguments", " ".join(words), f"{error}; see --hydra-help") from None
 
 
-class SweepDirs(Callback):
-    """Records the directories of sweeps; Hydra creates them before it checks the jobs."""
+class OutputDirs(Callback):
+    """Records the directories of runs and sweeps, before Hydra creates them."""
 
     found: ClassVar[list[Path]] = []
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.found.append(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.found.append(Path(config.hydra.sweep.dir))
@@ -131,8 +134,12 @@ def hydra_main(
         sys.argv[1:] = [*overrides, *flags]  # what Hydra reads; it takes no settings after a flag
         try:
             application()
+        except OSError as error:  # of Hydra, which writes its record there
+            if error.errno and error.filename is None and OutputDirs.found:
+                error.filename = str(OutputDirs.found[-1])
+            raise
         finally:
-            for folder in (*run_dirs, *SweepDirs.found):
+            for folder in (*run_dirs, *OutputDirs.found):
                 discard(folder)
         if failures:
             raise failures[0]

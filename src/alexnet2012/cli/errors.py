@@ -11,11 +11,13 @@ import difflib
 import gc
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from errno import EPIPE
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -36,6 +38,7 @@ from alexnet2012.utils.text import printable_lines
 
 EVERY_RANK_REPORTS = "ALEXNET2012_EVERY_RANK_REPORTS"
 INTERRUPTED = "interrupted"
+OPEN_FILES_NEEDED, OPEN_FILES_WANTED = 64, 4096
 # What other trainers call our settings.
 _OTHER_NAMES = {
     "precision": "amp dtype",
@@ -44,6 +47,7 @@ _OTHER_NAMES = {
     "data.batch_size batch_size": "batch bs",
     "hydra.run.dir": "checkpoint_dir",
     "checkpoint resume": "ckpt",
+    "checkpoint": "resume model",
     "model.input_size": "crop_size",
     "data.source data.store source": "data_dir data_path root",
     "data.source source": "dataset",
@@ -82,6 +86,7 @@ _PLUGINS = {
     "hydra/launcher=submitit_local": "hydra-submitit-launcher",
     "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
 }
+_OF_RUNS = {"checkpoint": "; to start from a run, set resume=RUN or init_from=RUN"}
 _IN_SETTINGS = (ConfigError, HydraException, OmegaConfBaseException)
 _HYDRAS_FLAG_ERRORS = ("Only one of --", "The --resolve flag")  # ValueErrors
 MISTAKES = (*_IN_SETTINGS, OSError)
@@ -109,6 +114,7 @@ def exit_on_error(
     raise_signals()  # so that cleanup code runs
     with outliving_terminal() as output:
         try:
+            _allow_open_files()
             application()
         except InterruptError as error:
             end(INTERRUPTED, 128 + error.number)
@@ -122,6 +128,17 @@ def exit_on_error(
         if output.error is not None and output.error.errno != EPIPE:  # of `… | head`
             reason = f"{output.error.strerror}; the work is done, but some of its output is lost"
             _end(f"standard output: {reason}", EXIT_FAILURE)
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit on open files; with a few, pipes of child processes fail anyhow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < OPEN_FILES_WANTED:  # negative: unlimited
+        soft = min(hard, OPEN_FILES_WANTED) if hard >= 0 else OPEN_FILES_WANTED
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if 0 <= soft < OPEN_FILES_NEEDED:
+        remedy = f"at least {OPEN_FILES_NEEDED} open files are needed; raise the hard limit"
+        raise ConfigError("ulimit -n", soft, remedy)
 
 
 def _end_failed(
@@ -167,6 +184,10 @@ def explain(error: Exception, schema: type[Any] | None = None) -> str:
             key = inner[1]
         return f"{key}: no such key{_did_you_mean(key, schema)}"
     if match := re.search(r"Error merging override (.+)", text):
+        if (key := match[1].partition("=")[0]) in (groups := _groups(schema)):
+            return (
+                f"{match[1]}: is a group of settings, such as {groups[key]}{_OF_RUNS.get(key, '')}"
+            )
         return f"{match[1]}: {str(cause).splitlines()[0]}"
     if match := re.search(r"^\w+Exception: (.+)", text):  # from the parser
         return f"{match[1].strip()}: cannot be parsed as KEY=VALUE; quote special characters"
@@ -208,6 +229,12 @@ def _did_you_mean(key: str, schema: type[Any] | None) -> str:
         return "; see --cfg job for all keys"
     *others, last = close[:3]
     return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def _groups(schema: type[Any] | None) -> dict[str, str]:
+    """The groups of a schema, each with the key of its first setting."""
+    keys = _keys(schema()) if schema is not None else []
+    return {group: first for group, first in pairwise(keys) if first.startswith(f"{group}.")}
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

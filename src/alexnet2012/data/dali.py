@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from torch.utils.dlpack import from_dlpack
 from alexnet2012.config.enums import Decoder
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.data.store import Split
+from alexnet2012.utils.untrusted import read_bytes
 
 DIGEST_THREADS = 4
 
@@ -109,6 +112,8 @@ class DaliPipeline:
     def _next_inputs(self) -> list[Any]:
         feed = next(self._feeds)
         self._in_flight.append(feed.indices)
+        for index in feed.indices[self._unverified[feed.indices]] if len(feed.indices) else ():
+            _check_is_file(self._split.paths[index])
         names = (self._split.paths[index] for index in feed.indices)
         paths = [np.frombuffer(os.fsencode(path), np.uint8) for path in names]
         # DALI accepts tensors on a GPU, and arrays on the CPU, without a copy.
@@ -153,8 +158,7 @@ class DaliPipeline:
         """The error for the first unreadable file in flight, or DALI's own message."""
         for path in (self._split.paths[index] for batch in self._in_flight for index in batch):
             try:
-                with open(path, "rb") as file:
-                    simplejpeg.decode_jpeg(file.read())
+                simplejpeg.decode_jpeg(read_bytes(path))
             except (OSError, ValueError) as error:
                 return _image_error(path, f"cannot be read ({error})")
         return RunError(f"the DALI pipeline failed: {' '.join(message.split())}")
@@ -264,6 +268,16 @@ def _split_first(source: InputCallback) -> tuple[InputCallback, InputCallback]:
         return queues[index].popleft()
 
     return (lambda: next_from(0)), (lambda: next_from(1))
+
+
+def _check_is_file(path: str) -> None:
+    """ConfigError for a pipe or a device in the place of an image: DALI would read it for ever."""
+    try:
+        regular = S_ISREG(Path(path).stat().st_mode)
+    except OSError as error:
+        raise _image_error(path, f"cannot be read ({error})") from error
+    if not regular:
+        raise _image_error(path, "is not a regular file")
 
 
 def _image_error(path: str, problem: str) -> ConfigError:

@@ -1,7 +1,7 @@
 """Reads this process's rank and world size from environment variables.
 
 Job systems set RANK and similar variables in every container, so the variables alone do not make a
-process a rank: they count only together with a variable that torchrun or our launcher sets.
+process a rank: they count only together with the variables that torchrun or our launcher sets.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from alexnet2012.config.schema import ConfigError
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
+# torchrun sets all of these; in the environment of a job, some may be left over or passed on.
+TORCHRUN_KEYS = (TORCHRUN, "TORCHELASTIC_RESTART_COUNT", "GROUP_RANK", "RANK", "LOCAL_RANK")
 RENDEZVOUS_FILE = "ALEXNET2012_RENDEZVOUS_FILE"  # rendezvous of the ranks of one machine
 # Processes per machine of a run that is checked before torchrun starts it.
 LOCAL_PROCESSES = "ALEXNET2012_LOCAL_PROCESSES"
@@ -29,12 +31,12 @@ class ProcessInfo:
 
 def launched_process() -> ProcessInfo | None:
     """Rank that torchrun or our launcher assigned to this process, or None."""
-    launched = TORCHRUN in os.environ or RENDEZVOUS_FILE in os.environ
-    return _from_env() if launched and "RANK" in os.environ else None
+    ours = RENDEZVOUS_FILE in os.environ and "RANK" in os.environ
+    return _from_env() if ours or under_torchrun() else None
 
 
 def under_torchrun() -> bool:
-    return TORCHRUN in os.environ and launched_process() is not None
+    return all(key in os.environ for key in TORCHRUN_KEYS)
 
 
 def current_process() -> ProcessInfo:

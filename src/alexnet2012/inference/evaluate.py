@@ -125,7 +125,7 @@ def _check_compatible(config: EvaluateConfig, models: Sequence[TrainedModel], st
     for path, trained in zip(paths, models, strict=True):
         if (size := len(trained.mean_image)) != store.size:
             remedy = f"was trained on images of {size} pixels, but {store.root} has {store.size}"
-            raise ConfigError("checkpoint", path, f"{remedy}; set store=…")
+            raise ConfigError("checkpoint", path, f"{remedy}; prepare a store with size={size}")
         model = trained.model
         if not (
             model.config.input_size == first.config.input_size

@@ -178,5 +178,5 @@ def _different_classes(
     elif numbered:
         remedy = f"{counts}; set classes=index if the numbers of the {numbered} are positions"
     else:
-        remedy = f"{counts}; set store=…, or classes=FILE to say which are the same"
+        remedy = f"{counts}; set classes=FILE to say which are the same, or use another store"
     return ConfigError("checkpoint", config.checkpoint, remedy)

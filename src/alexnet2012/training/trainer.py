@@ -165,7 +165,7 @@ class Trainer:
         return self.epoch_sums.means(self.mesh)["train_error_pct"]
 
     def _start(self, stack: ExitStack) -> None:
-        """Check that ranks agree, open the metric logs, install signal handlers. Collective."""
+        """Check that ranks agree, and open the metric logs. Collective."""
         remedy = "start every rank with the same command, code and data"
         setup = {**to_plain(self.config), **versions(), "store": self.store.fingerprint}
         self.mesh.check_same("configuration or code", setup, remedy, within_replica=False)
@@ -181,8 +181,7 @@ class Trainer:
         self._train_stats.enabled = self._reporter.log_stats
         trace = trace_steps(self.config.profile, self.run_dir, self.mesh)
         self._end_traced_step = stack.enter_context(trace)
-        if self.config.checkpoint.wanted:  # else nothing is lost if the process ends at once
-            stack.enter_context(self._signals)
+        self._first_step = self.progress.step + 1
 
     @property
     def total_steps(self) -> int:
@@ -254,6 +253,9 @@ class Trainer:
             parts = self.train_step.micro_batches(batch.rows)
             raise diverged(self.model, batch, parts, self.run_dir, step, loss, lr.weight)
         self.progress.step += 1
+        # Earlier, and without checkpoints, nothing is lost if the process ends at once.
+        if self.config.checkpoint.wanted and self.progress.step == self._first_step:
+            self._closing.enter_context(self._signals)
         for meter in (self.sums, self.epoch_sums):
             meter.add(output.loss, output.errors, batch.rows.size)
         self.throughput.trained(batch)

@@ -7,6 +7,7 @@ decoded as images and used for nothing else.
 from __future__ import annotations
 
 import errno
+import io
 import re
 import secrets
 import socket
@@ -41,7 +42,7 @@ MAX_DECODING = 2
 UPLOAD_S = 60.0  # for a whole upload, and for its turn
 MAX_DISCARDED_BYTES = 4 * MAX_UPLOAD_BYTES  # read and discarded of a refused upload
 CLOSING_S = 5.0
-TIMEOUT_S = 30.0  # for the rest of a request, and for the next request of a connection
+TIMEOUT_S = 30.0  # for the next request of a connection with its headers, and for an answer
 _PHOTO, _PHOTO_FORMAT = "/photos/", (256, 95)  # pixels a side, JPEG quality: a store's defaults
 _SECURITY_HEADERS = {
     "Cache-Control": "no-store",
@@ -155,6 +156,21 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class _Reader(socket.SocketIO):
+    """Reads from a connection until ``deadline``; a socket's timeout begins anew at every byte."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, "rb")
+        self.connection, self.deadline = connection, 0.0
+
+    def readinto(self, buffer: Any) -> int | None:
+        self.connection.settimeout(max(0.001, self.deadline - time.monotonic()))
+        try:
+            return super().readinto(buffer)
+        finally:
+            self.connection.settimeout(TIMEOUT_S)
+
+
 class Handler(BaseHTTPRequestHandler):
     """GET / is the page, GET /photos/NAME a photograph; POST /look inspects an image."""
 
@@ -162,6 +178,19 @@ class Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT_S
     server: Server
     unread_bytes = 0  # of the request body
+
+    def setup(self) -> None:
+        super().setup()
+        self.reader = _Reader(self.connection)
+        self.rfile = io.BufferedReader(self.reader)
+
+    def handle_one_request(self) -> None:
+        self._allow(TIMEOUT_S)
+        super().handle_one_request()
+
+    def _allow(self, seconds: float) -> None:
+        """Raise TimeoutError from reads that end later than in ``seconds``."""
+        self.reader.deadline = time.monotonic() + seconds
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -204,13 +233,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "Too many images at once; try again")
             return
         try:
-            deadline, data = time.monotonic() + UPLOAD_S, bytearray()
-            while self.unread_bytes and time.monotonic() < deadline:
-                chunk = self.rfile.read1(min(self.unread_bytes, 1 << 20))
-                if not chunk:
-                    break
-                data += chunk
-                self.unread_bytes -= len(chunk)
+            self._allow(UPLOAD_S)
+            data = bytearray()
+            with suppress(TimeoutError):
+                while chunk := self.rfile.read1(min(self.unread_bytes, 1 << 20)):
+                    data += chunk
+                    self.unread_bytes -= len(chunk)
             if self.unread_bytes:
                 self.unread_bytes = 0
                 self.send_error(HTTPStatus.BAD_REQUEST, "The upload is incomplete")
@@ -238,6 +266,7 @@ class Handler(BaseHTTPRequestHandler):
         """Send one sentence of plain text, and close the connection."""
         self.close_connection = True
         remaining = min(self.unread_bytes, MAX_DISCARDED_BYTES)
+        self._allow(UPLOAD_S)
         # If the upload is not read to its end, browsers report a lost connection, not this message.
         while remaining and (chunk := self.rfile.read(min(remaining, 1 << 20))):
             remaining -= len(chunk)
