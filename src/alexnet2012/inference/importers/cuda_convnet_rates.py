@@ -1,7 +1,7 @@
 """Learning rates of a definition of cuda-convnet, and their history in the notes of its runs.
 
 The authors changed rates by hand while a run went on, so that the file has those of its end; the
-notes have the changes. A history is used if it ends at the rates of the file.
+notes have the changes. Of the runs in the notes, the first is used that ends at the file's rates.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def schedule_of(
     epochs: int,
     remarks: list[str],
 ) -> ScheduleConfig:
-    """The schedule of the rates in the file and of the first run whose notes end at them.
+    """The schedule of the rates in the file, and of the run whose notes fit them best.
 
     ``epochs``: of a run whose end is not noted. Adds to ``remarks`` what a user should know.
     """
@@ -202,13 +202,16 @@ def schedule_of(
     initial = history.initial(final)
     if not any(initial.values()):
         raise ValueError("epsW=0 in all layers: nothing would be trained")
-    if history.epochs is None:
+    anneals = any(rate.weight_annealing.kind != "default" for rate in rates.values())
+    if history.epochs is None or anneals:  # an annealing is planned for runs that were not stopped
         last = max((change.epoch for change in history.changes), default=0)
         history.epochs = max(epochs, last + 1, (history.lighting_off or 0) + 1)
-        remarks.append(f"epochs={history.epochs}: the notes do not say how long the run was")
+        remarks.append(f"epochs={history.epochs}: the notes do not say how long a whole run was")
     if history.changes:
         remarks.append("rates change as the notes of the run say; biases have those of the file")
-    elif all(rate.weight_annealing.kind == "default" for rate in rates.values()):
+        if not history.ends_at(final):
+            remarks.append("the notes do not end at the rates of the file: something is not noted")
+    elif not anneals:
         remarks.append("rates are constant: the notes do not say when those of the file were set")
     if noisy := [
         layer for layer, r in rates.items() if r.weight_annealing.noise or r.bias_annealing.noise
@@ -232,11 +235,12 @@ def schedule_of(
 
 
 def _history(notes: str, names: Mapping[str, Iterable[str]], final: Mapping[str, float]) -> History:
-    runs = [read_history(paragraph, names) for paragraph in notes.split("\n\n")]
-    fitting = [run for run in runs if run is not None and run.ends_at(final)]
-    with_rates = [run for run in fitting if run.changes]
-    with_lighting = [run for run in fitting if run.lighting_off is not None or run.epochs]
-    return next(iter([*with_rates, *with_lighting]), History([]))
+    runs = (read_history(paragraph, names) for paragraph in notes.split("\n\n"))
+    understood = [run for run in runs if run is not None]
+    fitting = [run for run in understood if run.ends_at(final)]
+    with_changes = [run for run in (*fitting, *understood) if run.changes]
+    with_an_end = [run for run in understood if run.lighting_off is not None or run.epochs]
+    return next(iter([*with_changes, *with_an_end]), History([]))
 
 
 def _schedule(states: list[tuple[dict[str, float], dict[str, float], bool]]) -> ScheduleConfig:
