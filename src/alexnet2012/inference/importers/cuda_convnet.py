@@ -275,6 +275,8 @@ class _Reader:
         """Layers of the same depth, one per tower, ordered by GPU; towers must be alike."""
         stages: dict[int, list[_Layer]] = {}
         for layer in self.layers:
+            if layer.after is None:
+                raise ValueError(f"[{shown(layer.section.name)}] is read by no layer")
             stages.setdefault(layer.stage, []).append(layer)
         for stage in stages.values():
             stage.sort(key=lambda layer: layer.gpu)
@@ -290,8 +292,6 @@ class _Reader:
                     " a recipe splits every layer over the same towers"
                 )
             for layer in stage:
-                if layer.after is None:
-                    raise ValueError(f"[{shown(layer.section.name)}] is read by no layer")
                 self._read_after(layer)
                 layer.settings["reads_both_towers"] = self._reads_all(layer, towers)
                 for key, value in layer.settings.items():

@@ -47,14 +47,12 @@ def read_sections(path: Path) -> SectionFile:
     current: dict[str, str] | None = None
     for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
         if line.startswith(("#", ";")) or not line:
-            notes.append(line[1:].rstrip())
+            notes.append(line[1:].removeprefix(" ").rstrip())
         elif match := _SECTION.fullmatch(line):
             name = match[1].strip()
-            if name in sections:
-                raise ValueError(f"line {number}: the section [{shown(name)}] occurs twice")
             if len(sections) == MAX_SECTIONS:
                 raise ValueError(f"has more than {MAX_SECTIONS} sections")
-            current = sections[name] = {}
+            current = sections.setdefault(name, {})  # later ones add to it, as in the code
         elif current is not None and (match := _KEY_VALUE.fullmatch(line)):
             current[match[1].lower()] = match[2].strip()
         else:
