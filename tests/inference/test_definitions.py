@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from definitions import unpacked, written
@@ -16,10 +17,11 @@ from programs import TINY
 
 from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.config.compose import compose_config
-from alexnet2012.config.enums import Device, LayerOp, ScheduleKind
+from alexnet2012.config.enums import Device, ExportFormat, LayerOp, ScheduleKind
 from alexnet2012.config.inference_schema import ImportConfig
 from alexnet2012.config.schema import (
     ConfigError,
+    DataConfig,
     ModelConfig,
     RecipeConfig,
     ScheduleConfig,
@@ -28,10 +30,14 @@ from alexnet2012.config.schema import (
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.data.loaders import Batch
 from alexnet2012.data.store import Store
+from alexnet2012.data.ten_crop import centre_crop
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.import_net import run
+from alexnet2012.inference.activations import describe_layers
+from alexnet2012.inference.export import export
 from alexnet2012.inference.importers.cuda_convnet import KINDS, Definition, read_definition
 from alexnet2012.inference.importers.cuda_convnet_rates import read_history
+from alexnet2012.inference.trained_model import TrainedModel
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.lr_schedule import learning_rates
 from alexnet2012.nn.optim import PaperSGD
@@ -280,8 +286,8 @@ REFUSED: dict[str, tuple[str, str, str]] = {  # old text, new text, message
     "zero": ("stride=4", "stride=0", "recipe.conv1.stride=0: must be at least 1"),
     "missing": ("channels=3\n", "", r"\[conv1a\] has no channels"),
     "lists": ("initW=0.03", "initW=0.03,0.01", "must be the same for all inputs"),
-    "windows": ("size=5\n", "size=4\n", "differ in lrn"),
-    "constants": ("keep=0.5", "keep=0.9", "differ in rate"),
+    "windows": ("size=5\n", "size=4\n", "differ in cmrnorm"),
+    "constants": ("keep=0.5", "keep=0.9", "differ in hs"),
     "unread": (
         "[probs]",
         "[fc9]\ntype=fc\noutputs=2\ninitW=1\ninputs=fc8a\n[probs]",
@@ -450,6 +456,27 @@ def test_an_imported_recipe_trains(imported: Path, photos_store: Store, tmp_path
     config = compose_config("train", TrainConfig, [*words, f"recipe={imported}/recipe.yaml"])[0]
     summary = Trainer(config, single_process(Device.cpu), tmp_path / "run").run()
     assert summary["steps"] == 2
+
+
+def test_dropout_after_a_convolution_is_described_and_exported(
+    photos_store: Store, tmp_path: Path
+) -> None:
+    own = replace(load_recipe("code145"), conv_dropout_rate=0.25)
+    own = replace(own, conv4=replace(own.conv4, after=[LayerOp.activation, LayerOp.dropout]))
+    model = AlexNet(own, 16, model=ModelConfig(width=0.04, input_size=64), seed=3).eval()
+    settings = DataConfig(store=str(photos_store.root), store_size=72)
+    net = TrainedModel(model, photos_store.classes, photos_store.mean_image, settings)
+    described = {layer.name: layer.then for layer in describe_layers(net)[0]}
+    assert described["conv4"] == ["ReLU", "scaled by 0.75 for dropout"]
+    assert described["fc6"] == ["ReLU", "scaled by 0.5 for dropout"]
+    export(net, ExportFormat.onnx, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    pixels = torch.full((1, 3, 64, 64), 90.0)
+    mean = centre_crop(torch.from_numpy(net.mean_image), 64)
+    (outputs,) = session.run(None, {"images": pixels.numpy()})
+    with torch.no_grad():
+        expected = model(pixels - mean.permute(2, 0, 1))
+    assert torch.allclose(torch.from_numpy(outputs), expected, rtol=1e-4, atol=1e-4)
 
 
 Spoil = Callable[[ImportConfig], ImportConfig]

@@ -54,7 +54,7 @@ _COMMANDS = (
     ),
     Command(
         "import_net",
-        "convert a Caffe or torchvision file to a checkpoint, a 2012 definition to a recipe",
+        "import a network of Caffe, torchvision or the 2012 code",
         inference.ImportConfig,
     ),
     Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),

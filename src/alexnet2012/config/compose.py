@@ -100,7 +100,7 @@ def _with_registered_files(override: str) -> str:
 
 def _register_file(group: str, path: Path, name: str) -> None:
     try:
-        config = typed_config(_FILES[group], read_yaml(path))
+        config: Any = typed_config(_FILES[group], read_yaml(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(group, path, f"cannot be read: {reason}") from error
@@ -218,7 +218,7 @@ def typed_config(schema: type[Schema], settings: Any) -> Schema:
     try:
         typed = OmegaConf.merge(OmegaConf.structured(schema), _literal(settings))
         config = OmegaConf.to_object(typed)
-    except (OmegaConfBaseException, TypeError, AttributeError) as error:
+    except (OmegaConfBaseException, TypeError, AttributeError, ValueError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
     assert isinstance(config, schema)
     return config

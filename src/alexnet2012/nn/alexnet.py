@@ -325,7 +325,7 @@ class AlexNet(nn.Module):
                     maps = kernels.fused_epilogue(maps, bias, step, towers, separate=split)
                 else:
                     module = next(module for module in self._steps[name] if module[0] is step)
-                    maps = (self._run_step(module, *maps, rows),)
+                    maps = (self._run_step(module, maps[0], rows),)
             if separate and len(maps) == 1:
                 by_tower = maps[0].chunk(towers, 1)
                 maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)

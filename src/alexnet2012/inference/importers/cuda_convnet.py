@@ -140,7 +140,7 @@ class _Reader:
 
     def definition(self, notes: str) -> Definition:
         names = {name: {_base(layer) for layer in stage} for name, stage in self.ours.items()}
-        rates = {name: self._rates(name, stage) for name, stage in self.ours.items()}
+        rates = {name: _rates(stage) for name, stage in self.ours.items()}
         recipe = self._recipe(rates)
         schedule = schedule_of(rates, names, notes, self.epochs, self.remarks)
         for section in self.sections.values():
@@ -192,10 +192,9 @@ class _Reader:
             if kind == "softmax":
                 self._mark_read(inputs[0])
                 return
-            op = self._op(kind, section)
-            value = replace(
-                inputs[0], after=(*inputs[0].after, *((op, section),) * (op is not None))
-            )
+            value, op = inputs[0], self._op(kind, section)
+            if op is not None:
+                value = replace(value, after=(*value.after, (op, section)))
         neuron = section.text("neuron", "ident")
         if neuron == "relu":
             value = replace(value, after=(*value.after, (LayerOp.activation, section)))
@@ -313,13 +312,13 @@ class _Reader:
     def _read_after(self, layer: _Layer) -> None:
         """The operations after a layer, with their settings: the kind of each, sizes, constants."""
         settings = layer.settings
-        settings |= {"after": [], LayerOp.lrn: [], LayerOp.spatial_norm: [], "pool": [], "rate": []}
+        settings |= {"after": [], "cmrnorm": [], "rnorm": [], "pool": [], "hs": []}
         for op, section in layer.after or []:
             settings["after"].append(op)
             if op is LayerOp.activation:
                 continue
             if op is LayerOp.dropout:
-                settings["rate"].append(round(1 - section.number("keep"), 12))
+                settings["hs"].append(round(1 - section.number("keep"), 12))
                 continue
             if layer.kind == "fc":
                 raise section.error("type", "follows a fully connected layer")
@@ -335,7 +334,7 @@ class _Reader:
                     k=section.number("minDiv", 1.0),
                     divide_by_window=True,
                 )
-                settings[op].append(norm)
+                settings[section.text("type")].append(norm)
             else:
                 pool = PoolConfig(section.integer("sizeX"), section.integer("stride"))
                 settings["pool"].append(pool)
@@ -386,7 +385,7 @@ class _Reader:
         head = self.ours["fc8"][0].settings
         after = [stage[0].settings for name, stage in self.ours.items()]
         convs = [s for name, s in zip(self.ours, after, strict=True) if name.startswith("conv")]
-        hidden = [s["rate"] or [0.0] for s in after if "units" in s][:-1]
+        hidden = [s["hs"] or [0.0] for s in after if "units" in s][:-1]
         decays = {name: rate.decay for name, rate in rates.items()}
         (weight_decay, _), *_ = Counter(decays.values()).most_common(1)
         return replace(
@@ -395,15 +394,11 @@ class _Reader:
             input_size=self.input_size,
             towers=self.towers,
             fc8=replace(base.fc8, init_std=head["init_std"], init_bias=head["init_bias"]),
-            lrn=_one("cmrnorm", (norm for s in convs for norm in s[LayerOp.lrn]), base.lrn),
-            spatial_norm=_one(
-                "rnorm", (n for s in convs for n in s[LayerOp.spatial_norm]), base.spatial_norm
-            ),
+            lrn=_one("cmrnorm", (norm for s in convs for norm in s["cmrnorm"]), base.lrn),
+            spatial_norm=_one("rnorm", (n for s in convs for n in s["rnorm"]), base.spatial_norm),
             pool=_one("pool", (pool for s in convs for pool in s["pool"]), base.pool),
             dropout_rate=_one("hs after fc", (rate for s in hidden for rate in s), 0.0),
-            conv_dropout_rate=_one(
-                "hs after conv", (rate for s in convs for rate in s["rate"]), 0.0
-            ),
+            conv_dropout_rate=_one("hs after conv", (rate for s in convs for rate in s["hs"]), 0.0),
             optimizer=replace(
                 base.optimizer,
                 momentum=_one("momW and momB", (m for r in rates.values() for m in r.momenta), 0.0),
@@ -413,15 +408,16 @@ class _Reader:
             **layers,
         )
 
-    def _rates(self, name: str, stage: list[_Layer]) -> LayerRates:
-        rates = [LayerRates.of(layer.section) for layer in stage]
-        for layer, rate in zip(stage, rates, strict=True):
-            if rate != rates[0]:
-                raise ValueError(
-                    f"[{shown(stage[0].section.name)}] and [{shown(layer.section.name)}] differ in "
-                    "their rates; the towers of a recipe are alike"
-                )
-        return rates[0]
+
+def _rates(stage: list[_Layer]) -> LayerRates:
+    rates = [LayerRates.of(layer.section) for layer in stage]
+    for layer, rate in zip(stage, rates, strict=True):
+        if rate != rates[0]:
+            raise ValueError(
+                f"[{shown(stage[0].section.name)}] and [{shown(layer.section.name)}] differ in "
+                "their rates; the towers of a recipe are alike"
+            )
+    return rates[0]
 
 
 def _one(what: str, values: Iterable[Value], default: Value) -> Value:
