@@ -326,6 +326,15 @@ def test_what_a_recipe_cannot_express_is_refused_in_a_line_that_names_it(
     assert str(caught.value).isprintable()
 
 
+def test_a_layer_that_reads_some_of_the_towers_is_refused(tmp_path: Path) -> None:
+    layers, params = written(replace(load_recipe("code145"), towers=4), tmp_path)
+    text = layers.read_text(encoding="utf-8")
+    (read,) = {line for line in text.splitlines() if line.startswith("inputs=conv2a-pool,")}
+    layers.write_text(text.replace(read, "inputs=conv2a-pool,conv2c-pool", 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\[conv3a\].*reads GPUs \[0, 2\] of \[0, 1, 2, 3\]"):
+        read_definition(layers, params)
+
+
 def test_all_rates_of_zero_are_refused(made: tuple[str, str], tmp_path: Path) -> None:
     layers, params = tmp_path / "layers.cfg", tmp_path / "params.cfg"
     layers.write_text(made[0], encoding="utf-8")

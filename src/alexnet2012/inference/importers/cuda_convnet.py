@@ -45,8 +45,7 @@ class Definition:
     recipe: RecipeConfig
     schedule: ScheduleConfig
     notes: str  # of its runs, as in the files
-    remarks: Sequence[str]  # what the files have and the recipe and schedule have not; what is not
-    # in the files
+    remarks: Sequence[str]  # what the recipe and schedule leave out, or have from elsewhere
 
 
 @dataclass(eq=False)
