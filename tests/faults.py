@@ -463,6 +463,20 @@ FAULTS = {
         HOSTILE,
         is_message=False,
     ),
+    "odd definition": Fault(
+        "a definition of the 2012 code is such a file, has a million sections, or reads itself",
+        "it is refused in one line, and nothing is written",
+        "test_a_definition_that_is_none_is_refused",
+        HOSTILE,
+        is_message=False,
+    ),
+    "odd recipe": Fault(
+        "a file given as `recipe=` or `schedule=` is such a file",
+        "it is refused in one line",
+        "test_a_recipe_or_schedule_that_is_none_is_refused",
+        HOSTILE,
+        is_message=False,
+    ),
     "odd run": Fault(
         "a file of a run directory is a pipe, a device or otherwise hostile",
         "`runs` lists the run as damaged",

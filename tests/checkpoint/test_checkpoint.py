@@ -28,7 +28,12 @@ from alexnet2012.checkpoint import io as checkpoint
 from alexnet2012.checkpoint import manifest
 from alexnet2012.checkpoint.manager import CheckpointManager
 from alexnet2012.checkpoint.manifest import METADATA, Progress, config_of, read_progress, to_plain
-from alexnet2012.checkpoint.run_dir import check_compatible, check_start, lock_run_dir
+from alexnet2012.checkpoint.run_dir import (
+    check_compatible,
+    check_start,
+    lock_run_dir,
+    with_defaults,
+)
 from alexnet2012.checkpoint.state import TrainingState
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Shuffle
@@ -562,6 +567,16 @@ def test_a_setting_that_changes_the_weights_must_match_on_resume(override: str) 
 )
 def test_a_setting_that_does_not_change_the_weights_may_differ_on_resume(override: str) -> None:
     check_compatible(Path("there"), saved_with(), settings(override))
+
+
+def test_a_max_pool_and_an_activation_beside_it_have_no_order() -> None:
+    """Runs of before code145 had the pool after conv5 first are the same runs."""
+    config = compose_config("train", TrainConfig, ["recipe=code145", "data.source=photos"])[0]
+    now = with_defaults(to_plain(config))
+    config.recipe.conv5.after.reverse()
+    assert with_defaults(to_plain(config)) == now
+    config.recipe.conv1.after.reverse()  # LRN does not commute with either
+    assert with_defaults(to_plain(config)) != now
 
 
 def test_a_setting_added_after_a_checkpoint_has_its_default() -> None:

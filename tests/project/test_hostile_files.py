@@ -34,6 +34,7 @@ from alexnet2012.distributed.mesh import single_process
 from alexnet2012.inference.export import export
 from alexnet2012.inference.features import Features
 from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
+from alexnet2012.inference.importers.definition_to_recipe import import_definition
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.ledger.command import main as ledger_main
 from alexnet2012.report import main as report_main
@@ -335,6 +336,45 @@ def test_a_model_that_cannot_be_imported_is_refused(tmp_path: Path, name: str, k
         import_checkpoint(config, tmp_path / "out")
     assert name in one_line(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+DEFINITION = "[data]\ntype=data\ndataIdx=0\n"
+DEFINITIONS: dict[str, Spoil] = {
+    **ANYWHERE,
+    "ten megabytes": data(b"#" * 10**7),
+    "a million sections": text("".join(f"[{number}]\n" for number in range(10**5))),
+    "long line": text("x" * 10**6),
+    "no layers": text(DEFINITION),
+    "cycle": text(f"{DEFINITION}[a]\ntype=conv\ninputs=a\n"),
+    "long number": text(f"{DEFINITION}[a]\ntype=conv\ninputs=data\nfilters={'9' * 5000}\n"),
+    "many inputs": text(f"{DEFINITION}[a]\ntype=fc\ninputs={'data,' * 10**4}\n"),
+    "many types": text("".join(f"[{n}]\ntype={'y' * 99}{n}\n" for n in range(999))),
+}
+
+
+@pytest.mark.parametrize("key", ["source", "params"])
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_a_definition_that_is_none_is_refused(tmp_path: Path, key: str, kind: str) -> None:
+    files = {key: tmp_path / f"{key}.cfg" for key in ("source", "params")}
+    for file in files.values():
+        file.write_text(DEFINITION, encoding="utf-8")
+    DEFINITIONS[kind](files[key])
+    config = ImportConfig(str(files["source"]), str(tmp_path / "out"), params=str(files["params"]))
+    with pytest.raises(ConfigError) as caught:
+        import_definition(config, tmp_path / "out")
+    assert ".cfg: " in one_line(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [*ANYWHERE, *JSONS])
+@pytest.mark.parametrize("group", ["recipe", "schedule"])
+def test_a_recipe_or_schedule_that_is_none_is_refused(
+    tmp_path: Path, group: str, kind: str
+) -> None:
+    {**ANYWHERE, **JSONS}[kind](tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match=f"^{group}=.*mine.yaml: cannot be read: ") as caught:
+        compose_config("train", TrainConfig, [f"{group}={tmp_path}/mine.yaml"])
+    one_line(caught.value)
 
 
 # Run directories

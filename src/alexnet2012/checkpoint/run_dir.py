@@ -98,7 +98,7 @@ def is_finished(config: TrainConfig, run_dir: Path) -> bool:
     """Whether the directory has a finished run with these settings on the current images."""
     file = run_dir / SUMMARY
     settings = _saved_settings(run_dir)
-    if not file.exists() or with_defaults(settings) != flatten(to_plain(config)):
+    if not file.exists() or with_defaults(settings) != with_defaults(to_plain(config)):
         return False
     store = Path(str(config.data.store))
     if not (store / "manifest.json").is_file():
@@ -188,7 +188,7 @@ def _damaged(file: Path, error: Exception) -> ConfigError:
 
 
 def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: str) -> None:
-    current, previous = flatten(to_plain(config)), with_defaults(saved)
+    current, previous = with_defaults(to_plain(config)), with_defaults(saved)
     if current["recipe.name"] != previous.get("recipe.name"):
         remedy = f"{prefix} recipe={previous.get('recipe.name')}"
         remedy += f", this run has recipe={current['recipe.name']}; use that recipe"
@@ -201,11 +201,18 @@ def _check_same(saved: Any, config: TrainConfig, key: str, path: Path, prefix: s
 
 
 def with_defaults(saved: Any) -> dict[str, Any]:
-    """Saved settings by full key; settings added since then have their defaults."""
+    """Saved settings by full key; settings added since then have their defaults.
+
+    A max-pool and an activation before it commute: their order is always pool, activation.
+    """
     settings = flatten(to_plain(TrainConfig())) | flatten(without_retired(saved))
     drops = settings["schedule.drops"]
     with suppress(TypeError):  # of a damaged file: they differ from any that a run can have
         drops = [asdict(DropConfig(**drop)) for drop in drops]
+    for key in [key for key in settings if key.endswith(".after")]:
+        with suppress(TypeError):
+            names = " ".join(settings[key])
+            settings[key] = names.replace("activation max_pool", "max_pool activation").split()
     return settings | {"schedule.drops": drops}
 
 

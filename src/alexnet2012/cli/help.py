@@ -64,9 +64,14 @@ def usage(name: str, schema: type, config: DictConfig) -> str:
         words = "; ".join(part for part in (setting.allowed, setting.meaning) if part)
         lines += _two_columns(f"{setting.key}={setting.value}", words)
     if RECIPE in config:
+        shipped = config.recipe.name in choices_of(RECIPE)
         file = f"{RECIPE}/{config.recipe.name}.yaml"
-        lines += ["", f"Settings of the recipe, given as recipe.KEY=VALUE (conf/{file}):", ""]
-        lines += conf.joinpath(file).read_text("utf-8").splitlines()
+        place = f"conf/{file}" if shipped else "of your own"
+        text = (
+            conf.joinpath(file).read_text("utf-8") if shipped else OmegaConf.to_yaml(config.recipe)
+        )
+        lines += ["", f"Settings of the recipe, given as recipe.KEY=VALUE ({place}):", ""]
+        lines += text.splitlines()
     flags = "Hydra's flags: -m sweeps KEY=A,B; --cfg job prints all settings; --hydra-help."
     return "\n".join([*lines, "", flags]) + "\n"
 

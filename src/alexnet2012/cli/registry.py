@@ -53,7 +53,9 @@ _COMMANDS = (
         inference.ExportConfig,
     ),
     Command(
-        "import_net", "convert a Caffe or torchvision file to a checkpoint", inference.ImportConfig
+        "import_net",
+        "import a network of Caffe, torchvision or the 2012 code",
+        inference.ImportConfig,
     ),
     Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
     Command(

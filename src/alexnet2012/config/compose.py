@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
 from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -22,8 +24,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet2012.config.renamed import with_current_names
-from alexnet2012.config.schema import ConfigError
+from alexnet2012.config.schema import ConfigError, RecipeConfig, ScheduleConfig
 from alexnet2012.config.validation import user_path, validate
+from alexnet2012.utils.untrusted import read_yaml
 
 CONF = "alexnet2012.conf"
 Schema = TypeVar("Schema")
@@ -31,6 +34,7 @@ _TEXT_TYPES = ("str", "str | None", "Any", "list[str]")
 _LISTS_OF_TEXT = ("Any", "list[str]")
 _HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _CHOICE = re.compile(r"choice\((.*)\)")
+_FILES = {"recipe": RecipeConfig, "schedule": ScheduleConfig}  # groups whose files may lie anywhere
 
 
 def compose_config(
@@ -62,12 +66,54 @@ def hydra_overrides(schema: type[Any], overrides: Sequence[str]) -> list[str]:
 
     Text, such as a path, is quoted where Hydra's grammar would reject it or read anything else: a
     list in ``/data/[1]``, the number 202406 in ``2024_06``. Commas still separate the values of a
-    sweep. Former names of experiments become the current ones.
+    sweep. Former names of experiments become the current ones. A ``recipe`` or a ``schedule`` may
+    be the path of a YAML file of one's own.
     """
-    words = [_quoted_text(schema(), with_current_names(override)) for override in overrides]
+    named = [_with_registered_files(with_current_names(override)) for override in overrides]
+    words = [_quoted_text(schema(), override) for override in named]
     for override, word in zip(overrides, words, strict=True):
         _check_grammar(override, word)
     return words
+
+
+def _with_registered_files(override: str) -> str:
+    """Replace the paths in ``recipe=DIR/mine.yaml`` by names under which Hydra finds the files.
+
+    A recipe's schedule is the one of the same name, as in conf/: here ``schedule.yaml`` beside it.
+    """
+    group, _, text = override.partition("=")
+    if group not in _FILES or ".yaml" not in text:
+        return override
+    names = []
+    for value in _split(text):
+        path = user_path(group, value.strip().strip("'\"")).absolute()
+        if path.suffix != ".yaml":
+            names.append(value)
+            continue
+        name = f"{re.sub(r'[^a-zA-Z0-9_]', '_', path.stem)}_{crc32(str(path).encode()):08x}"
+        _register_file(group, path, name)
+        if group == "recipe" and (beside := path.with_name("schedule.yaml")).is_file():
+            _register_file("schedule", beside, name)
+        names.append(name)
+    return f"{group}={','.join(names)}"
+
+
+def _register_file(group: str, path: Path, name: str) -> None:
+    try:
+        config: Any = typed_config(_FILES[group], read_yaml(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(group, path, f"cannot be read: {reason}") from error
+    ConfigStore.instance().store(group=group, name=name, node=_literal(_plain(asdict(config))))
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses' values as YAML writes them: enums by their names."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def _check_grammar(override: str, word: str) -> None:
@@ -172,7 +218,7 @@ def typed_config(schema: type[Schema], settings: Any) -> Schema:
     try:
         typed = OmegaConf.merge(OmegaConf.structured(schema), _literal(settings))
         config = OmegaConf.to_object(typed)
-    except (OmegaConfBaseException, TypeError, AttributeError) as error:
+    except (OmegaConfBaseException, TypeError, AttributeError, ValueError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
     assert isinstance(config, schema)
     return config

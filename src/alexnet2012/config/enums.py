@@ -23,6 +23,7 @@ class LayerOp(Choice):
     spatial_norm = "spatial_norm"
     max_pool = "max_pool"
     average_pool = "average_pool"
+    dropout = "dropout"  # of single activations, at recipe.conv_dropout_rate
 
 
 class LightingScale(Choice):

@@ -82,10 +82,12 @@ class ExportConfig:
 
 @dataclass
 class ImportConfig:
-    """A checkpoint converted from a Caffe or torchvision model."""
+    """A checkpoint from a Caffe or torchvision model, or a recipe from a 2012 definition."""
 
-    source: str = path_field()  # a .caffemodel, or torchvision's weights (.pth, .safetensors)
-    out: str = path_field()  # folder of the new checkpoint
+    # a .caffemodel, torchvision's weights (.pth, .safetensors), or a definition of the 2012 code
+    # (layers-145.cfg)
+    source: str = path_field()
+    out: str = path_field()  # folder of the new checkpoint, or of the recipe and its schedule
     # mean image of Caffe (.binaryproto); null: the one in the source, or ImageNet's mean colour
     mean: str | None = path_field(None)
     # text file of class names, one per line; null: class numbers
@@ -94,3 +96,8 @@ class ImportConfig:
     entry: str | None = None
     # side in pixels to which images are resized before cropping
     picture_size: int = ranged(256, low=1)
+    # the file with the training parameters of a definition (layer-params-145.cfg)
+    params: str | None = path_field(None)
+    # side in pixels of the input of a definition, which does not have it; null: 32 if it has ten
+    # classes, otherwise 224
+    input_size: int | None = ranged(None, low=1)

@@ -196,6 +196,7 @@ class RecipeConfig:
     spatial_norm: NormConfig = field(default_factory=NormConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     dropout_rate: float = ranged(low=0, below=1)  # in hidden fully connected layers
+    conv_dropout_rate: float = ranged(0.0, low=0, below=1)  # of `dropout` after a convolution
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     # draw the order of the training images anew in every epoch, or once: then every epoch has the
     # same minibatches, and the same images share a crop

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet2012.config.enums import NAMED_SOURCES, ScheduleKind
+from alexnet2012.config.enums import NAMED_SOURCES, LayerOp, ScheduleKind
 from alexnet2012.config.inference_schema import (
     ExportConfig,
     FeaturesConfig,
@@ -157,6 +157,10 @@ def check_recipe(recipe: RecipeConfig, model: ModelConfig) -> None:
             use = " or ".join(choices or [str(recipe.towers)])
             remedy = f"must divide evenly over {recipe.towers} towers; use {use}"
             raise ConfigError(f"recipe.{key}", count, remedy)
+    for name, conv in recipe.convs.items():
+        if conv.after.count(LayerOp.dropout) > 1:  # the second would repeat the draws of the first
+            remedy = "has dropout twice; set recipe.conv_dropout_rate instead"
+            raise ConfigError(f"recipe.{name}.after", ", ".join(map(str, conv.after)), remedy)
     for key, norm in (("lrn", recipe.lrn), ("spatial_norm", recipe.spatial_norm)):
         if norm.size < 1 or norm.size % 2 == 0:
             raise ConfigError(f"recipe.{key}.size", norm.size, "must be odd; the paper uses 5")

@@ -132,9 +132,14 @@ def describe_layers(trained: TrainedModel) -> tuple[list[LayerDescription], int]
         config = conv or hidden
         both = config is None or config.reads_both_towers
         activation = str(model.config.activation).replace("relu", "ReLU")
-        then = [_OP_NAMES.get(step, activation) for step in conv.after] if conv else []
-        if hidden:
-            then = [activation, f"scaled by {1 - recipe.dropout_rate:g} for dropout"]
+        rate = recipe.conv_dropout_rate if conv else recipe.dropout_rate
+        steps = conv.after if conv else [LayerOp.activation, LayerOp.dropout] if hidden else []
+        names = {
+            **_OP_NAMES,
+            LayerOp.activation: activation,
+            LayerOp.dropout: f"scaled by {1 - rate:g} for dropout",
+        }
+        then = [names[step] for step in steps]
         shards = [shard_of(len(result), recipe.towers, tower) for tower in range(recipe.towers)]
         layers.append(
             LayerDescription(

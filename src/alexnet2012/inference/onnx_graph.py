@@ -39,9 +39,7 @@ def onnx_model(model: AlexNet, mean: npt.NDArray[np.float32], metadata: str) -> 
         size = sizes[name]
     x = graph.add("Flatten", [x], axis=1)
     for name in model.recipe.hidden:
-        x = graph.activation(graph.linear(name, x))
-        keep_probability = np.float32(1 - model.recipe.dropout_rate)
-        x = graph.add("Mul", [x, graph.constant(f"{name}.kept", keep_probability)])
+        x = graph.dropout(name, graph.activation(graph.linear(name, x)), model.recipe.dropout_rate)
     if model.recipe.fc8_bottleneck.present:
         x = graph.linear("fc8_bottleneck", x)
     x = graph.linear("fc8", x)
@@ -91,7 +89,10 @@ class _Graph:
         inputs = [x, *self._parameters(name)]
         x = self.add("Conv", inputs, pads=pads, strides=strides, group=groups)
         for step in conv.after:
-            x = self._layer_op(step, x)
+            if step is LayerOp.dropout:
+                x = self.dropout(name, x, self.model.recipe.conv_dropout_rate)
+            else:
+                x = self._layer_op(step, x)
         return x
 
     def linear(self, name: str, x: str) -> str:
@@ -100,6 +101,9 @@ class _Graph:
         splits += [self._split(tensor, groups, 0) for tensor in self._parameters(name)]
         towers = [self.add("Gemm", inputs, transB=1) for inputs in zip(*splits, strict=True)]
         return self.add("Concat", towers, axis=1) if groups > 1 else towers[0]
+
+    def dropout(self, layer: str, x: str, rate: float) -> str:
+        return self.add("Mul", [x, self.constant(f"{layer}.kept", np.float32(1 - rate))])
 
     def activation(self, x: str) -> str:
         return self.add("Relu" if self.model.config.activation is Activation.relu else "Tanh", [x])

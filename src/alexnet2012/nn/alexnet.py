@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from alexnet2012.nn.kernels import autograd as kernels
 from alexnet2012.nn.kernels.epilogue import Epilogue, norm_params, split_epilogues, supported
 from alexnet2012.nn.layers import ColumnParallel, ColumnParallelConv2d, ColumnParallelLinear
 from alexnet2012.nn.lrn import ResponseNorm
-from alexnet2012.nn.map_sizes import map_sizes
+from alexnet2012.nn.map_sizes import POOLS, conv_output_size, map_sizes
 from alexnet2012.nn.precision import DTYPES, DTypes
 from alexnet2012.utils.rng import stream_seed
 from alexnet2012.utils.shard import Shard, shard_of
@@ -42,6 +42,7 @@ _STEP_NAMES = {  # the activation is conv1_relu or conv1_tanh, the others conv1_
     LayerOp.spatial_norm: "spatial_norm",
     LayerOp.max_pool: "pool",
     LayerOp.average_pool: "pool",
+    LayerOp.dropout: "dropout",
 }
 MAX_NORMALISED = 3.0  # pixels scaled to unit variance lie between -2.2 and 2.7
 
@@ -103,7 +104,10 @@ class AlexNet(nn.Module):
         self.local_towers = self.recipe.towers // self.mesh.towers
         self.comm = communicator_of(self.mesh)
         self._convs, self._hidden = self.recipe.convs, self.recipe.hidden
-        self._steps: dict[str, list[tuple[LayerOp, str]]] = {}  # modules after a layer
+        # Modules after a layer, in order.
+        self._steps: dict[str, list[tuple[LayerOp, str]]] = {
+            name: [] for name in self.recipe.layers
+        }
         self._scale_checked = False
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
@@ -144,9 +148,9 @@ class AlexNet(nn.Module):
 
     def features(self, images: Tensor, rows: Shard | None = None) -> Tensor:
         """Last hidden activations of this process's towers: [N, 3, S, S] → [N, t·2048]."""
-        return self.hidden_features(self.conv_features(images), rows)
+        return self.hidden_features(self.conv_features(images, rows), rows)
 
-    def conv_features(self, images: Tensor) -> Tensor:
+    def conv_features(self, images: Tensor, rows: Shard | None = None) -> Tensor:
         """Output of the convolutional layers: [N, 3, S, S] → [N, t·4608].
 
         Flattened by channel, row, column; tower 0's channels first.
@@ -157,14 +161,22 @@ class AlexNet(nn.Module):
         if not self._scale_checked and not torch.compiler.is_compiling():
             self._check_scale(images)
         if self._runs_kernels() and not images.requires_grad:
-            return self._fused_conv_features(images).flatten(1)
+            return self._fused_conv_features(images, rows).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
             comm = self.comm if conv.reads_both_towers else None
             x = self.get_submodule(name)(x, comm=comm, name=name)
-            for _, step in self._steps[name]:
-                x = self.get_submodule(step)(x)
+            for step in self._steps[name]:
+                x = self._run_step(step, x, rows)
         return x.flatten(1)
+
+    def _run_step(self, step: tuple[LayerOp, str], x: Tensor, rows: Shard | None) -> Tensor:
+        op, name = step
+        module = self.get_submodule(name)
+        result: Tensor = (
+            module(x, rows or self._own_rows(x)) if op is LayerOp.dropout else module(x)
+        )
+        return result
 
     def hidden_features(self, x: Tensor, rows: Shard | None = None) -> Tensor:
         """Output of the hidden fully connected layers: [N, t·4608] or [N, T·4608] → [N, t·2048].
@@ -172,10 +184,7 @@ class AlexNet(nn.Module):
         For [N, T·4608], which the caller has gathered, the gradient is partial: that of this
         process's units.
         """
-        if rows is None:
-            count = x.shape[0]  # len() would fix the number of images of an exported program
-            start = self.mesh.replica * count
-            rows = Shard(start, start + count, self.mesh.replicas * count)
+        rows = rows or self._own_rows(x)
         fuses_relu = self._runs_kernels() and self.config.activation is Activation.relu
         for name, linear in self._hidden.items():
             comm = self.comm if linear.reads_both_towers else None
@@ -186,6 +195,12 @@ class AlexNet(nn.Module):
             else:
                 x = dropout(self.get_submodule(self._steps[name][0][1])(x), rows)
         return x
+
+    def _own_rows(self, x: Tensor) -> Shard:
+        """The rows of the global batch that ``x`` holds if every replica holds as many."""
+        count = x.shape[0]  # len() would fix the number of images of an exported program
+        start = self.mesh.replica * count
+        return Shard(start, start + count, self.mesh.replicas * count)
 
     def _runs_kernels(self) -> bool:
         """The kernels compute in the dtypes of ``precision``, so only for parameters not cast.
@@ -274,11 +289,11 @@ class AlexNet(nn.Module):
 
     @property
     def dropouts(self) -> dict[str, Dropout]:
-        """The dropout after each hidden layer, by the name of the layer."""
-        modules = {name: getattr(self, f"{name}_dropout") for name in self._hidden}
-        return {name: module for name, module in modules.items() if isinstance(module, Dropout)}
+        """The dropout after hidden layers and convolutions, by the name of the layer."""
+        modules = ((n.removesuffix("_dropout"), module) for n, module in self.named_children())
+        return {name: module for name, module in modules if isinstance(module, Dropout)}
 
-    def _fused_conv_features(self, images: Tensor) -> Tensor:
+    def _fused_conv_features(self, images: Tensor, rows: Shard | None) -> Tensor:
         """:meth:`conv_features` on a GPU: each convolution is followed by its fused epilogue.
 
         Towers that do not read each other get separate tensors and separate convolutions: cuDNN is
@@ -309,8 +324,8 @@ class AlexNet(nn.Module):
                     bias = layer.bias if i == 0 else None
                     maps = kernels.fused_epilogue(maps, bias, step, towers, separate=split)
                 else:
-                    module = next(module for op, module in self._steps[name] if op is step)
-                    maps = (self.get_submodule(module)(*maps),)
+                    module = next(module for module in self._steps[name] if module[0] is step)
+                    maps = (self._run_step(module, maps[0], rows),)
             if separate and len(maps) == 1:
                 by_tower = maps[0].chunk(towers, 1)
                 maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)
@@ -364,7 +379,8 @@ class AlexNet(nn.Module):
 
     def _build(self, seed: int) -> None:
         recipe, width = self.recipe, self.config.width
-        channels, sizes = 3, map_sizes(recipe, self.config.input_size)
+        channels, side = 3, self.config.input_size
+        sizes = map_sizes(recipe, side)
         for name, conv in recipe.convs.items():
             reads_image = name == next(iter(recipe.convs))  # every tower reads the full image
             full_input = conv.reads_both_towers or reads_image
@@ -374,7 +390,13 @@ class AlexNet(nn.Module):
             std = conv.init_std if reads_image else conv.init_std / math.sqrt(width)
             layer = ColumnParallelConv2d(conv, rows, read, groups)
             self._add(name, layer, std, conv.init_bias, seed)
-            self._add_steps(name, conv.after)
+            side = conv_output_size(conv, side)
+            for op in conv.after:
+                side = sizes[name] if op in POOLS else side
+                if op is LayerOp.dropout:
+                    self._add_dropout(name, recipe.conv_dropout_rate, rows, side**2, seed)
+                else:
+                    self._add_step(name, op, self._step(op))
             channels = rows.total
         unscaled_size = map_sizes(recipe, recipe.input_size)[name]
         inputs, unscaled_inputs = channels * sizes[name] ** 2, conv.kernels * unscaled_size**2
@@ -384,10 +406,8 @@ class AlexNet(nn.Module):
             std = linear.init_std * math.sqrt(unscaled_inputs / inputs)
             fc = ColumnParallelLinear(rows, (read,), groups)
             self._add(name, fc, std, linear.init_bias, seed)
-            stream = stream_seed(seed, "dropout", name)
-            self._add_steps(name, [LayerOp.activation])
-            dropout = Dropout(recipe.dropout_rate, rows, stream, self.mesh.device)
-            self.add_module(f"{name}_dropout", dropout)
+            self._add_step(name, LayerOp.activation, self._step(LayerOp.activation))
+            self._add_dropout(name, recipe.dropout_rate, rows, 1, seed)
             inputs, unscaled_inputs = rows.total, linear.units
         if recipe.fc8_bottleneck.present:
             bottleneck = recipe.fc8_bottleneck
@@ -400,15 +420,18 @@ class AlexNet(nn.Module):
         std = recipe.fc8.init_std * math.sqrt(unscaled_inputs / inputs)
         self._add("fc8", fc8, std, recipe.fc8.init_bias, seed)
 
-    def _add_steps(self, layer: str, ops: Sequence[LayerOp]) -> None:
-        """Add the modules of the operations after a layer."""
-        self._steps[layer] = []
-        for op in ops:
-            name = f"{layer}_{_STEP_NAMES.get(op, self.config.activation.value)}"
-            while name in self._modules:  # a recipe may repeat an operation
-                name += "_again"
-            self.add_module(name, self._step(op))
-            self._steps[layer].append((op, name))
+    def _add_step(self, layer: str, op: LayerOp, module: nn.Module) -> None:
+        """Add the module of the next operation after a layer."""
+        name = f"{layer}_{_STEP_NAMES.get(op, self.config.activation.value)}"
+        while name in self._modules:  # a recipe may repeat an operation
+            name += "_again"
+        self.add_module(name, module)
+        self._steps[layer].append((op, name))
+
+    def _add_dropout(self, layer: str, rate: float, rows: Shard, pixels: int, seed: int) -> None:
+        units = Shard(rows.start * pixels, rows.stop * pixels, rows.total * pixels)
+        stream = stream_seed(seed, "dropout", layer)
+        self._add_step(layer, LayerOp.dropout, Dropout(rate, units, stream, self.mesh.device))
 
     def _step(self, op: LayerOp) -> nn.Module:
         recipe = self.recipe

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import RecipeConfig
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.nn.map_sizes import conv_output_size, map_sizes, overhang_pixels
+from alexnet2012.nn.map_sizes import POOLS, conv_output_size, map_sizes, overhang_pixels
 from alexnet2012.utils.shard import padded_shard_size
 
 INDEX_BYTES, MASK_BYTES, LABEL_BYTES, DRAW_BYTES = 8, 1, 8, 16  # int64, bool, int64, two int64
@@ -34,6 +34,7 @@ SAVED_FOR_BACKWARD: dict[LayerOp, tuple[str, ...]] = {
     LayerOp.spatial_norm: ("input",),
     LayerOp.max_pool: ("input", "indices"),  # one index per output
     LayerOp.average_pool: ("input",),
+    LayerOp.dropout: ("mask",),
 }
 
 
@@ -219,17 +220,19 @@ def _layer_cost(
     else:  # a convolution may save the same tensor as the layer before it
         saved = 0 if conv and input_is_saved and not gathered else read
     operands, touched, other_bytes, is_saved = read + map_size, 0, 0, False
-    for step in conv.after if conv else [LayerOp.activation] if hidden else []:
+    steps = conv.after if conv else [LayerOp.activation, LayerOp.dropout] if hidden else []
+    drawn = 0
+    for step in steps:
         saves = SAVED_FOR_BACKWARD[step]
         saved += map_size * ("input" in saves and not is_saved)
         touched += 2 * map_size
-        if step in (LayerOp.max_pool, LayerOp.average_pool):
+        if step in POOLS:
             map_size = result_full // towers
         is_saved = "output" in saves
         saved += map_size * is_saved
         other_bytes += map_size * INDEX_BYTES * ("indices" in saves)
-    if hidden:  # dropout
-        touched, other_bytes, is_saved = touched + 2 * map_size, map_size * MASK_BYTES, False
+        if "mask" in saves:
+            other_bytes, drawn = other_bytes + map_size * MASK_BYTES, map_size
     sent = gathered // towers * (towers - 1) * size
     return LayerCost(
         name=layer.name,
@@ -239,7 +242,7 @@ def _layer_cost(
         operands=operands,
         touched=touched,
         kept_bytes=saved * size + other_bytes,
-        drawn_bytes=rows * DRAW_BYTES if hidden else 0,
+        drawn_bytes=drawn * DRAW_BYTES,
         gathered_bytes=gathered * size,
         sent_bytes={"forward": sent, "backward": sent} if sent else {},
     ), is_saved

@@ -1,6 +1,6 @@
 """Dropout with masks that do not depend on how a batch or a layer is split over processes.
 
-Shapes: N images, U units of the layer in this process.
+Shapes: N images, U units of the layer in this process, H×W pixels of a map.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Dropout(nn.Module):
     A unit's random number depends on its position in the global batch and in the full layer, so
     every mesh drops the same units while each process draws only its own numbers.
 
-    ``rate``: probability of dropping a unit. ``units``: this process's shard of the layer's units.
+    ``rate``: probability of dropping a unit. ``units``: this process's shard of the layer's units,
+    which after a convolution are those of its maps, by channel, row and column.
 
     Source: paper sec. 4.2.
     """
@@ -34,12 +35,12 @@ class Dropout(nn.Module):
         self.register_buffer("state", torch.tensor([seed], device=device), persistent=False)
 
     def forward(self, x: Tensor, rows: Shard) -> Tensor:
-        """[N, U] → [N, U]; ``rows`` are the rows of the global batch that ``x`` holds."""
+        """[N, U] or [N, C, H, W] → the same; ``rows``: those of the global batch that ``x`` is."""
         if not self.training:
             return x * (1 - self.rate)
         kept = draws(self.state, rows, self.units) >= self._threshold
         self._advance(rows)
-        return x * kept
+        return x * kept.view(x.shape)
 
     def after_relu(self, z: Tensor, rows: Shard) -> Tensor:
         """``dropout(relu(z))`` as one GPU kernel; in training only."""

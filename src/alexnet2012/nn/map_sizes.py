@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # launching a run does not import torch
     from alexnet2012.nn.layers import ColumnParallelConv2d
 
 
+POOLS = (LayerOp.max_pool, LayerOp.average_pool)
+
+
 def overhang_pixels(size: int, kernel_size: int, stride: int, padding: int) -> int:
     """Pixels by which the last window is outside the edge, if windows are counted rounding up."""
     return -(size + 2 * padding - kernel_size) % stride
@@ -34,7 +37,7 @@ def map_sizes(recipe: RecipeConfig, input_size: int) -> dict[str, int]:
     sizes, size = {}, input_size
     for name, conv in recipe.convs.items():
         size = conv_output_size(conv, size)
-        if {LayerOp.max_pool, LayerOp.average_pool} & set(conv.after):
+        if set(POOLS) & set(conv.after):
             size = Pool(recipe.pool.size, recipe.pool.stride).output_size(size)
         if size < 1:
             remedy = f"too small: no pixels are left after {name}; use 224, or at least 64"

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet2012.checkpoint.manifest import first_line, to_plain
-from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, flatten, with_defaults
+from alexnet2012.checkpoint.run_dir import LOCK, SETTINGS, SUMMARY, with_defaults
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import TrainConfig
@@ -261,4 +261,4 @@ def _defaults(recipe: str) -> dict[str, Any]:
         config, _ = compose_config("train", TrainConfig, [f"recipe={recipe}"])
     except Exception:  # an unknown recipe: all of its settings are listed
         config = TrainConfig()
-    return _listed(flatten(to_plain(config)))
+    return _listed(with_defaults(to_plain(config)))
