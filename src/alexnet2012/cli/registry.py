@@ -55,6 +55,7 @@ _COMMANDS = (
     Command(
         "import_net", "convert a Caffe or torchvision file to a checkpoint", inference.ImportConfig
     ),
+    Command("referee", "compare any AlexNet with the paper and the 2012 code"),
     Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
     Command(
         "ledger",
