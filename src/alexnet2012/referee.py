@@ -102,6 +102,8 @@ def _lines(
             )
     if comparison.unknown:
         yield f"\nNot in the file: {', '.join(comparison.unknown)}"
+        if network.tensors_only:
+            yield "  A state dict holds tensors only; an ONNX export holds the operations, too."
     if network.trained:
         yield "\nNot visible in a trained network: initial weights, initial biases"
     yield "\nParameters:"
@@ -138,7 +140,7 @@ def _others(paper: str, code145: str, references: Sequence[str]) -> str:
 def _cost_text(cost: Cost | None) -> str:
     if cost is None:
         return "not measured"
-    words = "" if not cost.also else f"not measured alone; with {', '.join(cost.also)}, "
+    words = "" if not cost.also else f"not measured alone; with {', '.join(cost.also)}: "
     said = cost.sources.get("paper") or cost.sources.get("code")
     source = "the paper" if "paper" in cost.sources else "the 2012 code"
     claimed = "" if said is None else f"; {source}: {said}"

@@ -87,14 +87,14 @@ def _cost(
     ablations: Sequence[tuple[str, Sequence[Claim], Mapping[Key, Hashable]]],
     evidence: Mapping[str, Evidence],
 ) -> Cost | None:
-    """Of the ablations with this difference, the one that lacks least, and has most in common."""
+    """Of the ablations with this difference, a complete one, or that with most in common."""
     found = []
     for name, claims, changes in ablations:
         if key not in own or key not in changes or changes[key] != own[key]:
             continue
         missing = [k for k, value in changes.items() if own.get(k) != value]
         claim = min(claims, key=lambda c: (c.id not in evidence, _is_of_training(c)))
-        found.append((len(missing), -len(changes), name, claim, missing))
+        found.append((bool(missing), len(missing) - len(changes), name, claim, missing))
     if not found:
         return None
     _, _, name, claim, missing = min(found, key=lambda row: row[:3])

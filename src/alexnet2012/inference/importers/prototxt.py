@@ -155,7 +155,8 @@ class _Parser:
             if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
                 raise self.error(f"{name} is not a whole number that can be read")
             return _varint(number << 3) + _varint(int(digits))
-        return _varint(number << 3 | 2) + _varint(len(value)) + value
+        content = bytes(value)
+        return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
 def _varint(value: int) -> bytes:

@@ -81,10 +81,15 @@ def references(network: Network) -> dict[str, Network]:
 
 
 def reference(recipe: RecipeConfig, network: Network, model: ModelConfig | None = None) -> Network:
-    """A recipe's network of ILSVRC's classes, for the input size of another network."""
+    """A recipe's network of ILSVRC's classes, with the borders that the other's input size needs.
+
+    A last window that overhangs does so by fewer or more pixels at another size.
+    """
+    own = network_of_recipe(recipe, CLASSES, model)
     size = network.input_size or recipe.input_size
-    model = ModelConfig(input_size=size) if model is None else model
-    return network_of_recipe(recipe, CLASSES, model)
+    sized = network_of_recipe(recipe, CLASSES, ModelConfig(input_size=size))
+    pairs = zip(own.convolutions, sized.convolutions, strict=True)
+    return replace(own, convolutions=[replace(a, border=b.border) for a, b in pairs])
 
 
 def compare(network: Network) -> Comparison:
@@ -93,15 +98,16 @@ def compare(network: Network) -> Comparison:
     found = {name: differing(network, other) for name, other in others.items()}
     layers = _aligned(network, others["paper"])
     ours, width = _items(network, layers), _width(network, others["paper"])
-    sides = {name: _items(other, other.layers) for name, other in others.items()}
+    spreads = _spreads(network, layers, others["paper"], width)
+    sides = [_items(other, other.layers) for other in others.values()]
     values = {key: value for pairs in found.values() for key, value in pairs.items()}
     order = {key: place for place, key in enumerate([*ours, *values])}
     differences = []
     for key in sorted(values, key=lambda key: (key[0], order[key])):
-        texts = [_reference_text(key, side, width) for side in sides.values()]
+        paper, code145 = (_reference_text(key, side, width, spreads.get(key)) for side in sides)
         names = tuple(name for name, pairs in found.items() if key in pairs)
         file = text_of(key[1], ours.get(key, values[key]))
-        differences.append(Difference(*key, file, *texts, names, values[key]))
+        differences.append(Difference(*key, file, paper, code145, names, values[key]))
     return Comparison(differences, list(_unknown(ours, network)), _counts(layers, others["paper"]))
 
 
@@ -112,6 +118,7 @@ def differing(network: Network, other: Network) -> dict[Key, Hashable]:
     """
     layers, width = _aligned(network, other), _width(network, other)
     ours, theirs = _items(network, layers), _items(other, other.layers)
+    spreads = _spreads(network, layers, other, width)
     found: dict[Key, Hashable] = {}
     if width != 1:
         found[NETWORK, "width"] = width
@@ -124,6 +131,8 @@ def differing(network: Network, other: Network) -> dict[Key, Hashable]:
         if key not in theirs and key[1].startswith(_OF_OPS):  # the operation is the difference
             continue
         expected = theirs.get(key, 0)
+        if isinstance(expected, float) and key in spreads:
+            expected *= spreads[key]
         if expected is None or _same(key, value, expected, width, network.measured):
             continue
         if key[1] in ("kernels", "units") and isinstance(value, int):
@@ -220,15 +229,15 @@ def _maps(conv: Layer, linear: Layer) -> Hashable:
 
 
 def _same(key: Key, value: Any, expected: Any, width: float, measured: bool) -> bool:
-    item = key[1]
+    item, same = key[1], bool(value == expected)
     if item == "order":
         return _order(value, expected) == _order(expected, value)
     if item in ("kernels", "units") and width != 1:
-        return abs(value - width * expected) <= 1
+        same = bool(abs(value - width * expected) <= 1)
     if isinstance(value, float) and isinstance(expected, float | int):
         tolerance = SAME_SPREAD if measured and item in INITIAL else 1e-4
         return math.isclose(value, expected, rel_tol=tolerance, abs_tol=1e-9)
-    return bool(value == expected)
+    return same
 
 
 def _order(kinds: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -252,6 +261,25 @@ def _width(network: Network, other: Network) -> float:
         if sum(abs(n - ratio * m) <= (ratio != 1) for n, m in pairs) > WIDTH_SHARE * len(pairs):
             return ratio
     return 1.0
+
+
+def _spreads(
+    network: Network, layers: Sequence[Layer], other: Network, width: float
+) -> dict[Key, float]:
+    """The factor of each layer's initial spread at another width or input size, where measured.
+
+    A layer that sums fewer terms needs a larger one; recipes state that of the full size.
+    """
+    if not network.measured or (width == 1 and network.input_size in (None, other.input_size)):
+        return {}
+    factors = {}
+    theirs = {layer.name: layer for layer in other.layers}
+    for layer in layers:
+        full = theirs.get(layer.name)
+        if full is not None and full.inputs and layer.inputs:
+            terms = full.inputs * full.groups / (layer.inputs * layer.groups)
+            factors[layer.name, INITIAL[0]] = math.sqrt(terms)
+    return factors
 
 
 def _aligned(network: Network, other: Network) -> list[Layer]:
@@ -315,14 +343,17 @@ def _counts(layers: Sequence[Layer], paper: Network) -> list[ParameterCount]:
     return [ParameterCount(n, file.get(n), theirs.get(n)) for n in sorted(file | theirs)]
 
 
-def _reference_text(key: Key, items: Items, width: float) -> str:
+def _reference_text(key: Key, items: Items, width: float, spread: float | None) -> str:
+    """A reference's property, as it would be at the width and input size of the network."""
     value = items.get(key)
     if key == (NETWORK, "width"):
         return "1"
-    if key[1] in ("kernels", "units") and isinstance(value, int) and width != 1:
-        return f"{text_of(key[1], round(width * value))} at this width"
     if key[1] == "layer":
         return "present" if any(layer == key[0] for layer, _ in items) else NO_LAYER
     if key not in items:
         return "none"
+    if key[1] in ("kernels", "units") and isinstance(value, int) and width != 1:
+        return f"{text_of(key[1], round(width * value))} at this width"
+    if isinstance(value, float) and spread is not None:
+        return f"{text_of(key[1], value * spread)} at this width"
     return text_of(key[1], value)

@@ -93,6 +93,7 @@ class Network:
     trained: bool = False  # initial values are not visible, because it was trained
     measured: bool = False  # initial values are those of the tensors, within sampling error
     holds_dropout: bool = True
+    tensors_only: bool = False  # of a state dict
     named: bool = False  # the names of the layers are those of a recipe
 
     @property
@@ -273,8 +274,8 @@ def _pooled_size(op: Op, size: int) -> int:
         return size
     border = op.values["border"]
     assert isinstance(border, tuple)
-    window, stride = op.values["size"][0], op.values["stride"][0]  # type: ignore[index]
-    return -(-(size + border[0] + border[2] - window) // stride) + 1
+    window, stride = int(op.values["size"][0]), int(op.values["stride"][0])  # type: ignore[index]
+    return -(-(size + int(border[0] + border[2]) - window) // stride) + 1
 
 
 def initial_values(

@@ -62,7 +62,7 @@ def _layers(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[Lay
         rows, inputs = shape[:2]
         if 0 in shape:
             raise ValueError(f"{printable(name)}.weight is empty: {list(shape)}")
-        pixels = int(np.prod(shape[2:]))
+        pixels, sides = int(np.prod(shape[2:])), (shape[-2], shape[-1])
         linear = len(shape) == 2 or bool(_DENSE.search(name)) or dense
         shown, bias = printable(name)[:40], f"{name}.bias" in tensors
         if linear:
@@ -70,10 +70,10 @@ def _layers(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[Lay
             layer = Layer(shown, rows, inputs * pixels, groups or 0, bias=bias)
         elif read == CHANNELS and inputs != CHANNELS:  # grey images, for example
             groups = 1
-            layer = Layer(shown, rows, inputs, 1, kernel_size=shape[2:], bias=bias)
+            layer = Layer(shown, rows, inputs, 1, kernel_size=sides, bias=bias)
         else:
             groups = _ratio(read, inputs)
-            layer = Layer(shown, rows, inputs, groups or 0, kernel_size=shape[2:], bias=bias)
+            layer = Layer(shown, rows, inputs, groups or 0, kernel_size=sides, bias=bias)
         if not groups:
             raise ValueError(
                 f"{printable(name)}.weight {list(shape)} cannot read the {read} outputs of the "
@@ -110,6 +110,7 @@ def _network(
         others=_norms(tensors),
         trained=not untrained,
         measured=True,
+        tensors_only=True,
     )
     return checked(network)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 NOT_IN_FILE = "not in the file"
@@ -46,7 +46,7 @@ def _border(value: Any) -> str:
 
 
 def _reads(value: Any) -> str:
-    return "everything" if value == 1 else f"its own of {value} groups"
+    return "everything" if value == 1 else f"its own tower (of {value})"
 
 
 def _windows(value: Any) -> str:
@@ -54,7 +54,7 @@ def _windows(value: Any) -> str:
 
 
 def _spread(value: Any) -> str:
-    return f"σ {value:.3g}" if isinstance(value, float) else str(value)
+    return f"σ {value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _pixels(value: Any) -> str:
@@ -75,7 +75,7 @@ def _count(value: Any) -> str:
     return {0: "none", 1: "yes"}.get(value, f"{value} times")
 
 
-_WRITERS: dict[str, Any] = {
+_WRITERS: dict[str, Callable[[Any], str]] = {
     "stride": _both,
     "border": _border,
     "pool border": _border,
