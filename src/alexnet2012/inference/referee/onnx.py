@@ -38,6 +38,7 @@ from alexnet2012.utils.text import printable
 MAX_NODES = 20_000
 MAX_STEPS = 500  # on the way from the image
 MAX_VALUES = 4 * 2**20  # of a constant that is read other than a weight: a mean image has fewer
+MAX_DEPTH = 5  # of branches
 MAX_RANK = 8
 _TYPES = {1: "<f4", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}
 _ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh"}
@@ -144,15 +145,11 @@ def read_onnx(data: bytes) -> Network:
     """
     model = Message(memoryview(data))
     graph = model.message(7)
-    messages = graph.messages(1)
-    if not messages:
+    if not graph.messages(1):
         raise ValueError("is not an ONNX graph, or has no operators")
-    if len(messages) > MAX_NODES:
-        raise ValueError(f"has {len(messages):,} operators, more than the limit of {MAX_NODES:,}")
-    reader = _Reader(graph)
-    for message in messages:
-        reader.read(_node(message))
-    return checked(reader.network())
+    if model.messages(25):
+        raise ValueError("calls functions of its own; inline them with onnx.inliner")
+    return checked(_Reader(graph).network())
 
 
 class _Reader:
@@ -160,17 +157,31 @@ class _Reader:
 
     def __init__(self, graph: Message) -> None:
         self.values: dict[str, _Value] = {}
-        for tensor in graph.messages(5):
-            self.values[tensor.text(8)] = _Constant(_dims(tensor), tensor)
         self.joins: dict[frozenset[str], _Way] = {}
+        self.count = 0
         self.input_size: int | None = None
+        constants = {tensor.text(8) for tensor in graph.messages(5)}
         for info in graph.messages(11):
-            if (name := info.text(1)) not in self.values:
+            if (name := info.text(1)) not in constants:
                 self.values[name] = ()
                 self.input_size = self.input_size or _side(info)
-        self.outputs = [info.text(1) for info in graph.messages(12)]
+        self.results = self.read_graph(graph)
 
-    def read(self, node: _Node) -> None:
+    def read_graph(self, graph: Message, depth: int = 0) -> list[_Value]:
+        """The values of a graph's outputs; a branch sees the values around it."""
+        if depth > MAX_DEPTH:
+            raise ValueError("its branches are nested too deeply")
+        for tensor in graph.messages(5):
+            self.values[tensor.text(8)] = _Constant(_dims(tensor), tensor)
+        for message in graph.messages(1):
+            self.count += 1
+            if self.count > MAX_NODES:
+                raise ValueError(f"has more than {MAX_NODES:,} operators")
+            self.read(_node(message), depth)
+        unknown = _Constant(None)
+        return [self.values.get(info.text(1), unknown) for info in graph.messages(12)]
+
+    def read(self, node: _Node, depth: int) -> None:
         names = [name for name in node.inputs if name]
         if unknown := [name for name in names if name not in self.values]:
             raise node.error(f"reads {printable(unknown[0])[:60]}, which nothing writes before it")
@@ -179,6 +190,12 @@ class _Reader:
         results: Sequence[_Value]
         if node.kind == "Constant":
             results = [_constant(node)]
+        elif graphs := [a.message(6) for a in node.attributes.values() if a.raw(6) is not None]:
+            # torch writes an If where it cannot tell whether a dimension is to be removed.
+            found = [self.read_graph(graph, depth + 1) for graph in graphs]
+            if node.kind != "If" or any(values != found[0] for values in found):
+                raise node.error(f"{printable(node.kind)[:40]} is not supported")
+            results = found[0]
         elif node.kind == "Shape" or not ways:
             results = _of_constants(node, inputs)
         elif node.kind == "Split":
@@ -198,7 +215,7 @@ class _Reader:
             self.values[name] = value
 
     def network(self) -> Network:
-        ways = [value for name in self.outputs if isinstance(value := self.values.get(name), tuple)]
+        ways = [value for value in self.results if isinstance(value, tuple)]
         ways = [way for way in ways if any(step.kind == "layer" for step in way)]
         if not ways:
             raise ValueError("no layer leads from its input to its output")
