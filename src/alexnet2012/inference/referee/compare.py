@@ -23,13 +23,14 @@ from alexnet2012.inference.referee.network import (
     Layer,
     Network,
     Op,
+    maps_side,
     network_of_recipe,
 )
 from alexnet2012.inference.referee.texts import NO_LAYER, text_of
 
 CLASSES = 1000  # of ILSVRC
 REFERENCES = {"paper": "paper", "code145": "#145"}  # recipes, and how they are called
-SAME_SPREAD = 0.05  # relative; the spread of a layer's weights is a sample
+SAME_SPREAD = 0.1  # relative; the spread of a layer's weights is a sample
 WIDTH_SHARE = 2 / 3  # of the layers that must be narrower by the same factor
 _OPS = (ACTIVATION, LRN, SPATIAL_NORM, POOL)
 NETWORK = ""  # in place of a layer's name
@@ -272,13 +273,11 @@ def _spreads(
     """
     if not network.measured or (width == 1 and network.input_size in (None, other.input_size)):
         return {}
-    factors = {}
-    theirs = {layer.name: layer for layer in other.layers}
-    for layer in layers:
-        full = theirs.get(layer.name)
-        if full is not None and full.inputs and layer.inputs:
-            terms = full.inputs * full.groups / (layer.inputs * layer.groups)
-            factors[layer.name, INITIAL[0]] = math.sqrt(terms)
+    factors = {(layer.name, INITIAL[0]): width**-0.5 for layer in layers[1:]}
+    first = layers[len(network.convolutions)].name
+    sides = [maps_side(network.convolutions, s) for s in (other.input_size, network.input_size)]
+    if sides[0] and sides[1]:
+        factors[first, INITIAL[0]] *= sides[0] / sides[1]
     return factors
 
 

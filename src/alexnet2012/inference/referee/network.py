@@ -14,6 +14,7 @@ import numpy.typing as npt
 from alexnet2012.config.enums import LayerOp
 from alexnet2012.config.schema import ConvConfig, ModelConfig, NormConfig, RecipeConfig
 from alexnet2012.config.validation import scaled
+from alexnet2012.nn.kernels.epilogue import Pool
 from alexnet2012.nn.map_sizes import map_sizes, overhang_pixels
 
 MAX_CONVOLUTIONS, MAX_LINEARS = 9, 5  # of what may be called an AlexNet
@@ -262,6 +263,17 @@ def _without_dense_convolutions(network: Network) -> Network:
     return replace(network, linears=linears)
 
 
+def maps_side(convolutions: Sequence[Layer], size: int | None) -> int | None:
+    """Pixels a side after the last convolution and its pools; None if the file does not tell."""
+    for conv in convolutions:
+        if size is None or conv.stride is None or conv.ops is None:
+            return None
+        size = _output_size(conv, size)
+        for op in conv.ops:
+            size = _pooled_size(op, size)
+    return size
+
+
 def _output_size(conv: Layer, size: int) -> int:
     assert conv.kernel_size is not None and conv.stride is not None and conv.border is not None
     reach = conv.dilation * (conv.kernel_size[0] - 1) + 1
@@ -270,12 +282,11 @@ def _output_size(conv: Layer, size: int) -> int:
 
 def _pooled_size(op: Op, size: int) -> int:
     """Rounded up, as in Caffe and the 2012 code; where every window fits, it is the same."""
-    if op.kind != POOL or not isinstance(op.values["size"], tuple):
+    window, stride, border = (op.values.get(key) for key in ("size", "stride", "border"))
+    if op.kind != POOL or not all(isinstance(v, tuple) for v in (window, stride, border)):
         return size
-    border = op.values["border"]
-    assert isinstance(border, tuple)
-    window, stride = int(op.values["size"][0]), int(op.values["stride"][0])  # type: ignore[index]
-    return -(-(size + int(border[0] + border[2]) - window) // stride) + 1
+    padded = size + border[0] + border[2]  # type: ignore[index]
+    return Pool(window[0], stride[0]).output_size(padded)  # type: ignore[index]
 
 
 def initial_values(
