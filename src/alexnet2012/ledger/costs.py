@@ -22,6 +22,7 @@ from alexnet2012.inference.referee.compare import Difference, Key, differing, re
 from alexnet2012.inference.referee.network import Network
 from alexnet2012.ledger.claims import SOURCES, Claim, load_claims
 from alexnet2012.ledger.report.committed import RESULTS, STAND_IN
+from alexnet2012.utils.text import printable
 from alexnet2012.utils.untrusted import read_json_object
 
 BASE = "code145"  # which the ablations change
@@ -33,7 +34,7 @@ class Evidence:
     """A measured claim of a ledger."""
 
     value: str  # with its interval
-    verdict: str
+    verdict: str  # and scale
     seeds: int
     ledger: str
 
@@ -65,7 +66,7 @@ def costs(
         OSError, ValueError, KeyError, TypeError: a ledger cannot be read.
     """
     evidence = _evidence(committed() if ledgers is None else ledgers)
-    own = differing(network, reference(load_recipe(BASE), network))
+    own = differing(network, reference(_base(), network))
     ablations = list(_ablations(network))
     return [_cost((d.layer, d.item), own, ablations, evidence) for d in differences]
 
@@ -112,7 +113,7 @@ def _ablations(
     network: Network,
 ) -> Iterator[tuple[str, Sequence[Claim], Mapping[Key, Hashable]]]:
     """Every ablation that a claim needs, and its differences from the base."""
-    base = reference(load_recipe(BASE), network)
+    base = reference(_base(), network)
     for name, claims in _claims_by_arm().items():
         recipe, activation = _changed(name)
         model = ModelConfig(activation=activation.activation, input_size=base.input_size or 224)
@@ -133,10 +134,16 @@ def _claims_by_arm() -> dict[str, list[Claim]]:
     return arms
 
 
+@cache
+def _base() -> RecipeConfig:
+    return load_recipe(BASE)
+
+
+@cache
 def _changed(name: str) -> tuple[RecipeConfig, ModelConfig]:
     """The base with the changes of an ablation, and what it changes of the model."""
     changes = _file(name)
-    base = OmegaConf.structured(load_recipe(BASE))
+    base = OmegaConf.structured(_base())
     recipe: Any = OmegaConf.to_object(OmegaConf.merge(base, changes.get("recipe", {})))
     plain: Any = OmegaConf.to_container(changes.get("model", OmegaConf.create({})))
     return recipe, typed_config(ModelConfig, plain)
@@ -159,7 +166,9 @@ def _evidence(ledgers: Iterable[Path]) -> dict[str, Evidence]:
         for row in read_json_object(folder / "ledger.json")["rows"]:
             if (measured := row["measured"]) is None:
                 continue
-            values = (measured["value"], row["verdict"], int(measured["n_seeds"]), folder.name)
-            if row["id"] not in found or found[row["id"]].seeds < values[2]:
-                found[row["id"]] = Evidence(*values)
+            verdict = ", ".join(dict.fromkeys((row["verdict"], row.get("scale", row["verdict"]))))
+            seeds = int(measured["n_seeds"])
+            if row["id"] not in found or found[row["id"]].seeds < seeds:
+                texts = printable(measured["value"]), printable(verdict)
+                found[row["id"]] = Evidence(*texts, seeds, folder.absolute().name)
     return found

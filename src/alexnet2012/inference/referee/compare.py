@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -29,7 +30,7 @@ from alexnet2012.inference.referee.network import (
 from alexnet2012.inference.referee.texts import NO_LAYER, text_of
 
 CLASSES = 1000  # of ILSVRC
-REFERENCES = {"paper": "paper", "code145": "#145"}  # recipes, and how they are called
+REFERENCES = ("paper", "code145")  # recipes
 SAME_SPREAD = 0.1  # relative; the spread of a layer's weights is a sample
 WIDTH_SHARE = 2 / 3  # of the layers that must be narrower by the same factor
 _OPS = (ACTIVATION, LRN, SPATIAL_NORM, POOL)
@@ -77,8 +78,12 @@ class Comparison:
 
 def references(network: Network) -> dict[str, Network]:
     """The paper's network and #145, for inputs of the size that the network has."""
-    recipes = {name: load_recipe(name) for name in REFERENCES}
-    return {name: reference(recipe, network) for name, recipe in recipes.items()}
+    return {name: reference(_recipe(name), network) for name in REFERENCES}
+
+
+@cache
+def _recipe(name: str) -> RecipeConfig:
+    return load_recipe(name)
 
 
 def reference(recipe: RecipeConfig, network: Network, model: ModelConfig | None = None) -> Network:
