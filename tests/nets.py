@@ -11,7 +11,7 @@ from typing import Any
 import caffe
 import numpy as np
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 KERNELS = (6, 16, 24, 24, 16)  # a sixteenth of the paper's
@@ -76,9 +76,10 @@ def onnx_file(nodes: Sequence[Node], *, size: int = 224) -> bytes:
         inputs, shape = [x], attributes.pop("weight", None)
         if shape is not None:
             name = attributes.pop("name")
-            parts = {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-            constants += [_elsewhere(part, dims) for part, dims in parts.items()]
-            inputs += list(parts)
+            bias = np.random.default_rng(index).standard_normal(shape[:1]).astype(np.float32)
+            constants.append(_elsewhere(f"{name}.weight", shape))
+            constants.append(numpy_helper.from_array(bias, f"{name}.bias"))
+            inputs += [f"{name}.weight", f"{name}.bias"]
         for value in attributes.pop("constants", ()):
             array = np.asarray(value, np.float32)
             tensor = helper.make_tensor(

@@ -61,7 +61,7 @@ _OLD_TYPES = {  # of `layers`
     "CONCAT": "Concat", "SLICE": "Slice", "SPLIT": "Split", "ELTWISE": "Eltwise",
 }  # fmt: skip
 _TOKEN = re.compile(
-    r"""\s*(?:\#[^\n]*\s*)*(?:(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
+    r"""\s*+(?:\#[^\n]*+\s*+)*+(?:(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
     r"""|(?P<word>[\w.+-]+)|(?P<mark>[{}<>\[\]:,;])|(?P<end>$))"""
 )
 _CLOSING = {"{": "}", "<": ">"}

@@ -213,6 +213,8 @@ def checked(network: Network) -> Network:
     Raises:
         ValueError: it is no AlexNet.
     """
+    if empty := [layer.name for layer in network.layers if layer.kernels < 1 or layer.inputs == 0]:
+        raise ValueError(f"{empty[0]} has no weights")
     network = _without_dense_convolutions(network)
     counts = len(network.convolutions), len(network.linears)
     if not (3 <= counts[0] <= MAX_CONVOLUTIONS and 1 <= counts[1] <= MAX_LINEARS):
@@ -292,21 +294,22 @@ def _pooled_size(op: Op, size: int) -> int:
 def initial_values(
     layers: Sequence[Layer], tensors: Sequence[tuple[Any, npt.NDArray[np.floating] | None]]
 ) -> tuple[list[Layer], bool]:
-    """The layers with their initial spread and biases, and whether they still have them.
+    """The layers with their initial spread and biases, and whether they were trained.
 
     Training makes the biases of a layer differ from each other; as long as none do, the weights
-    are the initial ones. ``tensors``: weights, or a function that returns them, and biases.
+    are the initial ones. ``tensors``: weights, or a function that returns them, and biases; None
+    where they are not in the file.
     """
     biases = [bias for _, bias in tensors if bias is not None and len(bias) > 1]
     if not biases or not all((bias == bias[0]).all() for bias in biases):
-        return list(layers), False
+        return list(layers), bool(biases)
     result = []
     for layer, (weight, bias) in zip(layers, tensors, strict=True):
         values = weight() if callable(weight) else weight
         std = None if values is None or values.size == 0 else float(np.std(values))
         first = None if bias is None or len(bias) == 0 else float(bias[0])
         result.append(replace(layer, init_std=std, init_bias=first))
-    return result, True
+    return result, False
 
 
 def pixels_of_mean(mean: npt.NDArray[np.floating], scale: float | None) -> Pixels:

@@ -39,6 +39,7 @@ MAX_NODES = 20_000
 MAX_STEPS = 500  # on the way from the image
 MAX_VALUES = 4 * 2**20  # of a constant that is read other than a weight: a mean image has fewer
 MAX_DEPTH = 5  # of branches
+MAX_OUTPUTS = 64  # of an operator
 MAX_RANK = 8
 _TYPES = {1: "<f4", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}
 _ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh"}
@@ -182,6 +183,8 @@ class _Reader:
         return [self.values.get(info.text(1), unknown) for info in graph.messages(12)]
 
     def read(self, node: _Node, depth: int) -> None:
+        if len(node.outputs) > MAX_OUTPUTS:
+            raise node.error(f"has {len(node.outputs):,} outputs; at most {MAX_OUTPUTS} are read")
         names = [name for name in node.inputs if name]
         if unknown := [name for name in names if name not in self.values]:
             raise node.error(f"reads {printable(unknown[0])[:60]}, which nothing writes before it")
@@ -506,7 +509,7 @@ def _network(way: _Way, input_size: int | None) -> Network:
             layers[-1] = replace(layers[-1], ops=[*(layers[-1].ops or ()), op])
     pixels, rest = _pixels(before)
     others += [f"{name} before the first layer" for name in rest]
-    layers, untrained = initial_values(layers, tensors)
+    layers, trained = initial_values(layers, tensors)
     convolutions = [layer for layer in layers if layer.kernel_size is not None]
     linears = [layer for layer in layers if layer.kernel_size is None]
     if layers != [*convolutions, *linears]:
@@ -518,7 +521,7 @@ def _network(way: _Way, input_size: int | None) -> Network:
         input_size=input_size,
         pixels=pixels,
         others=others,
-        trained=not untrained,
+        trained=trained,
         measured=True,
         holds_dropout=holds_dropout,
     )

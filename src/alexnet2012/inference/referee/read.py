@@ -20,9 +20,10 @@ from alexnet2012.inference.referee.network import (
 from alexnet2012.inference.referee.onnx import read_onnx
 from alexnet2012.inference.referee.tensors import read_tensors
 from alexnet2012.inference.trained_model import METADATA, load_trained
-from alexnet2012.utils.untrusted import read_bytes, read_text
+from alexnet2012.utils.untrusted import read_bytes
 
 MAX_BYTES = 2**30  # of a file that is read into memory: a full-size AlexNet has a quarter
+MAX_TEXT = 2**22  # of the text of a network
 IMPORTED = ("caffe", "torchvision")  # recipes that import_net makes
 
 
@@ -70,7 +71,7 @@ def _definition(path: Path) -> Network:
 
 def _text(path: Path) -> str:
     try:
-        return read_text(path)
+        return read_bytes(path, MAX_TEXT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not a text in UTF-8") from error
 

@@ -101,14 +101,14 @@ def _network(
     names: Sequence[str], layers: Sequence[Layer], tensors: Mapping[str, Tensor]
 ) -> Network:
     pairs = [(_weight(tensors, name), _bias(tensors, name)) for name in names]
-    layers, untrained = initial_values(layers, pairs)
+    layers, trained = initial_values(layers, pairs)
     convolutions = [layer for layer in layers if layer.kernel_size is not None]
     network = Network(
         "a state dict",
         convolutions,
         layers[len(convolutions) :],
         others=_norms(tensors),
-        trained=not untrained,
+        trained=trained,
         measured=True,
         tensors_only=True,
     )
