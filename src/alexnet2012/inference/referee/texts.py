@@ -16,7 +16,7 @@ def text_of(item: str, value: Hashable) -> str:
     if (write := _WRITERS.get(item)) is not None:
         return write(value)
     if isinstance(value, bool):
-        return "yes" if value else "none"
+        return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
