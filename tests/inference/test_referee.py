@@ -284,6 +284,10 @@ ONNX: list[tuple[int, Any, Names]] = [
      {("conv1", "pool border")}),
     (2, ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2]}), {("conv1", "pool kind")}),
     (13, ("GlobalAveragePool", {}), {("conv5", "GlobalAveragePool")}),
+    (5, ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+     {("conv2", "pool border")}),
+    (13, ("Pow", {"constants": [2.0]}), {("conv5", "a square")}),
+    (13, ("BatchNormalization", {"constants": [0.0]}), {("conv5", "BatchNormalization")}),
     (6, ("Conv", {"name": "features.6", "weight": (384, 192, 3, 3), "auto_pad": "VALID"}),
      {("conv3", "border")}),
 ]  # fmt: skip
@@ -299,6 +303,24 @@ def test_one_change_of_a_graph_is_named(
     nodes[index] = node
     path.write_bytes(nets.onnx_file(nodes))
     assert found(compare(read_network(path)), "paper") == before | expected
+
+
+def test_zeros_that_an_operator_of_their_own_adds_are_a_border(tmp_path: Path) -> None:
+    path, nodes = tmp_path / "net.onnx", nets.torchvision_nodes()
+    path.write_bytes(nets.onnx_file(nodes))
+    before = compare(read_network(path)).differences
+    nodes[0][1].pop("pads")  # type: ignore[attr-defined]
+    nodes.insert(0, ("Pad", {"pads": [0, 0, 2, 2, 0, 0, 2, 2]}))
+    path.write_bytes(nets.onnx_file(nodes))
+    assert compare(read_network(path)).differences == before
+
+
+def test_a_network_for_images_that_the_papers_could_not_read_is_compared(tmp_path: Path) -> None:
+    nodes, path = nets.torchvision_nodes(), tmp_path / "net.onnx"
+    nodes[0] = ("Conv", {"name": "features.0", "weight": (64, 3, 3, 3), "pads": [1] * 4})
+    path.write_bytes(nets.onnx_file(nodes, size=32))
+    names = found(compare(read_network(path)), "paper")
+    assert {("", "input size"), ("conv1", "kernel size"), ("conv1", "stride")} <= names
 
 
 def test_a_graph_says_what_it_does_to_pixels(tmp_path: Path) -> None:

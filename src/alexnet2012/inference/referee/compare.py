@@ -24,6 +24,7 @@ from alexnet2012.inference.referee.network import (
     Layer,
     Network,
     Op,
+    border_of,
     maps_side,
     network_of_recipe,
 )
@@ -87,15 +88,14 @@ def _recipe(name: str) -> RecipeConfig:
 
 
 def reference(recipe: RecipeConfig, network: Network, model: ModelConfig | None = None) -> Network:
-    """A recipe's network of ILSVRC's classes, with the borders that the other's input size needs.
+    """A recipe's network of ILSVRC's classes, with the border that the other's input size needs.
 
-    A last window that overhangs does so by fewer or more pixels at another size.
+    The first layer's last window overhangs by fewer or more pixels at another size.
     """
     own = network_of_recipe(recipe, CLASSES, model)
-    size = network.input_size or recipe.input_size
-    sized = network_of_recipe(recipe, CLASSES, ModelConfig(input_size=size))
-    pairs = zip(own.convolutions, sized.convolutions, strict=True)
-    return replace(own, convolutions=[replace(a, border=b.border) for a, b in pairs])
+    border = border_of(recipe.conv1, network.input_size or recipe.input_size)
+    first, *others = own.convolutions
+    return replace(own, convolutions=[replace(first, border=border), *others])
 
 
 def compare(network: Network) -> Comparison:

@@ -106,7 +106,6 @@ def network_of_recipe(
     recipe: RecipeConfig,
     classes: int,
     model: ModelConfig | None = None,
-    mean: str = MEAN_IMAGE,
     source: str = "a recipe",
 ) -> Network:
     """The network that a recipe describes, at the width and input size of ``model``."""
@@ -118,11 +117,22 @@ def network_of_recipe(
     for name, conv in recipe.convs.items():
         split = bool(convolutions) and not conv.reads_both_towers
         groups = recipe.towers if split else 1
-        layer = _convolution(name, conv, size, groups)
-        kernels = scaled(conv.kernels, model.width, recipe.towers)
-        ops = [activation if op is LayerOp.activation else _op(op, recipe) for op in conv.after]
-        layer = replace(layer, kernels=kernels, inputs=channels // groups, ops=ops)
-        convolutions.append(layer)
+        convolutions.append(
+            Layer(
+                name,
+                kernels := scaled(conv.kernels, model.width, recipe.towers),
+                channels // groups,
+                groups,
+                kernel_size=(conv.kernel_size,) * 2,
+                stride=(conv.stride,) * 2,
+                border=border_of(conv, size),
+                init_std=conv.init_std,
+                init_bias=conv.init_bias,
+                ops=[
+                    activation if op is LayerOp.activation else _op(op, recipe) for op in conv.after
+                ],
+            )
+        )
         size, channels = sizes[name], kernels
     inputs = channels * size**2
     linears: list[Layer] = []
@@ -132,8 +142,8 @@ def network_of_recipe(
         ops = [activation]
         if recipe.dropout_rate:
             ops.append(Op(DROPOUT, {"rate": recipe.dropout_rate}))
-        values = {"init_std": linear.init_std, "init_bias": linear.init_bias}
-        linears.append(Layer(name, units, inputs // groups, groups, ops=ops, **values))  # type: ignore[arg-type]
+        layer = Layer(name, units, inputs // groups, groups, ops=ops)
+        linears.append(replace(layer, init_std=linear.init_std, init_bias=linear.init_bias))
         inputs = units
     if recipe.fc8_bottleneck.present:
         units = scaled(recipe.fc8_bottleneck.units, model.width, recipe.towers)
@@ -148,28 +158,18 @@ def network_of_recipe(
         convolutions,
         [*linears, last],
         input_size=model.input_size,
-        pixels=Pixels(mean, 1.0),
+        pixels=Pixels(MEAN_IMAGE, 1.0),
         training=dict(_training(recipe)),
         named=True,
     )
 
 
-def _convolution(name: str, conv: ConvConfig, size: int, groups: int) -> Layer:
-    """``size``: pixels a side of what it reads."""
+def border_of(conv: ConvConfig, size: int) -> tuple[int, ...]:
+    """Pixels of zeros around maps of ``size`` pixels a side: top, left, bottom, right."""
     end = conv.padding
     if conv.overhang:
         end += overhang_pixels(size, conv.kernel_size, conv.stride, conv.padding)
-    return Layer(
-        name,
-        conv.kernels,
-        None,
-        groups,
-        kernel_size=(conv.kernel_size,) * 2,
-        stride=(conv.stride,) * 2,
-        border=(conv.padding, conv.padding, end, end),
-        init_std=conv.init_std,
-        init_bias=conv.init_bias,
-    )
+    return conv.padding, conv.padding, end, end
 
 
 def _op(op: LayerOp, recipe: RecipeConfig) -> Op:
