@@ -35,6 +35,7 @@ from alexnet2012.inference.export import export
 from alexnet2012.inference.features import Features
 from alexnet2012.inference.importers.checkpoint_from_file import import_checkpoint
 from alexnet2012.inference.importers.definition_to_recipe import import_definition
+from alexnet2012.inference.referee.read import read_network
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.ledger.command import main as ledger_main
 from alexnet2012.report import main as report_main
@@ -298,8 +299,9 @@ def state_with(tensor: Callable[[], torch.Tensor]) -> Spoil:
 
 def field(number: int, content: bytes) -> bytes:
     """A field of a protocol buffer that has a length."""
-    key = number << 3 | 2
-    return bytes([key & 127 | 128, key >> 7, len(content)]) + content
+    key, size = number << 3 | 2, len(content)
+    sizes = [size & 127 | 128, size >> 7 & 127 | 128, size >> 14]
+    return bytes([key & 127 | 128, key >> 7, *sizes]) + content
 
 
 INNER_PRODUCT = field(2, b"InnerProduct")
@@ -375,6 +377,34 @@ def test_a_recipe_or_schedule_that_is_none_is_refused(
     with pytest.raises(ConfigError, match=f"^{group}=.*mine.yaml: cannot be read: ") as caught:
         compose_config("train", TrainConfig, [f"{group}={tmp_path}/mine.yaml"])
     one_line(caught.value)
+
+
+NETWORKS: dict[str, dict[str, Spoil]] = {
+    **IMPORTED,
+    "net.onnx": {
+        **ANYWHERE,
+        "countless outputs": data(field(7, field(1, field(2, b"a") * 1000 + field(4, b"Split")))),
+        "countless operators": data(field(7, field(1, field(4, b"Relu")) * 30_000)),
+        "a negative shape": data(field(7, field(5, b"\x08" + b"\xff" * 9 + b"\x01"))),
+    },
+    "net.prototxt": {
+        **ANYWHERE,
+        "deep": text("layer {" * 10_000),
+        "comments": text("layer { # " + "# " * 100_000 + "\n$"),
+        "long number": text("layer { lrn_param { local_size: " + "1" * 5000 + " } }"),
+    },
+    "RUN": ANYWHERE,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in NETWORKS.items() for kind in kinds]
+)
+def test_a_network_that_cannot_be_compared_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    NETWORKS[name][kind](tmp_path / name)
+    with pytest.raises((ConfigError, OSError)) as caught:
+        read_network(tmp_path / name)
+    assert name in one_line(caught.value)
 
 
 # Run directories

@@ -23,7 +23,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         name, _, reason = message.partition(": ")
-        if not reason:
+        if not reason or name.endswith("required"):  # ": A, B" are then the missing arguments
             name, reason = "arguments", message
         value = " ".join(sys.argv[1:]) if name == "arguments" else None
         raise ConfigError(name, value, f"{reason}; see {self.prog} --help")

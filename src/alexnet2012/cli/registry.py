@@ -57,6 +57,7 @@ _COMMANDS = (
         "import a network of Caffe, torchvision or the 2012 code",
         inference.ImportConfig,
     ),
+    Command("referee", "compare any AlexNet with the paper and the 2012 code"),
     Command("reproduce", "run the reproduction and write its report", schema.ReproduceConfig),
     Command(
         "ledger",

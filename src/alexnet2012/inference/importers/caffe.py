@@ -37,7 +37,7 @@ _V1_TYPES = {
     15: "LRN", 17: "Pooling", 18: "ReLU", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split",
     23: "TanH", 29: "MemoryData",
 }  # fmt: skip
-_IGNORED_TYPES = {
+IGNORED_TYPES = {
     "Accuracy", "Data", "DummyData", "ImageData", "Input", "MemoryData", "Softmax",
     "SoftmaxWithLoss", "Split",
 }  # fmt: skip
@@ -71,12 +71,17 @@ class CaffeLayer:
         return ValueError(f"layer {self.name}: {problem}")
 
 
+def layers_of(net: Message) -> list[CaffeLayer]:
+    """The layers of a NetParameter message."""
+    layers = [CaffeLayer(message, _V1) for message in net.messages(2)]
+    return [*layers, *(CaffeLayer(message, _CURRENT) for message in net.messages(100))]
+
+
 def read_caffemodel(data: bytes) -> ImportedModel:
     """The model in a ``.caffemodel``, with input channels reordered from BGR to RGB."""
     net = Message(memoryview(data))
-    layers = [CaffeLayer(message, _V1) for message in net.messages(2)]
-    layers += [CaffeLayer(message, _CURRENT) for message in net.messages(100)]
-    used = [layer for layer in layers if layer.kind not in _IGNORED_TYPES]
+    layers = layers_of(net)
+    used = [layer for layer in layers if layer.kind not in IGNORED_TYPES]
     if not any(layer.blobs() for layer in used):
         raise ValueError("contains no layers with weights")
     convolutions: list[ImportedConv] = []
@@ -121,7 +126,7 @@ def read_caffemodel(data: bytes) -> ImportedModel:
         linears,
         activation=_single(activations, Activation.relu, "activation functions"),
         dropout_rate=_single(rates, 0.0, "dropout ratios"),
-        input_size=_checked_size(_input_size(net, layers)),
+        input_size=checked_size(input_size(net, layers) or INPUT_SIZE),
         pool=_single(pools, PoolConfig(size=3, stride=2), "pooling windows"),
         lrn=_single(norms, NormConfig(5, 1.0, 0.75, 1.0, True), "LRN settings"),
         mean=mean,
@@ -203,7 +208,7 @@ def _transform(
     return np.float32(1), None
 
 
-def _input_size(net: Message, layers: Sequence[CaffeLayer]) -> int:
+def input_size(net: Message, layers: Sequence[CaffeLayer]) -> int | None:
     """Pixels a side of the input: the crop of a data layer, or the shape of an input layer."""
     for layer in layers:
         crop = layer.settings("transform").integer(3, 0) or layer.settings("data").integer(5, 0)
@@ -214,10 +219,10 @@ def _input_size(net: Message, layers: Sequence[CaffeLayer]) -> int:
             if len(shape) == 4:
                 return shape[3]
     shape = net.integers(4) or net.message(8).integers(1)
-    return shape[3] if len(shape) == 4 else INPUT_SIZE
+    return shape[3] if len(shape) == 4 else None
 
 
-def _checked_size(size: int) -> int:
+def checked_size(size: int) -> int:
     if not 1 <= size <= MAX_INPUT_SIZE:  # a corrupt value could ask for any amount of memory
         raise ValueError(f"has an input of {size} pixels; 1 to {MAX_INPUT_SIZE} are supported")
     return size

@@ -53,11 +53,32 @@ class FileKind(Enum):
 
     torch = "torch"
     safetensors = "safetensors"
+    onnx = "onnx"
+    prototxt = "prototxt"
     other = "other"
 
 
+_WITHOUT_WEIGHTS = {
+    FileKind.onnx: f"is an ONNX graph; {_SAVE}",
+    FileKind.prototxt: "is the text of a Caffe network; give the .caffemodel with its weights",
+}
+
+
 def file_kind(path: Path) -> FileKind:
-    """The format of a file.
+    """The format of a file of weights.
+
+    Raises:
+        ValueError: the file is something else; the message says what, and what to do.
+        OSError: it cannot be read.
+    """
+    kind = network_kind(path)
+    if (message := _WITHOUT_WEIGHTS.get(kind)) is not None:
+        raise ValueError(message)
+    return kind
+
+
+def network_kind(path: Path) -> FileKind:
+    """The format of a file that describes a network, with weights or without.
 
     Raises:
         ValueError: the file is something else; the message says what, and what to do.
@@ -91,9 +112,8 @@ def file_kind(path: Path) -> FileKind:
     if path.suffix == ".onnx" or (
         head[0] == 8 and any(name in head[:64].lower() for name in _ONNX_PRODUCERS)
     ):
-        raise ValueError(f"is an ONNX graph; {_SAVE}")
-    _check_not_text(head)
-    return FileKind.other
+        return FileKind.onnx
+    return FileKind.prototxt if _is_prototxt(head) else FileKind.other
 
 
 def _check_zip(path: Path) -> None:
@@ -120,7 +140,8 @@ def _check_zip(path: Path) -> None:
     raise ValueError(f"is a zip archive of {len(names)} files{example}; unpack it")
 
 
-def _check_not_text(head: bytes) -> None:
+def _is_prototxt(head: bytes) -> bool:
+    """Whether a file is the text of a Caffe network; ValueError if it is another text."""
     start = head.removeprefix(BOM_UTF8).lstrip()[:1000].lower()
     for signature, message in _TEXTS.items():
         if start.startswith(signature):
@@ -128,12 +149,12 @@ def _check_not_text(head: bytes) -> None:
     try:  # the head may end within a character
         text = getincrementaldecoder("utf-8-sig")().decode(head).strip()
     except UnicodeDecodeError:
-        return
+        return False
     lines = text.splitlines() or [""]
     if not all(line.replace("\t", "").isprintable() for line in lines):
-        return
+        return False
     if "layer" in text and "{" in text:
-        raise ValueError("is the text of a Caffe network; give the .caffemodel with its weights")
+        return True
     raise ValueError(f"is a text ({_shortened(lines[0])}), not a model; {_AGAIN}")
 
 

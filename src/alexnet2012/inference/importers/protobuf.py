@@ -10,15 +10,20 @@ from collections import defaultdict
 import numpy as np
 import numpy.typing as npt
 
+MAX_FIELDS = 2_000_000  # of a message: more would take more memory than the file by far
+
 
 class Message:
     """A protocol buffer's fields by number: varints as integers, all other types as bytes."""
 
     def __init__(self, data: memoryview) -> None:
         self._fields: dict[int, list[int | memoryview]] = defaultdict(list)
-        at = 0
+        at = fields = 0
         while at < len(data):
             key, at = _varint(data, at)
+            fields += 1
+            if fields > MAX_FIELDS:
+                raise ValueError(f"has a message of more than {MAX_FIELDS:,} fields")
             wire_type = key & 7
             if wire_type == 0:
                 value, at = _varint(data, at)
@@ -43,7 +48,15 @@ class Message:
         return (self.messages(number) or [Message(memoryview(b""))])[-1]
 
     def text(self, number: int) -> str:
-        return "".join(bytes(value).decode("utf-8", "replace") for value in self._bytes(number))
+        return "".join(self.texts(number))
+
+    def texts(self, number: int) -> list[str]:
+        """All values of a repeated field."""
+        return [bytes(value).decode("utf-8", "replace") for value in self._bytes(number)]
+
+    def raw(self, number: int) -> memoryview | None:
+        """The last value, or None if the field is missing."""
+        return next(reversed(self._bytes(number)), None)
 
     def integer(self, number: int, default: int) -> int:
         """The last value: a repeated setting, such as a stride, has one value per dimension."""
@@ -77,7 +90,7 @@ class Message:
     def _bytes(self, number: int) -> list[memoryview]:
         values = self._fields[number]
         if any(isinstance(value, int) for value in values):
-            raise ValueError(f"field {number} has a different type than in Caffe's schema")
+            raise ValueError(f"field {number} has a different type than in the format's schema")
         return [value for value in values if not isinstance(value, int)]
 
 

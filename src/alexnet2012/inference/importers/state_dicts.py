@@ -43,6 +43,8 @@ _SAVE_AS_2 = (
     "was saved with pickle_protocol=4 or 5, which cannot be read without running code; in the "
     "program that made it, save model.state_dict() with torch.save and its default protocol"
 )
+_BATCH_COUNTER = "num_batches_tracked"  # of batch normalisation
+_MIN_LAYERS = 4  # of a dict that is a network
 _MAX_STAND_INS = 1000
 _MAX_DEPTH = 100
 
@@ -105,11 +107,55 @@ def find_state_dict(path: Path, names: Set[str], entry: str | None = None) -> St
     if not states:
         raise ValueError(_explain_missing(leaves))
     complete = [state for state in states if set(state.tensors) == names]
-    state = _select(complete or states, entry)
+    return _checked(path, _select(complete or states, entry), entry, complete)
+
+
+def find_network(path: Path, entry: str | None = None) -> StateDict:
+    """Read all tensors of a network from a file, whatever their names; see find_state_dict.
+
+    A network is a dict with the weights of several layers, or everything in a file that has no
+    such dict, as a whole module. Names are without the part that all share.
+
+    Raises:
+        ValueError: as :func:`find_state_dict`.
+    """
+    leaves = list(_leaves(_load(path)))
+    if not leaves:
+        raise ValueError("contains no tensors; save model.state_dict() with torch.save")
+    holders: dict[int, list[_Leaf]] = {}
+    for leaf in leaves:
+        holders.setdefault(leaf.holder, []).append(leaf)
+    networks = [group for group in holders.values() if _layer_count(group) >= _MIN_LAYERS]
+    states = [_stripped(group) for group in networks or [leaves]]
+    return _checked(path, _select(states, entry), entry, states)
+
+
+def _layer_count(leaves: Sequence[_Leaf]) -> int:
+    return sum(leaf.name.endswith("weight") and leaf.tensor.ndim in (2, 4) for leaf in leaves)
+
+
+def _stripped(leaves: Sequence[_Leaf]) -> StateDict:
+    """Tensors without the parts of names that all share, which are the entry."""
+    names = [leaf.name.split(".") for leaf in leaves]
+    shared = 0
+    for parts in zip(*(name[:-2] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += 1
+    tensors = {".".join(n[shared:]): leaf.tensor for n, leaf in zip(names, leaves, strict=True)}
+    return StateDict(".".join(names[0][:shared]), tensors)
+
+
+def _checked(
+    path: Path, state: StateDict, entry: str | None, complete: Sequence[StateDict]
+) -> StateDict:
+    """The state of a network, if its tensors hold numbers; logs the networks that are not used."""
     for name, tensor in state.tensors.items():
+        if name in _COUNTERS or name.endswith(_BATCH_COUNTER):
+            continue
         if tensor.is_meta or tensor.layout != torch.strided or not tensor.is_floating_point():
             kind = "meta" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
-            raise ValueError(f"{name} is not a dense floating-point tensor ({kind})")
+            raise ValueError(f"{printable(name)} is not a dense floating-point tensor ({kind})")
     if sum(tensor.nbytes for tensor in state.tensors.values()) > path.stat().st_size:
         raise ValueError(_DAMAGED)  # shapes that claim more numbers than the file holds
     if entry is None and len(complete) > 1:
