@@ -446,6 +446,20 @@ class EvaluateConfig:
 
 
 @dataclass
+class VerifyConfig:
+    """Which part of a run is replayed, to prove it."""
+
+    run: str = path_field()  # directory of the run
+    segments: int = ranged(3, low=1)  # stretches between checkpoints to replay
+    # steps to replay in all, at most; null: a twentieth of the run's
+    steps: int | None = ranged(None, low=1)
+    # seed of the choice of stretches; null: another choice each time
+    seed: int | None = ranged(None, low=0)
+    store: str | None = path_field(None)  # store of the images; null: where it was in training
+    json: bool = False  # print the result as JSON
+
+
+@dataclass
 class PlanConfig:
     """Predicted time and memory of a training step on given machines."""
 

@@ -41,6 +41,7 @@ from alexnet2012.training.train_step import StepOutput, TrainStep
 from alexnet2012.training.utilisation import (
     model_flop_utilisation,
     peak_memory_bytes,
+    processor_name,
     reset_peak_memory,
 )
 from alexnet2012.utils import native
@@ -94,6 +95,8 @@ class Trainer:
             classes=list(self.store.classes),
             store_fingerprint=self.store.fingerprint,
             code=code,
+            machine=processor_name(mesh.device),
+            threads=torch.get_num_threads() if mesh.device.type == "cpu" else 0,
         )
         self.sums = LossMeter()  # since the last logged step
         self.epoch_sums = LossMeter()
