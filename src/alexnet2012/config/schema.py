@@ -352,6 +352,8 @@ class TrackingConfig:
     tensorboard: bool = False  # write TensorBoard event files into the run directory
     project: str = "alexnet2012"  # project name in Weights & Biases
     log_every_steps: int = ranged(10, low=1)  # steps between records of the training loss
+    # file of reference bands, made by `runs bands`; null: those of the package
+    bands: str | None = path_field(None)
     watch: bool = True  # log kernels, wrong predictions and update ratios, if a logger is on
 
 

@@ -105,6 +105,7 @@ class AlexNet(nn.Module):
         self._convs, self._hidden = self.recipe.convs, self.recipe.hidden
         self._steps: dict[str, list[tuple[LayerOp, str]]] = {}  # modules after a layer
         self._scale_checked = False
+        self.init_stds: dict[str, float] = {}  # of initial weights, by layer
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
         self.fused = (  # whether training uses the fused GPU kernels
@@ -435,4 +436,5 @@ class AlexNet(nn.Module):
     def _add(self, name: str, layer: ColumnParallel, std: float, bias: float, seed: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))
         layer.init_parameters(std, bias, generator)
+        self.init_stds[name] = std
         self.add_module(name, layer)
