@@ -1,6 +1,8 @@
 """List runs, or compare two: ``python -m alexnet2012.runs [DIR …] [--sort KEY] [--json]``
 
-``python -m alexnet2012.runs compare A B``. Damaged runs and folders without a run are listed, too.
+``python -m alexnet2012.runs compare A B``. Damaged runs and folders without a run are listed, too,
+and a single run is shown with its learning curve. ``python -m alexnet2012.runs bands DIR`` makes
+reference bands (:mod:`alexnet2012.tracking.bands`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,16 @@ from rich.text import Text
 from alexnet2012.cli.args import ArgumentParser
 from alexnet2012.cli.errors import exit_on_error
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.tracking.bands import (
+    MIN_RUNS,
+    RunCurve,
+    groups_of_seeds,
+    load_bands,
+    make_band,
+    read_curve,
+    save_bands,
+)
+from alexnet2012.tracking.curve_chart import draw_loss
 from alexnet2012.tracking.run_compare import as_json, load_side, pair_tables
 from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, find_runs, read_run
 from alexnet2012.utils.text import printable
@@ -63,13 +75,16 @@ def runs_table(runs: Sequence[RunInfo]) -> tuple[str, Table]:
     named = [key for key in keys if key in in_paths and key not in shared]
     table.add_column(f"run ({', '.join(named)})" if named else "run", overflow="fold")
     table.add_column("what differs" if any(details.values()) else "", overflow="fold")
-    for heading in ("started", "state"):
+    has_bands = any(run.band is not None for run in runs)
+    for heading in ("started", "state", *(("band",) if has_bands else ())):
         table.add_column(heading, no_wrap=True)
     for heading in ("top-1 %", "top-5 %", "images/s"):
         table.add_column(heading, no_wrap=True, justify="right")
     for run in runs:
         name_and_details = (str(paths[run.path]), details[run.path])
-        table.add_row(*(Text(printable(text)) for text in name_and_details), *_cells(run))
+        table.add_row(
+            *(Text(printable(text)) for text in name_and_details), *_cells(run, has_bands)
+        )
     common = " ".join(f"{key}={value}" for key, value in shared.items())
     return printable(f"in {_shown(root)}{': ' if common else ''}{common}"), table
 
@@ -91,21 +106,32 @@ def _shown(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def _cells(run: RunInfo) -> Iterator[Text]:
+def _cells(run: RunInfo, has_bands: bool) -> Iterator[Text]:
     yield Text("" if run.started is None else f"{run.started:%m-%d %H:%M}")
     state = run.state.value
     if run.state in (RunState.running, RunState.interrupted) and run.total_steps:
         state += f" {100 * run.step // run.total_steps}%"
     yield Text(state)
+    if has_bands:
+        yield _band(run)
     errors = run.errors
     yield Text("" if errors is None else f"{errors.top1_pct:.2f}")
     yield Text("" if errors is None or errors.top5_pct is None else f"{errors.top5_pct:.2f}")
     yield Text("" if run.images_per_s is None else f"{run.images_per_s:,.0f}")
 
 
+def _band(run: RunInfo) -> Text:
+    """Whether the run is within its reference band."""
+    if (left := run.left_band) is not None:
+        why = "at chance" if left.get("at_chance") else "left"
+        return Text(f"{why} at {left['progress_pct']:.0f}%", style="bold")
+    return Text("within" if run.band is not None and "name" in run.band else "")
+
+
 def main() -> None:
-    if sys.argv[1:2] == ["compare"]:
-        exit_on_error(lambda: _compare(sys.argv[2:]))
+    subcommand = {"compare": _compare, "bands": _bands}.get("".join(sys.argv[1:2]))
+    if subcommand is not None:
+        exit_on_error(lambda: subcommand(sys.argv[2:]))
     else:
         exit_on_error(lambda: _list(sys.argv[1:]))
 
@@ -114,7 +140,8 @@ def _list(words: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="alexnet2012 runs",
         description="List the runs in folders and their subfolders.",
-        epilog="alexnet2012 runs compare A B compares two runs.",
+        epilog="alexnet2012 runs compare A B compares two runs; alexnet2012 runs bands DIR makes "
+        "reference bands of finished runs.",
     )
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="DIR", default=[Path("runs")], help="default: runs"
@@ -137,8 +164,69 @@ def _list(words: Sequence[str]) -> None:
         common, table = runs_table(runs)
         console.print(Text(common))
         console.print(table)
+    if len(runs) == 1 and runs[0].problem is None:
+        _print_curve(runs[0].path, console)
     for line in _last_lines(runs, others):
         console.print(Text(line), soft_wrap=True)
+
+
+def _print_curve(folder: Path, console: Console) -> None:
+    """The learning curve of a run, in front of its reference band."""
+    try:
+        curve = read_curve(folder)
+    except DamagedRunError as error:
+        console.print(Text(printable(f"no curve: {error}")), soft_wrap=True)
+        return
+    if curve is not None:
+        for line in draw_loss(curve.curve, curve.band(load_bands())):
+            console.print(Text(line), soft_wrap=True)
+
+
+def _bands(words: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="alexnet2012 runs bands",
+        description="Make reference bands of finished runs that differ in their seeds only.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the bands to this file")
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out N runs of each band, the last by seed, and count how many leave it",
+    )
+    given = parser.parse_args(words)
+    if missing := [folder for folder in given.folders if not folder.is_dir()]:
+        raise ConfigError("DIR", missing[0], "no such folder")
+    if given.hold_out < 0:
+        raise ConfigError("--hold-out", given.hold_out, "must be at least 0")
+    folders = dict.fromkeys(f for folder in given.folders for f in find_runs(folder)[0])
+    curves: list[RunCurve] = []
+    for folder in folders:
+        try:
+            curve = read_curve(folder)
+        except DamagedRunError as error:
+            print(printable(f"{folder}: {error}"), file=sys.stderr)
+            continue
+        if curve is not None and curve.is_finished:
+            curves.append(curve)
+    groups = groups_of_seeds(curves)
+    bands = [make_band(runs[: len(runs) - given.hold_out]) for runs in groups]
+    made = [(band, runs) for band, runs in zip(bands, groups, strict=True) if band is not None]
+    if not made:
+        needed = f"at least {MIN_RUNS + given.hold_out} finished runs that differ in their seed"
+        raise ConfigError("DIR", given.folders[0], f"has no band: it takes {needed}")
+    for band, runs in made:
+        print(f"{band.name}: {band.runs} runs")
+        held_out = runs[band.runs :]
+        left = [(run, found) for run in held_out if (found := run.departure(band)) is not None]
+        for run, found in left:
+            print(printable(f"  {run.folder}: {found}"))
+        if held_out:
+            print(f"  {len(left)} of {len(held_out)} other runs leave it")
+    if given.out is not None:
+        save_bands((band for band, _ in made), given.out)
 
 
 def _last_lines(runs: Sequence[RunInfo], others: Sequence[tuple[Path, str]]) -> Iterator[str]:

@@ -142,7 +142,7 @@ def test_flags_and_settings_may_come_in_any_order() -> None:
 
 def test_json_is_a_flag_of_every_command_with_a_result(tmp_path: Path) -> None:
     with_a_result = {c.name for c in COMMANDS.values() if c.schema and "json" in fields_of(c)}
-    assert with_a_result == {"evaluate", "predict", "nearest", "plan"}
+    assert with_a_result == {"evaluate", "predict", "nearest", "plan", "verify"}
     for name in with_a_result:
         schema = COMMANDS[name].schema
         assert schema is not None

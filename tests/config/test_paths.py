@@ -24,7 +24,7 @@ NAMES = (
 )
 PATHS = {
     *("source", "store", "resume", "init_from", "checkpoint", "out"),
-    *("features", "sheet", "mean", "classes", "labels", "params"),
+    *("features", "sheet", "mean", "classes", "labels", "params", "bands", "run"),
     *("predictions", "per_class", "confusion", "submission", "devkit"),
 }
 

@@ -14,6 +14,7 @@ import pytest
 from documented import lines, make_here, printed
 from omegaconf import OmegaConf
 
+from alexnet2012.cli.args import named
 from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import compose_config
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_USER_ERROR
@@ -53,6 +54,7 @@ def test_a_documented_command_is_one(words: list[str]) -> None:
     name = words[0].removeprefix("alexnet2012.")
     entry = COMMANDS[name].entry if name in COMMANDS else None
     assert callable(import_module(entry or words[0]).main)
+    words = named("run", words) if name == "verify" else words
     sweeps = "-m" in words
     overrides = [word for word in words[1:] if "=" in word]
     if name not in SCHEMAS:

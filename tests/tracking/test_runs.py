@@ -104,6 +104,7 @@ def test_a_run_is_listed_with_its_recipe_changes_state_errors_and_speed(
         "top5_error_pct": 12.5,
         "pictures": 48,
         "images_per_s": 100.0,
+        "band": None,
         "problem": None,
     }
 

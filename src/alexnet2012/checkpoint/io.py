@@ -152,28 +152,45 @@ def _commit(writing: Path, folder: Path, tensor_sums: Sequence[list[str]]) -> No
 
 
 def _load(state: dict[str, Tensor], folder: Path, model: AlexNet) -> None:
+    _load_into(state, folder, no_dist=model.mesh.world_size == 1)
+
+
+def _load_into(state: dict[str, Tensor], folder: Path, *, no_dist: bool) -> None:
     try:
         reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load(state, storage_reader=reader, no_dist=model.mesh.world_size == 1)
+        dcp.load(state, storage_reader=reader, no_dist=no_dist)
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
         raise damaged_error(folder, _first_failure(error)) from error
 
 
 def saved_shapes(folder: Path) -> dict[str, torch.Size]:
     """Shapes of a checkpoint's tensors, by name; ConfigError if its files are damaged."""
+    return {name: entry.size for name, entry in _saved_entries(folder).items()}
+
+
+def _saved_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
     try:
         for file in folder.glob("*.safetensors"):
             open_regular(file).close()
         entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:  # the reader trusts its files: junk raises anything
         raise damaged_error(folder, error) from error
-    shapes = {}
+    tensors = {}
     for name, entry in entries.items():
         if isinstance(entry, TensorStorageMetadata):
             if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
                 raise damaged_error(folder, ValueError(f"parts of {name} are missing"))
-            shapes[name] = entry.size
-    return shapes
+            tensors[name] = entry
+    return tensors
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a verified checkpoint, whole and by name; ConfigError if it is damaged."""
+    state = {}
+    for name, entry in _saved_entries(folder).items():
+        state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    _load_into(state, folder, no_dist=True)
+    return state
 
 
 def _first_failure(error: BaseException) -> BaseException:

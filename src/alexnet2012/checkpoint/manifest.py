@@ -52,6 +52,8 @@ class Progress:
     classes: list[str] = field(default_factory=list)
     store_fingerprint: str = ""
     code: str = ""  # commit and torch version
+    machine: str = ""  # processor that computed rank 0's part; equal ones round alike
+    threads: int = 0  # of each process on a CPU; 0 if unknown or on a GPU
 
 
 def to_plain(config: TrainConfig | RecipeConfig | ModelConfig) -> dict[str, Any]:

@@ -58,5 +58,13 @@ def collect_images(words: Sequence[str]) -> list[str]:
     return [*others, f"images=[{','.join(map(quoted, images))}]"] if images else others
 
 
+def named(key: str, words: Sequence[str]) -> list[str]:
+    """Turn a bare path on the command line into the setting ``key``."""
+    settings = get_args_parser().parse_known_args(words)[0].overrides
+    exists = os.path.exists  # as above
+    bare = [word for word in settings if "=" not in word or exists(word)]
+    return [f"{key}={quoted(word)}" if word in bare else word for word in words]
+
+
 def is_url(word: str) -> bool:
     return word.lower().startswith(("http://", "https://"))

@@ -66,6 +66,7 @@ _COMMANDS = (
     ),
     Command("report", "render a reproduction's report again, or compare two"),
     Command("runs", "list runs, or compare two"),
+    Command("verify", "prove a run by replaying parts of it", schema.VerifyConfig),
     Command("plan", "estimate time, memory and traffic of a training run", schema.PlanConfig),
     Command("doctor", "check this machine before a run", schema.TrainConfig),
     Command("completion", "print the bash script for tab completion of settings"),

@@ -353,6 +353,8 @@ class TrackingConfig:
     tensorboard: bool = False  # write TensorBoard event files into the run directory
     project: str = "alexnet2012"  # project name in Weights & Biases
     log_every_steps: int = ranged(10, low=1)  # steps between records of the training loss
+    # file of reference bands, made by `runs bands`; null: those of the package
+    bands: str | None = path_field(None)
     watch: bool = True  # log kernels, wrong predictions and update ratios, if a logger is on
 
 
@@ -444,6 +446,20 @@ class EvaluateConfig:
     submission: str | None = path_field(None)
     # ILSVRC's development kit (.tar.gz, or unpacked), which numbers the classes
     devkit: str | None = path_field(None)
+
+
+@dataclass
+class VerifyConfig:
+    """Which part of a run is replayed, to prove it."""
+
+    run: str = path_field()  # directory of the run
+    segments: int = ranged(3, low=1)  # stretches between checkpoints to replay
+    # steps to replay in all, at most; null: a twentieth of the run's
+    steps: int | None = ranged(None, low=1)
+    # seed of the choice of stretches; null: another choice each time
+    seed: int | None = ranged(None, low=0)
+    store: str | None = path_field(None)  # store of the images; null: where it was in training
+    json: bool = False  # print the result as JSON
 
 
 @dataclass

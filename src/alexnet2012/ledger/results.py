@@ -81,6 +81,15 @@ class Validation(TypedDict, total=False):
     loss: float
 
 
+class LossBand(TypedDict):
+    """Limits of the training loss of healthy runs, at some steps."""
+
+    runs: int
+    steps: list[float]
+    low: list[float]
+    high: list[float]
+
+
 class TrainingRun(TypedDict, total=False):
     label: str  # in the legend: "paper" or "code #145"
     config: str  # one line: network, input, batch size, learning rate, seed
@@ -92,6 +101,7 @@ class TrainingRun(TypedDict, total=False):
     chance_top1_error_pct: float
     note: str  # a comment on the curve
     command: str
+    band: LossBand  # of healthy runs, if there is one
 
 
 class Evaluation(TypedDict, total=False):

@@ -14,6 +14,7 @@ from alexnet2012.ledger.claims import Measurement
 from alexnet2012.ledger.evidence import RUNS, Evidence, load_evidence
 from alexnet2012.ledger.registry import all_measures
 from alexnet2012.ledger.verdicts import Verdict, ledger
+from alexnet2012.tracking.run_index import METRICS
 from alexnet2012.utils.untrusted import read_json_object
 
 TOLERANCE = 1e-9  # relative: another processor may add in another order
@@ -51,6 +52,9 @@ def verify(directory: Path) -> Verified:
         ConfigError: the directory has no ledger or no evidence.
     """
     file = directory / "ledger.json"
+    if (directory / METRICS).is_file():
+        remedy = f"is a training run; `alexnet2012 verify {directory}` replays parts of it"
+        raise ConfigError("DIR", directory, remedy)
     if not file.is_file():
         raise ConfigError("DIR", directory, "contains no ledger.json; `make reproduce` writes one")
     recorded = read_json_object(file)

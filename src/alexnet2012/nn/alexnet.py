@@ -109,6 +109,7 @@ class AlexNet(nn.Module):
             name: [] for name in self.recipe.layers
         }
         self._scale_checked = False
+        self.init_stds: dict[str, float] = {}  # of initial weights, by layer
         self._build(seed)
         convs = [self.layers()[name] for name in self._convs]
         self.fused = (  # whether training uses the fused GPU kernels
@@ -458,4 +459,5 @@ class AlexNet(nn.Module):
     def _add(self, name: str, layer: ColumnParallel, std: float, bias: float, seed: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(seed, "init", f"{name}.weight"))
         layer.init_parameters(std, bias, generator)
+        self.init_stds[name] = std
         self.add_module(name, layer)

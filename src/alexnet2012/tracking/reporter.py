@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -15,8 +17,12 @@ from alexnet2012.config.schema import TrackingConfig
 from alexnet2012.distributed.consensus import run_on_rank_0
 from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.tracking.backends import has_backends
+from alexnet2012.tracking.bands import BandWatch, Classes, Departure
+from alexnet2012.tracking.likely_causes import evidence_of, likely_causes
 from alexnet2012.tracking.progress_bar import TrainProgress
-from alexnet2012.tracking.tracker import Tracker
+from alexnet2012.tracking.run_index import DEPARTED, METRICS, TIMINGS
+from alexnet2012.tracking.tracker import OBSERVED, Tracker, read_records
+from alexnet2012.utils.logs import log
 from alexnet2012.utils.metrics import ErrorCounts
 
 LAST_ONLY = "wrong-guesses"  # images of which a run keeps only the last
@@ -30,19 +36,33 @@ class Reporter:
     _tracker: Tracker | None = None
     _display: TrainProgress | None = None
     log_stats: bool = False  # log kernels and update ratios; the same on every rank
+    _watch: BandWatch | None = None
+    _observed: Values = field(default_factory=dict)  # of the first step
+    _summary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
     def open(
-        cls, config: TrackingConfig, run_dir: Path, progress: Progress, total_steps: int, mesh: Mesh
+        cls,
+        config: TrackingConfig,
+        run_dir: Path,
+        progress: Progress,
+        total_steps: int,
+        mesh: Mesh,
+        make_watch: Callable[[], BandWatch],
     ) -> Iterator[Reporter]:
         """Open the records and loggers on rank 0, until the context ends. Collective."""
         trackers: list[Tracker] = []
+        watches: list[BandWatch] = []
 
         def start() -> bool:
             tracker = Tracker(config, run_dir, progress.settings, resumed=progress.records)
             trackers.append(tracker)
-            tracker.started(progress.step, unix_s=round(time.time()), total_steps=total_steps)
+            watches.append(make_watch())
+            classes = Classes.of(progress.classes)
+            of_classes = {"classes": classes.number, "classes_digest": classes.digest}
+            unix_s = round(time.time())
+            tracker.started(progress.step, unix_s=unix_s, total_steps=total_steps, **of_classes)
             return config.watch and has_backends(config)
 
         log_stats = run_on_rank_0(start, mesh)
@@ -50,9 +70,59 @@ class Reporter:
             reporter = cls(log_stats=log_stats)
             if mesh.rank == 0:
                 reporter._tracker = stack.enter_context(trackers[0])
+                reporter._watch = watches[0]
+                reporter._restore(run_dir)
                 display = TrainProgress(total_steps, progress.step)
                 reporter._display = stack.enter_context(display)
             yield reporter
+
+    def _restore(self, run_dir: Path) -> None:
+        """Take up the records before a resume."""
+        assert self._watch is not None
+        for record in read_records(run_dir / METRICS):
+            if record["kind"] == "train":
+                self._watch.add(record["step"], record["loss"], record["train_error_pct"])
+        for record in read_records(run_dir / TIMINGS):
+            kind, step = record.pop("kind"), record.pop("step")
+            if kind == OBSERVED:
+                self._observed = record
+            elif kind == DEPARTED:
+                self._summary = {"step": step, **record}
+
+    def observe(self, step: int, make: Callable[[], Values]) -> None:
+        """Measure the first step, unless that was done before a resume."""
+        if self._tracker is not None and self._watch is not None and not self._observed:
+            self._observed = make()
+            self._tracker.noted(OBSERVED, step, **self._observed)
+
+    def diverged(self, step: int, loss: float) -> None:
+        if self._watch is not None:
+            self._report(self._watch.diverged(step, loss))
+
+    def band(self) -> dict[str, Any]:
+        """For the summary: the reference band of the run, if any, and where the run left it."""
+        band = None if self._watch is None else self._watch.band
+        of = {} if band is None else {"name": band.name, "runs": band.runs}
+        return {**of, "left": self._summary or None}
+
+    def _report(self, departure: Departure | None) -> None:
+        """Say once that the run left its band, or is at chance, and the likeliest causes."""
+        if departure is None or self._watch is None or self._tracker is None or self._summary:
+            return
+        evidence = evidence_of(self._observed, *self._watch.reference)
+        causes = likely_causes(evidence, at_chance=departure.at_chance)
+        listed = "; ".join(f"{number}. {text}" for number, text in enumerate(causes, start=1))
+        log.warning("%s; likeliest causes: %s", departure, listed)
+        finite = {"value": departure.value} if math.isfinite(departure.value) else {}
+        self._summary = {
+            "step": departure.step,
+            "progress_pct": departure.progress_pct,
+            "metric": departure.metric,
+            **finite,
+            "at_chance": departure.at_chance,
+            "likeliest_causes": causes,
+        }
+        self._tracker.noted(DEPARTED, **self._summary)
 
     def sync(self) -> dict[str, int]:
         return {} if self._tracker is None else self._tracker.sync()
@@ -69,6 +139,8 @@ class Reporter:
             self._tracker.timings("pace", step, **pace)
             if ratios:
                 self._tracker.watched("update_ratio", step, **ratios)
+        if self._watch is not None:
+            self._report(self._watch.add(step, means["loss"], means["train_error_pct"]))
         if self._display is not None:
             self._display.training(means["loss"], means["train_error_pct"])
 

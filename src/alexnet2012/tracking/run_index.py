@@ -34,6 +34,7 @@ from alexnet2012.utils.untrusted import (
 )
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+DEPARTED = "left_band"  # kind of the record of leaving a reference band
 MAX_LINE_BYTES = 1 << 16  # of the record of a start
 # Settings that say where and how a run executes, not what it trains; not listed as changes.
 _NOT_LISTED = (Role.input, Role.placement, Role.world_size, Role.checkpointing, Role.logging)
@@ -73,6 +74,13 @@ class RunInfo:
     errors: ValidationErrors | None = None  # of the last validation
     images_per_s: float | None = None
     problem: str | None = None  # why the run counts as damaged
+    band: dict[str, Any] | None = None  # its reference band, as in a summary; None if it has none
+
+    @property
+    def left_band(self) -> dict[str, Any] | None:
+        """Where the run left its band, or that it is at chance."""
+        left = None if self.band is None else self.band.get("left")
+        return left if isinstance(left, dict) and "progress_pct" in left else None
 
     def as_json(self) -> dict[str, Any]:
         top1_pct, top5_pct, pictures = self.errors or (None, None, None)
@@ -88,6 +96,7 @@ class RunInfo:
             "top5_error_pct": top5_pct,
             "pictures": pictures,
             "images_per_s": self.images_per_s,
+            "band": self.band,
             "problem": self.problem,
         }
 
@@ -127,7 +136,7 @@ def read_run(folder: Path) -> RunInfo:
         settings = load_settings(folder)
         summary = load_summary(folder)
         last = last_records(folder / METRICS, ("train", "validation"))
-        last |= last_records(folder / TIMINGS, ("begun", "pace"))
+        last |= last_records(folder / TIMINGS, ("begun", "pace", DEPARTED))
     except DamagedRunError as error:
         return RunInfo(folder, RunState.damaged, started=_started(folder), problem=str(error))
     if summary and state is RunState.interrupted:
@@ -142,6 +151,7 @@ def read_run(folder: Path) -> RunInfo:
         recipe=str(settings["recipe"]["name"]),
         changed=_changed(folder, settings),
         errors=_errors(summary or last.get("validation", {})),
+        band=_band(summary, last.get(DEPARTED)),
         images_per_s=summary.get("images_per_s", last.get("pace", {}).get("images_per_s")),
     )
 
@@ -217,6 +227,12 @@ def _started(folder: Path) -> datetime | None:
             return None
         started = datetime.fromtimestamp(min(times)).astimezone()
     return started
+
+
+def _band(summary: dict[str, Any], left: dict[str, Any] | None) -> dict[str, Any] | None:
+    if isinstance(of_summary := summary.get("band"), dict):
+        return of_summary
+    return None if left is None else {"left": left}
 
 
 def _errors(record: dict[str, Any]) -> ValidationErrors | None:

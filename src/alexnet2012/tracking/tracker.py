@@ -16,6 +16,7 @@ from PIL import Image
 from alexnet2012.checkpoint.manifest import first_line
 from alexnet2012.config.schema import RunError, TrackingConfig
 from alexnet2012.tracking.backends import Backend, open_backends
+from alexnet2012.tracking.run_index import DEPARTED
 from alexnet2012.utils.files import naming, replace_text
 from alexnet2012.utils.logs import log
 from alexnet2012.utils.untrusted import read_json_lines, read_text
@@ -26,6 +27,8 @@ FILES = ("metrics.jsonl", "timings.jsonl", "watched.jsonl")
 IMAGES = "pictures"  # folder in the run directory
 _IMAGE = re.compile(r"(.+)-(\d{7,})\.png")
 _STARTED = "begun"  # kind of the record of a start
+OBSERVED = "observed"  # of the first step
+_NOT_LOGGED = (_STARTED, OBSERVED, DEPARTED)
 
 
 class Tracker(AbstractContextManager["Tracker"]):
@@ -56,8 +59,13 @@ class Tracker(AbstractContextManager["Tracker"]):
     def watched(self, kind: str, step: int, **values: float) -> None:
         self._write("watched.jsonl", kind, step, values)
 
-    def started(self, step: int, **values: float) -> None:
+    def started(self, step: int, **values: Any) -> None:
         self._write("timings.jsonl", _STARTED, step, values)
+
+    def noted(self, kind: str, step: int, **values: Any) -> None:
+        """A record that loggers do not get."""
+        assert kind in _NOT_LOGGED
+        self._write("timings.jsonl", kind, step, values)
 
     def image(self, name: str, step: int, image: Image.Image, *, last_only: bool) -> None:
         """Save to ``pictures/``; ``last_only`` removes earlier images of this name."""
@@ -83,7 +91,7 @@ class Tracker(AbstractContextManager["Tracker"]):
                     os.fsync(file.fileno())
         return dict(self.lines)
 
-    def _write(self, name: str, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def _write(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
         path = self.run_dir / name
         try:
             with naming(path), open(path, "a", encoding="utf-8") as out:
@@ -91,7 +99,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         except FileNotFoundError:
             raise RunError(f"{self.run_dir}: was removed during the run") from None
         self.lines[name] += 1
-        if kind != _STARTED:
+        if kind not in _NOT_LOGGED:
             named = {f"{kind}/{key}": value for key, value in values.items()}
             self._log(lambda backend: backend.values(step, named))
 
@@ -120,7 +128,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         for name in FILES:
             for record in read_records(self.run_dir / name):
                 kind, step = record.pop("kind"), record.pop("step")
-                if kind != _STARTED:
+                if kind not in _NOT_LOGGED:
                     values[step].update({f"{kind}/{key}": v for key, v in record.items()})
         images_of_step: dict[int, list[tuple[str, Path]]] = defaultdict(list)
         for step, name, file in images:

@@ -28,11 +28,13 @@ from alexnet2012.distributed.mesh import Mesh
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.lr_schedule import LearningRates, learning_rates, warmup_factor
 from alexnet2012.nn.optim import PaperSGD
+from alexnet2012.tracking.bands import BandWatch, Classes, watch_of
 from alexnet2012.tracking.reporter import Reporter
 from alexnet2012.tracking.train_stats import TrainStats
 from alexnet2012.training import image_errors
 from alexnet2012.training.divergence import diverged
 from alexnet2012.training.evaluation import evaluate
+from alexnet2012.training.first_step import observe
 from alexnet2012.training.image_errors import ImageErrors
 from alexnet2012.training.meters import LossMeter, ThroughputMeter
 from alexnet2012.training.profiler import name_loading, trace_steps
@@ -41,6 +43,7 @@ from alexnet2012.training.train_step import StepOutput, TrainStep
 from alexnet2012.training.utilisation import (
     model_flop_utilisation,
     peak_memory_bytes,
+    processor_name,
     reset_peak_memory,
 )
 from alexnet2012.utils import native
@@ -94,6 +97,8 @@ class Trainer:
             classes=list(self.store.classes),
             store_fingerprint=self.store.fingerprint,
             code=code,
+            machine=processor_name(mesh.device),
+            threads=torch.get_num_threads() if mesh.device.type == "cpu" else 0,
         )
         self.sums = LossMeter()  # since the last logged step
         self.epoch_sums = LossMeter()
@@ -150,7 +155,7 @@ class Trainer:
                 self.throughput.waited()
                 lr = epoch_lr.scaled(warmup_factor(schedule, self.progress.step, steps_per_epoch))
                 self.optimizer.set_rates(lr)
-                self._before_step(batch)
+                self._before_step(batch, lr)
                 output = self.train_step(batch)
                 self._after_step(epoch, batch, output, lr)
                 self._end_traced_step()
@@ -177,11 +182,16 @@ class Trainer:
         settings = self.progress.settings
         run_on_rank_0(lambda: init_run_dir(self.run_dir, settings, self._resumed), self.mesh)
         arguments = self.run_dir, self.progress, self.total_steps, self.mesh
-        self._reporter = stack.enter_context(Reporter.open(self.config.tracking, *arguments))
+        opened = Reporter.open(self.config.tracking, *arguments, self._band_watch)
+        self._reporter = stack.enter_context(opened)
         self._train_stats.enabled = self._reporter.log_stats
         trace = trace_steps(self.config.profile, self.run_dir, self.mesh)
         self._end_traced_step = stack.enter_context(trace)
         self._first_step = self.progress.step + 1
+
+    def _band_watch(self) -> BandWatch:
+        classes, per_epoch = Classes.of(self.store.classes), self.train_loader.steps_per_epoch
+        return watch_of(self.config, self.progress.settings, classes, per_epoch)
 
     @property
     def total_steps(self) -> int:
@@ -220,6 +230,7 @@ class Trainer:
                 "commit": self._commit,
                 "dirty": self._dirty,
                 "store_fingerprint": self.store.fingerprint,
+                "band": run_on_rank_0(self._reporter.band, self.mesh),
                 **timings,
                 **model_flop_utilisation(self.model, timings["images_per_s"]),
                 "peak_memory_bytes": memory,
@@ -236,7 +247,8 @@ class Trainer:
             return native.description()
         return "Triton kernels" if self.model.fused else "torch"
 
-    def _before_step(self, batch: Batch) -> None:
+    def _before_step(self, batch: Batch, lr: LearningRates) -> None:
+        self._reporter.observe(self.progress.step, lambda: self._observe(batch, lr))
         self.mesh.watchdog.this_rank.record.step = self.progress.step + 1
         due = self.progress.step % self.config.data.check_every_steps == 0
         if due and self.mesh.towers > 1:
@@ -245,11 +257,21 @@ class Trainer:
             remedy = "all towers must read the same store with the same seed and library versions"
             self.mesh.check_same(name, digest, remedy, within_replica=True)
 
+    def _observe(self, batch: Batch, lr: LearningRates) -> dict[str, float]:
+        step = self.progress.step
+        observed = observe(self.config, self.model, batch, step)
+        if step > 0:
+            return observed
+        schedule, per_epoch = self.config.schedule, self.train_loader.steps_per_epoch
+        rate = lr.weight / warmup_factor(schedule, 0, per_epoch)
+        return {**observed, "rate": rate, "batch_size": self.config.data.batch_size}
+
     def _after_step(self, epoch: int, batch: Batch, output: StepOutput, lr: LearningRates) -> None:
         if not math.isfinite(output.global_loss):
             with suppress(RunError):
                 self._checkpoints.wait()
             step, loss = self.progress.step + 1, output.global_loss
+            self._reporter.diverged(step, loss)
             parts = self.train_step.micro_batches(batch.rows)
             raise diverged(self.model, batch, parts, self.run_dir, step, loss, lr.weight)
         self.progress.step += 1

@@ -1,4 +1,4 @@
-"""How much of its device a run used: peak memory, and share of the peak rate of arithmetic."""
+"""The device of a run, and how much of it was used: peak memory, share of the peak rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.cost_model import training_flops
+from alexnet2012.utils import native
 from alexnet2012.utils.cards import peak_flops
+from alexnet2012.utils.environment import cpu_name
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -27,6 +29,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     resident = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     in_kib, *_ = *resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return 1024 * in_kib
+
+
+def processor_name(device: torch.device) -> str:
+    """The processor and what computes on it: two processes with the same name round alike."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {native.description()}"
 
 
 def model_flop_utilisation(model: AlexNet, images_per_s: float) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alexnet2012.config.schema import TrainConfig
@@ -23,12 +25,19 @@ def join_mesh(config: TrainConfig) -> Mesh:
 
 
 def train(config: TrainConfig, run_dir: Path, mesh: Mesh) -> None:
+    with process_settings(config, mesh):
+        Trainer(config, mesh, run_dir).run()
+
+
+@contextmanager
+def process_settings(config: TrainConfig, mesh: Mesh) -> Iterator[None]:
+    """Threads, memory, arithmetic and messages of a process that trains."""
     set_threads(local_processes())
     reuse_memory()
     allow_tf32(config.precision)
     setup_logging(mesh.rank)
     gc.freeze()  # loaded modules live on: the collector need not scan them
     try:
-        Trainer(config, mesh, run_dir).run()
+        yield
     finally:
         gc.collect()  # DALI pipelines are in reference cycles: a sweep would accumulate them

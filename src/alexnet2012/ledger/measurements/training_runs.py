@@ -18,7 +18,9 @@ from alexnet2012.ledger.measurements.nearest_neighbours import (
     neighbours_measurements,
 )
 from alexnet2012.ledger.registry import measures
-from alexnet2012.ledger.results import Evaluation, TrainingRun
+from alexnet2012.ledger.results import Evaluation, LossBand, TrainingRun
+from alexnet2012.tracking.bands import BINS, load_bands, read_curve
+from alexnet2012.tracking.run_index import DamagedRunError
 from alexnet2012.tracking.tracker import read_records
 from alexnet2012.utils.intervals import error_interval_pct
 from alexnet2012.utils.metrics import ErrorCounts
@@ -49,7 +51,7 @@ class ReducedRun:
 def read_run(run_dir: Path, label: str, config: str, command: str, classes: int) -> TrainingRun:
     records = read_records(run_dir / "metrics.jsonl")
     train = [r for r in records if r["kind"] == "train"]
-    return TrainingRun(
+    run = TrainingRun(
         label=label,
         config=config,
         command=command,
@@ -63,6 +65,30 @@ def read_run(run_dir: Path, label: str, config: str, command: str, classes: int)
         images_per_s=read_summary(run_dir)["images_per_s"],
         chance_loss=math.log(classes),
         chance_top1_error_pct=chance_error_pct(classes, 1),
+    )
+    if (band := _loss_band(run_dir)) is not None:
+        run["band"] = band
+    return run
+
+
+def _loss_band(run_dir: Path) -> LossBand | None:
+    try:
+        curve = read_curve(run_dir)
+    except DamagedRunError:  # the report shows what else it has
+        return None
+    band = None if curve is None else curve.band(load_bands())
+    if curve is None or band is None:
+        return None
+    found = [
+        (curve.steps * (index + 0.5) / BINS, limits)
+        for index, limits in enumerate(band.limits["loss"])
+        if limits is not None
+    ]
+    return LossBand(
+        runs=band.runs,
+        steps=[step for step, _ in found],
+        low=[limits[0] for _, limits in found],
+        high=[limits[2] for _, limits in found],
     )
 
 

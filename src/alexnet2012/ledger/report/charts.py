@@ -10,7 +10,14 @@ from markupsafe import Markup
 from alexnet2012.inference.images import jpeg_data_uri
 from alexnet2012.ledger.measurements.ablations import BASELINE, METRICS, seeds_text
 from alexnet2012.ledger.report import svg
-from alexnet2012.ledger.results import Ablation, Effect, EpochRatio, Reproduction, TrainingRuns
+from alexnet2012.ledger.results import (
+    Ablation,
+    Effect,
+    EpochRatio,
+    Reproduction,
+    TrainingRun,
+    TrainingRuns,
+)
 from alexnet2012.tracking.image_grids import kernel_pictures
 
 
@@ -38,7 +45,9 @@ def training(runs: TrainingRuns) -> list[dict[str, Any]]:
         curves = [svg.Curve(r.get("label", "loss"), r["steps"], r["loss"]) for r in present]
         chance = present[0].get("chance_loss")
         level = svg.ReferenceLine(chance, f"chance, {chance:.2f}") if chance else None
-        drawn = svg.line_chart(curves, "step", "Training loss", f"{title}: training loss", level)
+        alt = f"{title}: training loss"
+        band = _band(present[0])
+        drawn = svg.line_chart(curves, "step", "Training loss", alt, level, band=band)
         charts.append({"title": f"{title}: training loss", "svg": Markup(drawn), "runs": present})
     val = runs.get("reduced", {}).get("val", [])
     if val:
@@ -53,6 +62,14 @@ def training(runs: TrainingRuns) -> list[dict[str, Any]]:
         drawn = svg.line_chart(curves, "epoch", "Error, per cent", title, level, y_range=(0, 102))
         charts.append({"title": title, "svg": Markup(drawn), "runs": []})
     return charts
+
+
+def _band(run: TrainingRun) -> svg.ShadedBand | None:
+    """The band of healthy runs behind a curve."""
+    if (band := run.get("band")) is None:
+        return None
+    label = f"{band['runs']} healthy runs"
+    return svg.ShadedBand(label, band["steps"], band["low"], band["high"])
 
 
 def kernels(reproduction: Reproduction) -> dict[str, Any]:

@@ -46,6 +46,16 @@ class ReferenceLine:
 
 
 @dataclass(frozen=True)
+class ShadedBand:
+    """An area behind the curves of a chart."""
+
+    label: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
 class IntervalRow:
     """One row of a forest plot; without an interval only the mean is drawn."""
 
@@ -62,12 +72,16 @@ def line_chart(
     alt: str,
     level: ReferenceLine | None = None,
     y_range: tuple[float, float] | None = None,
+    band: ShadedBand | None = None,
 ) -> str:
     """An SVG of up to four curves; the y label is above the axes, where it is horizontal."""
 
     def draw(axes: Any) -> None:
         axes.set_title(ylabel, loc="left", fontsize=9.5, color=_PLACEHOLDERS["muted"], pad=8)
         axes.set_xlabel(xlabel)
+        if band is not None:
+            axes.fill_between(band.x, band.low, band.high, color=_PLACEHOLDERS["rule"],
+                              linewidth=0, label=band.label)  # fmt: skip
         for i, curve in enumerate(curves):
             y = [np.nan if value is None else float(value) for value in curve.y]
             color, dash = _PLACEHOLDERS[f"series-{i % 4}"], _DASHES[i % 4]
@@ -85,7 +99,7 @@ def line_chart(
                           color=_PLACEHOLDERS["muted"])  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.margins(x=0.02)
-        if len(curves) > 1:
+        if len(curves) > 1 or band is not None:
             axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
 
     return _chart((4.6, 2.8), draw, "y", alt)
