@@ -1,7 +1,8 @@
 """Compare an AlexNet with the paper and the 2012 code: ``python -m alexnet2012.referee NET``.
 
 NET is a run, a checkpoint or an exported file of this package, a state dict, an ONNX graph, a
-``.caffemodel`` or the text of a Caffe network. Nothing in a file is run.
+``.caffemodel``, the text of a Caffe network or a definition of the 2012 code. Nothing in a file is
+run.
 """
 
 from __future__ import annotations
@@ -40,24 +41,25 @@ def _run(words: Sequence[str]) -> None:
         prog="alexnet2012 referee",
         description="Compare an AlexNet with the paper and the 2012 code (definition 145).",
         epilog="NET: a run, a checkpoint, a state dict (.pth, .safetensors), an ONNX graph, a "
-        ".caffemodel or a .prototxt.",
+        ".caffemodel, a .prototxt or a definition of the 2012 code (.cfg).",
     )
     parser.add_argument("net", type=Path, metavar="NET", help="file or folder of a network")
     parser.add_argument("--prototxt", type=Path, help="the text that describes a .caffemodel")
+    parser.add_argument("--params", type=Path, help="the training parameters of a .cfg")
     parser.add_argument("--entry", help="which network of a state dict with several")
     parser.add_argument(
         "--ledger", type=Path, metavar="DIR", help="reproduction whose ledger gives the costs"
     )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     given = parser.parse_args(words)
-    _check(given.net, given.prototxt, given.ledger)
+    _check(given.net, given.prototxt, given.params, given.ledger)
 
     from alexnet2012.inference.referee.compare import compare
     from alexnet2012.inference.referee.read import read_network
     from alexnet2012.ledger.costs import costs
     from alexnet2012.ledger.results import damaged_directory
 
-    network = read_network(given.net, given.prototxt, given.entry)
+    network = read_network(given.net, given.prototxt, given.entry, given.params)
     comparison = compare(network)
     ledgers = None if given.ledger is None else [given.ledger]
     with damaged_directory("--ledger", given.ledger or Path("results")):
@@ -69,11 +71,13 @@ def _run(words: Sequence[str]) -> None:
         say(line)
 
 
-def _check(net: Path, prototxt: Path | None, ledger: Path | None) -> None:
+def _check(net: Path, prototxt: Path | None, params: Path | None, ledger: Path | None) -> None:
     if not net.exists():
         raise ConfigError("NET", net, "no such file or folder")
     if prototxt is not None and net.suffix != ".caffemodel":
         raise ConfigError("--prototxt", prototxt, "describes a .caffemodel; NET is none")
+    if params is not None and net.suffix != ".cfg":
+        raise ConfigError("--params", params, "belongs to a definition, .cfg; NET is none")
     if ledger is not None and not (ledger / "ledger.json").is_file():
         raise ConfigError(
             "--ledger", ledger, "contains no ledger.json; `make reproduce` writes one"

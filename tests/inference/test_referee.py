@@ -14,6 +14,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from definitions import written
 from nets import OURS, TIMM, TORCHVISION, state_dict
 from safetensors.torch import save, save_file
 from torch import nn
@@ -506,6 +507,38 @@ def test_weights_that_are_not_those_of_the_text_are_refused(tmp_path: Path) -> N
         read_network(model, text)
 
 
+# Definitions of the 2012 code
+
+
+def test_the_definition_145_does_not_differ_from_145(tmp_path: Path) -> None:
+    layers, params = written(load_recipe("code145"), tmp_path)
+    comparison = compare(read_network(layers, params=params))
+    assert not [d for d in comparison.differences if "code145" in d.differs_from]
+    assert comparison.unknown == ["pixels", "mean", "order of the images, augmentation"]
+
+
+def test_what_a_definition_changes_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe("code145")
+    conv2 = replace(recipe.conv2, after=[LayerOp.activation, LayerOp.dropout], init_bias=0.5)
+    changed = replace(recipe, conv2=conv2, conv_dropout_rate=0.25)
+    layers, params = written(changed, tmp_path)
+    comparison = compare(read_network(layers, params=params))
+    items = {(d.layer, d.item) for d in comparison.differences if "code145" in d.differs_from}
+    assert items == {
+        *(("conv2", item) for item in ("LRN", "spatial norm", "pool", "initial biases")),
+        ("", "dropout"),
+    }
+
+
+@pytest.mark.parametrize("key", ["NET", "--params"])
+def test_of_two_files_the_damaged_one_is_named(key: str, tmp_path: Path) -> None:
+    files = dict(zip(("NET", "--params"), written(load_recipe("code145"), tmp_path), strict=True))
+    files[key].write_bytes(b"\xff")
+    with pytest.raises(ConfigError) as refusal:
+        read_network(files["NET"], params=files["--params"])
+    assert (refusal.value.key, refusal.value.value) == (key, files[key])
+
+
 # Other files
 
 
@@ -521,7 +554,7 @@ def test_of_an_imported_network_the_training_is_not_known(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("layers-145.cfg", b"[data]\ntype=data\n", "is a definition file of cuda-convnet"),
+        ("layers-145.cfg", b"[data]\ntype=data\n", "needs the parameters of its training; add"),
         ("net.pth", b"", "is empty"),
         ("net.bin", b"\xff\x00junk" * 50, "is not a file of torch.save, safetensors, ONNX or"),
         ("net.caffemodel", b"\xff\x00junk" * 50, "protocol buffer|truncated"),

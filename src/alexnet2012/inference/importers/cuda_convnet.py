@@ -44,6 +44,7 @@ class Definition:
 
     recipe: RecipeConfig
     schedule: ScheduleConfig
+    classes: int
     notes: str  # of its runs, as in the files
     remarks: Sequence[str]  # what the recipe and schedule leave out, or have from elsewhere
 
@@ -132,7 +133,8 @@ class _Reader:
             "fc8": head,
         }
         self.towers = len(convs[0])
-        is_cifar = head[0].settings["units"] == CIFAR_CLASSES
+        self.classes = head[0].settings["units"]
+        is_cifar = self.classes == CIFAR_CLASSES
         self.epochs = CIFAR_EPOCHS if is_cifar else IMAGENET_EPOCHS
         self.base = load_recipe("cifar4" if is_cifar else "code145")
         self.input_size = input_size or self.base.input_size
@@ -163,7 +165,7 @@ class _Reader:
             map_sizes(recipe, recipe.input_size)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        return Definition(recipe, schedule, notes, self.remarks)
+        return Definition(recipe, schedule, self.classes, notes, self.remarks)
 
     def _read_section(self, section: Section, values: dict[str, _Value]) -> None:
         kind = section.text("type")

@@ -338,6 +338,8 @@ def _unknown(items: Items, network: Network) -> Iterator[str]:
             yield name
     if network.training is None:
         yield "training (optimizer, augmentation)"
+    elif "shuffle" not in network.training:
+        yield "order of the images, augmentation"
 
 
 def _counts(layers: Sequence[Layer], paper: Network) -> list[ParameterCount]:

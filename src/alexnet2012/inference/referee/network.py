@@ -178,6 +178,8 @@ def _op(op: LayerOp, recipe: RecipeConfig) -> Op:
         return norm_op(LRN, recipe.lrn, recipe.lrn.size, windows)
     if op is LayerOp.spatial_norm:
         return norm_op(SPATIAL_NORM, recipe.spatial_norm, recipe.spatial_norm.size**2)
+    if op is LayerOp.dropout:
+        return Op(DROPOUT, {"rate": recipe.conv_dropout_rate})
     kind = "max" if op is LayerOp.max_pool else "average"
     return pool_op(kind, (recipe.pool.size,) * 2, (recipe.pool.stride,) * 2)
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError
+from alexnet2012.inference.importers.cuda_convnet import read_definition
 from alexnet2012.inference.importers.file_kinds import FileKind, network_kind
 from alexnet2012.inference.referee.caffe import read_caffe
 from alexnet2012.inference.referee.network import (
@@ -27,12 +28,18 @@ MAX_TEXT = 2**22  # of the text of a network
 IMPORTED = ("caffe", "torchvision")  # recipes that import_net makes
 
 
-def read_network(path: Path, prototxt: Path | None = None, entry: str | None = None) -> Network:
+def read_network(
+    path: Path,
+    prototxt: Path | None = None,
+    entry: str | None = None,
+    params: Path | None = None,
+) -> Network:
     """The network at ``path``: a model of this package, or a file of another library.
 
     Args:
         prototxt: the text of the network of a ``.caffemodel``.
         entry: which network of a state dict with several.
+        params: the parameters of the training of a definition of the 2012 code, ``.cfg``.
 
     Raises:
         ConfigError: it is none of these, or damaged; the message is one line.
@@ -42,7 +49,7 @@ def read_network(path: Path, prototxt: Path | None = None, entry: str | None = N
         if path.is_dir():
             return _own(path)
         if path.suffix == ".cfg":
-            return _definition(path)
+            return _definition(path, params)
         kind = network_kind(path)
         if kind in (FileKind.torch, FileKind.safetensors):
             return _own(path) if _has_recipe(path, kind) else read_tensors(path, entry)
@@ -54,6 +61,8 @@ def read_network(path: Path, prototxt: Path | None = None, entry: str | None = N
             text = None if prototxt is None else _text(prototxt)
             return read_caffe(read_bytes(path, MAX_BYTES), text)
     except ConfigError as error:
+        if error.key == "params":
+            raise ConfigError("--params", error.value, error.remedy) from error
         raise ConfigError("NET", path, error.remedy) from error
     except ValueError as error:
         raise ConfigError("NET", path, str(error)) from error
@@ -61,12 +70,16 @@ def read_network(path: Path, prototxt: Path | None = None, entry: str | None = N
     raise ConfigError("NET", path, remedy)
 
 
-def _definition(path: Path) -> Network:
-    """A definition file of the 2012 code becomes a recipe, and a recipe a network.
-
-    With a reader of these files: ``return network_of_recipe(read_definition(path), CLASSES)``.
-    """
-    raise ValueError("is a definition file of cuda-convnet, which this version cannot read")
+def _definition(path: Path, params: Path | None) -> Network:
+    if params is None:
+        raise ValueError("needs the parameters of its training; add --params layer-params.cfg")
+    definition = read_definition(path, params)
+    network = network_of_recipe(
+        definition.recipe, definition.classes, source="a definition of the 2012 code"
+    )
+    # The programs that fed the network had the rest, of which the recipe has other values.
+    training = {k: v for k, v in (network.training or {}).items() if k.startswith("optimizer.")}
+    return checked(replace(network, pixels=None, training=training))
 
 
 def _text(path: Path) -> str:
