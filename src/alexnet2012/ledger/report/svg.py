@@ -100,7 +100,8 @@ def line_chart(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.margins(x=0.02)
         if len(curves) > 1 or band is not None:
-            axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
+            legend = axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
+            legend.set_in_layout(False)  # a long label must not squeeze the axes
 
     return _chart((4.0, 2.6), draw, "y", alt)
 
