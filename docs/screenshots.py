@@ -3,7 +3,7 @@
     python docs/screenshots.py [RUN]
 
 docs/report.png is the first screen of results/photos/report.html. With a RUN that was trained with
-``data=photos``, such as that of the tutorial, docs/serve.png is its page for the photograph of a cat.
+``data=photos``, as in the tutorial, docs/serve.png is its page for the photograph of a cat.
 """
 
 from __future__ import annotations
