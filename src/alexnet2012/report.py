@@ -1,7 +1,7 @@
 """Render a reproduction's report again, or compare two: ``python -m alexnet2012.report DIR``.
 
 DIR may also be a folder of reproductions, such as ``results/``.
-``python -m alexnet2012.report compare A B`` compares two; see :mod:`alexnet2012.ledger.report.render`.
+``python -m alexnet2012.report compare A B`` compares two.
 """
 
 from __future__ import annotations
