@@ -86,7 +86,8 @@ def test_the_page_says_what_ran_where() -> None:
     assert page.startswith(
         "### mine\n\nTen classes. Commit `abc`, with uncommitted changes, on 2026"
     )
-    assert "on EPYC, 2 cores, no GPU; torch 2.13; seeds 0, 1. Ablations ran at `abd`." in page
+    assert "uncommitted changes, with torch 2.13 on EPYC, 2 cores, no GPU; seeds 0, 1. " in page
+    assert "Ablations ran at commit `abd`." in page
     assert (
         "[Report](../results/mine/report.html).\n\n```text\nreproduce x\n```\n\n| claim |" in page
     )

@@ -96,19 +96,18 @@ def _section(name: str, reproduction: Reproduction, link: str) -> str:
 
 
 def _circumstances(made: Provenance) -> str:
-    changed = ", with uncommitted changes," if made.get("dirty") else ""
-    where = f"{made.get('cpu', 'unknown')}, {made.get('cores', '?')} cores"
-    earlier = [
-        f"{what} `{commit}`."
-        for what, commit in made.get("extra", {}).items()
-        if what.endswith("ran at") and commit != made.get("commit")
-    ]
+    commit = f"commit `{made.get('commit', 'unknown')}`"
+    if made.get("dirty"):
+        commit += " with uncommitted changes"
+    machine = f"{made.get('cpu', 'unknown')}, {made.get('cores', '?')} cores"
+    seeds = ", ".join(map(str, made.get("seeds", [])))
     sentences = [
-        f"Commit `{made.get('commit', 'unknown')}`{changed} on {made.get('date', '?')}",
-        f"on {where}, {made.get('gpu') or 'no GPU'}; torch {made.get('torch', '?')};",
-        f"seeds {', '.join(map(str, made.get('seeds', [])))}.",
-        *earlier,
+        f"Measured on {made.get('date', 'an unknown day')} at {commit}, with torch "
+        f"{made.get('torch', '?')} on {machine}, {made.get('gpu') or 'no GPU'}; seeds {seeds}."
     ]
+    for what, earlier in made.get("extra", {}).items():
+        if what.endswith("ran at") and earlier != made.get("commit"):
+            sentences.append(f"{what} commit `{earlier}`.")
     return " ".join(sentences)
 
 
