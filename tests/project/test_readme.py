@@ -157,7 +157,7 @@ def test_the_python_of_the_readme_classifies_a_picture(
     Path("first").symlink_to(saved_run)
     shutil.copy(photos_folder / "val" / "coffee" / "0001.jpg", "cup.jpg")
     exec(python_of(README), {})
-    assert re.fullmatch(r"\d+\.\d% [a-z]+ True\n", capsys.readouterr().out)
+    assert re.fullmatch(r"\d+\.\d% [a-z]+: class \d+ of 16\n", capsys.readouterr().out)
 
 
 def on_a_rank(block: str) -> list[int]:
