@@ -1,4 +1,7 @@
-"""Commands that pages print; test_readme.py runs those of the README that no other test names."""
+"""Commands that pages print; test_readme.py runs those of the README and of docs/commands.md.
+
+Those that another test names (:func:`printed`) are run there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 
 from programs import REPOSITORY, TINY
 
-README = REPOSITORY / "README.md"
+README, COMMANDS = REPOSITORY / "README.md", REPOSITORY / "docs" / "commands.md"
 
 
 def lines(page: Path) -> list[str]:
@@ -21,15 +24,20 @@ def lines(page: Path) -> list[str]:
     return [text for line in found if (text := re.sub(r"(^| +)#.*", "", line).strip())]
 
 
-def of_the_readme() -> list[str]:
-    """Those, and those within its text; each once."""
-    within = re.findall(r"`((?:python|make) [^`]+)`", README.read_text(encoding="utf-8"))
-    return list(dict.fromkeys([*lines(README), *within]))
+def shown() -> list[str]:
+    """Those of both pages, and those within their texts; each once, `alexnet2012 X` as a module."""
+    found = []
+    for page in (COMMANDS, README):
+        text = page.read_text(encoding="utf-8")
+        found += lines(page)
+        found += re.findall(r"`((?:python|make|alexnet2012) [^`]+)`", text)
+    found = [re.sub(r"^alexnet2012 (?=[a-z])", "python -m alexnet2012.", text) for text in found]
+    return [command for command in dict.fromkeys(found) if "COMMAND" not in command]
 
 
 def printed(command: str) -> list[str]:
-    """The words of a command that the README prints; the test that asks for them runs it."""
-    assert command in of_the_readme(), f"README.md has no such line: {command}"
+    """The words of a command that one of them prints; the test that asks for them runs it."""
+    assert command in shown(), f"README.md and docs/commands.md have no such line: {command}"
     return shlex.split(command.replace("…", ""))
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alexnet2012.distributed.mesh import init_mesh
+    from alexnet2012.inference.trained_model import load_trained
     from alexnet2012.nn.alexnet import AlexNet
 
-__all__ = ["AlexNet", "init_mesh"]
+__all__ = ["AlexNet", "init_mesh", "load_trained"]
 
 if sys.argv[0] == "-m" and any(word.startswith("alexnet2012.") for word in sys.orig_argv):
     # A command that is about to be imported: python -m alexnet2012.COMMAND.
@@ -18,7 +19,11 @@ if sys.argv[0] == "-m" and any(word.startswith("alexnet2012.") for word in sys.o
 
     end_at_once_on_sigint()
 
-_HOMES = {"AlexNet": "alexnet2012.nn.alexnet", "init_mesh": "alexnet2012.distributed.mesh"}
+_HOMES = {
+    "AlexNet": "alexnet2012.nn.alexnet",
+    "init_mesh": "alexnet2012.distributed.mesh",
+    "load_trained": "alexnet2012.inference.trained_model",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,12 +1,14 @@
 """Render a reproduction's report again, or compare two: ``python -m alexnet2012.report DIR``.
 
-``python -m alexnet2012.report compare A B``; see :mod:`alexnet2012.ledger.report.render`.
+DIR may also be a folder of reproductions, such as ``results/``.
+``python -m alexnet2012.report compare A B`` compares two.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,23 +34,58 @@ def _report(words: Sequence[str]) -> None:
         description="Render DIR/report.html again, or print its tables.",
         epilog="alexnet2012 report compare A B compares two reproductions.",
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="reproduction directory")
-    parser.add_argument("--table", action="store_true", help="print the main results as Markdown")
     parser.add_argument(
-        "--claims", action="store_true", help="print the verdicts over several seeds as Markdown"
+        "directory", type=Path, metavar="DIR", help="a reproduction, or a folder of several"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--table", action="store_true", help="print the main results as Markdown")
+    shown.add_argument(
+        "--claims",
+        action="store_true",
+        help="print the verdicts as Markdown: over several seeds, or of all in a folder",
+    )
+    shown.add_argument(
+        "--page", action="store_true", help="print what ran and what it measured as Markdown"
     )
     arguments = parser.parse_args(words)
-    reproduction = _load("DIR", arguments.directory)
+    folder: Path = arguments.directory
+    if (folder / "reproduction.json").exists() or not any(folder.glob("*/reproduction.json")):
+        _print_one(folder, arguments)
+    else:
+        _print_all(folder, arguments)
+
+
+def _print_one(directory: Path, arguments: Namespace) -> None:
+    reproduction = _load("DIR", directory)
+    from alexnet2012.ledger.report.collection import results_page
     from alexnet2012.ledger.report.render import claims_table, summary_table, write_report
     from alexnet2012.ledger.results import damaged_directory
 
-    with damaged_directory("DIR", arguments.directory):
+    with damaged_directory("DIR", directory):
         if arguments.table:
             say(summary_table(reproduction))
         elif arguments.claims:
             say(claims_table(reproduction))
+        elif arguments.page:
+            say(results_page({directory.resolve().name: reproduction}, ".."))
         else:
-            say(str(write_report(reproduction, arguments.directory)))
+            say(str(write_report(reproduction, directory)))
+
+
+def _print_all(folder: Path, arguments: Namespace) -> None:
+    from alexnet2012.ledger.report.collection import directories, overview_table, results_page
+    from alexnet2012.ledger.results import damaged_directory
+
+    if arguments.table:
+        raise ConfigError("DIR", folder, "holds several reproductions; give one of them")
+    reproductions = {path.name: _load("DIR", path) for path in directories(folder)}
+    with damaged_directory("DIR", folder):
+        if arguments.claims:
+            say(overview_table(list(reproductions.values())))
+        elif arguments.page:
+            say(results_page(reproductions, f"../{folder.resolve().name}"))
+        else:
+            raise ConfigError("DIR", folder, "holds several reproductions; give one, or --claims")
 
 
 def _compare(words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from alexnet2012.cli.args import named
 from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import compose_config
+from alexnet2012.data.sources.photos import photograph, regions
 from alexnet2012.distributed.watchdog.failure_report import EXIT_FAILURE, EXIT_USER_ERROR
 from alexnet2012.ledger.authors_runs import authors_table
 from alexnet2012.ledger.tables import claims_table
@@ -24,7 +26,8 @@ from alexnet2012.ledger.tables import claims_table
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Whose commands are run, by test_readme.py and test_use_page.py; those of the others are composed.
-RUN = {"README.md", "use.md"}
+RUN = {"README.md", "commands.md", "use.md"}
+GENERATED = runpy.run_path(str(ROOT / "docs" / "generated.py"))
 SCHEMAS = {c.name: c.schema for c in COMMANDS.values() if c.schema is not None}
 
 
@@ -97,6 +100,29 @@ def test_the_table_of_claims_is_that_of_the_registry() -> None:
 
 def test_the_table_of_the_authors_runs_is_that_of_the_command() -> None:
     assert authors_table() in (ROOT / "docs" / "ledger.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", GENERATED["pages"](), ids=lambda page: page.name)
+def test_what_commands_print_stands_in_the_pages(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python docs/generated.py`` writes it again."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", GENERATED["COLUMNS"])
+
+    def run(words: list[str]) -> str:
+        monkeypatch.setattr("sys.argv", words)
+        COMMANDS[words[0]].main()
+        return capsys.readouterr().out
+
+    text = page.read_text(encoding="utf-8")
+    assert GENERATED["written"](text, run) == text, "run python docs/generated.py"
+
+
+def test_the_cup_of_the_tutorial_was_not_trained_on() -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    (box,) = re.findall(r"photograph\('coffee'\)\.crop\(\((.+?)\)\)", text)
+    assert tuple(map(int, box.split(", "))) == regions(*photograph("coffee").size)["val"]
 
 
 def test_the_site_builds(tmp_path: Path) -> None:

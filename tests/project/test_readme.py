@@ -1,7 +1,7 @@
-"""The README: every command does what it says, and its numbers are those of files.
+"""The README and docs/commands.md: every command does what it says, and numbers are those of files.
 
-Commands run in the order of the page, in one folder and in this process; those that start processes
-of their own are run by the tests that ask for their words (:func:`documented.printed`).
+Commands run in the order of the pages, in one folder and in this process; those that start
+processes of their own are run by the tests that ask for their words (:func:`documented.printed`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nets
 import pytest
 import torch
-from documented import README, made_small, make, make_here, of_the_readme, printed
+from documented import COMMANDS, README, made_small, make, make_here, printed, shown
 from fakes import fake_imagenette
 from programs import REPOSITORY
 from ranks import run_ranks
@@ -32,8 +33,6 @@ from alexnet2012.config.validation import home
 from alexnet2012.data.sources import photos
 from alexnet2012.data.sources.download import REMOTE_FILES
 from alexnet2012.inference.web.server import Server
-from alexnet2012.ledger.report.render import claims_table, summary_table
-from alexnet2012.ledger.results import load_reproduction
 
 # What makes a command one of seconds, by its module; trainings have made_small() besides.
 SMALL = {
@@ -68,6 +67,7 @@ def folder(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for name in ("conf", "results"):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copy(photos_folder / "val" / "chelsea" / "0001.jpg", folder / "cat.jpg")
+    (folder / "FILE").write_bytes(nets.onnx_file(nets.torchvision_nodes()))
     for file in photos_folder.glob("*/*/0000.jpg"):
         place = folder / "SOURCE" / file.relative_to(photos_folder)
         place.parent.mkdir(parents=True)
@@ -93,7 +93,7 @@ def what_make_runs(words: list[str]) -> list[str]:
     return ["python", *found]
 
 
-def test_every_command_of_the_readme_works_as_printed(
+def test_every_command_works_as_printed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
@@ -102,12 +102,16 @@ def test_every_command_of_the_readme_works_as_printed(
     monkeypatch.setattr(photos, "make_photos", few)
     imagenette_by_hand(monkeypatch)
     elsewhere = run_elsewhere()
-    for command in of_the_readme():
+    for command in shown():
         if command in elsewhere:
             continue
         words = shlex.split(command)
         if words[0] == "diff":
             assert subprocess.run(words, stdout=subprocess.PIPE).returncode == 1
+            continue
+        if words[:2] == ["make", "setup"]:
+            setup = command.partition(" && ")[0]
+            assert "pip install" in make([*shlex.split(setup), "-n", f"VENV={folder}/none"])
             continue
         if words[0] == "make":
             words = what_make_runs(words)
@@ -136,9 +140,24 @@ def test_make_test_runs_the_tests() -> None:
     assert "pytest" in make_here(printed("make test"), "--version")
 
 
-def test_the_python_of_the_readme_works_under_torchrun() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert run_ranks(2, on_a_rank, block) == [[1, 1000]] * 2
+def python_of(page: Path) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return str(block)
+
+
+def test_the_python_of_the_commands_works_under_torchrun() -> None:
+    assert run_ranks(2, on_a_rank, python_of(COMMANDS)) == [[1, 1000]] * 2
+
+
+def test_the_python_of_the_readme_classifies_a_picture(
+    saved_run: Path, photos_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("first").symlink_to(saved_run)
+    shutil.copy(photos_folder / "val" / "coffee" / "0001.jpg", "cup.jpg")
+    exec(python_of(README), {})
+    assert re.fullmatch(r"\d+\.\d% [a-z]+: class \d+ of 16\n", capsys.readouterr().out)
 
 
 def on_a_rank(block: str) -> list[int]:
@@ -152,22 +171,16 @@ def on_a_rank(block: str) -> list[int]:
     return shape
 
 
-def test_the_readme_shows_the_numbers_of_the_kept_reproduction() -> None:
-    table = summary_table(load_reproduction(REPOSITORY / "results" / "photos"))
-    assert table in README.read_text(encoding="utf-8")
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 110
 
 
-@pytest.mark.parametrize("name", ["imagenette", "cifar10", "cifar10-lrn"])
-def test_the_readme_shows_what_several_seeds_said(name: str) -> None:
-    table = claims_table(load_reproduction(REPOSITORY / "results" / name))
-    assert {*table.splitlines()} <= {*README.read_text(encoding="utf-8").splitlines()}
-
-
-def test_the_readme_is_as_fast_as_was_measured() -> None:
+def test_a_step_is_as_fast_as_the_page_says() -> None:
     result = REPOSITORY / "benchmarks" / "results" / "full_step.json"
     rows = {r["arm"]: r for r in json.loads(result.read_text(encoding="utf-8"))["rows"]}
     fp32, bf16 = (rows[f"ours, 2 processes, {precision}"] for precision in ("fp32", "bf16"))
-    words = " ".join(README.read_text(encoding="utf-8").split())
+    page = REPOSITORY / "docs" / "speed.md"
+    words = " ".join(page.read_text(encoding="utf-8").split())
     for peer in ("compiled PyTorch", "plain PyTorch"):
         if f"{peer}, 1 process, fp32" in rows:  # not in results from before it was a peer
             ratio, ratio_bf16 = (

@@ -27,9 +27,10 @@ from alexnet2012.config.enums import Device, Precision
 from alexnet2012.config.schema import ConfigError, DataConfig, ModelConfig, RecipeConfig
 from alexnet2012.data.ten_crop import extract_views, view_positions
 from alexnet2012.distributed.mesh import Mesh, single_process
+from alexnet2012.inference.images import stored_pixels
 from alexnet2012.nn.alexnet import AlexNet
 from alexnet2012.nn.precision import allow_tf32
-from alexnet2012.utils.untrusted import open_regular, parse_json
+from alexnet2012.utils.untrusted import open_regular, parse_json, read_bytes
 
 MEAN_IMAGE = "mean_image"  # tensor of an exported file, beside the parameters
 METADATA = "alexnet2012"  # metadata key of an exported file; its value is JSON
@@ -52,6 +53,20 @@ class TrainedModel:
         mean = torch.from_numpy(self.mean_image).to(device)
         return extract_views(images.to(device), positions, mean, self.model.recipe.augment, size)
 
+    def predict(self, image: Path | str, views: int = 10, count: int = 5) -> list[Prediction]:
+        """The ``count`` most probable classes of an image file, best first.
+
+        Args:
+            views: 10 averages the probabilities of ten crops, as the paper does; 1 is the centre.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not an image, or is damaged.
+        """
+        size = len(self.mean_image)
+        pixels = torch.from_numpy(stored_pixels(read_bytes(image), size))[None]
+        return top_predictions(self.classes, probabilities([self], {size: pixels}, views)[0], count)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -62,12 +77,13 @@ class Prediction:
     index: int  # of the class; class names need not be unique
 
 
-def load_trained(path: Path, device: Device = Device.auto) -> TrainedModel:
+def load_trained(path: Path | str, device: Device = Device.auto) -> TrainedModel:
     """Load a model from a run (its newest checkpoint), a checkpoint, or an exported file.
 
     Raises:
         ConfigError: ``path`` is none of these, or a parameter is not finite.
     """
+    path = Path(path)
     is_file = path.exists() and not path.is_dir()
     trained = (_load_exported if is_file else _load_checkpoint)(path, device)
     for name, parameter in trained.model.named_parameters():

@@ -33,11 +33,15 @@ def write_report(reproduction: Reproduction, directory: Path) -> Path:
     return path
 
 
+def has_summary(reproduction: Reproduction) -> bool:
+    """Whether a reproduction has the parts whose results :func:`summary_table` shows."""
+    return all(reproduction.get(part) for part in ("audit", "exactness", "evaluation", "runs"))
+
+
 def summary_table(reproduction: Reproduction) -> str:
     """The main results as a Markdown table."""
     claims = {m["claim"]: m for m in reproduction["measurements"]}
-    parts = reproduction["exactness"], reproduction["evaluation"]
-    if not (all(parts) and "size" in claims):
+    if not has_summary(reproduction):
         remedy = "needs the parts audit, exactness, full_size and reduced; see --claims"
         raise ConfigError("parts", "not all", remedy)
     audit, runs = context.audit_view(reproduction["audit"]), reproduction["runs"]
