@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Whose commands are run, by test_readme.py and test_use_page.py; those of the others are composed.
 RUN = {"README.md", "commands.md", "use.md"}
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generated.py"))
+REFERENCE = runpy.run_path(str(ROOT / "docs" / "reference.py"))
 SCHEMAS = {c.name: c.schema for c in COMMANDS.values() if c.schema is not None}
 
 
@@ -131,20 +132,23 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert "two processes, each holding half" in home
     fetched = re.findall(r"(?:src|href)=\"(https?://[^\"]+\.(?:js|css|woff2?))\"", home)
     assert fetched == []
-    python, settings = (
-        (tmp_path / name / "index.html").read_text(encoding="utf-8")
-        for name in ("python", "settings")
-    )
-    for place in (
-        "nn.alexnet.AlexNet.full_state_dict",
-        "distributed.collectives.Communicator",
-        "checkpoint.manifest.Progress",
-    ):
-        assert f'id="alexnet2012.{place}"' in python
-    assert not re.search(r":(func|class|meth|mod|data):", python)
-    for key in ("checkpoint.keep_last", "on_reject", "link_gbps", "full_size_steps"):
-        assert f"<code>{key}</code>" in settings
+
+
+@pytest.mark.parametrize("page", REFERENCE["PAGES"], ids=lambda page: page.name)
+def test_the_reference_says_what_the_package_says(page: Path) -> None:
+    """``python docs/reference.py`` writes it again."""
+    text = page.read_text(encoding="utf-8")
+    assert REFERENCE["written"](text) == text, "run python docs/reference.py"
+    assert not re.search(r":(func|class|meth|mod|data):|<factory>|ForwardRef", text)
+
+
+def test_the_reference_has_every_command_and_what_python_needs() -> None:
+    settings, python = (page.read_text(encoding="utf-8") for page in REFERENCE["PAGES"])
+    documented = set(re.findall(r"<!-- settings of (\w+) -->", settings))
+    assert documented | {"doctor"} == set(SCHEMAS)
     assert "null: next to the source" in settings  # a comment of the schema
+    for name in ("AlexNet.full_state_dict", "Communicator", "Progress", "load_trained"):
+        assert f" `{name}`" in python
 
 
 def test_exit_codes_are_those_of_the_code() -> None:
