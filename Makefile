@@ -12,6 +12,9 @@ DATA   ?= photos
 OUT    ?= reproduction
 ARGS   ?=
 
+# Tests and sweeps start many processes, each of which would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: reproduce test test-gpu setup setup-dev lint format bench site lock clean
 .DEFAULT_GOAL := reproduce
 

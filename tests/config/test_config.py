@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,7 +23,7 @@ import alexnet2012
 from alexnet2012.checkpoint.manifest import to_plain
 from alexnet2012.checkpoint.run_dir import flatten
 from alexnet2012.cli.errors import exit_on_error
-from alexnet2012.config.compose import compose_config
+from alexnet2012.config.compose import compose_config, typed_config
 from alexnet2012.config.inference_schema import (
     ExportConfig,
     FeaturesConfig,
@@ -43,7 +44,13 @@ from alexnet2012.config.schema import (
     RecipeConfig,
     TrainConfig,
 )
-from alexnet2012.config.validation import check_recipe, check_world_size, load_recipe, scaled
+from alexnet2012.config.validation import (
+    check_recipe,
+    check_world_size,
+    load_recipe,
+    scaled,
+    validate,
+)
 from alexnet2012.nn.map_sizes import conv_output_size, map_sizes
 
 SOURCE = Path(alexnet2012.__file__).parent
@@ -52,8 +59,19 @@ Refuse = Callable[..., str]
 PAPER = load_recipe("paper")
 
 
-def composed(*overrides: str) -> TrainConfig:
+@cache
+def _composed(*overrides: str) -> TrainConfig:
     return compose_config("train", TrainConfig, overrides)[0]
+
+
+def composed(*overrides: str) -> TrainConfig:
+    return deepcopy(_composed(*overrides))
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    """All settings of a training run."""
+    return to_plain(composed())
 
 
 @pytest.fixture
@@ -182,8 +200,16 @@ def test_a_wrong_type_or_choice_is_reported_with_the_valid_choices(
         ("seed", "-1"),
     ],
 )
-def test_a_value_out_of_range_is_reported_by_its_key(refuse: Refuse, key: str, value: str) -> None:
-    assert refuse(f"{key}={value}").startswith(f"{key}="), f"{key}={value}"
+def test_a_value_out_of_range_is_reported_by_its_key(
+    defaults: dict[str, Any], key: str, value: str
+) -> None:
+    settings = deepcopy(defaults)
+    *groups, name = key.split(".")
+    owner = reduce(lambda node, group: node[group], groups, settings)
+    owner[name] = yaml.safe_load(value)
+    with pytest.raises(ConfigError) as refusal:
+        validate(typed_config(TrainConfig, settings))
+    assert refusal.value.key == key
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report in a browser: a phone and a desktop, light and dark."""
+"""The report in a browser: a phone and a desktop, light and dark, by keyboard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from browsing import unreachable, unreadable
 
 from alexnet2012.ledger.claims import Measurement, Scale
 from alexnet2012.ledger.report.render import write_report
@@ -126,6 +127,12 @@ def sample() -> Reproduction:
                  "train_error_pct": [94 * math.exp(-e / 16) for e in range(20)]},
             ],
         }],
+        "committed": [{
+            "name": "imagenette", "data": "Ten classes.", "commit": "53e048bb6648",
+            "date": "2026-01-31",
+            "rows": [{"claim": "lrn", "title": "Local response normalisation", "n_seeds": 5,
+                      "value": "no_lrn: +16.39 points", "verdict": "supported in direction"}],
+        }],
         "measurements": [m.to_json() for m in measurements],
     }  # fmt: skip
 
@@ -140,10 +147,15 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report({}, tmp_path_factory.mktemp("empty"))
 
 
+HEIGHT = "document.documentElement.scrollHeight"
+WIDTH = "document.documentElement.scrollWidth"
+OPEN_ALL = "document.querySelectorAll('details').forEach((row) => { row.open = true; })"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("content", ["complete", "empty"])
-def test_the_page_opens_quietly_and_fits(
+def test_the_page_opens_quietly_fits_and_can_be_read(
     browser: Any, request: pytest.FixtureRequest, content: str, width: int, scheme: str
 ) -> None:
     path: Path = request.getfixturevalue(content)
@@ -154,14 +166,45 @@ def test_the_page_opens_quietly_and_fits(
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
-    scroll_width = page.evaluate("document.documentElement.scrollWidth")
+    closed, closed_width = page.evaluate(HEIGHT), page.evaluate(WIDTH)
+    page.evaluate(OPEN_ALL)
+    opened, opened_width = page.evaluate(HEIGHT), page.evaluate(WIDTH)
     background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    hard_to_read = unreadable(page)
     page.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
-    assert scroll_width <= width
+    assert max(closed_width, opened_width) <= width
+    assert closed < opened / 2
+    assert hard_to_read == []
     channels = [int(c) for c in background.removeprefix("rgb(").removesuffix(")").split(",")]
     assert (max(channels) < 60) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_row_of_the_ledger_opens_by_keyboard_and_by_its_link(
+    browser: Any, complete: Path, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(complete.as_uri())
+    row = page.locator("tr.claim:has(#claim-relu)")
+    inside = page.locator("tr.claim:has(#claim-relu) + tr.more")
+    assert not inside.is_visible()
+    row.locator("summary").focus()
+    for key, visible in (("Enter", True), ("Enter", False), ("Space", True), ("Space", False)):
+        page.keyboard.press(key)
+        assert inside.is_visible() == visible, key
+    page.goto(complete.as_uri() + "#claim-relu")
+    inside.wait_for()
+    assert page.locator("tr.more:visible").count() == 1
+    page.close()
+
+
+def test_tab_reaches_every_control(browser: Any, complete: Path) -> None:
+    page = browser.new_page()
+    page.goto(complete.as_uri())
+    assert unreachable(page) == []
+    page.close()
 
 
 def test_no_text_of_a_pictures_class_becomes_markup(browser: Any, complete: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from browsing import unreachable, unreadable
 from programs import finish, module, start
 from serving import serving
 
@@ -246,16 +247,28 @@ def test_an_unusable_file_is_reported_and_the_next_image_works(
     assert predictions(page) == as_text(inspection)
 
 
-@pytest.mark.parametrize("width", [375, 900, 1280])
-def test_the_page_fits_the_screen_before_and_after_an_upload(
-    open_page: Open, picture: Path, width: int
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(390, "light"), (390, "dark"), (900, "light"), (1280, "light"), (1280, "dark")],
+)
+def test_the_page_fits_and_can_be_read_before_and_after_an_upload(
+    open_page: Open, picture: Path, width: int, scheme: str
 ) -> None:
-    page = open_page(width)
+    page = open_page(width, color_scheme=scheme)
     scroll_width = "document.documentElement.scrollWidth"
     assert page.evaluate(scroll_width) <= width
+    assert unreadable(page) == []
     give(page, picture.read_bytes(), "a-name-without-any-space-" * 4 + ".jpg")
     predictions(page)
     assert page.evaluate(scroll_width) <= width
+    assert unreadable(page) == []
+
+
+def test_tab_reaches_every_control(open_page: Open, picture: Path) -> None:
+    page = open_page()
+    give(page, picture.read_bytes(), "coffee.jpg")
+    predictions(page)
+    assert unreachable(page) == []
 
 
 def test_elements_have_accessible_names_and_predictions_are_announced(

@@ -31,6 +31,7 @@ from programs import (
 )
 from ranks import run_ranks
 from safetensors.torch import load_file
+from test_listening import OLD_ADDRESS, assert_on_loopback, listeners, on_a_renamed_machine
 
 from alexnet2012.checkpoint import manifest, run_dir
 from alexnet2012.config.compose import compose_config
@@ -148,13 +149,15 @@ def test_the_summary_tells_the_last_errors_and_the_bytes_that_crossed(trained: P
     assert crossed["logits"] == {"forward": 4.0 * 16}  # sixteen classes, eight from each tower
 
 
-def test_torchrun_gives_the_same_metrics_to_the_bit(
+def test_torchrun_gives_the_same_metrics_to_the_bit_and_listens_on_loopback_only(
     trained: Path, photos_store: Store, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     _, *words = printed("launch/torchrun.sh recipe=code145")
     words += overrides(photos_store, run_dir, "schedule.epochs=2")
-    ended = succeed([TORCHRUN_SCRIPT, *words], tmp_path)
+    renamed = on_a_renamed_machine(tmp_path, OLD_ADDRESS)
+    sockets, ended = listeners([*renamed, TORCHRUN_SCRIPT, *words], tmp_path)
+    assert_on_loopback(sockets)
     assert f"run directory: {run_dir}" in ended.out
     same = (trained / "metrics.jsonl").read_bytes()
     assert (run_dir / "metrics.jsonl").read_bytes() == same

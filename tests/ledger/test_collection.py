@@ -83,10 +83,8 @@ def test_the_page_says_what_ran_where() -> None:
         "data_description": "Ten classes.", "extra": {"Ablations ran at": "abd"},
     }  # fmt: skip
     page = results_page({"mine": made}, "../results")
-    assert page.startswith(
-        "### mine\n\nTen classes. Measured on 2026-01-01 at commit `abc` with uncommitted changes, "
-    )
-    assert "with torch 2.13 on EPYC, 2 cores, no GPU; seeds 0, 1. " in page
+    assert page.startswith("### mine\n\nTen classes. Measured on 2026-01-01 at commit `abc` with ")
+    assert "uncommitted changes, with torch 2.13 on EPYC, 2 cores, no GPU; seeds 0, 1. " in page
     assert "Ablations ran at commit `abd`." in page
     assert (
         "[Report](../results/mine/report.html).\n\n```text\nreproduce x\n```\n\n| claim |" in page

@@ -102,7 +102,8 @@ def test_the_page_fetches_nothing(tmp_path: Path) -> None:
 
 def test_an_empty_reproduction_still_shows_the_whole_ledger(tmp_path: Path) -> None:
     page = page_of({}, tmp_path)
-    assert sum(tag == "article" for tag, _ in page.tags) == len(load_claims())
+    claims = [attrs for tag, attrs in page.tags if tag == "tr" and attrs.get("class") == "claim"]
+    assert len(claims) == len(load_claims())
     assert page.text.count("Not measured") == len(load_claims())
 
 
@@ -119,6 +120,8 @@ def test_the_page_works_with_a_screen_reader(tmp_path: Path) -> None:
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg")
     assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
+    tables = "".join(tag for tag, _ in page.tags if tag in ("table", "caption"))
+    assert tables == "tablecaption" * tables.count("table")
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
     assert levels[0] == 1
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
@@ -155,6 +158,26 @@ def test_the_effect_on_cifar10_has_its_own_row() -> None:
     rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
     assert "the paper +2.0, no_lrn_cifar10 +1.5" in rows["lrn-cifar10"]["figures"][0]
     assert rows["lrn"]["figures"] == []
+
+
+def test_the_evidence_of_the_repository_is_in_the_row_of_its_claim(tmp_path: Path) -> None:
+    def committed(name: str, n_seeds: int, **row: str) -> dict[str, object]:
+        shown = {"title": "Dropout", "value": f"of {name}", "verdict": "supported", **row}
+        return {"name": name, "data": HOSTILE, "commit": "0123456789ab", "date": "2026-01-31",
+                "rows": [{**shown, "n_seeds": n_seeds}]}  # fmt: skip
+
+    reproduction = small()
+    reproduction["committed"] = [
+        committed("quick", 2, claim="dropout"),
+        committed("long", 5, claim="dropout"),
+        committed("older", 3, title="Depth", verdict="measured at reduced scale"),
+    ]  # type: ignore[typeddict-item]
+    rows = {row["id"]: row for row in view(reproduction)["ledger"]["rows"]}
+    assert [e["name"] for e in rows["dropout"]["evidence"]] == ["long", "quick"]
+    assert [e["name"] for e in rows["depth"]["evidence"]] == ["older"]
+    assert rows["lrn"]["evidence"] == []
+    text = page_of(reproduction, tmp_path).text
+    assert "5 seeds, long, commit 0123456" in text
 
 
 def test_a_claim_shows_learning_curves_of_baseline_and_ablation() -> None:

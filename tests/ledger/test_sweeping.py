@@ -359,7 +359,7 @@ def test_committed_evidence_is_of_real_data_with_seeds(tmp_path: Path) -> None:
         ("photos", "16 photographs", 5),
         ("single", "ten classes of ImageNet", 1),
     ):
-        row = {"title": "Dropout", "verdict": "supported"}
+        row = {"id": "dropout", "title": "Dropout", "verdict": "supported"}
         row["measured"] = {"value": "+1.0", "n_seeds": n_seeds}
         made = {"data_description": data, "commit": "abc", "date": "2026-01-31"}
         content = {"provenance": made, "rows": [row, {"title": "Depth", "measured": None}]}
@@ -367,4 +367,4 @@ def test_committed_evidence_is_of_real_data_with_seeds(tmp_path: Path) -> None:
         (tmp_path / name / "ledger.json").write_text(json.dumps(content))
     (found,) = committed_evidence(tmp_path)
     assert (found["name"], found["commit"]) == ("imagenette", "abc")
-    assert [row["title"] for row in found["rows"]] == ["Dropout"]
+    assert [row["claim"] for row in found["rows"]] == ["dropout"]

@@ -100,7 +100,7 @@ EPILOGUES = st.builds(
     separate_inputs=st.booleans(),
     separate_outputs=st.booleans(),
 )
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_fused_epilogue_equals_torchs_layers(
     epilogue: Epilogue,
     towers: int,
@@ -141,7 +141,7 @@ def close(got: Tensor, want: Tensor | None, dtype: torch.dtype) -> None:
     assert (got.double() - want).abs().max() <= bound * want.abs().max().clamp_min(1e-3)
 
 
-@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (65, 96), (64 * 264 * 2 + 9, 40)])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (65, 96), (64 * 264 * 2 + 9, 8)])
 def test_column_sums_equal_those_in_float64(shape: tuple[int, int]) -> None:
     """Every row counts once, and no row outside the tensor."""
     padded = numbers(shape[0] + 2, shape[1]).float()
@@ -287,6 +287,7 @@ def test_an_update_reads_its_rates_from_memory_that_stays_the_same() -> None:
 def test_training_step_equals_that_in_float64(recipe: str) -> None:
     images, labels = numbers(1, 3, 64, 64) * 2, torch.tensor([3], device=DEVICE)
     own = load_recipe(recipe)
+    own.fc6.units = own.fc7.units = 256  # the interpreter is slow
     if recipe == "code145":  # as in definition 177 of the 2012 code: a step that is not fused
         own.conv4.after.append(LayerOp.dropout)
         own.conv_dropout_rate = 0.2

@@ -323,7 +323,10 @@ def _of_images(run: RunFiles, folder: Path) -> Iterator[Finding]:
     files = run.folder / image_errors.FILE, folder / image_errors.FILE
     if not all(file.is_file() for file in files):
         return
-    with np.load(files[0], allow_pickle=False) as recorded, np.load(files[1]) as replayed:
+    with (
+        np.load(files[0], allow_pickle=False) as recorded,
+        np.load(files[1], allow_pickle=False) as replayed,
+    ):
         for key in replayed.files:
             if key not in recorded or not np.array_equal(recorded[key], replayed[key]):
                 yield Finding(image_errors.FILE, f"{key} is not that of the newest checkpoint")

@@ -150,6 +150,7 @@ class EpochRatio(TypedDict):
 class CommittedRow(TypedDict):
     """A measured claim in a ledger that is part of the repository."""
 
+    claim: NotRequired[str]  # its id; not in older files
     title: str
     value: str
     verdict: str

@@ -161,23 +161,17 @@ class AlexNet(nn.Module):
             raise ValueError(f"images {tuple(images.shape)}: must be [N, 3, {side}, {side}]")
         if not self._scale_checked and not torch.compiler.is_compiling():
             self._check_scale(images)
+        rows = rows or self._own_rows(images)
         if self._runs_kernels() and not images.requires_grad:
             return self._fused_conv_features(images, rows).flatten(1)
         x = images.to(self.types.activations).contiguous(memory_format=torch.channels_last)
         for name, conv in self._convs.items():
             comm = self.comm if conv.reads_both_towers else None
             x = self.get_submodule(name)(x, comm=comm, name=name)
-            for step in self._steps[name]:
-                x = self._run_step(step, x, rows)
+            for op, step in self._steps[name]:
+                module = self.get_submodule(step)
+                x = module(x, rows) if op is LayerOp.dropout else module(x)
         return x.flatten(1)
-
-    def _run_step(self, step: tuple[LayerOp, str], x: Tensor, rows: Shard | None) -> Tensor:
-        op, name = step
-        module = self.get_submodule(name)
-        result: Tensor = (
-            module(x, rows or self._own_rows(x)) if op is LayerOp.dropout else module(x)
-        )
-        return result
 
     def hidden_features(self, x: Tensor, rows: Shard | None = None) -> Tensor:
         """Output of the hidden fully connected layers: [N, t·4608] or [N, T·4608] → [N, t·2048].
@@ -187,10 +181,11 @@ class AlexNet(nn.Module):
         """
         rows = rows or self._own_rows(x)
         fuses_relu = self._runs_kernels() and self.config.activation is Activation.relu
+        dropouts = self.dropouts
         for name, linear in self._hidden.items():
             comm = self.comm if linear.reads_both_towers else None
             x = self.get_submodule(name)(x, comm=comm, name=name)
-            dropout = self.dropouts[name]
+            dropout = dropouts[name]
             if fuses_relu:
                 x = dropout.after_relu(x, rows)
             else:
@@ -294,7 +289,7 @@ class AlexNet(nn.Module):
         modules = ((n.removesuffix("_dropout"), module) for n, module in self.named_children())
         return {name: module for name, module in modules if isinstance(module, Dropout)}
 
-    def _fused_conv_features(self, images: Tensor, rows: Shard | None) -> Tensor:
+    def _fused_conv_features(self, images: Tensor, rows: Shard) -> Tensor:
         """:meth:`conv_features` on a GPU: each convolution is followed by its fused epilogue.
 
         Towers that do not read each other get separate tensors and separate convolutions: cuDNN is
@@ -325,8 +320,9 @@ class AlexNet(nn.Module):
                     bias = layer.bias if i == 0 else None
                     maps = kernels.fused_epilogue(maps, bias, step, towers, separate=split)
                 else:
-                    module = next(module for module in self._steps[name] if module[0] is step)
-                    maps = (self._run_step(module, maps[0], rows),)
+                    module = self.get_submodule(dict(self._steps[name])[step])
+                    x = maps[0]
+                    maps = (module(x, rows) if step is LayerOp.dropout else module(x),)
             if separate and len(maps) == 1:
                 by_tower = maps[0].chunk(towers, 1)
                 maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in by_tower)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ class Trainer:
                 self.throughput.waited()
                 lr = epoch_lr.scaled(warmup_factor(schedule, self.progress.step, steps_per_epoch))
                 self.optimizer.set_rates(lr)
-                self._before_step(batch, lr)
+                self._reporter.observe(self.progress.step, partial(self._observe, batch, lr))
+                self._before_step(batch)
                 output = self.train_step(batch)
                 self._after_step(epoch, batch, output, lr)
                 self._end_traced_step()
@@ -247,8 +249,7 @@ class Trainer:
             return native.description()
         return "Triton kernels" if self.model.fused else "torch"
 
-    def _before_step(self, batch: Batch, lr: LearningRates) -> None:
-        self._reporter.observe(self.progress.step, lambda: self._observe(batch, lr))
+    def _before_step(self, batch: Batch) -> None:
         self.mesh.watchdog.this_rank.record.step = self.progress.step + 1
         due = self.progress.step % self.config.data.check_every_steps == 0
         if due and self.mesh.towers > 1:

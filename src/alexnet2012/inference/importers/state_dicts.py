@@ -7,13 +7,13 @@ that people save beside the weights can then be read past.
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ _RUNS_CODE = (
     "contains Python objects that cannot be read without running code; in the program that made "
     "it, save model.state_dict() with torch.save"
 )
-_NEWER_PROTOCOL = f"Unsupported operand {pickle.FRAME[0]}"  # torch reads protocols up to 3
+_NEWER_PROTOCOL = "Unsupported operand 149"  # FRAME of protocol 4; torch reads up to 3
 _SAVE_AS_2 = (
     "was saved with pickle_protocol=4 or 5, which cannot be read without running code; in the "
     "program that made it, save model.state_dict() with torch.save and its default protocol"
@@ -183,9 +183,7 @@ def _load(path: Path) -> Any:
         except OSError:
             raise
         except Exception as error:  # a damaged pickle can raise anything
-            if not (
-                isinstance(error, pickle.UnpicklingError) and _add_stand_in(stand_ins, str(error))
-            ):
+            if not (isinstance(error, UnpicklingError) and _add_stand_in(stand_ins, str(error))):
                 raise ValueError(_unreadable(error)) from error
     raise ValueError(f"refers to more than {_MAX_STAND_INS} classes; save its state_dict alone")
 
@@ -213,7 +211,7 @@ def _unreadable(error: Exception) -> str:
     """What is wrong with a file of the right format, never in torch's words."""
     if _NEWER_PROTOCOL in str(error):
         return _SAVE_AS_2
-    return _RUNS_CODE if isinstance(error, pickle.UnpicklingError) else _DAMAGED
+    return _RUNS_CODE if isinstance(error, UnpicklingError) else _DAMAGED
 
 
 def _leaves(loaded: Any) -> Iterator[_Leaf]:

@@ -24,6 +24,7 @@ def committed_evidence(directory: Path = RESULTS) -> list[CommittedLedger]:
         made = content["provenance"]
         rows = [
             CommittedRow(
+                claim=row["id"],
                 title=row["title"],
                 value=row["measured"]["value"],
                 verdict=row["verdict"],

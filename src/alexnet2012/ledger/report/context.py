@@ -10,22 +10,33 @@ from markupsafe import Markup
 from alexnet2012.ledger.authors_runs import authors_rows, authors_summary
 from alexnet2012.ledger.claims import Scale, load_differences
 from alexnet2012.ledger.report import charts
-from alexnet2012.ledger.results import Audit, Evaluation, ExchangeTraffic, Reproduction, ledger_of
+from alexnet2012.ledger.results import (
+    Audit,
+    CommittedLedger,
+    Evaluation,
+    ExchangeTraffic,
+    Reproduction,
+    ledger_of,
+)
 from alexnet2012.ledger.verdicts import Verdict, columns
 
-# CSS classes of badges: how a claim was measured, and what the measurement says.
-SCALE_MARKS = {Verdict.not_measured.value: "none", **{s.words: s.name for s in Scale}}
-VERDICT_MARKS = {
-    Verdict.agrees: "ok",
-    Verdict.differs: "bad",
-    Verdict.supported: "ok",
-    Verdict.in_direction: "ok",
-    Verdict.contradicted: "bad",
-    Verdict.inconclusive: "unsure",
-    Verdict.stand_in: "unsure",
-    Verdict.not_recomputable: "unsure",
-    Verdict.not_measured: "none",
+VERDICT_MARKS = {  # CSS classes of badges
+    Verdict.agrees.value: "ok",
+    Verdict.differs.value: "bad",
+    Verdict.supported.value: "ok",
+    Verdict.in_direction.value: "ok",
+    Verdict.contradicted.value: "bad",
+    Verdict.inconclusive.value: "unsure",
+    Verdict.stand_in.value: "unsure",
+    Verdict.not_recomputable.value: "unsure",
+    Verdict.not_measured.value: "none",
 }
+SCALE_NOTES = {
+    Scale.exact.words: "exact",
+    Scale.full.words: "full scale",
+    Scale.reduced.words: "reduced scale",
+}  # beside a badge; "stand-in only" says it itself
+SOURCE_NAMES = {"paper": "Paper", "code": "2012 code", "article": "Article"}
 
 
 def view(reproduction: Reproduction) -> dict[str, Any]:
@@ -75,14 +86,16 @@ def exchanges_view(exchanges: list[ExchangeTraffic]) -> dict[str, Any]:
     """One row per layer with both directions, and the totals."""
     rows: dict[str, dict[str, Any]] = {}
     for e in exchanges:
-        row = rows.setdefault(e["layer"], {"layer": e["layer"], "forward": None, "backward": None})
+        new = {"layer": e["layer"], "forward": None, "backward": None, "counted": 0, "expected": 0}
+        row = rows.setdefault(e["layer"], new)
         row[e["direction"]] = e
-    counted = sum(e["bytes_per_image"] for e in exchanges)
+        row["counted"] += e["bytes_per_image"]
+        row["expected"] += e["expected_bytes_per_image"]
     return {
         "rows": list(rows.values()),
-        "largest": max((e["bytes_per_image"] for e in exchanges), default=1) or 1,
-        "counted": counted,
-        "expected": sum(e["expected_bytes_per_image"] for e in exchanges),
+        "largest": max((row["counted"] for row in rows.values()), default=1) or 1,
+        "counted": sum(row["counted"] for row in rows.values()),
+        "expected": sum(row["expected"] for row in rows.values()),
         "ok": all(e["bytes_per_image"] == e["expected_bytes_per_image"] for e in exchanges),
     }
 
@@ -117,6 +130,8 @@ def _tiles(
     if evaluation:
         best = max(evaluation, key=lambda e: e["views"])
         note = f"{best['views']} views, {best['pictures']:,} images"
+        if interval := best.get("top1_interval_pct"):
+            note = f"95% interval {fixed(interval[0])} to {fixed(interval[1])}; {note}"
         if "chance_top1_error_pct" in best:
             note += f"; chance is {fixed(best['chance_top1_error_pct'])}%"
         value = f"{fixed(best['top1_error_pct'])}%"
@@ -126,11 +141,15 @@ def _tiles(
 
 def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
     content = ledger_of(reproduction)
+    evidence = _evidence(reproduction.get("committed", []))
     rows = [
         {
             **row,
-            "mark": VERDICT_MARKS[Verdict(row["verdict"])],
-            "scale_mark": SCALE_MARKS[row["scale"]],
+            "mark": VERDICT_MARKS[row["verdict"]],
+            "scale_note": SCALE_NOTES.get(row["scale"], ""),
+            "below_full_scale": row["scale"] not in (Scale.exact.words, Scale.full.words),
+            "reported": _reported(row["sources"]),
+            "evidence": evidence.get(row["id"]) or evidence.get(row["title"], []),
             "columns": columns(row) if row["measured"] else {},
             "timings": content["timings"].get(row["id"], {}),
             "figures": [
@@ -143,13 +162,33 @@ def _ledger_view(reproduction: Reproduction) -> dict[str, Any]:
     ]
     tally = [
         {
-            "verdict": verdict.value,
+            "verdict": verdict,
             "mark": mark,
-            "count": sum(row["verdict"] == verdict.value for row in rows),
+            "count": sum(row["verdict"] == verdict for row in rows),
         }
         for verdict, mark in VERDICT_MARKS.items()
     ]
     return {"rows": rows, "tally": tally}
+
+
+def _reported(sources: dict[str, Any]) -> dict[str, str]:
+    """What the first source that mentions the claim says, and which that is."""
+    said = ((name, source) for name, source in sources.items() if source is not None)
+    name, source = next(said, ("paper", {"value": "–"}))
+    return {"source": SOURCE_NAMES[name], "value": source["value"]}
+
+
+def _evidence(ledgers: list[CommittedLedger]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of committed ledgers by claim, or by title in older files; most seeds first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for ledger in ledgers:
+        for row in ledger["rows"]:
+            mark = VERDICT_MARKS.get(row["verdict"], "unsure")  # older ledgers have other verdicts
+            shown = {**ledger, **row, "mark": mark}
+            found.setdefault(row.get("claim", row["title"]), []).append(shown)
+    for rows in found.values():
+        rows.sort(key=lambda row: -row["n_seeds"])
+    return found
 
 
 def scientific(value: float | None) -> Markup:

@@ -100,9 +100,10 @@ def line_chart(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.margins(x=0.02)
         if len(curves) > 1 or band is not None:
-            axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
+            legend = axes.legend(frameon=False, fontsize=9, handlelength=2.2, borderaxespad=0.2)
+            legend.set_in_layout(False)  # a long label must not squeeze the axes
 
-    return _chart((4.6, 2.8), draw, "y", alt)
+    return _chart((4.0, 2.6), draw, "y", alt)
 
 
 def forest(rows: Sequence[IntervalRow], xlabel: str, alt: str) -> str:
@@ -119,7 +120,7 @@ def forest(rows: Sequence[IntervalRow], xlabel: str, alt: str) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)  # first row on top
         axes.set_xlabel(xlabel)
 
-    return _chart((6.4, 0.7 + 0.3 * len(rows)), draw, "x", alt)
+    return _chart((4.4, 0.7 + 0.3 * len(rows)), draw, "x", alt)
 
 
 def _chart(
