@@ -15,7 +15,7 @@ ARGS   ?=
 # Tests and sweeps start many processes, each of which would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test test-gpu setup setup-dev lint format bench site lock clean
+.PHONY: reproduce test test-gpu setup setup-dev lint format bench site wheel test-wheel lock check-lock clean
 .DEFAULT_GOAL := reproduce
 
 TORCH    := https://download.pytorch.org/whl
@@ -54,15 +54,29 @@ bench: setup
 site: setup-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
 
+# The wheel is built from the source distribution, which must therefore be complete.
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+
+# A newcomer's commands, with the wheel in a new environment elsewhere. WHEEL=FILE tries another wheel.
+test-wheel: $(if $(WHEEL),setup,wheel)
+	PYTHON=$(PYTHON) tests/newcomer.sh $(or $(WHEEL),dist/*.whl) $(VENV)/requirements.txt $(INDEX_$(CUDA))
+
 setup: $(VENV)/ready
 setup-dev: $(VENV)/ready-dev
 
+# What running needs; DALI for CUDA 12 is a package of another name.
+LOCK_13  := sed '/^\# Development/,$$d'
+LOCK_12  := sed 's/^\(nvidia-dali-cuda\)130/\1120/; /^\# Development/,$$d'
+LOCK_cpu := $(LOCK_13)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 $(VENV)/ready: requirements.lock setup.cfg pyproject.toml setup.py $(wildcard src/alexnet2012/utils/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	sed '$(if $(filter 12,$(CUDA)),s/^\(nvidia-dali-cuda\)130/\1120/;)/^# Development/,$$d' requirements.lock > $(VENV)/requirements.txt
+	$(LOCK_$(CUDA)) requirements.lock > $(VENV)/requirements.txt
 	$(PIP_INSTALL) $(INDEX_$(CUDA)) -r $(VENV)/requirements.txt
 	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	echo $(CUDA) > $(VENV)/cuda
@@ -86,6 +100,14 @@ lock:
 	$(VENV)-lock/bin/python -m pip install --quiet ".[dev]"
 	{ cat $(VENV)-lock/run.txt; echo "# Development"; $(PINS) | grep -vxFf $(VENV)-lock/run.txt; } > requirements.lock
 	rm -r $(VENV)-lock
+
+# Whether every pin has a wheel: for CUDA 13 and 12, on x86-64 and ARM. antlr4 has none anywhere.
+PLATFORMS = $(foreach tag,_2_28 _2_27 _2_24 _2_17 2014 1,--platform manylinux$(tag)_$(1))
+check-lock: setup
+	@$(foreach cuda,13 12,$(foreach machine,x86_64 aarch64,\
+	  $(LOCK_$(cuda)) requirements.lock | grep -v ^antlr4 > $(VENV)/checked.txt && $(BIN)/python -m pip install --quiet --dry-run --ignore-installed --target $(VENV)/none \
+	    --no-deps --only-binary=:all: $(call PLATFORMS,$(machine)) -r $(VENV)/checked.txt \
+	    && echo "CUDA $(cuda), $(machine): every pin has a wheel" &&)) rm $(VENV)/checked.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from alexnet2012.cli.args import closest
 from alexnet2012.cli.registry import COMMANDS
+from alexnet2012.utils.environment import running_commit
 from alexnet2012.utils.interrupt import end_at_once_on_sigint
 
 
@@ -18,13 +19,20 @@ def listing() -> str:
     return "\n".join([head, *lines, "\nalexnet2012 COMMAND --help lists a command's settings.\n"])
 
 
+def _checkout() -> str:
+    commit, dirty = running_commit()
+    if commit.startswith("version"):
+        return ""
+    return f" (commit {commit}{', with uncommitted changes' if dirty else ''})"
+
+
 def main() -> None:
     """Run the command that the first word names."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         sys.stdout.write(listing())
     elif name == "--version":
-        sys.stdout.write(f"alexnet2012 {version('alexnet2012')}\n")
+        sys.stdout.write(f"alexnet2012 {version('alexnet2012')}{_checkout()}\n")
     elif name in COMMANDS:
         sys.argv = [f"alexnet2012 {name}", *words]
         end_at_once_on_sigint()  # while the command is imported; it handles later ones itself
