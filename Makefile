@@ -51,8 +51,9 @@ format: setup-dev
 bench: setup
 	for script in $(filter-out %/record.py %/arms.py %/compare.py %/page.py %/labels.py %/peers.py %/gpu_rehearsal.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
+# Not --quiet: warnings that are not shown are not counted by --strict.
 site: setup-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 # The wheel is built from the source distribution, which must therefore be complete.
 wheel: setup

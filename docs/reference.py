@@ -1,7 +1,7 @@
 """Writes the tables of settings.md and the descriptions of python.md: ``python docs/reference.py``.
 
-They stand between ``<!-- settings of COMMAND -->`` or ``<!-- module or object: NAME -->`` and
-``<!-- end -->``.
+They stand between ``<!-- settings of COMMAND -->``, ``<!-- recipe NAME -->`` or
+``<!-- module or object: NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
-from alexnet2012.cli.help import settings
+from alexnet2012.cli.help import Setting, settings
 from alexnet2012.cli.registry import COMMANDS
 from alexnet2012.config.compose import CONF
+from alexnet2012.config.schema import RecipeConfig
 
+CONF_FILES = Path(__file__).parents[1] / "conf"
 PAGES = [Path(__file__).with_name(name) for name in ("settings.md", "python.md")]
-MADE = re.compile(r"<!-- (settings of|module or object:) ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
+MADE = re.compile(
+    r"<!-- (settings of|recipe|module or object:) ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL
+)
+SAME_KEYS = re.compile(r"conv[2-6]\.|fc7\.")  # as those of conv1 and fc6
 SECTIONS = re.compile(r"^(Args|Raises|Returns|Yields):$", re.MULTILINE)
 ENTRY = re.compile(r"^ {4}(\S+?): ", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):`+[.~]?(?:alexnet2012\.)?([\w.]+)`+")
@@ -35,8 +41,8 @@ def written(text: str) -> str:
     """The text of a page with what the package says now."""
 
     def part(found: re.Match[str]) -> str:
-        made = table if found[1] == "settings of" else description
-        return f"<!-- {found[1]} {found[2]} -->\n{made(found[2])}\n<!-- end -->"
+        make = {"settings of": table, "recipe": recipe}.get(found[1], description)
+        return f"<!-- {found[1]} {found[2]} -->\n{make(found[2])}\n<!-- end -->"
 
     return MADE.sub(part, text)
 
@@ -49,17 +55,42 @@ def table(name: str) -> str:
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         found = list(settings(schema, compose(name)))
-    rows = [(f"`{s.key}`", f"`{s.value}`", s.allowed, s.meaning) for s in found]
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    head = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-    return "\n".join([*head, *(f"| {line} |" for line in lines)])
+    return rows(["default"], [found])
+
+
+def recipe(name: str) -> str:
+    """Every setting of a recipe, with its values in this one and in ``code145``."""
+    found = []
+    for other in (name, "code145"):
+        file = OmegaConf.load(CONF_FILES / "recipe" / f"{other}.yaml")
+        config = OmegaConf.merge(OmegaConf.structured(RecipeConfig), file)
+        assert isinstance(config, DictConfig)
+        own = settings(RecipeConfig, config)
+        found.append([s._replace(key=f"recipe.{s.key}") for s in own if not SAME_KEYS.match(s.key)])
+    return rows([f"`{name}`", "`code145`"], found)
+
+
+def rows(titles: list[str], found: list[list[Setting]]) -> str:
+    """The settings as a table, with a column for each list of the same settings."""
+    cells = [
+        [
+            f"`{same[0].key}`",
+            *(f"`{s.value or repr('')}`" for s in same),
+            same[0].allowed,
+            same[0].meaning,
+        ]
+        for same in zip(*found, strict=True)
+    ]
+    head = [["setting", *titles, "values", "meaning"], ["---"] * (len(titles) + 3)]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in [*head, *cells]]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def description(name: str) -> str:
     """A module's docstring and its public classes and functions, or one of these."""
     thing = locate(name)
     if not isinstance(thing, ModuleType):
-        return "\n\n".join(entry(name.rpartition(".")[2], thing))
+        return "\n\n".join(entry(name.rpartition(".")[2], thing, "###"))
     parts = [f"### `{name}`", prose(thing)]
     for key, value in vars(thing).items():
         is_own = not key.startswith("_") and getattr(value, "__module__", None) == name
@@ -68,9 +99,9 @@ def description(name: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def entry(name: str, thing: Any) -> Iterator[str]:
+def entry(name: str, thing: Any, level: str = "####") -> Iterator[str]:
     """What a class or function is called with, and its docstring; then a class's methods."""
-    yield f"#### `{name}`"
+    yield f"{level} `{name}`"
     yield f"```py\n{signature(name.rpartition('.')[2], thing)}\n```"
     yield prose(thing)
     for key, value in vars(thing).items() if inspect.isclass(thing) else ():
@@ -80,9 +111,10 @@ def entry(name: str, thing: Any) -> Iterator[str]:
             getter = value.fget if isinstance(value, property) else value.func
             if inspect.getdoc(getter):
                 kind = inspect.signature(getter).return_annotation
-                yield f"##### `{name}.{key}`: `{kind}`\n\n{prose(getter)}"
+                yield f"{level}# `{name}.{key}`: `{kind}`\n\n{prose(getter)}"
         elif inspect.isfunction(method := getattr(value, "__func__", value)) and method.__doc__:
-            yield f"##### `{name}.{key}`\n\n```py\n{signature(key, method)}\n```\n\n{prose(method)}"
+            called = f"```py\n{signature(key, method)}\n```"
+            yield f"{level}# `{name}.{key}`\n\n{called}\n\n{prose(method)}"
 
 
 def signature(name: str, thing: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from ranks import run_ranks
 
 from alexnet2012.distributed import collectives
+from alexnet2012.ledger.measurements.architecture import EXCHANGED_FLOATS
 from alexnet2012.nn import alexnet, layers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "lecture.md").read_text(encoding="utf-8")
@@ -36,6 +37,21 @@ def printed(program: str) -> str:
 def test_each_program_has_the_command_that_starts_it() -> None:
     commands = re.findall(r"^torchrun --nproc-per-node 2 (\w+\.py)$", PAGE, re.MULTILINE)
     assert commands == list(PROGRAMS) == ["links.py", "broken.py", "hide.py"]
+
+
+def test_the_bytes_of_the_full_network_are_those_of_the_text() -> None:
+    backward = sum(EXCHANGED_FLOATS.values()) // 2  # of one tower
+    forward, gradients = backward + 500, 60_965_224
+    per_image = 4 * (forward + backward)
+    for said in (
+        f"{forward:,} numbers per image forward and {backward:,} backward",
+        f"{per_image / 1e3:.0f} kB in float32",
+        f"{128 * per_image / 1e6:.0f} MB for a batch of 128",
+        f"{gradients:,}\nparameters: {4 * gradients / 1e6:.0f} MB",
+        f"about {round(4 * gradients / per_image, -1):,.0f} images",
+    ):
+        assert said in PAGE
+    assert round(4 * gradients / (128 * per_image)) == 8
 
 
 def test_the_bytes_are_those_of_the_answer_and_move_with_the_link() -> None:

@@ -91,6 +91,8 @@ def _shown(config: DictConfig, key: str) -> str:
     value = config[key]
     if isinstance(value, ListConfig) and any(isinstance(item, DictConfig) for item in value):
         return "[…]"
+    if isinstance(value, ListConfig):
+        return f"[{', '.join(map(str, value))}]"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

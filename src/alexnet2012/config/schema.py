@@ -112,7 +112,7 @@ class LinearConfig:
 class BottleneckConfig:
     """Linear units between fc7 and fc8: fc8's weight is then of low rank, for many classes."""
 
-    present: bool = False
+    present: bool = False  # true adds the layer
     units: int = 2048  # outputs, totals over both towers
     init_std: float = 0.01  # standard deviation of the initial weights
     init_bias: float = 0.0  # initial bias
@@ -131,9 +131,9 @@ class NormConfig:
     """b = a / (k + s·Σ a²)^beta over ``size`` maps or pixels; s is alpha, or alpha / window."""
 
     size: int = MISSING  # window: maps, or pixels per side; odd
-    alpha: float = MISSING
-    beta: float = MISSING
-    k: float = ranged(above=0)
+    alpha: float = MISSING  # factor of the sum of squares
+    beta: float = MISSING  # exponent of the denominator
+    k: float = ranged(above=0)  # constant in the denominator
     divide_by_window: bool = MISSING  # divide alpha by the number of values in the window
 
 
@@ -166,8 +166,8 @@ class AugmentConfig:
 class OptimizerConfig:
     """v ← momentum·v − weight_decay·ε·w − ε·g;  w ← w + v."""
 
-    momentum: float = ranged(low=0, below=1)
-    weight_decay: float = ranged(low=0)
+    momentum: float = ranged(low=0, below=1)  # share of the previous update that is kept
+    weight_decay: float = ranged(low=0)  # an update subtracts this times learning rate and weight
     decay_biases: bool = MISSING  # apply weight decay to biases, too
     # weight decay of individual layers, by name, where it differs from weight_decay
     layer_decay: dict[str, float] = field(default_factory=dict)
@@ -410,7 +410,7 @@ class PrepareConfig:
     quality: int = ranged(95, low=1, high=100)  # JPEG quality of the stored images
     workers: int | None = ranged(None, low=1, high=1024)  # processes; null: one per core
     on_reject: OnReject = OnReject.skip  # skip: list unusable images; fail: stop at one
-    # validation images in % of each class, for folders without a split of their own
+    # validation images in % of each class, for folders without a split of their own;
     # 100: all, for a store to evaluate on
     val_percent: float = ranged(10.0, above=0, high=100)
     # list of image names and classes, for images in no class folders; null: a list beside them
