@@ -302,7 +302,7 @@ REFUSED_PARAMS: dict[str, tuple[str, str, str]] = {
     "momentum": ("momW=0.9", "momW=0.5", "differ in their rates"),
     "schedule": ("wball=0", "wball=0\nschedW=jdexp[500,4]", "a recipe has linear, exp and dexp"),
     "steps": ("wball=0", "wball=0\nschedW=dexp[500,1]", "at least 2 steps"),
-    "missing": ("[conv2b]", "[conv2c]", r"\[conv2b\] has no epsW"),
+    "missing": ("[conv2b]", "[conv2c]", r"\[conv2b\] has no epsW in either file; are the param"),
     "coefficient": ("coeff=1", "coeff=2", r"\[logprob\] coeff=2"),
     "line": ("coeff=1", "coeff", r"layer-params-made.cfg: line \d+ \(coeff\) is neither"),
 }
@@ -324,6 +324,14 @@ def test_what_a_recipe_cannot_express_is_refused_in_a_line_that_names_it(
     with pytest.raises(ConfigError, match=message) as caught:
         read_definition(layers, params)
     assert str(caught.value).isprintable()
+
+
+def test_two_files_in_the_wrong_order_and_a_byte_order_mark(tmp_path: Path) -> None:
+    layers, params = written(load_recipe("code145"), tmp_path)
+    with pytest.raises(ConfigError, match=r"source=.*: is no definition: none of its sections has"):
+        read_definition(params, layers)
+    layers.write_text(layers.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert differences(read_definition(layers, params).recipe, load_recipe("code145")) == {}
 
 
 def test_a_layer_that_reads_some_of_the_towers_is_refused(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import caffe
 import nets
 import pytest
 import torch
+from definitions import written
 from documented import lines
 
 from alexnet2012.cli.errors import exit_on_error
+from alexnet2012.config.validation import load_recipe
 from alexnet2012.referee import _run as run
 from alexnet2012.referee import main
 
@@ -31,6 +33,9 @@ def folder(saved_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     layers = nets.caffe_layers()
     (folder / "bvlc_alexnet.caffemodel").write_bytes(caffe.caffemodel(layers, old=True))
     (folder / "train_val.prototxt").write_text(nets.prototxt(layers))
+    definition = written(load_recipe("code145"), folder)
+    for file, name in zip(definition, ("layers-147.cfg", "layer-params-147.cfg"), strict=True):
+        file.rename(folder / name)
     shutil.copytree(saved_run, folder / "RUN")
     (folder / "REPRODUCTION").mkdir()
     measured = {"value": "no_lighting: +1.50", "n_seeds": 1}
@@ -54,12 +59,13 @@ def test_every_command_of_the_page_works_as_printed(
 ) -> None:
     monkeypatch.chdir(folder)
     outputs = [printed(command, capsys, monkeypatch) for command in lines(PAGE)]
-    first, state, model, content = outputs
+    first, state, model, definition, content = outputs
     (block,) = re.findall(r"```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert first == block, f"docs/referee.md: {first}"
     assert "Not in the file: input size, pixels, mean, dropout, stride, border" in state
     assert "an ONNX export holds the operations, too" in state
     assert "conv1, conv2 LRN k: 1; the paper and #145: 2\n    costs: not measured\n" in model
+    assert "\nNo difference from #145, as far as the file tells\n" in definition
     found = json.loads(content)
     assert found["format"] == "a model of this package, of recipe code145"
     assert {row["item"] for row in found["differences"]} >= {"width", "classes"}

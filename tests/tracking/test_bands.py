@@ -181,11 +181,11 @@ def test_a_band_needs_as_many_images(band: Band, healthy: Path) -> None:
 
 
 def test_bands_are_kept_in_a_file_with_those_of_other_runs(band: Band, tmp_path: Path) -> None:
-    other = replace(band, key="0", name="another")
+    other = replace(band, settings={**band.settings, "model.width": 0.5}, name="another")
     save_bands([other], tmp_path / "bands.json")
     save_bands([band], tmp_path / "bands.json")
     read = {found.key: found for found in load_bands(tmp_path / "bands.json")}
-    assert set(read) == {band.key, "0"}
+    assert set(read) == {band.key, other.key}
     limits, made = read[band.key].limits["loss"][3], band.limits["loss"][3]
     assert limits == pytest.approx(made, abs=1e-4)
     (tmp_path / "bands.json").write_text('{"format": 0}')
@@ -193,11 +193,30 @@ def test_bands_are_kept_in_a_file_with_those_of_other_runs(band: Band, tmp_path:
         load_bands(tmp_path / "bands.json")
 
 
-def test_the_bands_of_the_package_can_be_read() -> None:
-    assert {row.name for row in load_bands()} >= {
-        "code145, width 0.25, 128 pixels, 10 classes, 30 epochs",
-        "code145, width 0.25, 112 pixels, 16 classes, 14 epochs",
-    }
+SHIPPED = {  # bands of the package: the words that train such a run
+    "code145, width 0.125, 64 pixels, 16 classes, 6 epochs": ("ablations/quick", "code145"),
+    "code145, width 0.25, 112 pixels, 16 classes, 14 epochs": ("reduced/quick", "code145"),
+    "code145, width 0.25, 128 pixels, 10 classes, 30 epochs": ("ablations/reduced", "code145"),
+    "paper, width 0.125, 64 pixels, 16 classes, 6 epochs": ("ablations/quick", "paper"),
+}
+
+
+def test_the_bands_of_the_package_are_those_of_its_presets(photos_store: Store) -> None:
+    bands = {band.name: band for band in load_bands()}
+    assert bands.keys() == SHIPPED.keys()
+    for name, (experiment, recipe) in SHIPPED.items():
+        words = [f"experiment={experiment}", f"recipe={recipe}", "data.source=photos"]
+        settings = to_plain(compose_config("train", TrainConfig, words)[0])
+        assert band_key(settings, bands[name].classes) == bands[name].key, name
+        photos = bands[name].classes == Classes.of(photos_store.classes)
+        assert photos == ("16 classes" in name)
+
+
+def test_a_setting_that_came_later_has_its_default_in_a_band(band: Band) -> None:
+    earlier = {key: value for key, value in band.settings.items() if "conv_dropout" not in key}
+    assert len(earlier) < len(band.settings)
+    assert replace(band, settings=earlier).key == band.key
+    assert replace(band, settings={**earlier, "recipe.conv_dropout_rate": 0.2}).key != band.key
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
@@ -263,11 +282,12 @@ def test_causes_are_ordered_by_their_evidence() -> None:
     assert len(likely_causes(Evidence(), at_chance=False)) == 3
 
 
-def low_band(key: str, config: TrainConfig) -> Band:
+def low_band(config: TrainConfig, store: Store) -> Band:
     """A band that every run leaves at once."""
     limits: list[bands.Limits | None] = [(0.0, 0.001, 0.002)] * BINS
     layers = {name: getattr(config.recipe, name).init_std for name in config.recipe.layers}
-    return Band("low", key, 3, 120, 32, 0.01, layers, dict.fromkeys(METRIC_KEYS, limits))
+    of = to_plain(config), Classes.of(store.classes)
+    return Band("low", *of, 3, 120, 32, 0.01, layers, dict.fromkeys(METRIC_KEYS, limits))
 
 
 @pytest.mark.parametrize("fault", ["healthy", *FAULTS])
@@ -277,8 +297,7 @@ def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
     where = (f"data.store={photos_store.root}", "mesh=one_process", "recipe=code145")
     words = [*TINY, *where, "schedule.epochs=40", f"tracking.bands={tmp_path / 'bands.json'}"]
     config, _ = compose_config("train", TrainConfig, words)
-    key = band_key(to_plain(config), Classes.of(photos_store.classes))
-    save_bands([low_band(key, config)], tmp_path / "bands.json")
+    save_bands([low_band(config, photos_store)], tmp_path / "bands.json")
     plant, more, cause = FAULTS.get(fault, (nothing, lambda _: [], ""))
     faulty, _ = compose_config("train", TrainConfig, [*words, "max_steps=6", *more(config)])
     run_dir = tmp_path / "run"
@@ -306,8 +325,7 @@ def test_a_resumed_run_does_not_repeat_what_it_said(
     where = (f"data.store={photos_store.root}", "mesh=one_process", "recipe=code145")
     words = [*TINY, *where, "schedule.epochs=40", f"tracking.bands={tmp_path / 'bands.json'}"]
     config, _ = compose_config("train", TrainConfig, words)
-    key = band_key(to_plain(config), Classes.of(photos_store.classes))
-    save_bands([low_band(key, config)], tmp_path / "bands.json")
+    save_bands([low_band(config, photos_store)], tmp_path / "bands.json")
     found = []
     for steps in (8, 12):
         config = replace(config, max_steps=steps)

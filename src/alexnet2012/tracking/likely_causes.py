@@ -78,7 +78,7 @@ def _rate(ratio: float | None) -> Cause:
         return Cause(0.0, text)
     strength = abs(math.log(ratio)) - math.log(RATE_TOLERANCE)
     if strength > 0:
-        text += f": for each image of a batch it is {_times(ratio)} that of healthy runs"
+        text += f": for each image of a batch it is {ratio:.3g} times that of healthy runs"
     return Cause(strength, text)
 
 
@@ -90,7 +90,7 @@ def _spread(ratios: Mapping[str, float]) -> Cause:
     worst = max(finite, key=lambda name: abs(math.log(finite[name])))
     strength = abs(math.log(finite[worst])) - math.log(SPREAD_TOLERANCE)
     if strength > 0:
-        text += f": in {worst} it is {_times(finite[worst])} that of healthy runs"
+        text += f": in {worst} it is {finite[worst]:.3g} times that of healthy runs"
     return Cause(strength, text)
 
 
@@ -113,7 +113,3 @@ def _mean(mean: float | None, std: float | None) -> Cause:
     if strength > 0:
         text += f": the mean of a batch is {mean:.3g}, {deviations:.1f} of its standard deviations"
     return Cause(strength, text)
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.3g} times" if ratio >= 1 else f"a {1 / ratio:.3g}th of"

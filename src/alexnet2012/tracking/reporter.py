@@ -60,9 +60,15 @@ class Reporter:
             trackers.append(tracker)
             watches.append(make_watch())
             classes = Classes.of(progress.classes)
-            of_classes = {"classes": classes.number, "classes_digest": classes.digest}
-            unix_s = round(time.time())
-            tracker.started(progress.step, unix_s=unix_s, total_steps=total_steps, **of_classes)
+            tracker.started(
+                progress.step,
+                unix_s=round(time.time()),
+                total_steps=total_steps,
+                log_every_steps=config.log_every_steps,
+                eval_every_epochs=progress.settings["eval_every_epochs"],
+                classes=classes.number,
+                classes_digest=classes.digest,
+            )
             return config.watch and has_backends(config)
 
         log_stats = run_on_rank_0(start, mesh)

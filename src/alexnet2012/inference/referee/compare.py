@@ -155,7 +155,7 @@ def _items(network: Network, layers: Iterable[Layer]) -> Items:
     items[NETWORK, "pixels"] = None if pixels is None or pixels.scale is None else pixels.scale
     items[NETWORK, "mean"] = None if pixels is None else pixels.mean
     for name in network.others:
-        items[NETWORK, name] = 1
+        items[NETWORK, name] = True
     kinds = {op.values.get("kind") for _, op in _ops(layers) if op.kind == ACTIVATION}
     known = all(layer.ops is not None for layer in layers)
     items[NETWORK, ACTIVATION] = tuple(sorted(map(str, kinds))) if known else None
@@ -196,7 +196,7 @@ def _layer_items(layer: Layer, first: bool, last: bool) -> Iterator[tuple[str, H
     ops = [op for op in layer.ops if op.kind != DROPOUT]
     kinds = [op.kind for op in ops]
     for kind in dict.fromkeys((*_OPS, *kinds)):
-        yield kind, kinds.count(kind)
+        yield kind, kinds.count(kind) if kind in _OPS else True
     for op in reversed(ops):  # the first of a kind counts
         for name, value in op.values.items():
             if op.kind != ACTIVATION:
