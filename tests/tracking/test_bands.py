@@ -268,18 +268,27 @@ def test_a_run_is_drawn_with_its_band_behind_it(
 
 
 def test_causes_are_ordered_by_their_evidence() -> None:
-    usual = Evidence(pixel_mean=1.0, pixel_std=58.0, spread={"conv1": 1.01}, rate_ratio=1.0)
-    assert all(":" not in cause for cause in likely_causes(usual, at_chance=False))
-    assert likely_causes(usual, at_chance=True)[0].startswith("labels do not belong")
+    def causes(evidence: Evidence, *, at_chance: bool) -> list[str]:
+        return [cause.text for cause in likely_causes(evidence, at_chance=at_chance)]
+
+    usual = Evidence(1.0, 58.0, spread={"conv1": 1.01}, rate_ratio=1.0, batch_ratio=1.0)
+    assert all(cause.strength < 0 for cause in likely_causes(usual, at_chance=False))
+    assert all(":" not in cause for cause in causes(usual, at_chance=False))
+    assert causes(usual, at_chance=True)[0].startswith("labels do not belong")
     both = replace(usual, pixel_mean=0.01, pixel_std=0.23, rate_ratio=4.0)
-    first, second, third = likely_causes(both, at_chance=True)
+    first, second, third = causes(both, at_chance=True)
     assert first.startswith("pixels are not on the scale of 0 to 255: the standard deviation")
     assert second == (
         "the learning rate does not fit the batch size: for each image of a batch it is 4 times "
         "that of healthy runs"
     )
     assert third.startswith("labels")
-    assert len(likely_causes(Evidence(), at_chance=False)) == 3
+    assert len(causes(Evidence(), at_chance=False)) == 3
+    # Four times the batch, at the right rate, or at that of the small one.
+    scaled = causes(replace(usual, batch_ratio=4.0), at_chance=False)
+    assert scaled[0].endswith("number of updates: it is 4 times that of healthy runs")
+    unscaled = causes(replace(usual, rate_ratio=0.25, batch_ratio=4.0), at_chance=False)
+    assert unscaled[0].startswith("the learning rate does not fit the batch size: ")
 
 
 def low_band(config: TrainConfig, store: Store) -> Band:
@@ -313,7 +322,8 @@ def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
     else:
         assert cause in causes[0]
         assert len(with_evidence) == 1
-    (line,) = (r.getMessage() for r in caplog.records if "likeliest causes" in r.getMessage())
+    (line,) = (r.getMessage() for r in caplog.records if " causes: 1. " in r.getMessage())
+    assert ("nothing that the first step measured is unusual" in line) == (":" not in causes[0])
     assert causes[0] in line
     info = read_run(run_dir)
     assert info.left_band == left
@@ -332,6 +342,6 @@ def test_a_resumed_run_does_not_repeat_what_it_said(
         summary = Trainer(config, single_process(Device.cpu), tmp_path / "run").run()
         found.append(summary["band"]["left"])
     assert found[0] == found[1]
-    assert sum("likeliest causes" in r.getMessage() for r in caplog.records) == 1
+    assert sum(" causes: 1. " in r.getMessage() for r in caplog.records) == 1
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "timings.jsonl").open()]
     assert (kinds.count("observed"), kinds.count("left_band")) == (1, 1)

@@ -66,9 +66,10 @@ class Reference(NamedTuple):
 
     rate_per_image: float | None  # initial learning rate of weights, divided by the batch size
     init_std: dict[str, float]  # by layer
+    batch_size: int | None
 
 
-UNKNOWN = Reference(None, {})
+UNKNOWN = Reference(None, {}, None)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class BandWatch:
         if self.departure is not None or means is None:
             return None
         progress = self._curve.step / self.total_steps
-        at_chance = means["loss"] >= CHANCE_SHARE * self.chance_loss
+        at_chance = means["loss"] >= CHANCE_SHARE * self.chance_loss > 0  # 0: of a single class
         place = (self._curve.step, 100 * progress)
         if self.band is None:
             long_enough = progress >= CHANCE_PROGRESS and self._curve.step >= CHANCE_STEPS
@@ -207,7 +208,7 @@ def watch_of(
     band = find_band(bands, settings, classes, total, config.data.batch_size)
     reference = _of_recipe(config.recipe.name)
     if band is not None:
-        reference = Reference(band.rate / band.batch_size, band.init_std)
+        reference = Reference(band.rate / band.batch_size, band.init_std, band.batch_size)
     return BandWatch(band, total, math.log(classes.number), reference)
 
 
@@ -220,7 +221,7 @@ def _of_recipe(name: str) -> Reference:
     except (ConfigError, OSError):
         return UNKNOWN
     layers = {layer: getattr(recipe, layer).init_std for layer in recipe.layers}
-    return Reference(rate / RECIPE_BATCH, layers)
+    return Reference(rate / RECIPE_BATCH, layers, None)  # of any batch size
 
 
 def load_bands(file: Path | None = None) -> list[Band]:
