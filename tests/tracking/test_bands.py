@@ -8,6 +8,7 @@ import random
 import re
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def records(seed: int, shift: float = 0.0) -> list[tuple[int, float, float]]:
     return found
 
 
+@cache
+def composed(*words: str) -> TrainConfig:
+    """A configuration, which no test changes."""
+    return compose_config("train", TrainConfig, words)[0]
+
+
 def write_run(folder: Path, seed: int, *words: str, shift: float = 0.0) -> Path:
     """A finished run on made records, as a run directory has them."""
-    config, _ = compose_config("train", TrainConfig, ["data.store=x", f"seed={seed}", *words])
-    config = replace(config, schedule=replace(config.schedule, epochs=8))
+    config = composed("data.store=x", *words)
+    config = replace(config, seed=seed, schedule=replace(config.schedule, epochs=8))
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(json.dumps(to_plain(config)))
     begun = {"kind": "begun", "step": 0, "unix_s": 1, "total_steps": STEPS}
@@ -150,7 +157,7 @@ def test_without_a_band_only_chance_after_a_while_is_reported() -> None:
 
 
 def test_a_band_applies_whatever_can_be_wrong_and_to_nothing_else() -> None:
-    config, _ = compose_config("train", TrainConfig, ["data.store=x"])
+    config = composed("data.store=x")
 
     def key(path: str = "seed", value: object = 0) -> str:
         settings = to_plain(config)
@@ -299,19 +306,25 @@ def low_band(config: TrainConfig, store: Store) -> Band:
     return Band("low", *of, 3, 120, 32, 0.01, layers, dict.fromkeys(METRIC_KEYS, limits))
 
 
+def watched_config(store: Store, file: Path, *words: str) -> TrainConfig:
+    """Of a run that leaves its band, which is written to a file."""
+    where = (f"data.store={store.root}", "mesh=one_process", "recipe=code145")
+    own = (*TINY, *where, "schedule.epochs=40")
+    save_bands([low_band(composed(*own), store)], file)
+    config = composed(*own, *words)
+    return replace(config, tracking=replace(config.tracking, bands=str(file)))
+
+
 @pytest.mark.parametrize("fault", ["healthy", *FAULTS])
 def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
     fault: str, photos_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    where = (f"data.store={photos_store.root}", "mesh=one_process", "recipe=code145")
-    words = [*TINY, *where, "schedule.epochs=40", f"tracking.bands={tmp_path / 'bands.json'}"]
-    config, _ = compose_config("train", TrainConfig, words)
-    save_bands([low_band(config, photos_store)], tmp_path / "bands.json")
+    config = watched_config(photos_store, tmp_path / "bands.json")
     plant, more, cause = FAULTS.get(fault, (nothing, lambda _: [], ""))
-    faulty, _ = compose_config("train", TrainConfig, [*words, "max_steps=6", *more(config)])
+    faulty = watched_config(photos_store, tmp_path / "bands.json", *more(config))
     run_dir = tmp_path / "run"
     with plant():
-        summary = Trainer(faulty, single_process(Device.cpu), run_dir).run()
+        summary = Trainer(replace(faulty, max_steps=6), single_process(Device.cpu), run_dir).run()
     left = summary["band"]["left"]
     assert (summary["band"]["name"], left["metric"]) == ("low", "loss")
     causes = left["likeliest_causes"]
@@ -332,10 +345,7 @@ def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
 def test_a_resumed_run_does_not_repeat_what_it_said(
     photos_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    where = (f"data.store={photos_store.root}", "mesh=one_process", "recipe=code145")
-    words = [*TINY, *where, "schedule.epochs=40", f"tracking.bands={tmp_path / 'bands.json'}"]
-    config, _ = compose_config("train", TrainConfig, words)
-    save_bands([low_band(config, photos_store)], tmp_path / "bands.json")
+    config = watched_config(photos_store, tmp_path / "bands.json")
     found = []
     for steps in (8, 12):
         config = replace(config, max_steps=steps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -79,12 +78,7 @@ class Comparison:
 
 def references(network: Network) -> dict[str, Network]:
     """The paper's network and #145, for inputs of the size that the network has."""
-    return {name: reference(_recipe(name), network) for name in REFERENCES}
-
-
-@cache
-def _recipe(name: str) -> RecipeConfig:
-    return load_recipe(name)
+    return {name: reference(load_recipe(name), network) for name in REFERENCES}
 
 
 def reference(recipe: RecipeConfig, network: Network, model: ModelConfig | None = None) -> Network:
