@@ -36,6 +36,8 @@ def run(config: VerifyConfig, run_dir: Path) -> None:
     if proof.findings:
         count = len(proof.findings)
         raise RunError(f"{config.run}: not proven: {count} difference{'s' * (count > 1)}")
+    if not proof.proven:
+        raise RunError(f"{config.run}: not proven: there is nothing that can be replayed")
 
 
 def _print(proof: Proof) -> None:
@@ -51,7 +53,7 @@ def _print(proof: Proof) -> None:
         of_weights = "; weights not compared" if weights is None else f", weights {weights}"
         say(f"replayed: {steps}: records {stretch['records']}{of_weights}")
     if proof.evaluated:
-        say("evaluated: the newest checkpoint")
+        say("evaluated: the validation images, with the weights at the end")
     for line in proof.not_compared:
         say(f"not compared: {line}")
     share = 100 * proof.steps_replayed / max(1, proof.steps)
@@ -59,7 +61,7 @@ def _print(proof: Proof) -> None:
     if proof.train_s:
         time += f", {100 * proof.seconds / proof.train_s:.0f}% of the time of training"
     say(f"{proof.steps_replayed} of {proof.steps} steps replayed ({share:.1f}%), in {time}")
-    if not proof.findings:
+    if proof.proven:
         say(f"proven: nothing that was compared differs (seed={proof.seed})")
 
 

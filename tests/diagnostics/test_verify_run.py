@@ -24,7 +24,13 @@ from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import ConfigError, TrainConfig, VerifyConfig
 from alexnet2012.data.store import Store, fingerprint, manifest_digest
 from alexnet2012.diagnostics.run_files import check_files
-from alexnet2012.diagnostics.verify_run import Proof, choose_stretches, verify_run
+from alexnet2012.diagnostics.verify_run import (
+    Proof,
+    choose_stretches,
+    flips,
+    stretches_between,
+    verify_run,
+)
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.training.trainer import Trainer
 from alexnet2012.utils.files import replace_text
@@ -36,7 +42,7 @@ STEPS = 6  # two epochs of three
 def train(store: Store, folder: Path, *more: str) -> Path:
     words = [*TINY, f"data.store={store.root}", "mesh=one_process", "schedule.epochs=2", *more]
     config, _ = compose_config("train", TrainConfig, [*words, f"hydra.run.dir={folder}"])
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     Trainer(config, single_process(Device.cpu), folder).run()
     return folder
 
@@ -400,6 +406,58 @@ def test_a_run_with_its_last_checkpoint_only_is_told_what_would_help(
         "train with checkpoint.every_steps=1 checkpoint.keep_last=null"
     )
     assert copy.verify(steps=6).replayed[0]["weights"] == "equal bit for bit"
+
+
+def test_a_run_that_was_extended_with_other_intervals_is_proven(
+    copy: Copy, photos_store: Store
+) -> None:
+    more = ("schedule.epochs=3", "tracking.log_every_steps=3", "eval_every_epochs=2")
+    train(photos_store, copy.run, *more, "checkpoint.keep_last=null", "resume=auto")
+    proof = copy.verify(segments=2, steps=5)
+    assert proof.findings == []
+    assert [(s["first"], s["last"]) for s in proof.replayed] == [(4, 6), (6, 9)]
+    assert proof.evaluated
+    # What computed steps 5 and 6 is not known without the checkpoint between them and step 9.
+    shutil.rmtree(copy.checkpoints[-2])
+    stretches = stretches_between(check_files(copy.run, None, single_process(Device.cpu)))
+    assert [(s.first, s.last) for s in stretches] == [(0, 2), (2, 3), (3, 4)]
+
+
+def test_steps_after_the_last_checkpoint_are_replayed_or_named(copy: Copy) -> None:
+    shutil.rmtree(copy.checkpoints[-1])
+    proof = copy.verify(segments=1, steps=2)
+    assert proof.findings == []
+    assert [(s["first"], s["last"], s["weights"]) for s in proof.replayed] == [(4, 6, None)]
+    assert proof.evaluated
+    assert copy.verify(segments=1, steps=1).not_compared[2] == (
+        "the errors in summary.json: no checkpoint is from the end of the run; steps=2 replays up "
+        "to it"
+    )
+
+    def better(records: list[dict[str, Any]]) -> None:
+        records[-1]["top1_error_pct"] = 12.5
+
+    copy.records(better)
+    copy.summary(lambda summary: summary.update(top1_error_pct=12.5, top1_errors=6.0))
+    (copy.run / "image_errors.npz").unlink()
+    (finding,) = copy.verify(segments=1, steps=2).findings
+    assert str(finding).startswith("metrics.jsonl, line 8: top1_error_pct is 12.5, and the replay")
+
+
+def test_without_anything_to_replay_nothing_is_proven(copy: Copy) -> None:
+    shutil.rmtree(copy.run / "checkpoints")
+    for name in ("metrics.jsonl", "summary.json"):
+        (copy.run / name).unlink()
+    proof = copy.verify()
+    assert (proof.findings, proof.replayed, proof.proven) == ([], [], False)
+
+
+def test_elsewhere_an_image_of_an_evaluation_may_be_on_the_other_side(copy: Copy) -> None:
+    run = check_files(copy.run, None, single_process(Device.cpu))
+    evaluation = {"pictures": 48}
+    assert flips(run, evaluation, "top1_errors") == pytest.approx(1.048)
+    assert flips(run, evaluation, "top1_error_pct") == pytest.approx(100 * 1.048 / 48)
+    assert flips(run, {}, "train_error_pct") == 100 / 32
 
 
 def test_choices_are_random_and_repeatable(finished: Path) -> None:

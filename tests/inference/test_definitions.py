@@ -86,6 +86,7 @@ def schedule(name: str) -> ScheduleConfig:
     return compose_config("train", TrainConfig, words)[0].schedule
 
 
+@cache
 def of(authors: Path, name: str, params: str | None = None, folder: str = "layers") -> Definition:
     files = (authors / folder).glob(f"layer-params-{params or name}*.cfg")
     return read_definition(
@@ -302,7 +303,7 @@ REFUSED_PARAMS: dict[str, tuple[str, str, str]] = {
     "momentum": ("momW=0.9", "momW=0.5", "differ in their rates"),
     "schedule": ("wball=0", "wball=0\nschedW=jdexp[500,4]", "a recipe has linear, exp and dexp"),
     "steps": ("wball=0", "wball=0\nschedW=dexp[500,1]", "at least 2 steps"),
-    "missing": ("[conv2b]", "[conv2c]", r"\[conv2b\] has no epsW"),
+    "missing": ("[conv2b]", "[conv2c]", r"\[conv2b\] has no epsW in either file; are the param"),
     "coefficient": ("coeff=1", "coeff=2", r"\[logprob\] coeff=2"),
     "line": ("coeff=1", "coeff", r"layer-params-made.cfg: line \d+ \(coeff\) is neither"),
 }
@@ -324,6 +325,14 @@ def test_what_a_recipe_cannot_express_is_refused_in_a_line_that_names_it(
     with pytest.raises(ConfigError, match=message) as caught:
         read_definition(layers, params)
     assert str(caught.value).isprintable()
+
+
+def test_two_files_in_the_wrong_order_and_a_byte_order_mark(tmp_path: Path) -> None:
+    layers, params = written(load_recipe("code145"), tmp_path)
+    with pytest.raises(ConfigError, match=r"source=.*: is no definition: none of its sections has"):
+        read_definition(params, layers)
+    layers.write_text(layers.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert differences(read_definition(layers, params).recipe, load_recipe("code145")) == {}
 
 
 def test_a_layer_that_reads_some_of_the_towers_is_refused(tmp_path: Path) -> None:
@@ -425,10 +434,9 @@ def test_a_recipe_and_a_schedule_are_taken_by_path(imported: Path) -> None:
     assert config.recipe.name == "layers-x"
     assert (config.schedule.rate, config.schedule.epochs) == (0.1, 5)
     assert [(drop.epoch, drop.rate) for drop in config.schedule.drops] == [(2, 0.01)]
-    assert composed(f"recipe={imported}/recipe.yaml") == config  # the schedule beside it
-    assert composed(f"recipe={imported}/recipe.yaml", "schedule=constant").schedule.rate == 0.01
     ablated = composed(f"recipe={imported}/recipe.yaml", "ablation=no_lrn", "recipe.towers=2")
     assert differences(ablated.recipe, shipped("code145", "no_lrn")) == {}
+    assert ablated.schedule == config.schedule  # that beside the recipe
 
 
 @pytest.mark.parametrize(
@@ -456,7 +464,8 @@ def test_a_file_that_is_no_recipe_is_refused(
 def test_what_a_recipe_file_interpolates_is_text(imported: Path, tmp_path: Path) -> None:
     text = (imported / "recipe.yaml").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text.replace("name: layers-x", "name: ${seed}"), "utf-8")
-    assert composed(f"recipe={tmp_path}/mine.yaml", "schedule=constant").recipe.name == "${seed}"
+    config = composed(f"recipe={tmp_path}/mine.yaml", "schedule=constant")
+    assert (config.recipe.name, config.schedule.rate) == ("${seed}", 0.01)
 
 
 def test_an_imported_recipe_trains(imported: Path, photos_store: Store, tmp_path: Path) -> None:

@@ -237,8 +237,15 @@ def test_missing_layers_and_biases_and_batch_normalisation_are_named(tmp_path: P
     norm = {f"features.1.{part}": torch.ones(6) for part in ("weight", "bias", "running_mean")}
     norm["features.1.num_batches_tracked"] = torch.tensor(3)
     path = saved(state_dict() | norm, tmp_path / "net.pth")
-    named = {WIDTH, ("", "batch normalisation (1 layers)")}
+    named = {WIDTH, ("", "batch normalisation (of 1)")}
     assert found(compare(read_network(path)), "paper") == named
+    plain = {"features.1.weight": torch.ones(6), "features.1.bias": torch.ones(6)}
+    path = saved(state_dict() | plain | {"prelu.weight": torch.ones(1)}, tmp_path / "net.pth")
+    assert found(compare(read_network(path)), "paper") == {
+        WIDTH,
+        ("", "normalisation with parameters (of 1)"),
+        ("", "parameters of no layer: prelu.weight"),
+    }
     fewer = state_dict(TORCHVISION[:3] + TORCHVISION[4:], kernels=(6, 16, 24, 16),
                        sizes=(11, 5, 3, 3), groups=(1, 2, 1, 2))  # fmt: skip
     path = saved(fewer, tmp_path / "net.pth")
@@ -324,12 +331,40 @@ def test_a_network_for_images_that_the_papers_could_not_read_is_compared(tmp_pat
     assert {("", "input size"), ("conv1", "kernel size"), ("conv1", "stride")} <= names
 
 
-def test_a_graph_says_what_it_does_to_pixels(tmp_path: Path) -> None:
-    path, mean, std = tmp_path / "net.onnx", [[[0.485]], [[0.456]], [[0.406]]], [[[0.226]]] * 3
-    normalise: list[nets.Node] = [("Sub", {"constants": [mean]}), ("Div", {"constants": [std]})]
-    path.write_bytes(nets.onnx_file([*normalise, *nets.torchvision_nodes()]))
-    texts = {d.item: d.file for d in compare(read_network(path)).differences}
-    assert (texts["mean"], texts["pixels"]) == ("mean colour", "grey levels × 0.0174")
+MEAN, STD = [[[0.485]], [[0.456]], [[0.406]]], [[[0.226]]] * 3
+NORMALISE: list[nets.Node] = [("Sub", {"constants": [MEAN]}), ("Div", {"constants": [STD]})]
+
+
+@pytest.mark.parametrize("before", [[], [("Div", {"constants": [255.0]})]])
+def test_a_graph_says_what_it_does_to_pixels(before: list[nets.Node], tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(nets.onnx_file([*before, *NORMALISE, *nets.torchvision_nodes()]))
+    differences = compare(read_network(path)).differences
+    texts = {d.item: d.file for d in differences if d.layer == ""}
+    assert texts == {"mean": "mean colour", "pixels": "grey levels × 0.0174"}
+
+
+def test_the_size_after_a_resize_and_the_dropout_of_outputs_are_not_guessed(tmp_path: Path) -> None:
+    path, nodes = tmp_path / "net.onnx", nets.torchvision_nodes()
+    nodes = [("Resize", {}), *nodes, ("Div", {"constants": [2.0]}), ("ArgMax", {})]
+    path.write_bytes(nets.onnx_file(nodes, size=256))
+    comparison = compare(read_network(path))
+    texts = {(d.layer, d.item): d.file for d in comparison.differences}
+    assert texts["", "Resize before the first layer"] == texts["fc8", "a constant factor"] == "yes"
+    assert ("fc8", "ArgMax") not in texts
+    assert {"input size", "dropout"} <= set(comparison.unknown)
+
+
+def test_of_several_outputs_the_one_after_most_layers_is_compared(tmp_path: Path) -> None:
+    from onnx import ModelProto
+
+    model = ModelProto.FromString(nets.onnx_file(nets.torchvision_nodes()))
+    outputs = [model.graph.output[0].name, model.graph.node[13].output[0]]
+    del model.graph.output[:]
+    for name in reversed(outputs):
+        model.graph.output.add(name=name)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    assert len(read_network(tmp_path / "net.onnx").linears) == 3
 
 
 def test_towers_of_separate_layers_are_the_papers(tmp_path: Path) -> None:
@@ -471,6 +506,12 @@ def test_caffes_text_says_how_weights_are_filled(tmp_path: Path) -> None:
     both = read_network(tmp_path / "net.caffemodel", tmp_path / "old.prototxt")
     assert found(compare(both), "paper") == CAFFE_PAPER
     assert both.convolutions[3].init_std == 0.01
+
+
+def test_of_a_text_for_deployment_dropout_may_be_left_out(tmp_path: Path) -> None:
+    layers = nets.caffe_layers(data=None, drop6=None, drop7=None, loss=None)
+    (tmp_path / "net.prototxt").write_text(nets.prototxt(layers))
+    assert "dropout" in compare(read_network(tmp_path / "net.prototxt")).unknown
 
 
 @pytest.mark.parametrize(

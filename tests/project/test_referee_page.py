@@ -33,11 +33,8 @@ def folder(saved_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     layers = nets.caffe_layers()
     (folder / "bvlc_alexnet.caffemodel").write_bytes(caffe.caffemodel(layers, old=True))
     (folder / "train_val.prototxt").write_text(nets.prototxt(layers))
-    for file, name in zip(
-        written(load_recipe("code145"), folder),
-        ("layers-147.cfg", "layer-params-147.cfg"),
-        strict=True,
-    ):
+    definition = written(load_recipe("code145"), folder)
+    for file, name in zip(definition, ("layers-147.cfg", "layer-params-147.cfg"), strict=True):
         file.rename(folder / name)
     shutil.copytree(saved_run, folder / "RUN")
     (folder / "REPRODUCTION").mkdir()
@@ -68,7 +65,7 @@ def test_every_command_of_the_page_works_as_printed(
     assert "Not in the file: input size, pixels, mean, dropout, stride, border" in state
     assert "an ONNX export holds the operations, too" in state
     assert "conv1, conv2 LRN k: 1; the paper and #145: 2\n    costs: not measured\n" in model
-    assert "No difference from #145, as far as the file tells" in definition
+    assert "\nNo difference from #145, as far as the file tells\n" in definition
     found = json.loads(content)
     assert found["format"] == "a model of this package, of recipe code145"
     assert {row["item"] for row in found["differences"]} >= {"width", "classes"}

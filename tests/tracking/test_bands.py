@@ -8,6 +8,7 @@ import random
 import re
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def records(seed: int, shift: float = 0.0) -> list[tuple[int, float, float]]:
     return found
 
 
+@cache
+def composed(*words: str) -> TrainConfig:
+    """A configuration, which no test changes."""
+    return compose_config("train", TrainConfig, words)[0]
+
+
 def write_run(folder: Path, seed: int, *words: str, shift: float = 0.0) -> Path:
     """A finished run on made records, as a run directory has them."""
-    config, _ = compose_config("train", TrainConfig, ["data.store=x", f"seed={seed}", *words])
-    config = replace(config, schedule=replace(config.schedule, epochs=8))
+    config = composed("data.store=x", *words)
+    config = replace(config, seed=seed, schedule=replace(config.schedule, epochs=8))
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(json.dumps(to_plain(config)))
     begun = {"kind": "begun", "step": 0, "unix_s": 1, "total_steps": STEPS}
@@ -150,7 +157,7 @@ def test_without_a_band_only_chance_after_a_while_is_reported() -> None:
 
 
 def test_a_band_applies_whatever_can_be_wrong_and_to_nothing_else() -> None:
-    config, _ = compose_config("train", TrainConfig, ["data.store=x"])
+    config = composed("data.store=x")
 
     def key(path: str = "seed", value: object = 0) -> str:
         settings = to_plain(config)
@@ -181,11 +188,11 @@ def test_a_band_needs_as_many_images(band: Band, healthy: Path) -> None:
 
 
 def test_bands_are_kept_in_a_file_with_those_of_other_runs(band: Band, tmp_path: Path) -> None:
-    other = replace(band, key="0", name="another")
+    other = replace(band, settings={**band.settings, "model.width": 0.5}, name="another")
     save_bands([other], tmp_path / "bands.json")
     save_bands([band], tmp_path / "bands.json")
     read = {found.key: found for found in load_bands(tmp_path / "bands.json")}
-    assert set(read) == {band.key, "0"}
+    assert set(read) == {band.key, other.key}
     limits, made = read[band.key].limits["loss"][3], band.limits["loss"][3]
     assert limits == pytest.approx(made, abs=1e-4)
     (tmp_path / "bands.json").write_text('{"format": 0}')
@@ -193,11 +200,30 @@ def test_bands_are_kept_in_a_file_with_those_of_other_runs(band: Band, tmp_path:
         load_bands(tmp_path / "bands.json")
 
 
-def test_the_bands_of_the_package_can_be_read() -> None:
-    assert {row.name for row in load_bands()} >= {
-        "code145, width 0.25, 128 pixels, 10 classes, 30 epochs",
-        "code145, width 0.25, 112 pixels, 16 classes, 14 epochs",
-    }
+SHIPPED = {  # bands of the package: the words that train such a run
+    "code145, width 0.125, 64 pixels, 16 classes, 6 epochs": ("ablations/quick", "code145"),
+    "code145, width 0.25, 112 pixels, 16 classes, 14 epochs": ("reduced/quick", "code145"),
+    "code145, width 0.25, 128 pixels, 10 classes, 30 epochs": ("ablations/reduced", "code145"),
+    "paper, width 0.125, 64 pixels, 16 classes, 6 epochs": ("ablations/quick", "paper"),
+}
+
+
+def test_the_bands_of_the_package_are_those_of_its_presets(photos_store: Store) -> None:
+    bands = {band.name: band for band in load_bands()}
+    assert bands.keys() == SHIPPED.keys()
+    for name, (experiment, recipe) in SHIPPED.items():
+        words = [f"experiment={experiment}", f"recipe={recipe}", "data.source=photos"]
+        settings = to_plain(compose_config("train", TrainConfig, words)[0])
+        assert band_key(settings, bands[name].classes) == bands[name].key, name
+        photos = bands[name].classes == Classes.of(photos_store.classes)
+        assert photos == ("16 classes" in name)
+
+
+def test_a_setting_that_came_later_has_its_default_in_a_band(band: Band) -> None:
+    earlier = {key: value for key, value in band.settings.items() if "conv_dropout" not in key}
+    assert len(earlier) < len(band.settings)
+    assert replace(band, settings=earlier).key == band.key
+    assert replace(band, settings={**earlier, "recipe.conv_dropout_rate": 0.2}).key != band.key
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
@@ -249,41 +275,56 @@ def test_a_run_is_drawn_with_its_band_behind_it(
 
 
 def test_causes_are_ordered_by_their_evidence() -> None:
-    usual = Evidence(pixel_mean=1.0, pixel_std=58.0, spread={"conv1": 1.01}, rate_ratio=1.0)
-    assert all(":" not in cause for cause in likely_causes(usual, at_chance=False))
-    assert likely_causes(usual, at_chance=True)[0].startswith("labels do not belong")
+    def causes(evidence: Evidence, *, at_chance: bool) -> list[str]:
+        return [cause.text for cause in likely_causes(evidence, at_chance=at_chance)]
+
+    usual = Evidence(1.0, 58.0, spread={"conv1": 1.01}, rate_ratio=1.0, batch_ratio=1.0)
+    assert all(cause.strength < 0 for cause in likely_causes(usual, at_chance=False))
+    assert all(":" not in cause for cause in causes(usual, at_chance=False))
+    assert causes(usual, at_chance=True)[0].startswith("labels do not belong")
     both = replace(usual, pixel_mean=0.01, pixel_std=0.23, rate_ratio=4.0)
-    first, second, third = likely_causes(both, at_chance=True)
+    first, second, third = causes(both, at_chance=True)
     assert first.startswith("pixels are not on the scale of 0 to 255: the standard deviation")
     assert second == (
         "the learning rate does not fit the batch size: for each image of a batch it is 4 times "
         "that of healthy runs"
     )
     assert third.startswith("labels")
-    assert len(likely_causes(Evidence(), at_chance=False)) == 3
+    assert len(causes(Evidence(), at_chance=False)) == 3
+    # Four times the batch, at the right rate, or at that of the small one.
+    scaled = causes(replace(usual, batch_ratio=4.0), at_chance=False)
+    assert scaled[0].endswith("number of updates: it is 4 times that of healthy runs")
+    unscaled = causes(replace(usual, rate_ratio=0.25, batch_ratio=4.0), at_chance=False)
+    assert unscaled[0].startswith("the learning rate does not fit the batch size: ")
 
 
-def low_band(key: str, config: TrainConfig) -> Band:
+def low_band(config: TrainConfig, store: Store) -> Band:
     """A band that every run leaves at once."""
     limits: list[bands.Limits | None] = [(0.0, 0.001, 0.002)] * BINS
     layers = {name: getattr(config.recipe, name).init_std for name in config.recipe.layers}
-    return Band("low", key, 3, 120, 32, 0.01, layers, dict.fromkeys(METRIC_KEYS, limits))
+    of = to_plain(config), Classes.of(store.classes)
+    return Band("low", *of, 3, 120, 32, 0.01, layers, dict.fromkeys(METRIC_KEYS, limits))
+
+
+def watched_config(store: Store, file: Path, *words: str) -> TrainConfig:
+    """Of a run that leaves its band, which is written to a file."""
+    where = (f"data.store={store.root}", "mesh=one_process", "recipe=code145")
+    own = (*TINY, *where, "schedule.epochs=40")
+    save_bands([low_band(composed(*own), store)], file)
+    config = composed(*own, *words)
+    return replace(config, tracking=replace(config.tracking, bands=str(file)))
 
 
 @pytest.mark.parametrize("fault", ["healthy", *FAULTS])
 def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
     fault: str, photos_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    where = (f"data.store={photos_store.root}", "mesh=one_process", "recipe=code145")
-    words = [*TINY, *where, "schedule.epochs=40", f"tracking.bands={tmp_path / 'bands.json'}"]
-    config, _ = compose_config("train", TrainConfig, words)
-    key = band_key(to_plain(config), Classes.of(photos_store.classes))
-    save_bands([low_band(key, config)], tmp_path / "bands.json")
+    config = watched_config(photos_store, tmp_path / "bands.json")
     plant, more, cause = FAULTS.get(fault, (nothing, lambda _: [], ""))
-    faulty, _ = compose_config("train", TrainConfig, [*words, "max_steps=6", *more(config)])
+    faulty = watched_config(photos_store, tmp_path / "bands.json", *more(config))
     run_dir = tmp_path / "run"
     with plant():
-        summary = Trainer(faulty, single_process(Device.cpu), run_dir).run()
+        summary = Trainer(replace(faulty, max_steps=6), single_process(Device.cpu), run_dir).run()
     left = summary["band"]["left"]
     assert (summary["band"]["name"], left["metric"]) == ("low", "loss")
     causes = left["likeliest_causes"]
@@ -294,7 +335,8 @@ def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
     else:
         assert cause in causes[0]
         assert len(with_evidence) == 1
-    (line,) = (r.getMessage() for r in caplog.records if "likeliest causes" in r.getMessage())
+    (line,) = (r.getMessage() for r in caplog.records if " causes: 1. " in r.getMessage())
+    assert ("nothing that the first step measured is unusual" in line) == (":" not in causes[0])
     assert causes[0] in line
     info = read_run(run_dir)
     assert info.left_band == left
@@ -303,17 +345,13 @@ def test_each_fault_alone_is_told_from_the_others_by_what_the_run_measures(
 def test_a_resumed_run_does_not_repeat_what_it_said(
     photos_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    where = (f"data.store={photos_store.root}", "mesh=one_process", "recipe=code145")
-    words = [*TINY, *where, "schedule.epochs=40", f"tracking.bands={tmp_path / 'bands.json'}"]
-    config, _ = compose_config("train", TrainConfig, words)
-    key = band_key(to_plain(config), Classes.of(photos_store.classes))
-    save_bands([low_band(key, config)], tmp_path / "bands.json")
+    config = watched_config(photos_store, tmp_path / "bands.json")
     found = []
     for steps in (8, 12):
         config = replace(config, max_steps=steps)
         summary = Trainer(config, single_process(Device.cpu), tmp_path / "run").run()
         found.append(summary["band"]["left"])
     assert found[0] == found[1]
-    assert sum("likeliest causes" in r.getMessage() for r in caplog.records) == 1
+    assert sum(" causes: 1. " in r.getMessage() for r in caplog.records) == 1
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "timings.jsonl").open()]
     assert (kinds.count("observed"), kinds.count("left_band")) == (1, 1)

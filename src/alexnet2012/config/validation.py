@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -123,6 +125,11 @@ def load_recipe(name: str) -> RecipeConfig:
 
     A recipe that is another with changes names it under ``defaults``.
     """
+    return deepcopy(_recipe(name))
+
+
+@cache
+def _recipe(name: str) -> RecipeConfig:
     folder = resources.files("alexnet2012.conf") / "recipe"
     files = (file.name for file in folder.iterdir())
     names = sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml"))
@@ -131,7 +138,7 @@ def load_recipe(name: str) -> RecipeConfig:
     loaded = OmegaConf.create((folder / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(loaded, DictConfig)
     parents = [parent for parent in loaded.pop("defaults", []) if parent != "_self_"]
-    base = load_recipe(parents[0]) if parents else RecipeConfig()
+    base = _recipe(parents[0]) if parents else RecipeConfig()
     recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), loaded))
     assert isinstance(recipe, RecipeConfig)
     return recipe

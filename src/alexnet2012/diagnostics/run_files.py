@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from alexnet2012.tracking.run_index import (
     load_summary,
     read_run,
 )
-from alexnet2012.tracking.tracker import read_records
+from alexnet2012.tracking.tracker import BEGUN, read_records
 from alexnet2012.training import image_errors
 from alexnet2012.utils.untrusted import open_regular
 
@@ -53,6 +54,15 @@ class Finding(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
+class Part(NamedTuple):
+    """Of a run, from a start of its process to the next: settings that may change on resume."""
+
+    step: int  # at the start
+    total_steps: int
+    log_every_steps: int
+    eval_every_epochs: int
+
+
 @dataclass
 class RunFiles:
     """What a run directory holds, and what is wrong with it."""
@@ -64,6 +74,7 @@ class RunFiles:
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     checkpoints: dict[Path, Progress]  # those that are intact, oldest first
+    parts: list[Part] = field(default_factory=list)  # empty without images to count steps by
     images: int = 0  # of the store, compared with their checksums
     findings: list[Finding] = field(default_factory=list)
 
@@ -71,6 +82,10 @@ class RunFiles:
     def from_start(self) -> bool:
         """Whether the run began with step 0, and not with the checkpoint of another run."""
         return self.config.resume in (None, AUTO)
+
+    @property
+    def newest(self) -> Path | None:
+        return next(reversed(self.checkpoints), None)
 
     @property
     def steps(self) -> int:
@@ -107,7 +122,8 @@ def check_files(folder: Path, store: str | None, mesh: Mesh) -> RunFiles:
     _read_checkpoints(run, mesh)
     _check_data(run, root)
     if run.store is not None:
-        walk = _Walk(run) if run.from_start else None
+        run.parts = _parts(run, run.store)
+        walk = _Walk(run, run.store) if run.from_start else None
         run.findings += walk.findings() if walk else []
         for path, saved in run.checkpoints.items():
             run.findings += _of_checkpoint(run, run.store, path, saved, walk)
@@ -162,20 +178,41 @@ def _sha256(path: Path) -> bytes:
     return digest.digest()
 
 
+def epoch_size(config: TrainConfig, store: Store) -> tuple[int, int]:
+    """Images and steps of an epoch."""
+    images = len(store.split("train", config.data.limit).labels)
+    return images, -(-images // config.data.batch_size)
+
+
+def _parts(run: RunFiles, store: Store) -> list[Part]:
+    """The parts of a run, in order; the settings of the last one are those of the run."""
+    config = run.config
+    total = config.schedule.epochs * config.schedule.epochs_factor * epoch_size(config, store)[1]
+    last = Part(
+        0,
+        min(total, config.max_steps or total),
+        config.tracking.log_every_steps,
+        config.eval_every_epochs,
+    )
+    parts: list[Part] = []
+    for record in read_records(run.folder / TIMINGS):
+        if record["kind"] != BEGUN:
+            continue
+        while parts and parts[-1].step >= record["step"]:  # its steps were trained again
+            parts.pop()
+        values = {key: record.get(key) for key in Part._fields}
+        known = {k: v for k, v in values.items() if type(v) is int and (v > 0 or k == "step")}
+        parts.append(last._replace(**known))
+    return [*parts[:-1], last._replace(step=parts[-1].step)] if parts else [last]
+
+
 class _Walk:
     """The records of a run in order, against those that its settings and images give."""
 
-    def __init__(self, run: RunFiles) -> None:
+    def __init__(self, run: RunFiles, store: Store) -> None:
         self.run, self.config = run, run.config
-        assert run.store is not None
-        self.count = len(run.store.split("train", run.config.data.limit).labels)
-        self.per_epoch = -(-self.count // run.config.data.batch_size)
-        schedule, most = run.config.schedule, run.config.max_steps
-        self.total = schedule.epochs * schedule.epochs_factor * self.per_epoch
-        self.total = min(self.total, most or self.total)
-        # Where the run ended, if it did, before it was resumed to train longer.
-        starts = read_records(run.folder / TIMINGS)
-        self.earlier_ends = {r.get("total_steps") for r in starts if r["kind"] == "begun"}
+        self.count, self.per_epoch = epoch_size(run.config, store)
+        self.total = run.parts[-1].total_steps
         self.step = 0  # up to which there are records of training
         self.validated: dict[int, float] = {}  # top-1 error in %, by step
         self.validation_errors: list[float] = []  # by epoch
@@ -204,8 +241,11 @@ class _Walk:
                 return  # all others are displaced
             try:
                 problems = list(self._check(record))
-            except (KeyError, TypeError) as error:
-                yield Finding(where, f"lacks a value ({error})")
+            except KeyError as error:
+                yield Finding(where, f"has no {error.args[0]}")
+                return
+            except TypeError:
+                yield Finding(where, "has a value that is no number")
                 return
             yield from (Finding(where, problem) for problem in problems)
             errors = len(self.train_errors), len(self.validation_errors)
@@ -220,18 +260,23 @@ class _Walk:
 
     def _next_step(self) -> int:
         """The step of the next record of training."""
-        every = self.config.tracking.log_every_steps
-        epoch_end = (self.step // self.per_epoch + 1) * self.per_epoch
-        ends = {self.total} if self.step < self.total else set()
-        return min((self.step // every + 1) * every, epoch_end, *ends)
+        due = 0
+        for part, later in zip_longest(self.run.parts, self.run.parts[1:]):
+            step = max(self.step, part.step)
+            every = part.log_every_steps
+            epoch_end = (step // self.per_epoch + 1) * self.per_epoch
+            ends = {part.total_steps} if step < part.total_steps else set()
+            due = min((step // every + 1) * every, epoch_end, *ends)
+            if later is None or due <= later.step:
+                break
+        return due
 
     def _expected(self, step: int) -> list[str]:
         """Kinds of record that may follow with this step."""
         if self._required:
             return self._required[:1] if step == self.step else []
         kinds = self._optional if step == self.step else []
-        after = self.step < step < self._next_step() and step in self.earlier_ends
-        return [*kinds, "train"] if after or step == self._next_step() else kinds
+        return [*kinds, "train"] if step == self._next_step() else kinds
 
     def _following(self) -> str:
         if self._required:
@@ -269,13 +314,17 @@ class _Walk:
         self._sums[1] += record["train_error_pct"] * images
         self.step = step
         complete = step % self.per_epoch == 0
-        self._required, self._optional = [], []
-        if complete or step == self.total:
-            due = (epoch + complete) % self.config.eval_every_epochs == 0 or step == self.total
-            self._required = ["epoch", "validation"] if due else ["epoch"]
-            self._optional = [] if due else ["validation"]
-        elif step in self.earlier_ends:
-            self._optional = ["epoch", "validation"]
+        parts = self.run.parts
+        part = next((p for p in reversed(parts) if p.step < step), parts[0])
+        ends = step == part.total_steps
+        due = ends or (complete and (epoch + 1) % part.eval_every_epochs == 0)
+        if any(later.step == step for later in parts):  # the one before may lack its validation
+            self._required = ["epoch"] * complete
+            self._optional = ["epoch"] * (ends and not complete)
+            self._optional += ["validation"] * (ends or complete)
+        else:
+            self._required = ["epoch"] * (ends or complete) + ["validation"] * due
+            self._optional = ["validation"] * (complete and not due)
         if record["rate"] != (rate := self._rate(step, epoch)):
             yield f"rate is {record['rate']}, and the schedule gives {rate}"
 
@@ -340,11 +389,11 @@ def _of_summary(run: RunFiles) -> Iterator[Finding]:
         if key in last and run.summary.get(key) != last[key]:
             what = f"{key} is {run.summary.get(key)}, and {last[key]} in {METRICS}"
             yield Finding(SUMMARY, what)
-    saved = [p.summary for p in run.checkpoints.values() if p.summary is not None]
-    if saved:
-        for key in sorted(saved[-1].keys() | run.summary.keys()):
-            if saved[-1].get(key) != run.summary.get(key):
-                what = f"{key} is {run.summary.get(key)}, and {saved[-1].get(key)}"
+    newest = None if run.newest is None else run.checkpoints[run.newest]
+    if newest is not None and newest.summary is not None and newest.step == run.steps:
+        for key in sorted(newest.summary.keys() | run.summary.keys()):
+            if newest.summary.get(key) != run.summary.get(key):
+                what = f"{key} is {run.summary.get(key)}, and {newest.summary.get(key)}"
                 yield Finding(SUMMARY, f"{what} in the last checkpoint")
     yield from _of_image_errors(run)
 

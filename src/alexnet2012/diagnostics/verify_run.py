@@ -15,7 +15,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from alexnet2012.checkpoint.manifest import Progress, config_of
 from alexnet2012.checkpoint.run_dir import SUMMARY
 from alexnet2012.config.enums import Device
 from alexnet2012.config.schema import TrainConfig, VerifyConfig
-from alexnet2012.diagnostics.run_files import Finding, RunFiles, check_files
+from alexnet2012.diagnostics.run_files import Finding, RunFiles, check_files, epoch_size
 from alexnet2012.distributed.launch import launch
 from alexnet2012.distributed.mesh import single_process
 from alexnet2012.tracking.run_index import METRICS, TIMINGS
@@ -47,12 +47,17 @@ PROGRESS = ("train_errors", "validation_errors", "top1_error_pct", "epoch_sums",
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps after ``first`` up to ``last``; ``end`` is a checkpoint there, or None."""
+    """Steps after ``first`` up to ``last``; ``end`` is a checkpoint there, or None.
+
+    ``by``: the checkpoint that says with which settings, and on which processor, they were
+    computed; None if no checkpoint does.
+    """
 
     first: int
     last: int
     start: Path | None  # a checkpoint; None: the initial weights
     end: Path | None
+    by: Path | None
 
     def __str__(self) -> str:
         return steps_text(self.first, self.last) if self.last > self.first else "evaluation"
@@ -73,7 +78,7 @@ class Proof:
     images: int
     checkpoints: int
     replayed: list[dict[str, Any]] = field(default_factory=list)  # by stretch
-    evaluated: bool = False  # the newest weights, on the validation images
+    evaluated: bool = False  # the weights at the end, on the validation images
     findings: list[Finding] = field(default_factory=list)
     not_compared: list[str] = field(default_factory=list)
     train_s: float = 0.0
@@ -84,10 +89,15 @@ class Proof:
     def steps_replayed(self) -> int:
         return sum(stretch["last"] - stretch["first"] for stretch in self.replayed)
 
+    @property
+    def proven(self) -> bool:
+        """Whether anything was computed again, and nothing differs."""
+        return not self.findings and (bool(self.replayed) or self.evaluated)
+
     def as_json(self) -> dict[str, Any]:
         findings = [str(finding) for finding in self.findings]
         shown = asdict(self) | {"findings": findings, "steps_replayed": self.steps_replayed}
-        return {"proven": not findings, **shown}
+        return {"proven": self.proven, **shown}
 
 
 def verify_run(config: VerifyConfig) -> Proof:
@@ -108,7 +118,7 @@ def verify_run(config: VerifyConfig) -> Proof:
         stretches = choose_stretches(run, config.segments, config.steps, random.Random(seed))
         with tempfile.TemporaryDirectory(prefix="alexnet2012-") as scratch:
             _replay_all(run, stretches, Path(scratch), proof)
-        proof.not_compared += _not_compared(run, stretches)
+        proof.not_compared += _not_compared(run, stretches, proof.evaluated)
     proof.seconds = time.perf_counter() - began
     return proof
 
@@ -118,41 +128,50 @@ def choose_stretches(
 ) -> list[Stretch]:
     """Random stretches of at most ``most`` steps in all, by default a twentieth of the run's.
 
-    The last one before the newest checkpoint comes first: its weights are those that people use.
-    Where checkpoints are too far apart, the first steps after one are compared by their records.
+    The last one comes first: its weights and errors are those that people use. Where checkpoints
+    are too far apart, the first steps after one are compared by their records.
     """
-    pairs = stretches_between(run)
+    all_stretches = stretches_between(run)
     left = -(-run.steps // SHARE) if most is None else most
-    if most is None and pairs and pairs[-1].last - pairs[-1].first <= run.steps // NEWEST_SHARE:
-        left = max(left, pairs[-1].last - pairs[-1].first)
-    order = [*pairs[-1:], *draw.sample(pairs[:-1], max(0, len(pairs) - 1))]
+    order = [*all_stretches[-1:], *draw.sample(all_stretches[:-1], max(0, len(all_stretches) - 1))]
+    if most is None and order and order[0].last - order[0].first <= run.steps // NEWEST_SHARE:
+        left = max(left, order[0].last - order[0].first)
     chosen: list[Stretch] = []
-    for pair in order:
-        if len(chosen) < segments and pair.last - pair.first <= left:
-            chosen.append(pair)
-            left -= pair.last - pair.first
+    for stretch in order:
+        if len(chosen) < segments and stretch.last - stretch.first <= left:
+            chosen.append(stretch)
+            left -= stretch.last - stretch.first
     recorded = [record["step"] for record in run.records if record["kind"] == "train"]
-    starts = [pair for pair in order if pair not in chosen]
-    if not pairs and _initial_weights_known(run):
-        starts = [Stretch(0, run.steps, None, None)]
-    draw.shuffle(starts)
-    for pair in starts:
+    others = [stretch for stretch in order if stretch not in chosen]
+    draw.shuffle(others)
+    for stretch in others:
         share = left // max(1, segments - len(chosen))
-        steps = [s for s in recorded if pair.first < s < pair.last or pair.end is None]
-        within = [s for s in steps if s <= pair.first + share]
+        steps = [s for s in recorded if stretch.first < s < stretch.last + (stretch.end is None)]
+        within = [s for s in steps if s <= stretch.first + share]
         if not chosen and steps:
             within = within or steps[:1]  # at least one record
         if len(chosen) < segments and within:
-            chosen.append(Stretch(pair.first, within[-1], pair.start, None))
-            left -= within[-1] - pair.first
+            chosen.append(replace(stretch, last=within[-1], end=None))
+            left -= within[-1] - stretch.first
     return sorted(chosen, key=lambda stretch: stretch.first)
 
 
 def stretches_between(run: RunFiles) -> list[Stretch]:
-    """The stretches between consecutive checkpoints, and before the first one."""
+    """The stretches between checkpoints, before the first one and after the last one.
+
+    Not those within which the run was resumed: what computed their first part is not known.
+    """
+    starts = [part.step for part in run.parts]
     states: list[tuple[int, Path | None]] = [(0, None)] if _initial_weights_known(run) else []
     states += [(saved.step, path) for path, saved in run.checkpoints.items() if saved.step > 0]
-    return [Stretch(a, b, start, end) for (a, start), (b, end) in pairwise(states)]
+    if states and states[-1][0] < run.steps:
+        states.append((run.steps, None))
+    stretches = []
+    for (first, start), (last, end) in pairwise(states):
+        by = start if end is None and max(starts) < first else end
+        if not any(first < step < last for step in starts):
+            stretches.append(Stretch(first, last, start, end, by))
+    return stretches
 
 
 def _initial_weights_known(run: RunFiles) -> bool:
@@ -161,11 +180,11 @@ def _initial_weights_known(run: RunFiles) -> bool:
 
 
 def _replay_all(run: RunFiles, stretches: Sequence[Stretch], scratch: Path, proof: Proof) -> None:
-    newest = next(reversed(run.checkpoints), None)
-    finished = newest is not None and run.checkpoints[newest].summary is not None
-    if finished and all(stretch.end != newest for stretch in stretches):
-        step = run.checkpoints[newest].step  # type: ignore[index]
-        stretches = [*stretches, Stretch(step, step, newest, newest)]
+    newest = run.newest
+    if newest is not None and all(stretch.last < run.steps for stretch in stretches):
+        last = run.checkpoints[newest]
+        if last.summary is not None and last.step == run.steps:
+            stretches = [*stretches, Stretch(run.steps, run.steps, newest, newest, newest)]
     _launch(run, stretches, scratch, proof)
     unequal: list[tuple[Stretch, list[Finding]]] = []
     for stretch in stretches:
@@ -174,28 +193,30 @@ def _replay_all(run: RunFiles, stretches: Sequence[Stretch], scratch: Path, proo
         if outcome is None:
             continue
         findings = list(_compare(run, stretch, folder, outcome))
-        saved = _recorded_by(run, stretch)
+        saved = None if stretch.by is None else run.checkpoints[stretch.by]
         recorded = ("", "") if saved is None else (saved.machine, saved.code)
         same = recorded == (outcome.get("machine"), outcome.get("code"))
         if findings and not same and "error" not in outcome:
             unequal.append((stretch, findings))
             continue
-        _add(proof, stretch, findings, "equal bit for bit")
+        _add(proof, run, stretch, findings, "equal bit for bit")
     again = [stretch for stretch, _ in unequal]
     _launch(run, again, scratch / "again", proof, halve=True)
     for stretch, findings in unequal:
         folders = scratch / _name(stretch), scratch / "again" / _name(stretch)
         beyond = list(_beyond_rounding(run, stretch, *folders, findings))
-        _add(proof, stretch, beyond, "equal within rounding")
+        _add(proof, run, stretch, beyond, "equal within rounding")
 
 
-def _add(proof: Proof, stretch: Stretch, findings: Sequence[Finding], how: str) -> None:
+def _add(
+    proof: Proof, run: RunFiles, stretch: Stretch, findings: Sequence[Finding], how: str
+) -> None:
     """Add the outcome of a replay to the proof; ``how`` says in what way it is equal."""
     proof.findings += findings
     if findings:
         return
+    proof.evaluated |= _ends_the_run(run, stretch)
     if stretch.first == stretch.last:
-        proof.evaluated = True
         return
     weights = None if stretch.end is None else how
     proof.replayed.append(
@@ -212,10 +233,11 @@ def _outcome(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _recorded_by(run: RunFiles, stretch: Stretch) -> Progress | None:
-    """The checkpoint that says what computed a stretch."""
-    path = stretch.end or stretch.start or next(reversed(run.checkpoints), None)
-    return None if path is None else run.checkpoints[path]
+def _ends_the_run(run: RunFiles, stretch: Stretch) -> bool:
+    """Whether it ends with the evaluation that the summary has."""
+    saved = None if stretch.end is None else run.checkpoints[stretch.end]
+    finished = bool(run.summary) and (saved is None or saved.summary is not None)
+    return finished and stretch.last == run.steps
 
 
 def _launch(
@@ -224,7 +246,7 @@ def _launch(
     """Replay the stretches, on as many processes as the run had."""
     by_processes: dict[int, list[Job]] = {}
     for stretch in stretches:
-        saved = _recorded_by(run, stretch)
+        saved = None if stretch.by is None else run.checkpoints[stretch.by]
         try:
             config = run.config if saved is None else config_of(saved)
         except ValueError as error:
@@ -251,12 +273,11 @@ def _job(
         micro_batch = -(-(config.data.micro_batch or config.data.batch_size) // 2)
     target = None
     if stretch.last > stretch.first:
-        at_end = run.checkpoints.get(stretch.end) if stretch.end is not None else None
-        per_epoch = -(
-            -len(run.store.split("train", config.data.limit).labels) // config.data.batch_size
-        )
-        epoch = (stretch.last - 1) // per_epoch if at_end is None else at_end.epoch
-        finished = at_end is not None and at_end.summary is not None
+        at_end = None if stretch.end is None else run.checkpoints[stretch.end]
+        epoch = (stretch.last - 1) // epoch_size(config, run.store)[1]
+        finished = _ends_the_run(run, stretch)
+        if at_end is not None:
+            epoch, finished = at_end.epoch, at_end.summary is not None
         target = Target(stretch.last, epoch, finished, save=at_end is not None)
     store = str(run.store.root)
     replayed = replay_config(config, store, stretch.start, micro_batch)
@@ -274,7 +295,8 @@ def _compare(
         if run.summary.get(key) != value:
             what = f"{key} is {run.summary.get(key)}, and the newest checkpoint gives {value}"
             yield Finding(SUMMARY, what)
-    yield from _of_images(run, folder)
+    if _ends_the_run(run, stretch):
+        yield from _of_images(run, folder)
     for number, recorded, replayed in _records(run, stretch, folder):
         for key in sorted(recorded.keys() | replayed.keys()):
             if recorded.get(key) != replayed.get(key):
@@ -346,12 +368,9 @@ def _beyond_rounding(
     if outcome is None or "error" in outcome:
         yield from findings
         return
-    batch = run.config.data.batch_size
     for key, value in outcome.get("evaluation", {}).items():
         recorded = run.summary.get(key)
-        # An error of one image in a thousand: those whose two best classes all but tie.
-        slack = 0.1 if key.endswith("_pct") else 1 + 0.001 * run.summary.get("pictures", 0)
-        slack = 1e-4 * value if key == "loss" else slack
+        slack = 1e-4 * value if key == "loss" else flips(run, run.summary, key)
         if not isinstance(recorded, int | float) or abs(recorded - value) > slack:
             yield Finding(SUMMARY, f"{key} is {recorded}, and the newest checkpoint gives {value}")
     others = {number: ours for number, _, ours in _records(run, stretch, again)}
@@ -360,9 +379,10 @@ def _beyond_rounding(
             a, b, c = (r.get(key) for r in (recorded, replayed, others.get(number, {})))
             explained = a == b
             if isinstance(a, float) and isinstance(b, float) and isinstance(c, float):
-                # One image of each batch may be on the other side.
-                flips = 100 / batch if key.endswith("_pct") else RECORD_ROUNDING * abs(b)
-                explained = abs(a - b) <= ROUNDING_FACTOR * abs(b - c) + flips
+                slack = RECORD_ROUNDING * abs(b)
+                if key.endswith("_pct"):
+                    slack = flips(run, replayed, key)
+                explained = abs(a - b) <= ROUNDING_FACTOR * abs(b - c) + slack
             if not explained:
                 what = f"{key} is {a}, and the replay gives {b}, on another processor"
                 yield Finding(f"{METRICS}, line {number}", what)
@@ -379,6 +399,19 @@ def _beyond_rounding(
             yield Finding(stretch.end.name, what)
 
 
+def flips(run: RunFiles, record: Record, key: str) -> float:
+    """Errors, or per cent, that differ if some images are on the other side.
+
+    One of each batch of a training, one and a thousandth of those of an evaluation: images whose
+    two best classes all but tie.
+    """
+    images = int(record.get("pictures", 0))
+    if not images:
+        return 100 / run.config.data.batch_size
+    errors = 1 + 0.001 * images
+    return 100 * errors / images if key.endswith("_pct") else errors
+
+
 def _within(recorded: Tensor, replayed: Tensor, other: Tensor) -> bool:
     """‖recorded - replayed‖ ≤ 16·‖other - replayed‖ + 4·2^-24·‖replayed‖; equal if not real."""
     if not replayed.is_floating_point():
@@ -388,30 +421,38 @@ def _within(recorded: Tensor, replayed: Tensor, other: Tensor) -> bool:
     return bool((a - b).norm() <= bound)
 
 
-def _not_compared(run: RunFiles, stretches: Sequence[Stretch]) -> list[str]:
+def _not_compared(run: RunFiles, stretches: Sequence[Stretch], evaluated: bool) -> list[str]:
     """What a change in would not have been found."""
     lines = []
     replayed = sum(stretch.last - stretch.first for stretch in stretches)
     if replayed < run.steps:
-        others = run.steps - replayed
-        lines.append(f"{others} of {run.steps} steps: only their records, against each other")
-    compared = {stretch.end for stretch in stretches} | {stretch.start for stretch in stretches}
-    if others := len(set(run.checkpoints) - compared):
-        lines.append(f"the weights of {others} of {len(run.checkpoints)} checkpoints")
-    between = stretches_between(run)
-    shortest = min((pair.last - pair.first for pair in between), default=None)
+        how = "only their records, against each other"
+        if not run.from_start:
+            how = f"not even their records, as the run began with {run.config.resume}"
+        lines.append(f"{run.steps - replayed} of {run.steps} steps: {how}")
+    compared = {path for stretch in stretches for path in (stretch.start, stretch.end)}
+    if others := set(run.checkpoints) - compared:
+        newest = ", the newest among them" if run.newest in others else ""
+        lines.append(f"the weights of {len(others)} of {len(run.checkpoints)} checkpoints{newest}")
+    after = 0 if run.newest is None else run.checkpoints[run.newest].step
+    if run.summary and not evaluated and after < run.steps:
+        lines.append(
+            f"the errors in {SUMMARY}: no checkpoint is from the end of the run; "
+            f"steps={run.steps - after} replays up to it"
+        )
+    between = [stretch for stretch in stretches_between(run) if stretch.end is not None]
+    shortest = min((stretch.last - stretch.first for stretch in between), default=None)
     if all(stretch.end is None for stretch in stretches):
         every = max(1, run.steps // (2 * SHARE))
         remedy = f"train with checkpoint.every_steps={every} checkpoint.keep_last=null"
         if shortest is None:
-            lines.append(f"any weights: the run kept no checkpoint; {remedy}")
+            kept = "no checkpoint" if run.newest is None else "no two checkpoints of one process"
+            lines.append(f"any weights: the run kept {kept}; {remedy}")
         else:
             lines.append(
                 f"weights after training: the nearest checkpoints are {shortest} steps apart; "
                 f"set steps={shortest}, or {remedy}"
             )
-    if not run.from_start:
-        lines.append(f"the order of the records: the run began with {run.config.resume}")
     return lines
 
 

@@ -66,7 +66,7 @@ def costs(
         OSError, ValueError, KeyError, TypeError: a ledger cannot be read.
     """
     evidence = _evidence(committed() if ledgers is None else ledgers)
-    own = differing(network, reference(_base(), network))
+    own = differing(network, reference(load_recipe(BASE), network))
     ablations = list(_ablations(network))
     return [_cost((d.layer, d.item), own, ablations, evidence) for d in differences]
 
@@ -113,7 +113,7 @@ def _ablations(
     network: Network,
 ) -> Iterator[tuple[str, Sequence[Claim], Mapping[Key, Hashable]]]:
     """Every ablation that a claim needs, and its differences from the base."""
-    base = reference(_base(), network)
+    base = reference(load_recipe(BASE), network)
     for name, claims in _claims_by_arm().items():
         recipe, activation = _changed(name)
         model = ModelConfig(activation=activation.activation, input_size=base.input_size or 224)
@@ -135,15 +135,10 @@ def _claims_by_arm() -> dict[str, list[Claim]]:
 
 
 @cache
-def _base() -> RecipeConfig:
-    return load_recipe(BASE)
-
-
-@cache
 def _changed(name: str) -> tuple[RecipeConfig, ModelConfig]:
     """The base with the changes of an ablation, and what it changes of the model."""
     changes = _file(name)
-    base = OmegaConf.structured(_base())
+    base = OmegaConf.structured(load_recipe(BASE))
     recipe: Any = OmegaConf.to_object(OmegaConf.merge(base, changes.get("recipe", {})))
     plain: Any = OmegaConf.to_container(changes.get("model", OmegaConf.create({})))
     return recipe, typed_config(ModelConfig, plain)

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,12 @@ from alexnet2012.config.roles import Role, role_of
 from alexnet2012.config.schema import ConfigError, RunError, TrainConfig
 from alexnet2012.config.validation import load_recipe
 from alexnet2012.tracking.run_index import METRICS, TIMINGS, DamagedRunError, load_settings
-from alexnet2012.tracking.tracker import read_records
+from alexnet2012.tracking.tracker import BEGUN, read_records
 from alexnet2012.utils.files import naming
 from alexnet2012.utils.untrusted import read_json_object, read_yaml
 
 BINS = 40  # of a training
-FORMAT = 1
+FORMAT = 2
 FILE = "bands.json"  # in this package
 MIN_RUNS = 3
 RECIPE_BATCH = 128  # images, of all recipes
@@ -44,6 +45,7 @@ CHANCE_PROGRESS, CHANCE_STEPS, CHANCE_SHARE = 0.1, 500, 0.98
 _SUSPECTS = ("seed", "precision", "data.batch_size", "schedule.warmup_epochs")
 _SUSPECT_GROUPS = ("schedule.rate", "schedule.bias_rate", "schedule.reference_batch")
 _SUSPECT_END = "init_std"
+_DROPS = "schedule.drops"  # their epochs shape a curve; their rates are suspects
 
 Limits = tuple[float, float, float]  # lowest, mean, highest
 
@@ -64,9 +66,10 @@ class Reference(NamedTuple):
 
     rate_per_image: float | None  # initial learning rate of weights, divided by the batch size
     init_std: dict[str, float]  # by layer
+    batch_size: int | None
 
 
-UNKNOWN = Reference(None, {})
+UNKNOWN = Reference(None, {}, None)
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,19 @@ class Band:
     """Limits by bin of progress; None where the runs have no record."""
 
     name: str
-    key: str
+    settings: dict[str, Any]  # of the runs, by full key: those that a learning curve depends on
+    classes: Classes
     runs: int
     steps: int  # of a run of batch_size
     batch_size: int
     rate: float  # initial learning rate of weights
     init_std: dict[str, float]  # by layer
     limits: dict[str, list[Limits | None]]  # of METRIC_KEYS
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for bands of the same runs; settings that came later have their defaults."""
+        return band_key(self.settings, self.classes)
 
 
 @dataclass
@@ -167,7 +176,7 @@ class BandWatch:
         if self.departure is not None or means is None:
             return None
         progress = self._curve.step / self.total_steps
-        at_chance = means["loss"] >= CHANCE_SHARE * self.chance_loss
+        at_chance = means["loss"] >= CHANCE_SHARE * self.chance_loss > 0  # 0: of a single class
         place = (self._curve.step, 100 * progress)
         if self.band is None:
             long_enough = progress >= CHANCE_PROGRESS and self._curve.step >= CHANCE_STEPS
@@ -199,7 +208,7 @@ def watch_of(
     band = find_band(bands, settings, classes, total, config.data.batch_size)
     reference = _of_recipe(config.recipe.name)
     if band is not None:
-        reference = Reference(band.rate / band.batch_size, band.init_std)
+        reference = Reference(band.rate / band.batch_size, band.init_std, band.batch_size)
     return BandWatch(band, total, math.log(classes.number), reference)
 
 
@@ -212,7 +221,7 @@ def _of_recipe(name: str) -> Reference:
     except (ConfigError, OSError):
         return UNKNOWN
     layers = {layer: getattr(recipe, layer).init_std for layer in recipe.layers}
-    return Reference(rate / RECIPE_BATCH, layers)
+    return Reference(rate / RECIPE_BATCH, layers, None)  # of any batch size
 
 
 def load_bands(file: Path | None = None) -> list[Band]:
@@ -240,7 +249,10 @@ def _band(row: dict[str, Any]) -> Band:
         if len(rows) != BINS:
             raise ValueError(f"{key} has {len(rows)} bins")
         limits[key] = [None if r is None else (float(r[0]), float(r[1]), float(r[2])) for r in rows]
-    return Band(**{**row, "limits": limits})
+    classes = Classes(*row["classes"])
+    band = Band(**{**row, "classes": classes, "limits": limits})
+    assert band.key  # an error here is one of this file
+    return band
 
 
 def save_bands(bands: Iterable[Band], file: Path) -> None:
@@ -280,20 +292,20 @@ def find_band(
 
 def band_key(settings: Mapping[str, Any], classes: Classes) -> str:
     """A digest of what a learning curve depends on: the network, the training and the classes."""
-    kept: dict[str, Any] = {"classes": list(classes)}
-    for key, value in with_defaults(dict(settings)).items():
-        if key == "schedule.drops":
-            kept[key] = [drop["epoch"] for drop in value]
-        elif key == "schedule.epochs" or not _is_suspect(key):
-            kept[key] = value
-    text = json.dumps(kept, sort_keys=True)
+    text = json.dumps([_curve_settings(settings), classes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _is_suspect(key: str) -> bool:
-    other = role_of(TrainConfig, key) not in (Role.variant, Role.identity)
-    other |= key in _SUSPECTS or key.startswith(_SUSPECT_GROUPS)
-    return other or key.endswith(_SUSPECT_END)
+def _curve_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a learning curve depends on, by full key, but those that a band finds wrong."""
+    kept = {k: v for k, v in with_defaults(dict(settings)).items() if _shapes_curve(k)}
+    return kept | {_DROPS: [{"epoch": drop["epoch"]} for drop in kept[_DROPS]]}
+
+
+def _shapes_curve(key: str) -> bool:
+    is_suspect = key in _SUSPECTS or key.startswith(_SUSPECT_GROUPS) or key.endswith(_SUSPECT_END)
+    changes_weights = role_of(TrainConfig, key) in (Role.variant, Role.identity)
+    return key == "schedule.epochs" or (changes_weights and not is_suspect)
 
 
 @dataclass(frozen=True)
@@ -358,7 +370,7 @@ def read_curve(folder: Path) -> RunCurve | None:
 def _classes(folder: Path) -> Classes | None:
     """The classes of a run, as its records or its newest checkpoint have them."""
     for record in read_records(folder / TIMINGS):
-        if record["kind"] == "begun" and "classes_digest" in record:
+        if record["kind"] == BEGUN and "classes_digest" in record:
             return Classes(record["classes"], record["classes_digest"])
     newest = manifest.latest(folder)
     return None if newest is None else Classes.of(manifest.read_progress(newest).classes)
@@ -405,7 +417,8 @@ def make_band(runs: Sequence[RunCurve]) -> Band | None:
     }
     return Band(
         name=name,
-        key=first.key,
+        settings=_curve_settings(first.nested),
+        classes=first.classes,
         runs=len(runs),
         steps=first.steps,
         batch_size=settings["data.batch_size"],

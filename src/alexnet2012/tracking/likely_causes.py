@@ -1,7 +1,7 @@
 """The likeliest causes why a run does not learn as healthy runs do, from what the run measured.
 
 Each cause has a quantity that it alone changes: the mean and the standard deviation of the first
-batch, the spread of the initial weights, the learning rate for each image of a batch. Wrong labels
+batch, the spread of the initial weights, the batch size and the learning rate for it. Wrong labels
 change none of them, so they are the likeliest where the loss is at chance and nothing else is odd.
 """
 
@@ -20,6 +20,7 @@ PIXEL_STD, PIXEL_STD_TOLERANCE = 60.0, 3.0
 PIXEL_MEAN_TOLERANCE = 0.5
 RATE_TOLERANCE = 3.0  # rates of half and twice the usual are healthy
 SPREAD_TOLERANCE = 2.5
+BATCH_TOLERANCE = 3.0  # of the batch size, at the right learning rate for it
 
 
 @dataclass
@@ -31,10 +32,14 @@ class Evidence:
     # By layer: standard deviation of the initial weights, divided by that of healthy runs
     spread: Mapping[str, float] = field(default_factory=dict)
     rate_ratio: float | None = None  # learning rate per image of a batch, likewise
+    batch_ratio: float | None = None  # batch size, likewise
 
 
 def evidence_of(
-    observed: Mapping[str, float], rate_per_image: float | None, init_std: Mapping[str, float]
+    observed: Mapping[str, float],
+    rate_per_image: float | None,
+    init_std: Mapping[str, float],
+    usual_batch: int | None,
 ) -> Evidence:
     """The observation of a run beside what healthy runs begin with."""
     rate, batch_size = observed.get("rate"), observed.get("batch_size")
@@ -43,7 +48,10 @@ def evidence_of(
         ratio = rate / batch_size / rate_per_image
     names = [name for name in init_std if f"{SPREAD}{name}" in observed and init_std[name] > 0]
     spread = {name: observed[f"{SPREAD}{name}"] / init_std[name] for name in names}
-    return Evidence(observed.get("pixel_mean"), observed.get("pixel_std"), spread, ratio)
+    batch_ratio = None if batch_size is None or usual_batch is None else batch_size / usual_batch
+    return Evidence(
+        observed.get("pixel_mean"), observed.get("pixel_std"), spread, ratio, batch_ratio
+    )
 
 
 class Cause(NamedTuple):
@@ -53,17 +61,18 @@ class Cause(NamedTuple):
     text: str
 
 
-def likely_causes(evidence: Evidence, *, at_chance: bool) -> list[str]:
+def likely_causes(evidence: Evidence, *, at_chance: bool) -> list[Cause]:
     """The three likeliest causes, the likeliest first."""
     causes = [
         _labels(at_chance),
         _rate(evidence.rate_ratio),
+        _batch(evidence.batch_ratio),
         _spread(evidence.spread),
         _scale(evidence.pixel_std),
         _mean(evidence.pixel_mean, evidence.pixel_std),
     ]
     causes.sort(key=lambda cause: -cause.strength)  # stable: ties in the order above
-    return [cause.text for cause in causes[:TOLD]]
+    return causes[:TOLD]
 
 
 def _labels(at_chance: bool) -> Cause:
@@ -78,7 +87,17 @@ def _rate(ratio: float | None) -> Cause:
         return Cause(0.0, text)
     strength = abs(math.log(ratio)) - math.log(RATE_TOLERANCE)
     if strength > 0:
-        text += f": for each image of a batch it is {_times(ratio)} that of healthy runs"
+        text += f": for each image of a batch it is {ratio:.3g} times that of healthy runs"
+    return Cause(strength, text)
+
+
+def _batch(ratio: float | None) -> Cause:
+    text = "the batch size is another, and with it the number of updates"
+    if ratio is None or not ratio > 0:
+        return Cause(-0.4, text)
+    strength = abs(math.log(ratio)) - math.log(BATCH_TOLERANCE)
+    if strength > 0:
+        text += f": it is {ratio:.3g} times that of healthy runs"
     return Cause(strength, text)
 
 
@@ -90,7 +109,7 @@ def _spread(ratios: Mapping[str, float]) -> Cause:
     worst = max(finite, key=lambda name: abs(math.log(finite[name])))
     strength = abs(math.log(finite[worst])) - math.log(SPREAD_TOLERANCE)
     if strength > 0:
-        text += f": in {worst} it is {_times(finite[worst])} that of healthy runs"
+        text += f": in {worst} it is {finite[worst]:.3g} times that of healthy runs"
     return Cause(strength, text)
 
 
@@ -113,7 +132,3 @@ def _mean(mean: float | None, std: float | None) -> Cause:
     if strength > 0:
         text += f": the mean of a batch is {mean:.3g}, {deviations:.1f} of its standard deviations"
     return Cause(strength, text)
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.3g} times" if ratio >= 1 else f"a {1 / ratio:.3g}th of"

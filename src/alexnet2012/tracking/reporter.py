@@ -60,9 +60,15 @@ class Reporter:
             trackers.append(tracker)
             watches.append(make_watch())
             classes = Classes.of(progress.classes)
-            of_classes = {"classes": classes.number, "classes_digest": classes.digest}
-            unix_s = round(time.time())
-            tracker.started(progress.step, unix_s=unix_s, total_steps=total_steps, **of_classes)
+            tracker.started(
+                progress.step,
+                unix_s=round(time.time()),
+                total_steps=total_steps,
+                log_every_steps=config.log_every_steps,
+                eval_every_epochs=progress.settings["eval_every_epochs"],
+                classes=classes.number,
+                classes_digest=classes.digest,
+            )
             return config.watch and has_backends(config)
 
         log_stats = run_on_rank_0(start, mesh)
@@ -111,8 +117,11 @@ class Reporter:
             return
         evidence = evidence_of(self._observed, *self._watch.reference)
         causes = likely_causes(evidence, at_chance=departure.at_chance)
-        listed = "; ".join(f"{number}. {text}" for number, text in enumerate(causes, start=1))
-        log.warning("%s; likeliest causes: %s", departure, listed)
+        listed = "; ".join(f"{n}. {cause.text}" for n, cause in enumerate(causes, start=1))
+        heading = "likeliest causes"
+        if causes[0].strength <= 0:
+            heading = "nothing that the first step measured is unusual; possible causes"
+        log.warning("%s; %s: %s", departure, heading, listed)
         finite = {"value": departure.value} if math.isfinite(departure.value) else {}
         self._summary = {
             "step": departure.step,
@@ -120,7 +129,7 @@ class Reporter:
             "metric": departure.metric,
             **finite,
             "at_chance": departure.at_chance,
-            "likeliest_causes": causes,
+            "likeliest_causes": [cause.text for cause in causes],
         }
         self._tracker.noted(DEPARTED, **self._summary)
 

@@ -26,9 +26,9 @@ Lines = Mapping[str, int] | None  # by file, at the checkpoint from which a run 
 FILES = ("metrics.jsonl", "timings.jsonl", "watched.jsonl")
 IMAGES = "pictures"  # folder in the run directory
 _IMAGE = re.compile(r"(.+)-(\d{7,})\.png")
-_STARTED = "begun"  # kind of the record of a start
+BEGUN = "begun"  # kind of the record of a start
 OBSERVED = "observed"  # of the first step
-_NOT_LOGGED = (_STARTED, OBSERVED, DEPARTED)
+_NOT_LOGGED = (BEGUN, OBSERVED, DEPARTED)
 
 
 class Tracker(AbstractContextManager["Tracker"]):
@@ -60,7 +60,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._write("watched.jsonl", kind, step, values)
 
     def started(self, step: int, **values: Any) -> None:
-        self._write("timings.jsonl", _STARTED, step, values)
+        self._write("timings.jsonl", BEGUN, step, values)
 
     def noted(self, kind: str, step: int, **values: Any) -> None:
         """A record that loggers do not get."""

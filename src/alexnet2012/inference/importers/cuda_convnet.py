@@ -83,6 +83,9 @@ def read_definition(layers: Path, params: Path, input_size: int | None = None) -
             ``source`` or ``params``, and the message one line that names the layers or the value.
     """
     definition = _read("source", layers)
+    if not any("type" in values for values in definition.sections.values()):
+        remedy = "is no definition: none of its sections has a type; is it that of the parameters?"
+        raise ConfigError("source", layers, remedy)
     unknown: dict[str, list[str]] = {}
     for name, values in definition.sections.items():
         kind = values.get("type", "(none)")

@@ -39,7 +39,7 @@ def read_sections(path: Path) -> SectionFile:
         OSError: it cannot be opened.
     """
     try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError("is not a text file in UTF-8") from error
     sections: dict[str, dict[str, str]] = {}
@@ -84,7 +84,8 @@ class Section:
         self.used.add(key.lower())
         value = self.values.get(key.lower(), default)
         if value is None:
-            raise ValueError(f"[{shown(self.name)}] has no {key}")
+            remedy = "are the parameters those of this definition?"
+            raise ValueError(f"[{shown(self.name)}] has no {key} in either file; {remedy}")
         return value
 
     def texts(self, key: str) -> list[str]:

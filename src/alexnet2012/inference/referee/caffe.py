@@ -58,11 +58,14 @@ def read_caffe(model: bytes | None, prototxt: str | None) -> Network:
     if weights is not None and not sizes:
         raise ValueError("contains no layers with weights")
     size = input_size(net, layers)
+    # The text of a network for deployment may leave dropout out; one for training may not.
+    trains = any(layer.kind in _DATA or layer.kind.endswith("Loss") for layer in layers)
     network = Network(
         "a Caffe model" if weights is not None else "the text of a Caffe network",
         *_chain([layer for layer in layers if layer.kind not in _IGNORED], sizes),
         input_size=None if size is None else checked_size(size),
         pixels=_pixels(layers),
+        holds_dropout=trains or any(layer.kind == "Dropout" for layer in layers),
     )
     return checked(network)
 

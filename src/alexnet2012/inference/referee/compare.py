@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -79,12 +78,7 @@ class Comparison:
 
 def references(network: Network) -> dict[str, Network]:
     """The paper's network and #145, for inputs of the size that the network has."""
-    return {name: reference(_recipe(name), network) for name in REFERENCES}
-
-
-@cache
-def _recipe(name: str) -> RecipeConfig:
-    return load_recipe(name)
+    return {name: reference(load_recipe(name), network) for name in REFERENCES}
 
 
 def reference(recipe: RecipeConfig, network: Network, model: ModelConfig | None = None) -> Network:
@@ -155,7 +149,7 @@ def _items(network: Network, layers: Iterable[Layer]) -> Items:
     items[NETWORK, "pixels"] = None if pixels is None or pixels.scale is None else pixels.scale
     items[NETWORK, "mean"] = None if pixels is None else pixels.mean
     for name in network.others:
-        items[NETWORK, name] = 1
+        items[NETWORK, name] = True
     kinds = {op.values.get("kind") for _, op in _ops(layers) if op.kind == ACTIVATION}
     known = all(layer.ops is not None for layer in layers)
     items[NETWORK, ACTIVATION] = tuple(sorted(map(str, kinds))) if known else None
@@ -196,7 +190,7 @@ def _layer_items(layer: Layer, first: bool, last: bool) -> Iterator[tuple[str, H
     ops = [op for op in layer.ops if op.kind != DROPOUT]
     kinds = [op.kind for op in ops]
     for kind in dict.fromkeys((*_OPS, *kinds)):
-        yield kind, kinds.count(kind)
+        yield kind, kinds.count(kind) if kind in _OPS else True
     for op in reversed(ops):  # the first of a kind counts
         for name, value in op.values.items():
             if op.kind != ACTIVATION:

@@ -134,7 +134,7 @@ class _Reader:
         ways = [way for way in ways if any(step.kind == "layer" for step in way)]
         if not ways:
             raise ValueError("no layer leads from its input to its output")
-        return _network(ways[0], self.input_size)
+        return _network(max(ways, key=len), self.input_size)  # others end earlier, as features do
 
 
 # Several inputs that depend on the image
@@ -246,16 +246,16 @@ def _network(way: Way, input_size: int | None) -> Network:
     layers: list[Layer] = []
     tensors: list[tuple[Any, npt.NDArray[np.floating] | None]] = []
     before: list[Step] = []
-    holds_dropout = False
-    for step in _biased(_padded(way)):
+    steps = _biased(_padded(way))
+    count = sum(step.layer is not None for step in steps)
+    for step in steps:
         if step.layer is not None:
             weight, bias = step.tensors
             layers.append(step.layer)
             tensors.append((_reader(weight), None if bias is None else bias.values()))
         elif not layers:
             before.append(step)
-        elif (op := _op_of(step, layers[-1])) is not None:
-            holds_dropout |= op.kind == DROPOUT
+        elif (op := _op_of(step, last=len(layers) == count)) is not None:
             layers[-1] = replace(layers[-1], ops=[*(layers[-1].ops or ()), op])
     pixels, rest = _pixels(before)
     layers, trained = initial_values(layers, tensors)
@@ -267,12 +267,12 @@ def _network(way: Way, input_size: int | None) -> Network:
         "an ONNX graph",
         convolutions,
         linears,
-        input_size=input_size,
+        input_size=None if rest else input_size,  # it may be another after a Resize
         pixels=pixels,
         others=[f"{name} before the first layer" for name in rest],
         trained=trained,
         measured=True,
-        holds_dropout=holds_dropout,
+        holds_dropout=any(op.kind == DROPOUT for layer in layers for op in layer.ops or ()),
     )
 
 
@@ -320,15 +320,14 @@ def _biased(way: Iterable[Step]) -> list[Step]:
     return steps
 
 
-def _op_of(step: Step, layer: Layer) -> Op | None:
-    """What follows a layer; ``outputs × c`` of a hidden fully connected layer is dropout's."""
+def _op_of(step: Step, last: bool) -> Op | None:
+    """What follows a layer; ``outputs × c`` of any but the last one is dropout's."""
     if step.kind == "op" and step.op is not None:
         return step.op
-    if step.kind == "mul" and step.number is not None and 0 < step.number <= 1:
-        if step.number == 1:
-            return None
-        if layer.kernel_size is None:
-            return Op(DROPOUT, {"rate": round(1 - step.number, 6)})
+    if step.kind == "mul" and step.number == 1:
+        return None
+    if step.kind == "mul" and step.number is not None and 0 < step.number < 1 and not last:
+        return Op(DROPOUT, {"rate": round(1 - step.number, 6)})
     names = {
         "add": "a constant added",
         "mul": "a constant factor",
@@ -345,21 +344,23 @@ def _pixels(steps: Sequence[Step]) -> tuple[Pixels | None, list[str]]:
     Grey levels of 0 to 255 have means above 1. What is divided by before the mean is subtracted,
     the mean is divided by, too.
     """
-    scale, pixels, rest = 1.0, None, []
+    scale, rest = 1.0, []
+    mean, known = None, False
     for step in steps:
         values = None if step.constant is None else step.constant.values()
-        if step.kind == "add" and values is not None and pixels is None and step.constant:
-            mean = -step.sign * values
-            if 0 < abs(mean).max() <= 1 and scale == 1:
+        if step.kind == "add" and values is not None and mean is None and step.constant:
+            subtracted = -step.sign * values
+            if 0 < abs(subtracted).max() <= 1 and scale == 1:
                 scale = 1 / 255  # the pixels are divided before they come to the graph
-            pixels = pixels_of_mean(_colours_last(mean, step.constant.dims), None)
+            mean = pixels_of_mean(_colours_last(subtracted, step.constant.dims), None).mean
         elif step.kind == "mul" and values is not None and len(values) <= 3:
             factor = float(np.mean(values))
             scale *= factor if step.sign > 0 else 1 / factor if factor else 1.0
-            pixels = pixels or Pixels(None, None)
         elif step.kind != "end":
             rest.append(step.op.kind if step.op is not None else step.kind)
-    return (None if pixels is None else Pixels(pixels.mean, scale)), rest
+            continue
+        known = True
+    return (Pixels(mean, scale) if known else None), rest
 
 
 def _colours_last(

@@ -28,7 +28,7 @@ _SHAPES = {  # that change no values
     *("Cast", "CastLike", "Contiguous", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
     "Transpose",
 }
-_ENDS = {"LogSoftmax", "Softmax"}
+_ENDS = {"ArgMax", "LogSoftmax", "Softmax", "TopK"}  # of the outputs, which they do not change
 
 
 @dataclass(frozen=True)

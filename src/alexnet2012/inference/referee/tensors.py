@@ -77,7 +77,8 @@ def _layers(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[Lay
         if not groups:
             raise ValueError(
                 f"{printable(name)}.weight {list(shape)} cannot read the {read} outputs of the "
-                "layer before; only a chain of layers can be compared"
+                "layer before; weights are [outputs, inputs, height, width], and only a chain of "
+                "layers can be compared"
             )
         yield layer
         read, dense = rows, linear
@@ -107,7 +108,7 @@ def _network(
         "a state dict",
         convolutions,
         layers[len(convolutions) :],
-        others=_norms(tensors),
+        others=_others(tensors),
         trained=trained,
         measured=True,
         tensors_only=True,
@@ -115,13 +116,16 @@ def _network(
     return checked(network)
 
 
-def _norms(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Normalisations with parameters, which are in the file."""
-    names = [n.removesuffix(".running_mean") for n in tensors if n.endswith(".running_mean")]
-    if names:
-        return [f"batch normalisation ({len(names)} layers)"]
-    plain = [n for n in tensors if n.endswith(".weight") and tensors[n].ndim == 1]
-    return [f"normalisation with parameters ({len(plain)} layers)"] if plain else []
+def _others(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Other layers with parameters: normalisations, and what has no biases, such as PReLU."""
+    if count := sum(name.endswith(".running_mean") for name in tensors):
+        return [f"batch normalisation (of {count})"]
+    plain = [n.removesuffix(".weight") for n in tensors if n.endswith(".weight")]
+    plain = [name for name in plain if tensors[f"{name}.weight"].ndim == 1]
+    norms = [name for name in plain if f"{name}.bias" in tensors]
+    found = [f"normalisation with parameters (of {len(norms)})"] if norms else []
+    rest = [f"{printable(name)[:40]}.weight" for name in plain if name not in norms]
+    return [*found, *(f"parameters of no layer: {name}" for name in rest[:3])]
 
 
 def _weight(

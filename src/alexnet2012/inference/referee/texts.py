@@ -83,7 +83,7 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "reads": _reads,
     "LRN windows": _windows,
     "initial weights": _spread,
-    "initial biases": lambda value: f"{value:g}",
+    "initial biases": lambda value: f"{value + 0.0:g}",  # no -0
     "pixels": _pixels,
     "dropout": _dropout,
     "activation": lambda value: _count(value) if isinstance(value, int) else ", ".join(value),
