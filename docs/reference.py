@@ -16,13 +16,12 @@ from types import ModuleType
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet2012.cli.help import Setting, settings
 from alexnet2012.cli.registry import COMMANDS
-from alexnet2012.config.compose import CONF
+from alexnet2012.config.compose import CONF, register_schema
 from alexnet2012.config.schema import RecipeConfig
 
 CONF_FILES = Path(__file__).parents[1] / "conf"
@@ -51,7 +50,7 @@ def table(name: str) -> str:
     """Every setting of a command with its default."""
     schema = COMMANDS[name].schema
     assert schema is not None
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    register_schema(name, schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         found = list(settings(schema, compose(name)))

@@ -23,6 +23,7 @@ from alexnet2012.data.sources.photos import make_photos
 from alexnet2012.data.store import Store
 from alexnet2012.inference.trained_model import TrainedModel
 from alexnet2012.nn.alexnet import AlexNet
+from alexnet2012.utils.collector import after_imports
 
 settings.register_profile("busy", deadline=None)  # other programs may hold the cores
 settings.load_profile("busy")
@@ -34,6 +35,7 @@ def _home_of_the_tests(
 ) -> Iterator[None]:
     """Neither tests nor what they start touch the stores of whoever runs them."""
     torch.set_num_threads(1)  # for what modules share, which is made before a test's own fixtures
+    after_imports()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALEXNET2012_HOME", str(tmp_path_factory.mktemp("home")))

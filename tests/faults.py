@@ -117,7 +117,7 @@ FAULTS = {
         "a rank is killed under torchrun with `MAX_RESTARTS=1`",
         "both ranks restart from the newest checkpoint; the final weights are bit-identical to "
         "those of an uninterrupted run",
-        "test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss",
+        "test_torchrun_restarts_a_run_with_a_killed_rank_without_loss_and_listens_on_loopback_only",
         is_message=False,
     ),
     "launcher": Fault(

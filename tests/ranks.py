@@ -27,6 +27,7 @@ PRELOADED = [
     "alexnet2012.distributed.launch",
     "alexnet2012.training.trainer",
     "torch._dynamo",
+    "tests.warm",  # if the working directory is the repository
 ]
 
 

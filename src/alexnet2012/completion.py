@@ -10,11 +10,10 @@ import sys
 
 from hydra import initialize_config_module
 from hydra._internal.core_plugins.bash_completion import BashCompletion
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from alexnet2012.cli.registry import COMMANDS
-from alexnet2012.config.compose import CONF
+from alexnet2012.config.compose import CONF, register_schema
 
 # bash takes `=` for the end of a word, so only what follows it is replaced. Where nothing is found,
 # and for every other program of Python, it completes names of files.
@@ -51,7 +50,7 @@ def completions(name: str, line: str) -> list[str]:
         return []
     *before, last = line.split(" ")
     words = [*(word for word in before if "=" in word), last]
-    ConfigStore.instance().store(name=f"{command.config}_schema", node=command.schema)
+    register_schema(command.config, command.schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         bash = BashCompletion(GlobalHydra.instance().config_loader())

@@ -16,6 +16,8 @@ import faults
 import faulty
 import pytest
 import torch
+from attackers import OLD_ADDRESS, Sockets, assert_on_loopback, attack, on_a_renamed_machine
+from documented import printed
 from programs import TINY, TORCHRUN_SCRIPT, finish, start, torchrun_rank
 from ranks import run_ranks
 from torch import Tensor
@@ -184,17 +186,25 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
     return load_trained(run_dir, Device.cpu).model.full_state_dict()
 
 
-def test_a_run_with_a_killed_rank_is_restarted_by_torchrun_without_loss(
+def test_torchrun_restarts_a_run_with_a_killed_rank_without_loss_and_listens_on_loopback_only(
     photos_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, whole, cut = str(photos_store.root), tmp_path / "whole", tmp_path / "cut"
-    more = ["schedule.epochs=10", "checkpoint.every_epochs=2"]
-    run_ranks(2, train_uninterrupted, store, str(whole), more)
+    more = ["schedule.epochs=8", "checkpoint.every_epochs=2"]
+    run_ranks(2, train_uninterrupted, store, str(whole), [*more, "recipe=code145"])
     monkeypatch.setenv("MAX_RESTARTS", "1")
-    program, mark = start([TORCHRUN_SCRIPT, *overrides(store, str(cut), *more)], tmp_path)
+    renamed = on_a_renamed_machine(tmp_path, OLD_ADDRESS)
+    _, *words = printed("launch/torchrun.sh recipe=code145")
+    words += overrides(store, str(cut), *more)
+    program, mark = start([*renamed, TORCHRUN_SCRIPT, *words], tmp_path)
     wait_until(lambda: manifest.latest(cut) is not None)
     os.kill(torchrun_rank(mark, 1), signal.SIGKILL)
+    sockets: Sockets = set()  # attacks take seconds: those of the first start would miss the kill
+    while program.poll() is None:
+        attack(mark, sockets)
+        time.sleep(0.05)
     ended = finish(program, mark)
+    assert_on_loopback(sockets)
     assert (ended.code, ended.left) == (0, [])
     assert "alexnet2012: rank 1 exited: it" in ended.err
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

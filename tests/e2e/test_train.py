@@ -31,7 +31,6 @@ from programs import (
 )
 from ranks import run_ranks
 from safetensors.torch import load_file
-from test_listening import OLD_ADDRESS, assert_on_loopback, listeners, on_a_renamed_machine
 
 from alexnet2012.checkpoint import manifest, run_dir
 from alexnet2012.config.compose import compose_config
@@ -147,22 +146,6 @@ def test_the_summary_tells_the_last_errors_and_the_bytes_that_crossed(trained: P
     for layer in ("conv3", "fc6", "fc7", "fc8"):
         assert crossed[layer]["forward"] == crossed[layer]["backward"] > 0
     assert crossed["logits"] == {"forward": 4.0 * 16}  # sixteen classes, eight from each tower
-
-
-def test_torchrun_gives_the_same_metrics_to_the_bit_and_listens_on_loopback_only(
-    trained: Path, photos_store: Store, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    _, *words = printed("launch/torchrun.sh recipe=code145")
-    words += overrides(photos_store, run_dir, "schedule.epochs=2")
-    renamed = on_a_renamed_machine(tmp_path, OLD_ADDRESS)
-    sockets, ended = listeners([*renamed, TORCHRUN_SCRIPT, *words], tmp_path)
-    assert_on_loopback(sockets)
-    assert f"run directory: {run_dir}" in ended.out
-    same = (trained / "metrics.jsonl").read_bytes()
-    assert (run_dir / "metrics.jsonl").read_bytes() == same
-    config, other = (yaml.safe_load((d / "config.yaml").read_text()) for d in (trained, run_dir))
-    assert config == other
 
 
 def test_a_run_taken_up_again_has_the_metrics_of_an_undisturbed_one(

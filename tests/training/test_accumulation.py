@@ -49,6 +49,11 @@ def global_batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def trained_both_ways(gather_logits: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """With the whole batch at a time and two images at a time."""
+    return trained(None, gather_logits), trained(2, gather_logits)
+
+
 def trained(micro_batch: int | None, gather_logits: bool) -> dict[str, Any]:
     """What a rank has after a step with each of ``BATCHES``."""
     mesh = init_mesh(2, device="cpu")
@@ -83,8 +88,8 @@ def differ(got: dict[str, Any], want: dict[str, Any]) -> float:
 @pytest.mark.parametrize("gather_logits", [True, False])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_micro_batches_train_like_the_whole_batch(processes: int, gather_logits: bool) -> None:
-    whole = run_ranks(processes, trained, None, gather_logits)
-    parts = run_ranks(processes, trained, 2, gather_logits)
+    ranks = run_ranks(processes, trained_both_ways, gather_logits)
+    whole, parts = ([rank[way] for rank in ranks] for way in (0, 1))
     for got, want in zip(parts, whole, strict=True):
         # float64; sums over images in another order
         assert differ(got, want) < 1e-10

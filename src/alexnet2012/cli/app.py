@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import hydra
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -30,6 +29,7 @@ from alexnet2012.config.compose import (
     hydra_overrides,
     key_of,
     keys_of_fixed,
+    register_schema,
 )
 from alexnet2012.config.schema import ConfigError, RunError
 from alexnet2012.config.validation import check_files
@@ -95,7 +95,7 @@ def hydra_main(
     ``hydra.job.chdir=true``. At the end, ``discard`` is called with the directory of each job and
     sweep.
     """
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    register_schema(name, schema)
     failures: list[Exception] = []
     run_dirs: list[Path] = []
     fixed: list[str] = []  # keys that have the same value in all jobs of a sweep

@@ -6,9 +6,7 @@ ended by signal n; 1 any other failure.
 
 from __future__ import annotations
 
-import atexit
 import difflib
-import gc
 import os
 import re
 import resource
@@ -31,6 +29,7 @@ from alexnet2012.distributed.watchdog.failure_report import (
     EXIT_USER_ERROR,
     LostPeerError,
 )
+from alexnet2012.utils.collector import before_imports
 from alexnet2012.utils.files import os_error_line
 from alexnet2012.utils.interrupt import InterruptError, raise_signals, received
 from alexnet2012.utils.terminal import outliving_terminal
@@ -110,7 +109,7 @@ def exit_on_error(
             sys.exit(code)
         _end(line, code)
 
-    atexit.register(gc.freeze)  # otherwise the interpreter scans all modules at exit, for a second
+    before_imports()
     raise_signals()  # so that cleanup code runs
     with outliving_terminal() as output:
         try:

@@ -42,7 +42,7 @@ def compose_config(
 ) -> tuple[Schema, Path]:
     """The configuration and the run directory that Hydra would create for it."""
     words = hydra_overrides(schema, overrides)
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    register_schema(name, schema)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         cfg = compose(name, overrides=words, return_hydra_config=True)
@@ -51,6 +51,12 @@ def compose_config(
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         return from_hydra(cfg, schema), run_dir
+
+
+def register_schema(name: str, schema: type[Any]) -> None:
+    """Let the command's configuration find its schema; a second call takes no time."""
+    if f"{name}_schema.yaml" not in ConfigStore.instance().repo:
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
 def from_hydra(cfg: Any, schema: type[Schema]) -> Schema:

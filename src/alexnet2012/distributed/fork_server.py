@@ -7,5 +7,7 @@ exit; its ranks, which end with it, would run until then.
 from __future__ import annotations
 
 from alexnet2012.distributed.launch import die_with_parent
+from alexnet2012.utils.collector import before_imports
 
 die_with_parent()
+before_imports()

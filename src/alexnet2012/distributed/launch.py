@@ -10,9 +10,7 @@ and of later runs of the same command (a sweep); the launching process does with
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import gc
 import multiprocessing
 import os
 import signal
@@ -42,6 +40,7 @@ from alexnet2012.distributed.watchdog.failure_report import (
     write_failure,
 )
 from alexnet2012.distributed.watchdog.flight_recorder import FlightRecord
+from alexnet2012.utils.collector import before_imports
 from alexnet2012.utils.interrupt import InterruptError
 from alexnet2012.utils.terminal import persistent_output
 
@@ -149,7 +148,7 @@ def _guarded(environ: dict[str, str], folder: str, worker: Callable[..., None], 
     """Entry point of a new process: sets its threads, writes a failure report for the parent."""
     os.environ.update(environ)
     os.environ[FAILURES_DIR] = folder
-    atexit.register(gc.freeze)  # as in exit_on_error
+    before_imports()
     exit_with_parent()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training has something to save

@@ -13,6 +13,7 @@ from alexnet2012.distributed.mesh import Mesh, init_mesh, single_process
 from alexnet2012.distributed.process_env import local_processes
 from alexnet2012.nn.precision import allow_tf32
 from alexnet2012.training.trainer import Trainer
+from alexnet2012.utils.collector import after_imports
 from alexnet2012.utils.logs import setup_logging
 
 
@@ -36,7 +37,7 @@ def process_settings(config: TrainConfig, mesh: Mesh) -> Iterator[None]:
     reuse_memory()
     allow_tf32(config.precision)
     setup_logging(mesh.rank)
-    gc.freeze()  # loaded modules live on: the collector need not scan them
+    after_imports()
     try:
         yield
     finally:
