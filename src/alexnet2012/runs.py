@@ -38,6 +38,7 @@ from alexnet2012.tracking.run_index import DamagedRunError, RunInfo, RunState, f
 from alexnet2012.utils.text import printable
 
 MAX_OTHERS = 5  # folders without a run that are printed
+_NO_FOLDER = "no such folder; give the folder of your runs, such as `.`"
 SORTS: dict[str, Callable[[RunInfo], Any]] = {
     "begun": lambda run: run.started or datetime.max.replace(tzinfo=UTC),
     "run": lambda run: str(run.path),
@@ -150,7 +151,7 @@ def _list(words: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the runs as JSON")
     given = parser.parse_args(words)
     if missing := [folder for folder in given.folders if not folder.is_dir()]:
-        raise ConfigError("DIR", missing[0], "no such folder")
+        raise ConfigError("DIR", missing[0], _NO_FOLDER)
     results = [find_runs(folder) for folder in given.folders]
     folders = dict.fromkeys(folder for runs, _ in results for folder in runs)  # each once
     runs = sorted(map(read_run, folders), key=SORTS[given.sort])
@@ -198,7 +199,7 @@ def _bands(words: Sequence[str]) -> None:
     )
     given = parser.parse_args(words)
     if missing := [folder for folder in given.folders if not folder.is_dir()]:
-        raise ConfigError("DIR", missing[0], "no such folder")
+        raise ConfigError("DIR", missing[0], _NO_FOLDER)
     if given.hold_out < 0:
         raise ConfigError("--hold-out", given.hold_out, "must be at least 0")
     folders = dict.fromkeys(f for folder in given.folders for f in find_runs(folder)[0])

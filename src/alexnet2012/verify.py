@@ -59,7 +59,7 @@ def _print(proof: Proof) -> None:
     share = 100 * proof.steps_replayed / max(1, proof.steps)
     time = f"{proof.seconds:.1f} s"
     if proof.train_s:
-        time += f", {100 * proof.seconds / proof.train_s:.0f}% of the time of training"
+        time += f", {100 * proof.seconds / proof.train_s:.0f}% of the training time"
     say(f"{proof.steps_replayed} of {proof.steps} steps replayed ({share:.1f}%), in {time}")
     if proof.proven:
         say(f"proven: nothing that was compared differs (seed={proof.seed})")

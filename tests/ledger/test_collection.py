@@ -63,6 +63,10 @@ def test_the_best_measurement_of_a_claim_is_shown() -> None:
         assert rows(*map(of, others))[0][2].startswith("+1.20")
     assert rows(of(new), of(full))[0][2].startswith("+3.00")
     assert rows(of(old))[0][0] == "1 claim: `lrn`"
+    earlier, later = of(effect("lrn", 1.2)), of(effect("lrn", 1.3))
+    earlier["provenance"]["date"], later["provenance"]["date"] = "2026-11-26", "2026-12-01"
+    for pair in ((earlier, later), (later, earlier)):
+        assert rows(*pair)[0][2].startswith("+1.30")
 
 
 def test_the_table_stays_short_and_names_the_claims_that_it_leaves_out() -> None:

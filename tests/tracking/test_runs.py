@@ -276,7 +276,9 @@ def test_a_missing_folder_is_an_error(
             runs.main()
         assert ending.value.code == 2
         err = capsys.readouterr().err
-        assert ("DIR=runs: no such folder" in err) or ("A=A: has no config.yaml" in err)
+        assert ("DIR=runs: no such folder; give the folder of your runs" in err) or (
+            "A=A: has no config.yaml" in err
+        )
 
 
 def test_two_runs_are_compared_setting_by_setting_and_number_by_number(

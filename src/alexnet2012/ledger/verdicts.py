@@ -193,7 +193,7 @@ def columns(row: Mapping[str, Any]) -> dict[str, str]:
     power = "–" if test["power"] is None else f"{100 * test['power']:.0f}%"
     if test["power"] is not None and test["power"] < ENOUGH_POWER:
         needed = test["seeds_needed"]
-        power += f"; 80% takes {'other images' if needed is None else f'{needed} seeds'}"
+        power += f"; 80% takes {'more images' if needed is None else f'{needed} seeds'}"
     inside = {None: "–", True: "yes", False: "no"}[test["size_inside"]]
     p_values = (_p_text(test[name]) for name in ("p", "p_adjusted"))
     names = ("claimed", "size inside", "seeds", "power", "p", "p adjusted")

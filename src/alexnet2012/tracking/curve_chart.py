@@ -32,7 +32,7 @@ def draw_loss(curve: Curve, band: Band | None) -> Iterator[str]:
         label = f"{top:6.2f}" if line == 0 else f"{low:6.2f}" if line == HEIGHT - 1 else " " * 6
         yield f"{label} {''.join(cells)}".rstrip()
     of_band = "" if band is None else f"; {INSIDE} {band.runs} healthy runs ({band.name})"
-    yield f"       0%{'100% of the training':>{BINS - 2}}"
+    yield f"       0%{'100% of training':>{BINS - 2}}"
     yield f"       {RUN} training loss{of_band}"
 
 

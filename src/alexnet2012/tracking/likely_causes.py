@@ -92,7 +92,7 @@ def _rate(ratio: float | None) -> Cause:
 
 
 def _batch(ratio: float | None) -> Cause:
-    text = "the batch size is another, and with it the number of updates"
+    text = "the batch size differs, and with it the number of updates"
     if ratio is None or not ratio > 0:
         return Cause(-0.4, text)
     strength = abs(math.log(ratio)) - math.log(BATCH_TOLERANCE)

@@ -31,8 +31,8 @@ _WOULD_SETTLE = {
     Verdict.agrees.value: "settled",
     Verdict.differs.value: "settled",
     Verdict.inconclusive.value: "more seeds, or more validation images",
-    Verdict.stand_in.value: "other images",
-    Verdict.not_recomputable.value: "measuring again, with the errors of every run kept",
+    Verdict.stand_in.value: "another data set",
+    Verdict.not_recomputable.value: "a new measurement that keeps the errors of every run",
     Verdict.not_measured.value: "full scale",
 }
 
@@ -46,10 +46,10 @@ def overview_table(reproductions: Sequence[Reproduction]) -> str:
     """Every claim once: what was claimed and measured, the verdict, and what would settle it.
 
     Claims that were tested have a row of their own, decided ones first; the others are listed by
-    verdict.
+    verdict. Of equally good measurements, the newest counts.
     """
     best: dict[str, Row] = {}
-    for reproduction in reproductions:
+    for reproduction in sorted(reproductions, key=_date, reverse=True):
         for row in ledger_of(reproduction)["rows"]:
             if row["id"] not in best or _rank(row) < _rank(best[row["id"]]):
                 best[row["id"]] = row
@@ -111,6 +111,10 @@ def _circumstances(made: Provenance) -> str:
     return " ".join(sentences)
 
 
+def _date(reproduction: Reproduction) -> str:
+    return str(reproduction.get("provenance", {}).get("date", ""))
+
+
 def _rank(row: Row) -> tuple[bool, bool, int]:
     """Smaller for better measurements."""
     is_old = row["verdict"] == Verdict.not_recomputable.value
@@ -152,7 +156,8 @@ def _settles(row: Row) -> str:
         return "full scale" if row["scale"] == Scale.reduced.words else "settled"
     if test["power"] is None:
         return _WOULD_SETTLE[row["verdict"]]
-    needed = "other images" if test["seeds_needed"] is None else f"{test['seeds_needed']} seeds"
+    number = test["seeds_needed"]
+    needed = "more validation images" if number is None else f"{number} seeds"
     return f"{needed} (power {100 * test['power']:.0f}%)"
 
 
