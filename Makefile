@@ -19,11 +19,18 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := reproduce
 
 TORCH    := https://download.pytorch.org/whl
-INDEX_12 := --extra-index-url $(TORCH)/cu126
 # Asked first: pip would wait for an index that does not answer, again for each package.
-ASK_CPU  := $(PYTHON) -c 'import urllib.request; urllib.request.urlopen("$(TORCH)/cpu/torch/", timeout=10)'
-NO_CPU   := $(TORCH)/cpu does not answer: torch comes from the indexes of pip, perhaps with CUDA (4 GB)
-INDEX_cpu = $$($(ASK_CPU) 2>/dev/null && echo --extra-index-url $(TORCH)/cpu || echo "$(NO_CPU)" >&2)
+INDEX     = $$($(PYTHON) -c 'import urllib.request; urllib.request.urlopen("$(TORCH)/$(1)/torch/", timeout=10)' 2>/dev/null \
+	&& echo --extra-index-url $(TORCH)/$(1) \
+	|| echo "$(TORCH)/$(1) does not answer: torch comes from the indexes of pip, perhaps for CUDA 13, which is gigabytes larger" >&2)
+BUILD_12  := cu126
+BUILD_cpu := cpu
+INDEX_12  = $(call INDEX,$(BUILD_12))
+INDEX_cpu = $(call INDEX,$(BUILD_cpu))
+# CUDA 12 has packages of its own for DALI and its codecs.
+LOCK_13  := requirements.lock
+LOCK_12  := requirements-cuda12.lock
+LOCK_cpu := $(LOCK_13)
 ifeq ($(filter $(CUDA),12 13 cpu),)
 $(error CUDA=$(CUDA): must be 12, 13 or cpu)
 endif
@@ -68,16 +75,12 @@ test-wheel: $(if $(WHEEL),setup,wheel)
 setup: $(VENV)/ready
 setup-dev: $(VENV)/ready-dev
 
-# What running needs; DALI for CUDA 12 is a package of another name.
-LOCK_13  := sed '/^\# Development/,$$d'
-LOCK_12  := sed 's/^\(nvidia-dali-cuda\)130/\1120/; /^\# Development/,$$d'
-LOCK_cpu := $(LOCK_13)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-$(VENV)/ready: requirements.lock setup.cfg pyproject.toml setup.py $(wildcard src/alexnet2012/utils/native/*.[ch])
+$(VENV)/ready: requirements.lock requirements-cuda12.lock setup.cfg pyproject.toml setup.py $(wildcard src/alexnet2012/utils/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(LOCK_$(CUDA)) requirements.lock > $(VENV)/requirements.txt
+	sed '/^# Development/,$$d' $(LOCK_$(CUDA)) > $(VENV)/requirements.txt
 	$(PIP_INSTALL) $(INDEX_$(CUDA)) -r $(VENV)/requirements.txt
 	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	echo $(CUDA) > $(VENV)/cuda
@@ -89,26 +92,40 @@ $(VENV)/ready-dev: $(VENV)/ready
 	touch $@
 
 # New pins from setup.cfg's lower bounds. torch's CUDA libraries are left to torch's own pins, so
-# that one lock serves machines with and without a GPU.
-PINS = $(VENV)-lock/bin/python -m pip list --format=freeze \
+# that one lock serves machines with CUDA 13 and without a GPU.
+LOCK_PIP := $(VENV)-lock/bin/python -m pip --disable-pip-version-check
+PINS = $(LOCK_PIP) list --format=freeze \
 	| grep -viE '^(alexnet2012|pip|nvidia-(cu|nccl|nvshmem|nvtx|cusparselt|nvjitlink)[^=]*|cuda-[^=]*)==' \
 	| sed 's/+[a-z0-9.]*$$//'
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet torch==2.13.0 wheel "setuptools>=77"
-	$(VENV)-lock/bin/python -m pip install --quiet .
+	$(LOCK_PIP) install --quiet torch==2.13.0 wheel "setuptools>=77"
+	$(LOCK_PIP) install --quiet .
 	$(PINS) > $(VENV)-lock/run.txt
-	$(VENV)-lock/bin/python -m pip install --quiet ".[dev]"
+	$(LOCK_PIP) install --quiet ".[dev]"
 	{ cat $(VENV)-lock/run.txt; echo "# Development"; $(PINS) | grep -vxFf $(VENV)-lock/run.txt; } > requirements.lock
+	$(CUDA_12) > $(LOCK_12)
 	rm -r $(VENV)-lock
 
-# Whether every pin has a wheel: for CUDA 13 and 12, on x86-64 and ARM. antlr4 has none anywhere.
-PLATFORMS = $(foreach tag,_2_28 _2_27 _2_24 _2_17 2014 1,--platform manylinux$(tag)_$(1))
-check-lock: setup
-	@$(foreach cuda,13 12,$(foreach machine,x86_64 aarch64,\
-	  $(LOCK_$(cuda)) requirements.lock | grep -v ^antlr4 > $(VENV)/checked.txt && $(BIN)/python -m pip install --quiet --dry-run --ignore-installed --target $(VENV)/none \
-	    --no-deps --only-binary=:all: $(call PLATFORMS,$(machine)) -r $(VENV)/checked.txt \
-	    && echo "CUDA $(cuda), $(machine): every pin has a wheel" &&)) rm $(VENV)/checked.txt
+# What running needs, with DALI for CUDA 12: the other nvidia- packages are DALI's, and pip names those it would add.
+CUDA_12 = { sed '/^\# Development/,$$d; /^nvidia-/d' requirements.lock; \
+	$(LOCK_PIP) install --dry-run $$(sed -n 's/^\(nvidia-dali-cuda\)130/\1120/p' requirements.lock) \
+	| sed -n 's/^Would install //p' | tr ' ' '\n' | sed 's/-\([0-9][^-]*\)$$/==\1/'; }
+
+# Whether pip resolves each lock on x86-64 and ARM with glibc 2.28, with torch for that CUDA. fast-deps, which needs a new
+# pip, reads what a wheel requires without downloading it. antlr4 has no wheel anywhere, so one is built first.
+PLATFORMS = $(foreach tag,$(addprefix _2_,$(shell seq 17 28)) 2014 1,--platform manylinux$(tag)_$$machine)
+RESOLVE = index="$(INDEX_$(1))"; for machine in x86_64 aarch64; do \
+	$(LOCK_PIP) install --use-feature=fast-deps --dry-run --ignore-installed --only-binary=:all: $(PLATFORMS) \
+	  --find-links $(VENV)-lock $$index -r $(LOCK_$(1)) > $(VENV)-lock/pip.txt 2>&1 || { tail -n 20 $(VENV)-lock/pip.txt >&2; exit 1; }; \
+	torch=$$(sed -n 's/^Would install .*\(torch-[0-9][^ ]*\).*/\1/p' $(VENV)-lock/pip.txt); \
+	case $$torch in *$(BUILD_$(1))) echo "CUDA=$(1), $$machine: resolves, with $$torch";; \
+	  *) echo "CUDA=$(1), $$machine: resolves, but with $$torch, not $(BUILD_$(1))"; wrong=1;; esac; done;
+check-lock:
+	@$(PYTHON) -m venv $(VENV)-lock
+	@$(LOCK_PIP) install --quiet --upgrade pip
+	@$(LOCK_PIP) wheel --quiet --no-deps --wheel-dir $(VENV)-lock $$(grep ^antlr4 requirements.lock)
+	@$(foreach cuda,13 12 cpu,$(call RESOLVE,$(cuda))) rm -r $(VENV)-lock; exit $$wrong
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -1,4 +1,4 @@
-"""The 2012 AlexNet as it was built: two towers, two processes, every claim measured."""
+"""The 2012 AlexNet as it was built: two towers, two processes, its claims measured."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ SCHEMAS = {c.name: c.schema for c in COMMANDS.values() if c.schema is not None}
 
 # Commands that are neither composed nor run by a test of their page, and why not.
 NOT_RUN = {
-    r"(docker|pip|git) .*": "needs a network or a container engine",
-    r"make setup.*|export PATH=.*|cd .*|python3 -m venv .*|\. .*": "sets up an environment",
+    r"(docker|(\.venv/bin/)?pip|git) .*": "needs a network or a container engine",
+    r"make setup.*|export \w+=.*|cd .*|mkdir .*|python3 -m venv .*|\. .*": "sets up an environment",
     r"python benchmarks/\w+\.py.*": "measures for minutes; below, only the file is looked for",
     r"diff conf/\S+ conf/\S+": "test_readme.py runs both: docs/commands.md has them, too",
     r"torchrun --nproc-per-node 2 \w+\.py": "test_lecture.py runs the programs",

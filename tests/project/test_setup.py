@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import subprocess
+from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from documented import printed
+from packaging.requirements import Requirement
 
 from alexnet2012.utils import environment
 
 ROOT = Path(__file__).parents[2]
+LOCK, LOCK_12 = "requirements.lock", "requirements-cuda12.lock"
+
+
+def pinned(text: str) -> dict[str, str]:
+    """Versions by the names of packages, as indexes compare names."""
+    pairs = (line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    return {name.lower().replace("_", "-"): version for name, version in pairs}
 
 
 def set_up(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -20,39 +29,60 @@ def set_up(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "index", "dali"),
+    ("words", "index", "lock"),
     [
-        (["make", "setup", "DRIVER=yes"], "", "130"),
-        (["make", "setup", "DRIVER="], "whl/cpu", "130"),
-        (printed("make setup CUDA=12"), "whl/cu126", "120"),
-        (printed("make setup CUDA=cpu"), "whl/cpu", "130"),
+        (["make", "setup", "DRIVER=yes"], "", LOCK),
+        (["make", "setup", "DRIVER="], "whl/cpu", LOCK),
+        (printed("make setup CUDA=12"), "whl/cu126", LOCK_12),
+        (printed("make setup CUDA=cpu"), "whl/cpu", LOCK),
     ],
 )
 def test_set_up_installs_builds_for_this_machine_or_the_cuda_that_is_named(
-    words: list[str], index: str, dali: str, tmp_path: Path
+    words: list[str], index: str, lock: str, tmp_path: Path
 ) -> None:
     lines = set_up(tmp_path, *words[2:]).stdout.splitlines()
     (sed,) = (line for line in lines if line.startswith("sed"))
     (install,) = (line for line in lines if " -r " in line)
-    edited = subprocess.run(["sh", "-c", sed.split(">")[0]], cwd=ROOT, capture_output=True)
-    needed, _ = (ROOT / "requirements.lock").read_text().split("# Development\n")
-    assert edited.stdout.decode() == needed.replace(
-        "nvidia-dali-cuda130", f"nvidia-dali-cuda{dali}"
-    )
+    needed = subprocess.run(["sh", "-c", sed.split(">")[0]], cwd=ROOT, capture_output=True)
+    assert needed.stdout.decode() == (ROOT / lock).read_text().split("# Development\n")[0]
     assert ("download.pytorch.org" in install) == bool(index)
     assert index in install
 
 
+@pytest.mark.parametrize(("cuda", "index"), [("cpu", "cpu"), ("12", "cu126")])
 def test_an_index_that_does_not_answer_is_named_and_not_asked_for_each_package(
-    tmp_path: Path,
+    cuda: str, index: str, tmp_path: Path
 ) -> None:
     nowhere = "http://127.0.0.1:9/whl"
-    lines = set_up(tmp_path, "CUDA=cpu", f"TORCH={nowhere}").stdout.splitlines()
+    lines = set_up(tmp_path, f"CUDA={cuda}", f"TORCH={nowhere}").stdout.splitlines()
     (install,) = (line for line in lines if " -r " in line)
     command = f"echo {install[install.index('$(') : install.index(' -r ')]}"
     asked = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert asked.stdout.strip() == ""
-    assert f"{nowhere}/cpu does not answer" in asked.stderr
+    assert f"{nowhere}/{index} does not answer" in asked.stderr
+
+
+@pytest.mark.parametrize("lock", [LOCK, LOCK_12])
+def test_a_lock_satisfies_the_bounds_of_setup_cfg(lock: str) -> None:
+    pins = pinned((ROOT / lock).read_text())
+    declared = ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    needed = declared["options"]["install_requires"]
+    if lock == LOCK:
+        needed += declared["options.extras_require"]["dev"]
+    else:
+        needed = needed.replace("cuda130", "cuda120")
+    for requirement in map(Requirement, needed.split()):
+        assert pins[requirement.name] in requirement.specifier, requirement
+
+
+def test_the_locks_differ_only_in_dali_and_its_codecs() -> None:
+    needed, _ = (ROOT / LOCK).read_text().split("# Development\n")
+    cuda_13, cuda_12 = pinned(needed), pinned((ROOT / LOCK_12).read_text())
+    differing = dict(cuda_13.items() ^ cuda_12.items())
+    assert differing and all(name.startswith("nvidia-") for name in differing)
+    assert cuda_13["nvidia-dali-cuda130"] == cuda_12["nvidia-dali-cuda120"]
+    assert not [name for name in cuda_12 if name.endswith(("-cu13", "-cuda130"))]
 
 
 def test_what_only_development_needs_is_installed_for_tests_only(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def running_commit() -> tuple[str, bool]:
 
     try:
         git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))
-        code = ("src", "conf", "benchmarks/*.py", "setup.cfg", "requirements.lock")
+        code = ("src", "conf", "benchmarks/*.py", "setup.cfg", "requirements*.lock")
         changes = git("status", "--porcelain", "-uno", "--", *(f":/{path}" for path in code))
         return git("rev-parse", "--short=12", "HEAD"), bool(changes)
     except (OSError, subprocess.CalledProcessError):
