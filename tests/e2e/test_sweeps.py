@@ -283,19 +283,15 @@ def test_the_gpus_design_runs_from_images_to_the_report_and_continues_where_it_w
 ) -> None:
     out, experiment = Path(rehearsal.out), "ablations/gpu"
     runs = out / "runs" / experiment
-    Sweeps(rehearsal, out, experiment).train_ablations(experiment, ["none", "no_lrn"])
-    cut_off, kept = (runs / name / "0" / "summary.json" for name in ("no_lrn", "none"))
-    before, trained_at = json.loads(cut_off.read_text()), kept.stat().st_mtime_ns
-    shutil.rmtree(cut_off.parent)
+    Sweeps(rehearsal, out, experiment).train_ablations(experiment, ["none"])
+    missing, kept = (runs / name / "0" / "summary.json" for name in ("no_lrn", "none"))
+    trained_at = kept.stat().st_mtime_ns
     settings = OmegaConf.load(runs / "none" / "0" / "config.yaml")
     assert (settings.model.input_size, settings.data.batch_size) == (224, 128)
 
     assert Reproduce(rehearsal).run() == 0
-    assert sorted(runs.glob("*/*/summary.json")) == [cut_off, kept]
+    assert sorted(runs.glob("*/*/summary.json")) == [missing, kept]
     assert kept.stat().st_mtime_ns == trained_at
-    after = json.loads(cut_off.read_text())
-    for key in ("top1_error_pct", "top5_error_pct", "steps"):
-        assert after[key] == before[key]
     rows = {row["id"]: row for row in json.loads((out / "ledger.json").read_text())["rows"]}
     measured = {claim for claim, row in rows.items() if row["measured"]}
     assert measured >= {"lrn", "fig3", "fig4", "fig4-pixels", "lsvrc2010-1crop"}

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def listed(say: Say, *words: object) -> list[dict[str, Any]]:
     return found
 
 
+@cache
+def settings_of(*overrides: str) -> dict[str, Any]:
+    return to_plain(compose_config("train", TrainConfig, overrides)[0])
+
+
 def make_run(
     folder: Path,
     overrides: Sequence[str] = (),
@@ -58,8 +64,9 @@ def make_run(
     images_per_s: float = 100.0,
 ) -> Path:
     """The directory of a run as training leaves it, without its checkpoints."""
-    config, _ = compose_config("train", TrainConfig, list(overrides))
-    settings = to_plain(config)
+    given = dict(word.split("=", 1) for word in overrides)
+    seed = int(given.pop("seed", 0))
+    settings = settings_of(*(f"{key}={value}" for key, value in given.items())) | {"seed": seed}
     with run_dir.lock_run_dir(folder):
         run_dir.init_run_dir(folder, settings, None)
     if hydra:
