@@ -40,7 +40,7 @@ reproduce: setup
 
 # Three test files at a time, also on two cores: most tests wait for processes that they start.
 test: setup-dev
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup-dev
 	ALEXNET2012_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/nn/test_kernels.py $(ARGS)

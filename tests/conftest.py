@@ -29,6 +29,11 @@ settings.register_profile("busy", deadline=None)  # other programs may hold the 
 settings.load_profile("busy")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest files, so that no core waits for one of them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("e2e", "distributed", "project"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _home_of_the_tests(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

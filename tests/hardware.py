@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 
-import torch
+from alexnet2012.utils.collector import before_imports
+
+before_imports()
+import torch  # noqa: E402
 
 if "ALEXNET2012_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,10 @@ ABLATIONS = ablations_of("ablations")
 SEEDS = range(5)
 
 
-def settings(ablation: str, seed: int) -> dict[str, Any]:
-    config, _ = compose_config(
-        "train", TrainConfig, ["experiment=ablations/quick", f"ablation={ablation}", f"seed={seed}"]
-    )
-    return to_plain(config)
-
-
-SETTINGS = {ablation: settings(ablation, 0) for ablation in (BASELINE, "no_lrn", "one_gpu", "tanh")}
+@cache
+def settings(ablation: str) -> dict[str, Any]:
+    words = ["experiment=ablations/quick", f"ablation={ablation}"]
+    return to_plain(compose_config("train", TrainConfig, words)[0])
 
 
 def write_run(
@@ -51,7 +48,8 @@ def write_run(
 ) -> None:
     run_dir = root / ablation / str(seed)
     run_dir.mkdir(parents=True)
-    values = {**SETTINGS.get(ablation, SETTINGS[BASELINE]), "seed": seed, **changed}
+    known = ablation if ablation in ("no_lrn", "one_gpu", "tanh") else BASELINE
+    values = {**settings(known), "seed": seed, **changed}
     OmegaConf.save(OmegaConf.create(values), run_dir / "config.yaml")
     summary = {"top1_error_pct": top1, "top5_error_pct": top1 / 2}
     (run_dir / "summary.json").write_text(json.dumps(summary))
