@@ -138,7 +138,7 @@ def test_a_chart_starts_with_the_baseline_and_shows_means_over_seeds() -> None:
     for results in runs.values():
         for seed, run in results.items():
             results[seed] = replace(
-                run, settings=SETTINGS[BASELINE], train_errors=(50.0, 40.0 + seed)
+                run, settings=settings(BASELINE), train_errors=(50.0, 40.0 + seed)
             )
     arms = ablation_chart({"no_lrn": runs["no_lrn"], BASELINE: runs[BASELINE]}, "lrn", "LRN", "…")[
         "arms"
@@ -221,7 +221,7 @@ def test_differences_of_too_few_seeds_are_printed_with_a_warning(
 
 def test_runs_with_other_settings_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path, BASELINE, 0, 40.0)
-    schedule = {**SETTINGS[BASELINE]["schedule"], "epochs": 7}
+    schedule = {**settings(BASELINE)["schedule"], "epochs": 7}
     write_run(tmp_path, "no_lrn", 0, 41.0, schedule=schedule)
     with pytest.raises(
         ConfigError, match=r"no_lrn/0 differs from the baseline .* `schedule.epochs`"
