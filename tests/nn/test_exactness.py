@@ -64,7 +64,7 @@ def as_arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def train_ten_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True) -> dict[str, Any]:
+def train_steps(recipe: str, towers: int = 2, *, gather_logits: bool = True) -> dict[str, Any]:
     """Test-time logits, this rank's gradients of the first step, weights after six steps."""
     model = build(recipe, towers)
     optimizer, grad_sync = PaperSGD(model, model.recipe.optimizer), GradientSync(model, model.mesh)
@@ -144,7 +144,7 @@ def differences(rank: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.parametrize(("processes", "towers"), [(1, 2), (2, 2), (2, 1), (4, 2)])
 def test_any_mesh_trains_like_the_reference(recipe: str, processes: int, towers: int) -> None:
     want = expected(recipe)
-    for rank in run_ranks(processes, train_ten_steps, recipe, towers):
+    for rank in run_ranks(processes, train_steps, recipe, towers):
         assert all(np.array_equal(rank["initial"][n], want["initial"][n]) for n in want["initial"])
         worst = differences(rank, want)
         assert max(worst.values()) < BOUND, worst
@@ -158,13 +158,13 @@ def test_a_loss_without_gathered_logits_trains_like_the_reference() -> None:
 
 
 def train_with_split_logits() -> dict[str, Any]:
-    return train_ten_steps("paper", gather_logits=False)
+    return train_steps("paper", gather_logits=False)
 
 
 @pytest.mark.parametrize("recipe", ["code146", "code146_2011"])
 def test_sixth_convolution_and_linear_units_train_like_the_reference(recipe: str) -> None:
     want = expected(recipe)
-    for rank in run_ranks(2, train_ten_steps, recipe):
+    for rank in run_ranks(2, train_steps, recipe):
         worst = differences(rank, want)
         assert max(worst.values()) < BOUND, worst
 
@@ -178,7 +178,7 @@ def train_with_own_slice_backward() -> dict[str, Any]:
         return reduce_scatter(self, kept, layer, direction)
 
     with patch.object(collectives.Communicator, "reduce_scatter", own_slice):
-        return train_ten_steps("paper")
+        return train_steps("paper")
 
 
 def train_with_summed_logits_gradient() -> dict[str, Any]:
@@ -189,7 +189,7 @@ def train_with_summed_logits_gradient() -> dict[str, Any]:
         return collectives.all_gather_to_sharded(padded, comm, layer)[:, :total]
 
     with patch("alexnet2012.nn.alexnet.all_gather_to_replicated", summed):
-        return train_ten_steps("paper")
+        return train_steps("paper")
 
 
 def train_with_swapped_towers() -> dict[str, Any]:
@@ -200,7 +200,7 @@ def train_with_swapped_towers() -> dict[str, Any]:
         return all_gather(self, x, layer, direction)[::-1]
 
     with patch.object(collectives.Communicator, "all_gather", swapped):
-        return train_ten_steps("paper")
+        return train_steps("paper")
 
 
 def train_without_an_exchange() -> dict[str, Any]:
@@ -212,7 +212,7 @@ def train_without_an_exchange() -> dict[str, Any]:
         return collectives.all_gather_to_sharded(x, comm, layer)
 
     with patch("alexnet2012.nn.layers.all_gather_to_sharded", own_twice):
-        return train_ten_steps("paper")
+        return train_steps("paper")
 
 
 def test_gradients_miss_the_peer_without_the_sum_over_towers() -> None:

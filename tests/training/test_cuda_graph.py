@@ -36,7 +36,7 @@ from alexnet2012.training.train_step import TrainStep
 from alexnet2012.utils.shard import Shard, shard_of
 
 SMALL = ModelConfig(width=1 / 24, input_size=64)
-STEPS, BATCH, LAST_BATCH = 15, 5, 3  # every fifth step is the smaller last one of an epoch
+STEPS, BATCH, LAST_BATCH = 20, 5, 3  # every fifth step is the smaller last one of an epoch
 
 
 class Counting:
@@ -136,7 +136,7 @@ def batches(mesh: Mesh) -> Iterable[Batch]:
 def train(
     recipe: str, towers: int, replays: bool, recorders: list[Any], micro_batch: int | None = None
 ) -> dict[str, Any]:
-    """Weights, losses and bytes of fifteen steps, with rates that change; of this rank."""
+    """Weights, losses and bytes of twenty steps, with rates that change; of this rank."""
     mesh = init_mesh(towers, device="cpu")
     model = AlexNet(recipe, 10, model=SMALL, mesh=mesh)
     optimizer = PaperSGD(model, model.recipe.optimizer)
@@ -166,7 +166,7 @@ def train(
 
 
 def both(recipe: str, towers: int, recorders: list[Any], *more: Any) -> list[dict[str, Any]]:
-    """Fifteen eager steps, then the same with graphs."""
+    """Twenty eager steps, then the same with graphs."""
     return [train(recipe, towers, replays, recorders, *more) for replays in (False, True)]
 
 
