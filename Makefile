@@ -38,9 +38,9 @@ endif
 reproduce: setup
 	$(BIN)/python -m alexnet2012.reproduce 'source="$(DATA)"' 'out="$(OUT)"' $(ARGS)
 
-# Three test files at a time, also on two cores: most tests wait for processes that they start.
+# Two test files at a time: more would compete for two cores, as most tests start processes of their own.
 test: setup-dev
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup-dev
 	ALEXNET2012_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/nn/test_kernels.py $(ARGS)

@@ -60,6 +60,12 @@ def is_a_store(port: int) -> bool:
     return True
 
 
+def assert_ranks_on_loopback(sockets: Sockets) -> None:
+    """Ranks listen, connected by gloo, and nothing else does."""
+    assert_on_loopback(sockets)
+    assert all(line.startswith("rank ") for line, _, _ in sockets), sockets
+
+
 def assert_on_loopback(sockets: set[tuple[str, str, int]]) -> None:
     assert len(sockets) >= 1  # the ranks: the test can see them
     assert all(ipaddress.ip_address(address).is_loopback for _, address, _ in sockets), sockets

@@ -9,6 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from attackers import (
+    OLD_ADDRESS,
+    assert_ranks_on_loopback,
+    listeners,
+    on_a_renamed_machine,
+)
 from programs import TINY, finish, module, run, start, succeed
 
 from alexnet2012 import init_mesh
@@ -168,10 +174,13 @@ def test_every_command_prints_its_errors_in_a_container_of_a_job(
 
 
 @pytest.mark.parametrize("mesh", ["one_process", "two_towers"])
-def test_a_run_in_a_container_of_a_job_starts_its_own_processes(
+def test_a_run_in_a_container_of_a_job_starts_its_own_processes_on_loopback(
     mesh: str, monkeypatch: pytest.MonkeyPatch, photos_store: Store, tmp_path: Path
 ) -> None:
-    """Paths with special characters, relative to where the command is given, are found."""
+    """Paths with special characters, relative to where the command is given, are found.
+
+    Two towers listen on loopback only, and the machine's own name has an old address.
+    """
     monkeypatch.setattr("programs.UNDER_A_LAUNCHER", ())
     for variables in (*JOB_SYSTEMS.values(), NETWORKS):
         for key, value in variables.items():
@@ -183,9 +192,15 @@ def test_a_run_in_a_container_of_a_job_starts_its_own_processes(
         f"hydra.run.dir=run {ODD}",
         "hydra.job.chdir=true",
     )
-    ended = succeed(module("train", *TINY, "max_steps=1", *overrides), tmp_path)
+    steps = ("max_steps=12", "schedule.epochs=12")  # time for the attack
+    command = module("train", *TINY, *steps, *overrides)
+    if mesh == "one_process":
+        ended = succeed(command, tmp_path)
+        assert f"run directory: {tmp_path}/run {ODD}\n" in ended.out
+    else:
+        renamed = on_a_renamed_machine(tmp_path, OLD_ADDRESS)
+        assert_ranks_on_loopback(listeners([*renamed, *command], tmp_path))
     assert (tmp_path / f"run {ODD}" / "summary.json").is_file()
-    assert f"run directory: {tmp_path}/run {ODD}\n" in ended.out
 
 
 @pytest.mark.usefixtures("job_env")

@@ -9,41 +9,27 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from attackers import (
-    OLD_ADDRESS,
     WITHOUT_A_NAME,
-    assert_on_loopback,
+    assert_ranks_on_loopback,
     is_a_store,
     listeners,
     on_a_renamed_machine,
 )
-from programs import TINY, module
-
-from alexnet2012.data.store import Store
+from programs import module
 
 COMMANDS = {
-    "train": module("train", *TINY, "max_steps=12", "schedule.epochs=12"),  # time for the attack
     "doctor": module("doctor", "mesh.device=cpu"),
     "plan": module("plan", "mesh.device=cpu", "model=small", "batch=8"),
 }
 
 
-def command(name: str, store: Store, run_dir: Path) -> list[str]:
-    more = [f"data.store={store.root}", f"hydra.run.dir={run_dir}"]
-    return [*COMMANDS[name], *(more if name == "train" else [])]
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_listens_on_loopback_only_and_no_store_behind_a_port_answers_an_attacker(
-    name: str, photos_store: Store, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
-    """Its ranks do, connected by gloo; a TCP store of torch would unpickle what it receives.
-
-    The machine's own name does not resolve, or to an old address, where the user may set it.
-    """
-    renamed = on_a_renamed_machine(tmp_path, OLD_ADDRESS if name == "train" else WITHOUT_A_NAME)
-    sockets = listeners([*renamed, *command(name, photos_store, tmp_path / "run")], tmp_path)
-    assert_on_loopback(sockets)
-    assert all(line.startswith("rank ") for line, _, _ in sockets), sockets
+    """Training is tested in test_process_env.py. The machine's own name does not resolve."""
+    renamed = on_a_renamed_machine(tmp_path, WITHOUT_A_NAME)
+    assert_ranks_on_loopback(listeners([*renamed, *COMMANDS[name]], tmp_path))
 
 
 def test_a_socket_on_all_interfaces_is_detected(tmp_path: Path) -> None:

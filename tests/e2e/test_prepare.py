@@ -16,7 +16,7 @@ from programs import finish, module, run, start, succeed
 
 from alexnet2012.data.store import Store
 
-IMAGES = 1500  # per class
+IMAGES = 1000  # per class
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def content(root: Path) -> dict[str, bytes]:
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     summary = " ".join(succeed(preparation(source, store), store.parent).out.split())
-    # 10% of 1500 and of 1501 names; `none.jpg` is in the validation split.
-    assert "2,701 training and 299 validation images in 2 classes" in summary
+    # 10% of 1000 and of 1001 names; `none.jpg` is in the validation split.
+    assert "1,801 training and 199 validation images in 2 classes" in summary
     assert "1 files rejected" in summary
     return store
 

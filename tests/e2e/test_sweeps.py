@@ -110,37 +110,29 @@ def test_every_ablation_and_seed_has_a_directory_and_a_row_of_the_table(
     assert "lsvrc2010-1crop" not in out
 
 
-def test_the_same_command_repeats_no_finished_run_and_adds_what_is_new_past_what_fails(
+def test_the_same_command_repeats_what_was_cut_off_and_adds_what_is_new_past_what_fails(
     photos_store: Store, swept: Path, tmp_path: Path
 ) -> None:
     before = results(swept)
-    when = {file: file.stat().st_mtime_ns for file in swept.rglob("metrics.jsonl")}
-    again = run(command(photos_store, swept, "ablation=none", "seed=-1,0,1,3"), tmp_path)
+    cut_off = swept / "no_lrn" / "1"
+    (cut_off / "summary.json").unlink()
+    lines = (cut_off / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut_off / "metrics.jsonl").write_text("".join(lines[:2]))
+    for saved in (cut_off / "checkpoints").iterdir():
+        saved.rename(tmp_path / saved.name)
+    finished = [file.parent / "metrics.jsonl" for file in swept.rglob("summary.json")]
+    when = {file: file.stat().st_mtime_ns for file in finished}
+    again = run(command(photos_store, swept, "ablation=none,no_lrn", "seed=-1,0,1,3"), tmp_path)
     assert (again.code, again.left) == (2, [])
     assert again.err == "alexnet2012: seed=-1: must be at least 0\n"
-    assert again.out.count("already finished, left unchanged") == 2
+    assert again.out.count("already finished, left unchanged") == 3
     assert {file: file.stat().st_mtime_ns for file in when} == when
     after = results(swept)
-    assert before.items() <= after.items()
-    assert len(after) == len(before) + 2
-
-
-def test_a_run_that_was_cut_off_is_done_again_to_the_same_end(
-    photos_store: Store, swept: Path, tmp_path: Path
-) -> None:
-    before = results(swept)
-    victim = swept / "no_lrn" / "1"
-    (victim / "summary.json").unlink()
-    lines = (victim / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (victim / "metrics.jsonl").write_text("".join(lines[:2]))
-    for saved in (victim / "checkpoints").iterdir():
-        saved.rename(tmp_path / saved.name)
-    succeed(command(photos_store, swept, "ablation=no_lrn", "seed=0,1"), tmp_path)
-    after = results(swept)
-    name = "no_lrn/1/metrics.jsonl"
-    assert after[name] == before[name]
-    mine, theirs = (json.loads(text["no_lrn/1/summary.json"]) for text in (after, before))
+    repeated = "no_lrn/1/summary.json"
+    mine, theirs = (json.loads(text.pop(repeated)) for text in (after, before))
     assert mine["top1_error_pct"] == theirs["top1_error_pct"]
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2 * 2
 
 
 def test_two_seeds_are_inconclusive(swept: Path) -> None:

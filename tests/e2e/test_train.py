@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ from programs import (
     TORCHRUN_SCRIPT,
     finish,
     module,
-    run,
     start,
     succeed,
     with_rank,
@@ -32,6 +32,7 @@ from programs import (
 from ranks import run_ranks
 from safetensors.torch import load_file
 
+from alexnet2012 import evaluate
 from alexnet2012.checkpoint import manifest, run_dir
 from alexnet2012.config.compose import compose_config
 from alexnet2012.config.enums import Device
@@ -406,29 +407,6 @@ def test_the_layer_where_it_first_appeared_and_the_checkpoint_before_are_named(
     assert f"first non-finite: {told}; last checkpoint: {checkpoint};" in str(error.value)
 
 
-def test_a_sweep_runs_every_job_and_ends_with_the_first_mistake(
-    photos_store: Store, tmp_path: Path
-) -> None:
-    sweep = [
-        "seed=-1,0,1",
-        "mesh=one_process",
-        "schedule.epochs=1",
-        f"hydra.sweep.dir={tmp_path}/sweep",
-    ]
-    command = module("train", "-m", *overrides(photos_store, tmp_path / "unused"), *sweep)
-    ended = run([*ON_ONE_CORE, *command], tmp_path)
-    assert (ended.code, ended.left) == (2, [])
-    assert ended.err == "alexnet2012: seed=-1: must be at least 0\n"
-    finished = sorted(path.parent for path in (tmp_path / "sweep").glob("*/summary.json"))
-    seeds = [yaml.safe_load((d / "config.yaml").read_text())["seed"] for d in finished]
-    assert seeds == [0, 1]
-    assert records(finished[0], "train") != records(finished[1], "train")
-    # What a sweep made can be named on a command line as it is.
-    ensemble = f"checkpoint=[{finished[0]},{finished[1]}]"
-    config, _ = compose_config("evaluate", EvaluateConfig, [ensemble, "views=1", "device=cpu"])
-    assert evaluate_checkpoints(config).pictures == VALIDATION_PICTURES
-
-
 @pytest.mark.parametrize("views", [1, 10])
 def test_evaluate_finds_the_errors_that_training_reported(trained: Path, views: int) -> None:
     config = EvaluateConfig(checkpoint=str(trained), views=views, device=Device.cpu)
@@ -440,9 +418,16 @@ def test_evaluate_finds_the_errors_that_training_reported(trained: Path, views: 
         assert errors.loss == pytest.approx(last["loss"], rel=1e-5)
 
 
-def test_evaluate_prints_both_errors_with_their_intervals(trained: Path, tmp_path: Path) -> None:
-    ended = succeed(module("evaluate", f"checkpoint={trained}", "views=1", "device=cpu"), tmp_path)
-    found = summary(trained)
+def test_evaluate_prints_both_errors_with_their_intervals(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"checkpoint={trained}", "views=1", "device=cpu"])
+    evaluate.main()
+    ended, found = capsys.readouterr(), summary(trained)
     for count in (found["top1_errors"], found["top5_errors"]):
         low, high = error_interval_pct(count, VALIDATION_PICTURES)
         assert f"{100 * count / VALIDATION_PICTURES:.2f}" in ended.out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -63,6 +65,11 @@ def test_rates_are_halved_when_the_training_error_stops_falling() -> None:
 
 
 def schedule(name: str) -> ScheduleConfig:
+    return deepcopy(_schedule(name))
+
+
+@cache
+def _schedule(name: str) -> ScheduleConfig:
     words = [f"schedule={name}", *(["recipe=code146"] if name == "code146" else [])]  # has conv6
     return compose_config("train", TrainConfig, words)[0].schedule
 

@@ -28,7 +28,8 @@ from programs import REPOSITORY
 from ranks import run_ranks
 from test_use_page import answered_once
 
-from alexnet2012.config.schema import ModelConfig
+from alexnet2012.config.compose import compose_config
+from alexnet2012.config.schema import EvaluateConfig, ModelConfig
 from alexnet2012.config.validation import home
 from alexnet2012.data.sources import photos
 from alexnet2012.data.sources.download import REMOTE_FILES
@@ -131,7 +132,11 @@ def test_every_command_works_as_printed(
         assert err == "" or name in ("evaluate", "plan", "doctor"), command  # what is under way
         assert out, command
     assert json.loads(Path("RUN", "summary.json").read_text())["epochs"] == 2
-    assert len(list(Path("runs").glob("*/*-sweep/*/summary.json"))) == 2 * 3
+    swept = [file.parent for file in Path("runs").glob("*/*-sweep/*/summary.json")]
+    assert len(swept) == 2 * 3
+    # What a sweep made can be named on a command line as it is.
+    one, other = swept[:2]
+    compose_config("evaluate", EvaluateConfig, [f"checkpoint=[{one},{other}]"])
     assert Path("net.onnx").is_file()
 
 
