@@ -545,7 +545,7 @@ def _row(name: str, outcome: str, test: str, file: str = ENVIRONMENT) -> Fault:
     return Fault(name, outcome, test, file, is_message=False)
 
 
-OWN_PROCESSES = "test_a_run_in_a_container_of_a_job_starts_its_own_processes"
+OWN_PROCESSES = "test_a_run_in_a_container_of_a_job_starts_its_own_processes_on_loopback"
 ENVIRONMENTS = [
     _row(
         "variables of Slurm, Open MPI, MPICH, Intel MPI, PMIx, MVAPICH, PBS, Grid Engine, LSF, "

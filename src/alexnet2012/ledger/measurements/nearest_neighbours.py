@@ -33,10 +33,10 @@ from alexnet2012.data.tower_feed import LoaderPlacement
 from alexnet2012.inference.nearest import NEAREST, nearest
 from alexnet2012.inference.trained_model import TrainedModel, load_trained
 from alexnet2012.ledger.claims import How, Measurement
+from alexnet2012.ledger.measurements.permutation import Array, sign_flip_p
 from alexnet2012.ledger.results import Lookalikes, PredictedImage
 from alexnet2012.ledger.statistics import SeedMean
 from alexnet2012.nn.alexnet import AlexNet
-from alexnet2012.utils.permutation import Array, sign_flip_p
 
 SHUFFLES = 1000
 LEVEL = 0.05

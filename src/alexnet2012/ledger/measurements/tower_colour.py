@@ -17,9 +17,9 @@ from torch import Tensor
 from alexnet2012.inference.trained_model import load_trained
 from alexnet2012.ledger.claims import How, Measurement
 from alexnet2012.ledger.measurements.ensembles import baseline_runs
+from alexnet2012.ledger.measurements.permutation import Array, gaps_of_rearranged, mean_gap_p
 from alexnet2012.ledger.measurements.training_runs import ReducedRun
 from alexnet2012.ledger.registry import measures
-from alexnet2012.utils.permutation import Array, gaps_of_rearranged, mean_gap_p
 
 LEVEL = 0.05
 

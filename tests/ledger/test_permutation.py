@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from alexnet2012.utils.permutation import (
+from alexnet2012.ledger.measurements.permutation import (
     MOST,
     gaps_of_rearranged,
     mean_gap,
