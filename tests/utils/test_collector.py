@@ -18,6 +18,7 @@ def _as_before() -> Iterator[None]:
 
 
 def test_it_scans_rarely_during_imports_and_as_usual_afterwards_but_no_module() -> None:
+    after_imports()  # a test of a command may have left the other setting
     usual = gc.get_threshold()
     before_imports()
     assert gc.get_threshold()[0] > 100 * usual[0]
